@@ -1,0 +1,39 @@
+"""Ray-distributed offline-to-online RL for return-conditioned transformers.
+
+Public names are imported on first use, so that `import rayrl_dt` does not import Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayrl_dt.algorithms.bc import BC, BCConfig
+    from rayrl_dt.algorithms.dt import DT, DTConfig
+    from rayrl_dt.data.sources import load as load_dataset
+    from rayrl_dt.errors import UserError
+    from rayrl_dt.policy.sequence_policy import SequencePolicy
+
+_HOMES = {
+    "BC": ("rayrl_dt.algorithms.bc", "BC"),
+    "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
+    "DT": ("rayrl_dt.algorithms.dt", "DT"),
+    "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
+    "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
+    "UserError": ("rayrl_dt.errors", "UserError"),
+    "load_dataset": ("rayrl_dt.data.sources", "load"),
+}
+
+__all__ = ["BC", "DT", "BCConfig", "DTConfig", "SequencePolicy", "UserError", "load_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m rayrl_dt` is `rayrl-dt`."""
+
+from rayrl_dt.cli.main import main
+
+main()

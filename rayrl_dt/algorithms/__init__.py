@@ -1,0 +1,1 @@
+"""RLlib algorithms: configs, learners, env runners and what they share."""

@@ -1,0 +1,119 @@
+"""The RLlib algorithm: offline gradient steps on shared windows, aligned evaluation, exact resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.evaluation import evaluate_alignment
+from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
+
+__all__ = ["SequenceAlgorithm"]
+
+
+class SequenceAlgorithm(Algorithm):
+    """Trains a `SequenceModel` on logged data; works with `build_algo`, `from_checkpoint` and Ray Tune.
+
+    Attributes:
+        gradient_steps: gradient steps taken so far (saved).
+        last_update_seconds: wall time of the last iteration's gradient steps.
+    """
+
+    config: SequenceConfig
+
+    @classmethod
+    def get_default_config(cls) -> SequenceConfig:
+        """Returns the base config; the presets override it."""
+        return SequenceConfig(algo_class=cls)
+
+    def setup(self, config: Any) -> None:
+        """Loads the data, which resolves the config, and builds learners and runners."""
+        self.gradient_steps = 0
+        self.last_update_seconds = 0.0
+        self.config = self.config.copy(copy_frozen=False)
+        super().setup(self.config)
+        self.config.freeze()
+
+    def training_step(self) -> None:
+        """Takes `gradient_steps_per_iteration` gradient steps, or as many as are left."""
+        steps = min(
+            self.config.gradient_steps_per_iteration, self.config.gradient_steps - self.gradient_steps
+        )
+        if steps <= 0:
+            return
+        iterators = self.offline_data.iterators(self.config.num_learners)
+        begin = time.perf_counter()
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.learner_group.update(
+                training_data=TrainingData(data_iterators=iterators), num_iters=steps
+            )
+        self.last_update_seconds = time.perf_counter() - begin
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        # The learner's own count: an observer may have stopped it early.
+        self.gradient_steps = int(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, GRADIENT_STEPS)))
+
+    def observe_steps(self, observer: Callable[[int, float], bool] | None) -> None:
+        """Has a local learner call `observer(gradient_step, loss)` after each step; False ends the iteration.
+
+        Remote learners cannot be watched from here: their steps show when the iteration ends.
+        """
+        if not self.learner_group.is_remote:
+            self.learner_group._learner.observer = observer
+
+    def num_parameters(self) -> int:
+        """Returns the number of trainable parameters."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in SequenceModel(self.policy_spec).parameters())
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Evaluates the current weights on the configured targets, with a fixed quota of episodes each.
+
+        RLlib's own evaluation counts whichever episodes finish first, and drops what a custom evaluation
+        function returns.
+        """
+        del parallel_train_future
+        runners = self.eval_env_runner_group or self.env_runner_group
+        runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        return evaluate_alignment(self, runners)
+
+    @property
+    def done(self) -> bool:
+        """Whether all gradient steps have been taken."""
+        return self.gradient_steps >= self.config.gradient_steps
+
+    @property
+    def policy_spec(self) -> PolicySpec:
+        """What the policy is made of."""
+        return self.config.resolved_spec
+
+    def policy_state(self) -> dict[str, Any]:
+        """Returns the weights of the policy network as NumPy arrays, from the learner."""
+        state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]
+        prefix = "model."
+        return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+    def step(self) -> dict[str, Any]:
+        """One training iteration with its evaluation, marked done at the last gradient step."""
+        result: dict[str, Any] = super().step()
+        result[GRADIENT_STEPS] = self.gradient_steps
+        result["done"] = self.done
+        return result
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adds the gradient steps to RLlib's state."""
+        return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_steps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores RLlib's state and the gradient steps."""
+        super().set_state(state)
+        self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))

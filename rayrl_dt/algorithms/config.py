@@ -1,0 +1,306 @@
+"""The builder that all algorithms share: RLlib's sections plus the few values of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
+from rayrl_dt.algorithms.offline_data import SequenceOfflineData
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.windows import WINDOW_STARTS
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.evaluation.targets import parse_targets
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.precision import PRECISIONS
+
+__all__ = ["SequenceConfig"]
+
+_LR_DECAY = ("constant", "cosine")
+_ACTION_SELECTION = ("auto", "mode", "sample")
+
+
+class SequenceConfig(AlgorithmConfig):
+    """Configures a return-conditioned policy trained on logged data.
+
+    The defaults are sized for a CPU (a few thousand gradient steps). `tune_configs/dt_paper.yaml` holds the
+    paper's.
+
+    Example:
+        >>> from rayrl_dt import DTConfig  # doctest: +SKIP
+        >>> config = (  # doctest: +SKIP
+        ...     DTConfig()
+        ...     .offline_data(dataset="recipe:pendulum-mixed")
+        ...     .training(gradient_steps=3_000)
+        ...     .evaluation(evaluation_interval=1, target_returns="dataset:7")
+        ... )
+        >>> algorithm = config.build_algo()  # doctest: +SKIP
+    """
+
+    env: Any
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        if algo_class is None:
+            from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+
+            algo_class = SequenceAlgorithm
+        super().__init__(algo_class=algo_class)
+        # training()
+        self.gradient_steps = 6_000
+        self.gradient_steps_per_iteration = 500
+        self.train_batch_size_per_learner = 64
+        self.lr = 3e-4
+        self.warmup_steps = 500
+        self.lr_decay = "constant"
+        self.weight_decay = 1e-4
+        self.grad_clip: float | None = 0.25
+        self.grad_clip_by = "global_norm"
+        self.return_scale: float | None = None
+        self.precision = "auto"
+        # offline_data()
+        self.dataset: str | None = None
+        self.top_percent: float | None = None
+        self.delayed_reward = False
+        self.window_starts = "any"
+        self.offline_data_class = SequenceOfflineData
+        # evaluation()
+        self.target_returns: str | Sequence[float] = "dataset:7"
+        self.episodes_per_target = 10
+        self.action_selection = "auto"
+        self.max_evaluation_slots = 32
+        # rl_module()
+        self.model_defaults: dict[str, Any] = {}
+        # Resolved from the data when the algorithm is built.
+        self.policy_spec: dict[str, Any] | None = None
+        # RLlib's own, as they suit us.
+        self.env_runner_cls = SequenceEnvRunner
+        self.num_env_runners = 0
+        self.batch_mode = "complete_episodes"
+        # Our learner checks the total gradient norm instead of each parameter.
+        self.torch_skip_nan_gradients = True
+        self.seed = 0
+        # Iterations are counted in gradient steps, never in seconds: time is not reproducible.
+        self.min_time_s_per_iteration = None
+        self.min_sample_timesteps_per_iteration = None
+
+    def training(
+        self,
+        *,
+        gradient_steps: int = NotProvided,
+        gradient_steps_per_iteration: int = NotProvided,
+        warmup_steps: int = NotProvided,
+        lr_decay: str = NotProvided,
+        weight_decay: float = NotProvided,
+        return_scale: float | None = NotProvided,
+        precision: str = NotProvided,
+        **kwargs: Any,
+    ) -> SequenceConfig:
+        """Sets the optimisation.
+
+        Args:
+            gradient_steps: total; training is done after them.
+            gradient_steps_per_iteration: per call of `algo.train()`.
+            warmup_steps: linear warm-up of the learning rate.
+            lr_decay: after the warm-up: "constant", or "cosine" to zero at the last gradient step.
+            weight_decay: AdamW's, on every parameter.
+            return_scale: raw returns are divided by it; None for the power of ten below the largest one.
+            precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
+            **kwargs: RLlib's own (`lr`, `grad_clip`, `train_batch_size_per_learner`, ...).
+        """
+        super().training(**kwargs)
+        return self._set(
+            gradient_steps=gradient_steps,
+            gradient_steps_per_iteration=gradient_steps_per_iteration,
+            warmup_steps=warmup_steps,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            return_scale=return_scale,
+            precision=precision,
+        )
+
+    def offline_data(
+        self,
+        *,
+        dataset: str = NotProvided,
+        top_percent: float | None = NotProvided,
+        delayed_reward: bool = NotProvided,
+        window_starts: str = NotProvided,
+        **kwargs: Any,
+    ) -> SequenceConfig:
+        """Sets the logged data.
+
+        Args:
+            dataset: source id: "minari:ID", "d4rl:FILE.hdf5", "recipe:NAME" or "store:DIR".
+            top_percent: train on the best episodes that make up this share of the steps; None for all.
+            delayed_reward: pay each episode's return at its end, and hold targets constant in rollouts.
+            window_starts: "any" step of an episode (Decision Transformer), or only where the window is "full"
+                (`rayrl_dt.data.windows`).
+            **kwargs: RLlib's own.
+        """
+        super().offline_data(**kwargs)
+        if dataset is not NotProvided:
+            # RLlib builds offline data exactly when it has an input path.
+            self.input_ = dataset
+        return self._set(
+            dataset=dataset,
+            top_percent=top_percent,
+            delayed_reward=delayed_reward,
+            window_starts=window_starts,
+        )
+
+    def evaluation(
+        self,
+        *,
+        target_returns: str | Sequence[float] = NotProvided,
+        episodes_per_target: int = NotProvided,
+        action_selection: str = NotProvided,
+        max_evaluation_slots: int = NotProvided,
+        **kwargs: Any,
+    ) -> SequenceConfig:
+        """Sets the evaluation on many targets.
+
+        Args:
+            target_returns: "dataset:7" (from the 5th to the 95th percentile of the data's returns),
+                "R1,R2,..." or a list of raw returns.
+            episodes_per_target: fixed quota, divided among the slots of a target.
+            action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax, "auto"
+                to sample (as Decision Transformer does on Atari). Continuous actions are deterministic.
+            max_evaluation_slots: environments per evaluation runner.
+            **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
+        """
+        super().evaluation(**kwargs)
+        return self._set(
+            target_returns=target_returns,
+            episodes_per_target=episodes_per_target,
+            action_selection=action_selection,
+            max_evaluation_slots=max_evaluation_slots,
+        )
+
+    def _set(self, **values: Any) -> SequenceConfig:
+        for name, value in values.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @property
+    def sequence_model(self) -> ModelConfig:
+        """The model's choices: the algorithm's defaults overlaid by `rl_module(model_config=...)`."""
+        chosen: Any = self._model_config or {}
+        if dataclasses.is_dataclass(chosen):
+            chosen = dataclasses.asdict(chosen)  # type: ignore[arg-type]
+        return ModelConfig.from_dict({**self.model_defaults, **chosen})
+
+    @property
+    def resolved_spec(self) -> PolicySpec:
+        """The policy's specification; only after `resolve`."""
+        if self.policy_spec is None:
+            raise UserError("the config is not resolved yet; build the algorithm with build_algo() first")
+        return PolicySpec.from_json(self.policy_spec)
+
+    def resolve(self, store: TrajectoryStore) -> None:
+        """Fills in what the data decides: environment, spaces, normaliser, scales.
+
+        Args:
+            store: the whole data set, before any filter.
+        """
+        recovered = store.info.env_spec
+        if self.env is None and recovered is not None:
+            self.env = recovered.id
+            self.env_config = dict(recovered.kwargs)
+            env: str | None = recovered.to_json()
+        else:
+            env = _env_json(self.env, self.env_config)
+        self.observation_space = store.info.observation_space
+        self.action_space = store.info.action_space
+        spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
+        self.policy_spec = spec.to_json()
+
+    def rollout_target(self) -> float:
+        """The target return of training rollouts (raw): the 95th percentile of the data."""
+        return self.resolved_spec.data_returns["p95"]
+
+    def samples_actions(self) -> bool:
+        """Whether evaluation draws discrete actions from the softmax."""
+        return self.action_selection != "mode"
+
+    def get_default_learner_class(self) -> type[SequenceLearner]:
+        """Returns the supervised learner."""
+        return SequenceLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of `SequenceRLModule`."""
+        return RLModuleSpec(module_class=SequenceRLModule)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {POLICY_SPEC: self.policy_spec, INIT_SEED: self.seed}
+
+    def build_learner_connector(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns an empty pipeline: windows leave the sampler ready for the model."""
+        from ray.rllib.connectors.learner import LearnerConnectorPipeline
+
+        return LearnerConnectorPipeline(
+            input_observation_space=self.observation_space,
+            input_action_space=self.action_space,
+            connectors=[],
+        )
+
+    def validate(self) -> None:
+        """Checks every value of ours; the messages name the value, what is allowed and the remedy.
+
+        Raises:
+            UserError: a value is out of range or unknown.
+        """
+        if self.dataset is None:
+            raise UserError(
+                'no data set is given; set offline_data.dataset, for instance "recipe:pendulum-mixed"'
+            )
+        self.sequence_model.validate()
+        _at_least(self, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
+        _at_least(self, "training", 1, "train_batch_size_per_learner")
+        _at_least(self, "training", 0, "warmup_steps", "weight_decay")
+        _at_least(self, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
+        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
+            raise UserError(f"training.lr is {self.lr!r}; it must be a positive number (see warmup_steps)")
+        if self.lr_decay not in _LR_DECAY:
+            raise UserError(f"training.lr_decay is {self.lr_decay!r}.{suggest(self.lr_decay, _LR_DECAY)}")
+        if self.return_scale is not None and not self.return_scale > 0:
+            raise UserError(f"training.return_scale is {self.return_scale}; it must be positive, or null")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"training.precision is {self.precision!r}.{suggest(self.precision, PRECISIONS)}")
+        if self.action_selection not in _ACTION_SELECTION:
+            value = self.action_selection
+            raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
+        if self.top_percent is not None and not 0 < self.top_percent <= 100:
+            raise UserError(
+                f"offline_data.top_percent is {self.top_percent}; it must lie in (0, 100] or be null"
+            )
+        if self.window_starts not in WINDOW_STARTS:
+            value = self.window_starts
+            raise UserError(f"offline_data.window_starts is {value!r}.{suggest(value, WINDOW_STARTS)}")
+        if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
+            parse_targets(self.target_returns, None)
+        super().validate()
+
+
+def _at_least(config: Any, section: str, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+            raise UserError(f"{section}.{name} is {value!r}; it must be a number of at least {least}")
+
+
+def _env_json(env: str | None, env_config: dict[str, Any]) -> str | None:
+    """An environment as a policy bundle stores it: a spec as JSON where there are arguments, else its id."""
+    if env is None or not env_config:
+        return env
+    spec = gym.spec(env)
+    spec.kwargs = {**spec.kwargs, **env_config}
+    return spec.to_json()

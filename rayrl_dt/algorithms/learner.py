@@ -1,0 +1,183 @@
+"""The supervised learner: window batches in, one AdamW step each, all a function of the gradient step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch import Tensor
+
+from rayrl_dt import losses, precision
+from rayrl_dt.algorithms.module import PREDICTIONS, SequenceRLModule
+from rayrl_dt.algorithms.offline_data import StoreIterator
+from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.memory import keep_freed_memory
+from rayrl_dt.seeding import derive_seed
+from rayrl_dt.types import Window
+
+__all__ = ["GRADIENT_STEPS", "GRAD_NORM", "LEARNING_RATE", "LOSS", "SequenceLearner", "scheduled_lr"]
+
+GRADIENT_STEPS = "gradient_steps"
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+LEARNING_RATE = "lr"
+
+
+def scheduled_lr(
+    lr: float, gradient_step: int, *, warmup_steps: int, schedule: str = "constant", total_steps: int = 0
+) -> float:
+    """Returns the learning rate of a gradient step (from 0): linear warm-up, then constant or a cosine to zero.
+
+    The warm-up is `lr * min((step + 1) / warmup_steps, 1)`, as in Decision Transformer's released code, which then
+    stays constant. The cosine falls from the end of the warm-up to zero at `total_steps`: with few steps the last
+    checkpoint is then worth more than whichever one the noise of a constant rate happens to end on.
+    """
+    warm = min((gradient_step + 1) / max(warmup_steps, 1), 1.0)
+    if schedule == "constant" or gradient_step < warmup_steps:
+        return lr * warm
+    progress = min((gradient_step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+    return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class SequenceLearner(TorchLearner):
+    """Fits the policy to the actions of the data.
+
+    Attributes:
+        gradient_step: gradient steps taken; saved, and the only clock of warm-up, batches and dropout.
+        observer: called with (gradient step, loss) after each step; returning False ends the iteration.
+    """
+
+    observer: Callable[[int, float], bool] | None = None
+
+    def build(self) -> None:
+        """Builds the module and its optimiser."""
+        super().build()
+        keep_freed_memory()
+        self.gradient_step = 0
+        self._rank = torch.distributed.get_rank() if self.config.num_learners > 1 else 0
+        self._sums: dict[str, Tensor] = {}
+        self._last_loss = torch.zeros(())
+        self._updates = 0
+        self.sequence_module.precision = precision.resolve(self.config.precision, self._device)
+
+    @property
+    def sequence_module(self) -> SequenceRLModule:
+        """The policy's module, out of its DDP wrapper."""
+        module: SequenceRLModule = self.module[DEFAULT_MODULE_ID].unwrapped()
+        return module
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
+        parameters = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=self._device.type == "cpu"
+        )
+        self.register_optimizer(
+            module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
+        )
+
+    def _create_iterator_if_necessary(
+        self, *, training_data: Any, num_iters: int = 0, **kwargs: Any
+    ) -> Iterator[MultiAgentBatch]:
+        """Yields `num_iters` batches.
+
+        RLlib caches its own iterator, with the batch size and count of the first call; ours is made afresh.
+        """
+        data: StoreIterator = training_data.data_iterators[0]
+        batches = data.batches(rank=self._rank, first_step=self.gradient_step, count=num_iters)
+        for window in batches:
+            tensors = window.to_torch(self._device)
+            yield MultiAgentBatch(
+                {DEFAULT_MODULE_ID: SampleBatch(tensors.to_dict())}, env_steps=tensors.batch_size
+            )
+            if self.observer is not None and not self.observer(self.gradient_step, float(self._last_loss)):
+                return
+
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Starts the sums that `after_gradient_based_update` reports."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        self._sums = {}
+        self._updates = 0
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+        """One gradient step; learning rate and dropout masks follow from its number."""
+        lr = self._lr(self.gradient_step)
+        for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        seed = derive_seed(self.config.seed or 0, "dropout", self._rank, self.gradient_step)
+        self.sequence_module.model.reseed(seed)
+        result = super()._update(batch, **kwargs)
+        self.gradient_step += 1
+        self._updates += 1
+        return result
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """Returns the mean squared error or cross-entropy over the real steps of the batch."""
+        model = self.sequence_module.model
+        window = Window.from_dict(batch)
+        predicted = fwd_out[PREDICTIONS]
+        steps = predicted.shape[1]
+        target = model.to_model_actions(window.actions[:, -steps:])
+        objective = losses.cross_entropy if model.spec.discrete else losses.masked_mse
+        loss = objective(predicted, target, window.mask[:, -steps:])
+        self._last_loss = loss.detach()
+        self._add(LOSS, self._last_loss)
+        return loss
+
+    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """Clips the global gradient norm.
+
+        Raises:
+            TrainingDiverged: the norm is NaN or infinite; the weights have not been touched.
+        """
+        gradients = [gradient for gradient in gradients_dict.values() if gradient is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingDiverged(
+                f"the gradient became {float(norm)} at gradient step {self.gradient_step}; the weights before "
+                "it are intact: lower training.lr, or look for extreme values with `rayrl-dt data preview`"
+            )
+        if self.config.grad_clip is not None:
+            scale = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, scale)
+        self._add(GRAD_NORM, norm)
+        return gradients_dict
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Logs the means over the steps of this call, and the step count."""
+        for key, total in self._sums.items():
+            value = float(total) / max(self._updates, 1)
+            self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
+        lr = self._lr(self.gradient_step - 1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, LEARNING_RATE), lr, window=1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, GRADIENT_STEPS), self.gradient_step, window=1)
+
+    def _lr(self, gradient_step: int) -> float:
+        return scheduled_lr(
+            self.config.lr,
+            gradient_step,
+            warmup_steps=self.config.warmup_steps,
+            schedule=self.config.lr_decay,
+            total_steps=self.config.gradient_steps,
+        )
+
+    def _add(self, key: str, value: Tensor) -> None:
+        self._sums[key] = value if key not in self._sums else self._sums[key] + value
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adds the gradient step to RLlib's state."""
+        return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
+        self._weights_seq_no = 0
+        super().set_state(state)
+        self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))

@@ -1,0 +1,159 @@
+"""Logged data inside RLlib: loaded once, shared by every learner and trial of a node, sampled in the learner.
+
+Ray Data moves about 75 window batches a second on this kind of data; sampling in the learner from shared arrays
+moves thousands. The arrays are shared through the page cache where they are mapped from files, else through
+Ray's object store: either way a node holds one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.offline.offline_data import OfflineData
+
+from rayrl_dt.data import sources, windows
+from rayrl_dt.data.filters import top_percent
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.seeding import numpy_generator
+from rayrl_dt.types import Window
+
+__all__ = ["SequenceOfflineData", "SharedStore", "StoreIterator"]
+
+_BIG_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
+
+
+@dataclass(frozen=True)
+class SharedStore:
+    """A store that is cheap to send to another process.
+
+    Attributes:
+        store: the store, its big arrays left out if `path` or `refs` bring them.
+        path: folder that the arrays are mapped from, where the receiver has it.
+        refs: the same arrays in the object store, for receivers on other nodes.
+    """
+
+    store: TrajectoryStore
+    path: Path | None = None
+    refs: dict[str, Any] | None = None
+
+    @classmethod
+    def publish(cls, store: TrajectoryStore) -> SharedStore:
+        """Prepares a store for sending; copies nothing if one node can map its files."""
+        path = store.path
+        # A delayed-reward view has rewards of its own, which the files do not hold.
+        inline = {"rewards", "returns_to_go"} if store.delayed_reward else set()
+        away = [name for name in _BIG_ARRAYS if name not in inline]
+        alone = len([node for node in ray.nodes() if node["Alive"]]) == 1
+        refs = None if path is not None and alone else {name: ray.put(getattr(store, name)) for name in away}
+        empty: dict[str, Any] = {name: np.zeros(0, np.float32) for name in away}
+        hollow = replace(store, **empty)
+        return cls(hollow, path, refs)
+
+    def open(self) -> TrajectoryStore:
+        """Returns the store with its arrays mapped read-only, without copying.
+
+        Raises:
+            UserError: this node has neither the files nor a way to the object store copy.
+        """
+        away = [name for name in _BIG_ARRAYS if len(getattr(self.store, name)) == 0]
+        if self.path is not None and (self.path / "store.json").exists():
+            full = TrajectoryStore.open(self.path)
+            arrays: dict[str, Any] = {name: getattr(full, name) for name in away}
+        elif self.refs is not None:
+            arrays = {name: ray.get(self.refs[name]) for name in away}
+        else:
+            raise UserError(
+                f"the data cache {self.path} is not readable on this node; set RAYRL_DT_CACHE to a folder "
+                "that all nodes share"
+            )
+        return replace(self.store, **arrays)
+
+
+@dataclass(frozen=True)
+class StoreIterator:
+    """An endless source of window batches for one learner; batch n is a pure function of (seed, rank, n).
+
+    Attributes:
+        data: the store itself for a learner in this process, else a reference to its `SharedStore`.
+        batch_size: windows per batch.
+        context_length: K.
+        seed: of the run.
+        window_starts: law of the windows' starts, "any" or "full".
+        successors: also sample the shifted windows.
+    """
+
+    data: TrajectoryStore | ray.ObjectRef[SharedStore]
+    batch_size: int
+    context_length: int
+    seed: int
+    window_starts: str = "any"
+    successors: bool = False
+
+    def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
+        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        store = self.data if isinstance(self.data, TrajectoryStore) else _fetch(self.data)
+        for step in range(first_step, first_step + count):
+            rng = numpy_generator(self.seed, "batch", rank, step)
+            yield windows.sample(
+                store,
+                rng,
+                self.batch_size,
+                self.context_length,
+                starts=self.window_starts,
+                successors=self.successors,
+            )
+
+
+@lru_cache(maxsize=2)
+def _fetch(reference: ray.ObjectRef[SharedStore]) -> TrajectoryStore:
+    """Opens a shared store; a learner gets the same reference at every update, and opens it once."""
+    shared: SharedStore = ray.get(reference)
+    return shared.open()
+
+
+class SequenceOfflineData(OfflineData):
+    """What RLlib's `Algorithm` builds from `config.offline_data(...)`: the store and its iterators.
+
+    Building it also resolves the config from the data. RLlib builds offline data before anything that needs the
+    resolved config, so the data is loaded once.
+
+    Attributes:
+        full: the data set before any filter; statistics and evaluation targets come from it.
+        store: the data that learners sample.
+    """
+
+    def __init__(self, config: Any) -> None:
+        # The parent's constructor would start Ray Data; only its type is wanted (RLlib checks it).
+        self.config = config
+        self.full = sources.load(config.dataset, delayed_reward=config.delayed_reward)
+        self.store = self.full if config.top_percent is None else top_percent(self.full, config.top_percent)
+        self._shared: ray.ObjectRef[SharedStore] | None = None
+        config.resolve(self.full)
+
+    def iterators(self, num_learners: int) -> list[StoreIterator]:
+        """Returns one iterator per learner; they hold the same data and draw different batches.
+
+        Args:
+            num_learners: learners in other processes; 0 for the one in this process.
+        """
+        if num_learners == 0:
+            return [self._iterator(self.store)]
+        if self._shared is None:
+            self._shared = ray.put(SharedStore.publish(self.store))
+        return [self._iterator(self._shared)] * num_learners
+
+    def _iterator(self, data: TrajectoryStore | ray.ObjectRef[SharedStore]) -> StoreIterator:
+        return StoreIterator(
+            data=data,
+            batch_size=self.config.train_batch_size_per_learner,
+            context_length=self.config.sequence_model.context_length,
+            seed=self.config.seed or 0,
+            window_starts=self.config.window_starts,
+        )

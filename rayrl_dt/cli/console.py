@@ -1,0 +1,59 @@
+"""How commands speak: one console, one way to end, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+__all__ = ["command_line", "console", "errors", "finish", "new_file", "quiet_libraries"]
+
+# Ray resets the levels of its top loggers when it is imported; those of their children stay.
+_NOISY = (
+    "ray",
+    "ray.rllib.algorithms.algorithm_config",
+    "ray.rllib.core.rl_module.rl_module",
+    "ray.rllib.utils.deprecation",
+    "ray.tune.trainable.trainable",
+    "ray.tune.trainable.util",
+    "ray._common.deprecation",
+    "gymnasium",
+    "minari",
+)
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keeps the notices of Ray, Gymnasium and others off the console; their errors still show."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore")
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def finish(what: str, where: str | Path | None = None, *, then: str | None = None) -> None:
+    """Ends a command: what was done, where the output lies, what to type next."""
+    place = "" if where is None else f" [bold]{where}[/bold]"
+    console.print(f"[green]✓[/green] {what}{place}", soft_wrap=True)
+    if then is not None:
+        console.print(f"  next: [cyan]{then}[/cyan]", soft_wrap=True)
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return shlex.join(["rayrl-dt", *sys.argv[1:]])
+
+
+def new_file(path: Path) -> Path:
+    """Returns `path` with its folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,157 @@
+"""`rayrl-dt data`: list, make, preview and import data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rayrl_dt.cli.console import console, finish
+from rayrl_dt.errors import UserError
+
+__all__ = ["app", "counting"]
+
+app = typer.Typer(help="List, make, preview and import data sets.", no_args_is_help=True)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar fed with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the local data sets and the recipes that can make more.
+
+    Example: rayrl-dt data list
+    """
+    from rayrl_dt.data import minari_io, recipes
+
+    found = minari_io.list_local()
+    if found:
+        table = Table("data set", "episodes", "steps", "environment", "MB", box=None, header_style="bold")
+        for item in found:
+            table.add_row(
+                f"minari:{item['id']}",
+                f"{item['episodes']:,}",
+                f"{item['steps']:,}",
+                str(item["env"] or "unknown"),
+                "?" if item["size_mb"] is None else f"{item['size_mb']:,.1f}",
+            )
+        console.print(table)
+    else:
+        console.print("no local Minari data sets yet")
+    table = Table("recipe", "makes", "what it is", box=None, header_style="bold")
+    for name in recipes.names():
+        recipe = recipes.get(name)
+        table.add_row(name, recipe.dataset_id, recipe.description)
+    console.print(table)
+    finish("done", then="rayrl-dt data preview recipe:pendulum-mixed")
+
+
+@app.command()
+def make(
+    recipe: Annotated[str, typer.Argument(help="a name of `rayrl-dt data list`")],
+    seed: Annotated[int, typer.Option(help="same seed, same data")] = 0,
+    episodes: Annotated[int | None, typer.Option(help="how many; the recipe's own number by default")] = None,
+    env: Annotated[str | None, typer.Option(help="environment id (recipe `trained`)")] = None,
+    steps: Annotated[int | None, typer.Option(help="environment steps (recipe `trained`)")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the data set if it is there")] = False,
+) -> None:
+    """Make a data set on this machine: scripted behaviours, or a behaviour trained with RLlib's SAC.
+
+    Examples:
+      rayrl-dt data make pendulum-mixed
+      rayrl-dt data make trained --env Hopper-v5 --steps 200000
+    """
+    from rayrl_dt.data import recipes
+
+    options: dict[str, Any] = {"env": env, "steps": steps, "episodes": episodes}
+    given = {name: value for name, value in options.items() if value is not None}
+    with counting(recipe) as progress:
+        made = recipes.make(recipe, seed=seed, overwrite=overwrite, progress=progress, **given)
+    for dataset_id in [made] if isinstance(made, str) else made:
+        finish("data set:", f"minari:{dataset_id}", then=f"rayrl-dt data preview minari:{dataset_id}")
+
+
+@app.command()
+def preview(
+    dataset: Annotated[str, typer.Argument(help='"minari:ID", "d4rl:FILE", "recipe:NAME" or "store:DIR"')],
+    out: Annotated[Path | None, typer.Option(help="PNG of the histograms")] = None,
+) -> None:
+    """Print statistics and write return, length and action histograms.
+
+    Example: rayrl-dt data preview recipe:pendulum-mixed --out pendulum.png
+    """
+    from rayrl_dt.data import preview as previews
+    from rayrl_dt.data import sources
+
+    with console.status(f"reading {dataset}..."):
+        store = sources.load(dataset)
+        statistics = previews.statistics(store)
+    table = Table(box=None, show_header=False)
+    for key in ("source", "environment", "episodes", "steps", "terminated_fraction"):
+        table.add_row(key, _text(statistics[key]))
+    for key in ("returns", "lengths"):
+        values = statistics[key]
+        names = ("mean", "std", "min", "p5", "p50", "p95", "max")
+        table.add_row(key, "  ".join(f"{name} {values[name]:,.4g}" for name in names))
+    table.add_row(
+        "observations", f"{statistics['observations']['shape']} {statistics['observations']['dtype']}"
+    )
+    actions = statistics["actions"]
+    if actions["kind"] == "discrete":
+        table.add_row(
+            "actions", "  ".join(f"{action}: {count:,}" for action, count in actions["counts"].items())
+        )
+    else:
+        size, share = len(actions["dimensions"]), 100 * actions["at_bounds"]
+        table.add_row("actions", f"{size} continuous dimensions, {share:.1f}% at their bounds")
+    table.add_row("reference scores", statistics["reference_note"])
+    console.print(table)
+    picture = out or Path(f"{dataset.replace(':', '-').replace('/', '-')}.png")
+    if picture.suffix.lower() != ".png":
+        raise UserError(f"--out {picture} must end in .png")
+    finish("histograms:", previews.plot(store, picture), then="rayrl-dt train tune_configs/dt_pendulum.yaml")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help='"d4rl:FILE.hdf5" or any other source')],
+    as_: Annotated[str, typer.Option("--as", help="Minari id to give it, as namespace/name-v0")],
+    author: Annotated[str, typer.Option(help="who made the data")] = "unknown",
+) -> None:
+    """Convert a data set to Minari's format, so that other tools can read it.
+
+    Example: rayrl-dt data import d4rl:hopper_medium-v2.hdf5 --as d4rl/hopper-medium-v2
+    """
+    from rayrl_dt.data import minari_io, sources
+
+    with console.status(f"reading {source}..."):
+        store = sources.load(source)
+        dataset_id = minari_io.write(
+            as_,
+            (store.trajectory(episode) for episode in range(store.num_episodes)),
+            observation_space=store.info.observation_space,
+            action_space=store.info.action_space,
+            env_spec=store.info.env_spec,
+            author=author,
+            algorithm_name=str(store.info.metadata.get("algorithm_name", "unknown")),
+            description=f"Imported by rayrl_dt from {source}",
+        )
+    finish("data set:", f"minari:{dataset_id}", then=f"rayrl-dt data preview minari:{dataset_id}")
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    )

@@ -1,0 +1,159 @@
+"""The commands, and how errors leave the program: one line and exit status 2 for bad input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rayrl_dt.cli import data, training
+from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
+from rayrl_dt.errors import TrainingDiverged, UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rayrl-dt",
+    help="Offline-to-online RL with return-conditioned transformers on Ray.\n\n"
+    "Start here: [bold]rayrl-dt quickstart[/bold]",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+training.register(app)
+
+
+@app.callback()
+def _prepare() -> None:
+    quiet_libraries()
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/report by default")] = None,
+) -> None:
+    """Write one HTML page (plus PNG and markdown) about one or several runs.
+
+    Example: rayrl-dt report runs/dt-0 runs/dt-1 --out runs/comparison
+    """
+    from rayrl_dt.evaluation.report import write_report
+
+    page = write_report(runs, out or runs[0] / "report")
+    finish("report written:", page)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    format: Annotated[str, typer.Option(help="bundle (safetensors + JSON) or hf (Hugging Face)")] = "bundle",
+) -> None:
+    """Export a trained policy.
+
+    Example: rayrl-dt export runs/hopper --format hf --out hopper-hf
+    """
+    import shutil
+
+    from rayrl_dt.errors import suggest
+    from rayrl_dt.interop import bundle, huggingface
+
+    if format not in ("bundle", "hf"):
+        raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', 'hf'))}")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    if format == "hf":
+        huggingface.export_huggingface(bundle.load_model(run), out)
+        finish("Hugging Face checkpoint:", out)
+        return
+    bundle.load_model(run)  # a broken bundle is not worth copying
+    shutil.copytree(bundle.find_bundle(run), out, dirs_exist_ok=True)
+    finish(
+        "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
+    )
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="train, rollout, sampler, learner or all")] = "all",
+    seconds: Annotated[float, typer.Option(help="per measurement")] = 8.0,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the measurements here")] = None,
+) -> None:
+    """Measure training, rollout and sampling speed on this machine.
+
+    Example: rayrl-dt bench all --json bench.json
+    """
+    import json
+
+    from rayrl_dt import benchmarks
+
+    with console.status("measuring...") as status:
+        results = benchmarks.run(
+            what,
+            seconds=seconds,
+            threads=threads,
+            progress=lambda name: status.update(f"measuring {name}..."),
+        )
+    table = Table("what", "value", "unit", "detail", box=None, header_style="bold")
+    for result in results:
+        table.add_row(result.name, f"{result.value:,.4g}", result.unit, result.detail)
+    console.print(table)
+    if json_file is not None:
+        new_file(json_file).write_text(json.dumps([result.to_json() for result in results], indent=2))
+        finish("measurements:", json_file)
+
+
+@app.command()
+def doctor(
+    storage: Annotated[Path | None, typer.Option(help="folder that runs are to be written to")] = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster to check")] = None,
+    ray: Annotated[bool, typer.Option(help="start or join Ray")] = True,
+) -> None:
+    """Check versions, devices, Ray and storage; say what to do about each fault.
+
+    Example: rayrl-dt doctor --storage /mnt/shared/runs
+    """
+    from rayrl_dt.doctor import diagnose
+
+    with console.status("looking..."):
+        checks = diagnose(storage=storage, address=address, start_ray=ray)
+    marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "error": "[red]✗[/red]"}
+    table = Table("", "check", "found", box=None, header_style="bold")
+    for check in checks:
+        remedy = f"\n[bold]→ {escape(check.remedy)}[/bold]" if check.remedy else ""
+        table.add_row(marks[check.status], check.name, escape(check.found) + remedy)
+    console.print(table)
+    failed = sum(check.status == "error" for check in checks)
+    if failed:
+        raise UserError(f"{failed} checks failed; the remedies stand beside them")
+    finish("all that is needed is here", then="rayrl-dt quickstart")
+
+
+def main() -> None:
+    """Runs the command line; the console script's entry point."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        # Brackets are not markup in "pip install 'rayrl_dt[hf]'".
+        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except TrainingDiverged as error:
+        errors.print(f"[red]diverged:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("interrupted")
+        sys.exit(130)
+    except Exception as error:  # Click's usage errors know how to show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise

@@ -1,0 +1,81 @@
+"""Live progress of a training run: a bar with steps, loss, steps/s, time left; six metrics an iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rayrl_dt.cli.console import console
+
+__all__ = ["TrainingProgress"]
+
+
+class TrainingProgress:
+    """Shows a run; implements `rayrl_dt.runs.Observer`. Use it as a context around the run."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:.1f} steps/s"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None, loss=float("nan"), rate=0.0)
+        self._window: list[tuple[float, int]] = []
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, algorithm: Any) -> None:
+        """Says what is trained on what."""
+        config = algorithm.config
+        store = algorithm.offline_data.store
+        console.print(
+            f"[bold]{type(algorithm).__name__}[/bold] {algorithm.num_parameters():,} parameters on "
+            f"{config.dataset}: {store.num_episodes:,} episodes, {store.num_steps:,} steps",
+            soft_wrap=True,
+        )
+        self._progress.reset(
+            self._task,
+            total=config.gradient_steps,
+            completed=algorithm.gradient_steps,
+            description="training",
+            loss=float("nan"),
+            rate=0.0,
+        )
+
+    def stepped(self, gradient_step: int, loss: float) -> None:
+        """Moves the bar."""
+        self._window = [*self._window[-50:], (time.perf_counter(), gradient_step)]
+        (begin, first), (end, last) = self._window[0], self._window[-1]
+        rate = (last - first) / (end - begin) if end > begin else 0.0
+        self._progress.update(self._task, completed=gradient_step, loss=loss, rate=rate)
+
+    def iterated(self, record: Mapping[str, Any]) -> None:
+        """Prints the headline metrics of an iteration."""
+        self._window = []
+        self._progress.update(self._task, completed=record["gradient_steps"])
+        parts = [
+            f"step {record['gradient_steps']:>7,}",
+            f"loss {record['loss']:.4f}",
+            f"{record['steps_per_s']:.1f} steps/s",
+        ]
+        evaluation = record.get("evaluation")
+        if evaluation is not None:
+            means = [target["return_mean"] for target in evaluation["targets"]]
+            parts.append(f"return {sum(means) / len(means):,.1f}")
+            parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
+            if evaluation["spearman"] is not None:
+                parts.append(f"Spearman {evaluation['spearman']:.2f}")
+        console.print("  ".join(parts), soft_wrap=True)

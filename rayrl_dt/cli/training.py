@@ -1,0 +1,165 @@
+"""`rayrl-dt train`, `eval` and `quickstart`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from rayrl_dt.cli.console import command_line, console, finish, new_file
+from rayrl_dt.cli.progress import TrainingProgress
+from rayrl_dt.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from rayrl_dt.evaluation.alignment import EvaluationResult
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the program."""
+    app.command()(quickstart)
+    app.command()(train)
+    app.command("eval")(evaluate)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="folder for data, run and report")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+) -> None:
+    """Make data, train a Decision Transformer on it, measure how well it obeys, write a page. A few minutes.
+
+    Example: rayrl-dt quickstart
+    """
+    from rayrl_dt import quickstart as story
+
+    page = story.run(out, seed=seed, progress=TrainingProgress(), say=console.print, command=command_line())
+    finish("report:", page, then=f"rayrl-dt eval {out / 'dt'} --targets=-1500,-800,-200")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, as in tune_configs/")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; runs/CONFIG-seedN by default")] = None,
+    seed: Annotated[int | None, typer.Option(help="overrides debugging.seed")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="continue from the newest checkpoint of the run folder")
+    ] = False,
+) -> None:
+    """Train on logged data. Ctrl-C saves a checkpoint.
+
+    Examples:
+      rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
+      rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
+      rayrl-dt train tune_configs/dt_pendulum.yaml --resume
+    """
+    from rayrl_dt import runs
+    from rayrl_dt.config_files import apply_overrides, read_yaml
+
+    values = apply_overrides(read_yaml(config), overrides or [])
+    if seed is not None:
+        values = apply_overrides(values, [f"debugging.seed={seed}"])
+    folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
+    progress = TrainingProgress()
+    with progress:
+        outcome = runs.train(values, folder, resume=resume, command=command_line(), observer=progress)
+    if not outcome.finished:
+        again = f"rayrl-dt train {config} --out {folder} --resume"
+        finish(
+            f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in", folder, then=again
+        )
+        return
+    finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
+    targets: Annotated[str, typer.Option(help='"dataset:7" or raw returns "R1,R2,..."')] = "dataset:7",
+    episodes: Annotated[int, typer.Option(help="per target")] = 20,
+    env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
+    seed: Annotated[int, typer.Option(help="of environments and sampled actions")] = 0,
+    actions: Annotated[
+        str, typer.Option(help="discrete actions: sample (softmax) or mode (most likely)")
+    ] = "sample",
+    across_versions: Annotated[
+        bool, typer.Option(help="normalise with reference scores of another version of the environment")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+) -> None:
+    """Ask a policy for several returns and measure what it achieves. Needs no Ray.
+
+    Example: rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
+    """
+    if episodes < 1:
+        raise UserError(f"--episodes is {episodes}; it must be at least 1")
+    if actions not in ("sample", "mode"):
+        raise UserError(f"--actions is {actions!r}.{suggest(actions, ('sample', 'mode'))}")
+    result = _evaluate(
+        run,
+        targets=targets,
+        episodes=episodes,
+        env=env,
+        seed=seed,
+        sample_actions=actions == "sample",
+        across_versions=across_versions,
+    )
+    show(result)
+    for warning in result.warnings:
+        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
+    if json_file is not None:
+        new_file(json_file).write_text(json.dumps(result.to_json(), indent=2))
+        finish("result:", json_file)
+
+
+def _evaluate(
+    run: Path, *, targets: str, episodes: int, across_versions: bool, **options: Any
+) -> EvaluationResult:
+    from rayrl_dt.evaluation.evaluate import evaluate_bundle
+
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return evaluate_bundle(
+            run,
+            targets=targets,
+            episodes_per_target=episodes,
+            across_versions=across_versions,
+            progress=advance,
+            **options,
+        )
+
+
+def show(result: EvaluationResult) -> None:
+    """Prints an evaluation as a table and a line."""
+    table = Table("asked", "achieved", "± std", "length", "episodes", box=None, header_style="bold")
+    for target in result.targets:
+        table.add_row(
+            f"{target.target:,.1f}",
+            f"{target.return_mean:,.1f}",
+            f"{target.return_std:,.1f}",
+            f"{target.length_mean:,.0f}",
+            str(target.episodes),
+        )
+    console.print(table)
+    relative = result.alignment_error_relative
+    parts = [f"alignment error {result.alignment_error:,.4g}"]
+    if relative is not None:
+        parts.append(f"relative {relative:.3f}")
+    if result.spearman is not None:
+        parts.append(f"Spearman {result.spearman:.2f}")
+    if result.normalized_score is not None:
+        parts.append(f"normalised score at the highest target {result.normalized_score:.1f}")
+    console.print("; ".join(parts))
+    if result.score_note:
+        console.print(f"[dim]{escape(result.score_note)}[/dim]", soft_wrap=True)

@@ -1,0 +1,7 @@
+"""Data sets that can be made on this machine, without a network: scripted behaviours and a trained one."""
+
+from __future__ import annotations
+
+from rayrl_dt.data.recipes.registry import Recipe, ensure, get, make, names
+
+__all__ = ["Recipe", "ensure", "get", "make", "names"]

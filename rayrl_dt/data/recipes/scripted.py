@@ -1,0 +1,195 @@
+"""The recipes whose behaviour is scripted. Each function writes one data set and returns its id."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rayrl_dt import envs, seeding
+from rayrl_dt.data import minari_io
+from rayrl_dt.data.minari_io import RawEpisode
+from rayrl_dt.data.recipes import pendulum, point_maze, reacher
+from rayrl_dt.data.recipes.behaviour import is_clean, is_random
+from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes
+
+__all__ = [
+    "AUTHOR",
+    "as_float32",
+    "key_to_door",
+    "pendulum_mixed",
+    "random_walks",
+    "reacher_mixed",
+    "requirements",
+    "waypoint_maze",
+]
+
+AUTHOR = "rayrl_dt"
+_GRADED = (
+    "Every tenth episode is uniformly random, every tenth the clean controller; the others are the "
+    "controller degraded to a skill drawn per episode. ref_min_score and ref_max_score are the mean returns "
+    "of this data set's random and clean episodes."
+)
+
+
+def requirements(*packages: str) -> list[str]:
+    """Returns pip requirements that pin the installed versions."""
+    return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
+
+
+def pendulum_mixed(
+    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None
+) -> str:
+    """Pendulum-v1, energy swing-up."""
+    made = list(pendulum.episodes(count=episodes, seed=seed, progress=progress))
+    return _write_graded(
+        dataset_id,
+        made,
+        pendulum.ENV_ID,
+        overwrite=overwrite,
+        controller="energy swing-up",
+        packages=("gymnasium",),
+    )
+
+
+def reacher_mixed(
+    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None
+) -> str:
+    """Reacher-v5, Jacobian-transpose control."""
+    made = graded_episodes(
+        reacher.ENV_ID,
+        lambda env: reacher.jacobian_transpose,
+        episodes=episodes,
+        seed=seed,
+        progress=progress,
+        least_authority=0.1,
+    )
+    return _write_graded(
+        dataset_id,
+        list(made),
+        reacher.ENV_ID,
+        overwrite=overwrite,
+        controller="Jacobian transpose",
+        packages=("gymnasium", "mujoco"),
+    )
+
+
+def waypoint_maze(
+    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None, env_id: str
+) -> str:
+    """A point maze of gymnasium-robotics, way-points along the shortest path."""
+    made = graded_episodes(
+        env_id,
+        point_maze.controller,
+        episodes=episodes,
+        seed=seed,
+        progress=progress,
+        hold=20,
+        skill_power=1.5,
+        least_authority=0.1,
+    )
+    return _write_graded(
+        dataset_id,
+        list(made),
+        env_id,
+        overwrite=overwrite,
+        controller="way-points",
+        packages=("gymnasium", "gymnasium-robotics", "mujoco"),
+    )
+
+
+def key_to_door(
+    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None
+) -> str:
+    """Key-to-Door, uniformly random walks."""
+    env = envs.KeyToDoor()
+    return minari_io.write(
+        dataset_id,
+        random_walks(env, seed, episodes, progress),
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        env_spec="rayrl_dt/KeyToDoor-v0",
+        author=AUTHOR,
+        algorithm_name="uniformly random",
+        description=(
+            "Uniformly random walks in Key-to-Door, all episodes from the key room on. ref_min_score is the "
+            "exact success probability of a random walk, ref_max_score that of an optimal policy."
+        ),
+        requirements=requirements("gymnasium", "rayrl_dt"),
+        ref_min_score=float(envs.key_to_door.success_probability()),
+        ref_max_score=1.0,
+        overwrite=overwrite,
+    )
+
+
+def random_walks(
+    env: envs.KeyToDoor, seed: int, episodes: int, progress: Progress | None
+) -> Iterator[RawEpisode]:
+    """Yields uniformly random episodes; episode i is the same however many there are."""
+    longest = sum(env.room_steps)
+    for number in range(episodes):
+        reset_seed = seeding.derive_seed(seed, "recipe/reset", number) % 2**31
+        walk = seeding.numpy_generator(seed, "recipe/behaviour", number).integers(4, size=longest)
+        observations = [env.reset(seed=reset_seed)[0]]
+        rewards: list[float] = []
+        over = False
+        while not over:
+            observation, reward, over, _, _ = env.step(walk[len(rewards)])
+            observations.append(observation)
+            rewards.append(reward)
+        yield RawEpisode(
+            observations=np.stack(observations),
+            actions=walk[: len(rewards)],
+            rewards=np.array(rewards, np.float32),
+            terminated=True,
+            seed=reset_seed,
+        )
+        if progress is not None:
+            progress(number + 1, episodes)
+
+
+def _write_graded(
+    dataset_id: str,
+    episodes: list[RawEpisode],
+    env_id: str,
+    *,
+    overwrite: bool,
+    controller: str,
+    packages: tuple[str, ...],
+) -> str:
+    env = envs.make(env_id).unwrapped
+    returns = np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes])
+    numbers = np.arange(len(episodes))
+    # One episode is random, with two one is clean.
+    low, high = (
+        returns[chosen].mean() if chosen.any() else None for chosen in (is_random(numbers), is_clean(numbers))
+    )
+    known = low is not None and high is not None
+    try:
+        return minari_io.write(
+            dataset_id,
+            episodes,
+            observation_space=as_float32(env.observation_space),
+            action_space=env.action_space,
+            env_spec=env_id,
+            author=AUTHOR,
+            algorithm_name=f"{controller} controller of graded skill",
+            description=f"{env_id}, {len(episodes)} whole episodes. {_GRADED}",
+            requirements=requirements(*packages),
+            ref_min_score=low if known else None,
+            ref_max_score=high if known else None,
+            overwrite=overwrite,
+        )
+    finally:
+        env.close()  # type: ignore[no-untyped-call]
+
+
+def as_float32(space: gym.Space[Any]) -> gym.Space[Any]:
+    """Returns the space with 32-bit numbers: what is written, and all that models read."""
+    if isinstance(space, gym.spaces.Dict):
+        return gym.spaces.Dict({key: as_float32(part) for key, part in space.items()})
+    assert isinstance(space, gym.spaces.Box)
+    return gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)

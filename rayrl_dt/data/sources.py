@@ -1,0 +1,158 @@
+"""From a source id to a trajectory store.
+
+    minari:mujoco/hopper/medium-v0     a Minari data set, local or downloaded (the prefix may be left out)
+    d4rl:FILE.hdf5                     a file as D4RL published it
+    recipe:NAME                        a data set made on this machine, at first use
+    store:FOLDER                       a store saved with `TrajectoryStore.save`
+
+Data sets are laid out as flat arrays once, in a cache folder, and mapped from there: every run, Tune trial
+and learner of a node shares one copy in the page cache, and a data set may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rayrl_dt.data import d4rl, filters, minari_io
+from rayrl_dt.data.store import FORMAT, DatasetInfo, TrajectoryStore
+from rayrl_dt.data.writer import StoreWriter
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.types import Trajectory
+
+__all__ = ["cache_root", "load"]
+
+_LOG = logging.getLogger(__name__)
+# Raised whenever a reader gives other trajectories for the same file.
+_READERS = 1
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Files, and how to read the trajectories in them."""
+
+    files: tuple[Path, ...]
+    stream: Callable[[], tuple[Iterator[Trajectory], DatasetInfo]]
+
+
+def load(
+    source: str, *, top_percent: float | None = None, delayed_reward: bool = False, cache: bool = True
+) -> TrajectoryStore:
+    """Loads a source.
+
+    Args:
+        source: one of the forms above.
+        top_percent: keep the best episodes that together hold this percentage of the steps.
+        delayed_reward: pay each episode's whole return at its last step.
+        cache: keep the flat arrays in the cache folder and map them; otherwise hold them in memory.
+
+    Returns:
+        The store; `info.source` is `source` as given.
+
+    Raises:
+        UserError: the source is malformed, missing or damaged.
+    """
+    kind, rest = _parse(source)
+    if kind == "store":
+        store = TrajectoryStore.open(Path(rest).expanduser())
+    elif cache:
+        store = _through_cache(source, _ORIGINS[kind](rest))
+    else:
+        store = _in_memory(source, _ORIGINS[kind](rest))
+    store = replace(store, info=replace(store.info, source=source))
+    if top_percent is not None:
+        store = filters.top_percent(store, top_percent)
+    return store.with_delayed_rewards() if delayed_reward else store
+
+
+def cache_root() -> Path:
+    """Returns the cache folder: `RAYRL_DT_CACHE`, else `~/.cache/rayrl_dt/stores`."""
+    root = os.environ.get("RAYRL_DT_CACHE")
+    return Path(root).expanduser() if root else Path.home() / ".cache" / "rayrl_dt" / "stores"
+
+
+def _parse(source: str) -> tuple[str, str]:
+    kinds = (*_ORIGINS, "store")
+    kind, colon, rest = source.partition(":")
+    if not colon:
+        if source.endswith((".hdf5", ".h5")):
+            raise UserError(f"the source {source!r} has no prefix; write d4rl:{source} for a D4RL file")
+        kind, rest = "minari", source
+    if kind == "dqn-replay":
+        raise UserError(f"dqn-replay sources are not built yet; use one of {', '.join(kinds)}")
+    if kind not in kinds:
+        raise UserError(f"unknown prefix {kind!r} of the source {source!r}.{suggest(kind, kinds)}")
+    if not rest:
+        raise UserError(f"the source {source!r} names nothing; write for instance {kind}:NAME")
+    return kind, rest
+
+
+def _minari(dataset_id: str) -> _Origin:
+    folder = minari_io.data_folder(dataset_id, download=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _Origin(tuple(files), lambda: minari_io.stream(dataset_id))
+
+
+def _d4rl(path: str) -> _Origin:
+    file = Path(path).expanduser()
+    # A missing file is d4rl's to report.
+    return _Origin((file,) if file.is_file() else (), lambda: d4rl.stream(file))
+
+
+def _recipe(name: str) -> _Origin:
+    # Late: recipes bring environments and, for some, training.
+    from rayrl_dt.data import recipes
+
+    return _minari(recipes.ensure(name))
+
+
+_ORIGINS: dict[str, Callable[[str], _Origin]] = {"minari": _minari, "d4rl": _d4rl, "recipe": _recipe}
+
+
+def _through_cache(source: str, origin: _Origin) -> TrajectoryStore:
+    folder, siblings = _cache_folder(origin.files)
+    if os.path.exists(folder):  # unlike Path.exists, False where access is denied
+        try:
+            return TrajectoryStore.open(folder)
+        except UserError as error:
+            _LOG.warning("Rebuilding the cache of %s: %s", source, error)
+            shutil.rmtree(folder, ignore_errors=True)
+    trajectories, info = origin.stream()
+    try:
+        with StoreWriter(folder, info) as writer:
+            for trajectory in trajectories:
+                writer.append(trajectory)
+        for stale in folder.parent.glob(siblings):
+            if stale != folder:
+                shutil.rmtree(stale, ignore_errors=True)
+    except OSError as error:  # readers raise UserErrors: this is the cache's own disk
+        _LOG.warning("No cache for %s (%s): the data stays in memory, once per process.", source, error)
+        return _in_memory(source, origin)
+    return TrajectoryStore.open(folder)
+
+
+def _in_memory(source: str, origin: _Origin) -> TrajectoryStore:
+    trajectories, info = origin.stream()
+    return TrajectoryStore.from_trajectories(trajectories, info)
+
+
+def _cache_folder(files: Iterable[Path]) -> tuple[Path, str]:
+    """The cache folder of the files as they are now, and a pattern that also matches those of older states.
+
+    The folder's name says everything that the arrays depend on, so a folder never changes its content and
+    processes that have it open are not disturbed by a newer one.
+    """
+    paths = [path.resolve() for path in files]
+    stats = [path.stat() for path in paths]
+    identity = _digest([str(path) for path in paths])
+    state = _digest([FORMAT, _READERS, *((stat.st_size, stat.st_mtime_ns) for stat in stats)])
+    return cache_root() / f"{identity}-{state}", f"{identity}-*"
+
+
+def _digest(values: Iterable[object]) -> str:
+    return hashlib.sha256(repr(list(values)).encode()).hexdigest()[:16]

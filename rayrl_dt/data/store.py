@@ -1,0 +1,325 @@
+"""Trajectories as flat arrays plus episode offsets: fast to sample, cheap to share, easy to map from disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from rayrl_dt.data import returns, spaces_json
+from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Normaliser, Trajectory
+
+__all__ = ["DatasetInfo", "TrajectoryStore", "episode_arrays", "fit_normaliser"]
+
+Array = np.ndarray[Any, Any]
+ARRAYS = (
+    "observations",
+    "actions",
+    "rewards",
+    "returns_to_go",
+    "starts",
+    "lengths",
+    "terminated",
+    "final_observations",
+)
+FORMAT = 1
+HEADER = "store.json"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Where trajectories come from.
+
+    Attributes:
+        source: the source id as the user wrote it, for instance `minari:mujoco/hopper/medium-v0`.
+        observation_space: of one step.
+        action_space: of one step; the bounds scale continuous actions.
+        env_spec: Gymnasium's specification of the environment that the data was collected in, if known.
+        metadata: anything else worth reporting (author, library versions, reference scores).
+    """
+
+    source: str
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    env_spec: EnvSpec | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return {
+            "source": self.source,
+            "observation_space": spaces_json.to_json(self.observation_space),
+            "action_space": spaces_json.to_json(self.action_space),
+            "env_spec": None if self.env_spec is None else self.env_spec.to_json(),
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> DatasetInfo:
+        """Inverse of `to_json`."""
+        spec = values["env_spec"]
+        return cls(
+            source=values["source"],
+            observation_space=spaces_json.from_json(values["observation_space"]),
+            action_space=spaces_json.from_json(values["action_space"]),
+            env_spec=None if spec is None else EnvSpec.from_json(spec),
+            metadata=values["metadata"],
+        )
+
+
+def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[str, Array]:
+    """Returns one episode's rows of a store's `observations`, `final_observations`, `actions` and `rewards`.
+
+    Args:
+        episode: T steps.
+        info: says which shapes are right.
+        number: the episode's number, for the message.
+
+    Raises:
+        UserError: the episode does not fit the spaces.
+    """
+    discrete = isinstance(info.action_space, gym.spaces.Discrete)
+    expected = {
+        "observations": info.observation_space.shape or (),
+        "actions": () if discrete else (info.action_space.shape or ()),
+    }
+    for name, shape in expected.items():
+        found = getattr(episode, name).shape[1:]
+        if found != shape:
+            raise UserError(
+                f"{info.source}: episode {number} has {name} of shape {found}, the space says {shape}; "
+                "check the data set"
+            )
+    if isinstance(info.action_space, gym.spaces.Discrete):
+        first = int(info.action_space.start)
+        last = first + int(info.action_space.n) - 1
+        if episode.actions.min() < first or episode.actions.max() > last:
+            raise UserError(
+                f"{info.source}: episode {number} has actions {episode.actions.min()} to {episode.actions.max()}, "
+                f"the space allows {first} to {last}; check the data set"
+            )
+    # Images stay bytes: four times smaller. Everything else is float32.
+    image = episode.observations.dtype == np.uint8
+    observations = np.asarray(episode.observations, np.uint8 if image else np.float32)
+    return {
+        "observations": observations[:-1],
+        "final_observations": observations[-1:],
+        "actions": np.asarray(episode.actions, np.int64 if discrete else np.float32),
+        "rewards": np.asarray(episode.rewards, np.float32),
+    }
+
+
+def fit_normaliser(observations: Array) -> Normaliser:
+    """Returns the statistics of `(N, *obs)` observations; images are left as they are."""
+    if observations.dtype == np.uint8:
+        return Normaliser.identity(observations.shape[1:])
+    return Normaliser.fit(observations)
+
+
+@dataclass
+class TrajectoryStore:
+    """Whole episodes in flat arrays. N steps, E episodes.
+
+    Build one with `from_trajectories`, `open` or a source (`rayrl_dt.data.sources.load`). Views made by
+    `select` and `with_delayed_rewards` share the big arrays with their origin.
+
+    Attributes:
+        observations: `(N, *obs)` float32 (uint8 for images).
+        actions: `(N, A)` float32 in environment units, or `(N,)` int64.
+        rewards: `(N,)` float32 raw rewards.
+        returns_to_go: `(N,)` float32 raw returns-to-go (`rayrl_dt.data.returns`).
+        starts: `(E,)` int64 first step of each episode.
+        lengths: `(E,)` int64.
+        terminated: `(E,)` bool; False where the episode was cut.
+        final_observations: `(E, *obs)` the observation after each episode's last action.
+        info: where the data comes from.
+        normaliser: observation statistics of the unfiltered data.
+        delayed_reward: True if the rewards were moved to the episodes' ends.
+        path: the folder that the arrays are mapped from, if any.
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    returns_to_go: Array
+    starts: Array
+    lengths: Array
+    terminated: Array
+    final_observations: Array
+    info: DatasetInfo
+    normaliser: Normaliser
+    delayed_reward: bool = False
+    path: Path | None = None
+
+    @classmethod
+    def from_trajectories(cls, trajectories: Iterable[Trajectory], info: DatasetInfo) -> TrajectoryStore:
+        """Copies episodes into a new store.
+
+        Raises:
+            UserError: there is no episode, or an episode does not fit the spaces.
+        """
+        episodes = list(trajectories)
+        if not episodes:
+            raise UserError(f"{info.source} holds no episodes; choose another data set or a weaker filter")
+        parts = [episode_arrays(episode, info, number) for number, episode in enumerate(episodes)]
+        flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        lengths = np.array([len(episode) for episode in episodes], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        return cls(
+            observations=flat["observations"],
+            actions=flat["actions"],
+            rewards=flat["rewards"],
+            final_observations=flat["final_observations"],
+            returns_to_go=returns.returns_to_go(flat["rewards"], starts, lengths),
+            starts=starts,
+            lengths=lengths,
+            terminated=np.array([episode.terminated for episode in episodes], bool),
+            info=info,
+            normaliser=fit_normaliser(flat["observations"]),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"TrajectoryStore({self.info.source!r}, episodes={self.num_episodes}, steps={self.num_steps}, "
+            f"observations={self.observations.shape[1:]}, actions={self.actions.shape[1:]})"
+        )
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.lengths)
+
+    @cached_property
+    def num_steps(self) -> int:
+        """The number of steps that can be sampled (those of the selected episodes)."""
+        return int(self.lengths.sum())
+
+    @cached_property
+    def episode_returns(self) -> Array:
+        """`(E,)` raw undiscounted returns."""
+        result: Array = self.returns_to_go[self.starts].astype(np.float64)
+        return result
+
+    @cached_property
+    def _ends(self) -> Array:
+        ends: Array = np.cumsum(self.lengths)
+        return ends
+
+    def locate(self, steps: Array) -> tuple[Array, Array]:
+        """Maps step numbers in [0, num_steps) to (episode numbers, offsets within the episode)."""
+        episodes = np.searchsorted(self._ends, steps, side="right")
+        return episodes, steps - (self._ends[episodes] - self.lengths[episodes])
+
+    def trajectory(self, episode: int) -> Trajectory:
+        """Returns one episode (views of the flat arrays where possible)."""
+        steps = slice(int(self.starts[episode]), int(self.starts[episode] + self.lengths[episode]))
+        return Trajectory(
+            observations=np.concatenate(
+                [self.observations[steps], self.final_observations[episode : episode + 1]]
+            ),
+            actions=self.actions[steps],
+            rewards=self.rewards[steps],
+            terminated=bool(self.terminated[episode]),
+        )
+
+    def select(self, episodes: Sequence[int] | Array) -> TrajectoryStore:
+        """Returns a view of some episodes, in the given order; statistics stay those of the full data."""
+        index = np.asarray(episodes, np.int64)
+        if len(index) == 0:
+            raise UserError(f"no episode of {self.info.source} is left; choose a weaker filter")
+        return replace(
+            self,
+            starts=self.starts[index],
+            lengths=self.lengths[index],
+            terminated=self.terminated[index],
+            final_observations=self.final_observations[index],
+        )
+
+    def with_delayed_rewards(self) -> TrajectoryStore:
+        """Returns a view whose episodes pay their whole return at their last step."""
+        rewards = returns.delay_rewards(self.rewards, self.starts, self.lengths)
+        return replace(
+            self,
+            rewards=rewards,
+            returns_to_go=returns.returns_to_go(rewards, self.starts, self.lengths),
+            delayed_reward=True,
+        )
+
+    def nbytes(self) -> int:
+        """The size of all arrays in bytes."""
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes the arrays as `.npy` files plus `store.json`; the folder appears whole or not at all."""
+        target = Path(folder)
+        aside = stage(target)
+        try:
+            for name in ARRAYS:
+                np.save(aside / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
+            write_header(aside, self.info, self.normaliser, delayed_reward=self.delayed_reward)
+            publish(aside, target, replace=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return target
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TrajectoryStore:
+        """Maps a saved store into memory, read-only; processes of one node share its pages.
+
+        Raises:
+            UserError: the folder is not a whole store.
+        """
+        path = Path(folder)
+        try:
+            header = json.loads((path / HEADER).read_text())
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+            if (
+                len({len(arrays[name]) for name in ("observations", "actions", "rewards", "returns_to_go")})
+                > 1
+            ):
+                raise ValueError("the arrays differ in length")
+            info = DatasetInfo.from_json(header["info"])
+            normaliser = Normaliser(np.array(header["mean"], np.float32), np.array(header["std"], np.float32))
+            delayed_reward = bool(header["delayed_reward"])
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not a whole trajectory store ({error}); delete it and load again"
+            ) from error
+        # The episode table is small and hot: keep it in ordinary memory.
+        for name in ("starts", "lengths", "terminated"):
+            arrays[name] = np.array(arrays[name])
+        return cls(
+            # np.asarray drops the memmap subclass, whose every slice costs a Python call.
+            **{name: np.asarray(array) for name, array in arrays.items()},
+            info=info,
+            normaliser=normaliser,
+            delayed_reward=delayed_reward,
+            path=path,
+        )
+
+
+def write_header(
+    folder: Path, info: DatasetInfo, normaliser: Normaliser, *, delayed_reward: bool = False
+) -> None:
+    """Writes the JSON file that, coming last, makes a folder of arrays a whole store."""
+    header = {
+        "format": FORMAT,
+        "info": info.to_json(),
+        "delayed_reward": delayed_reward,
+        "mean": normaliser.mean.tolist(),
+        "std": normaliser.std.tolist(),
+    }
+    (folder / HEADER).write_text(json.dumps(header))

@@ -1,0 +1,28 @@
+"""Environments: resolving them by name, and the toy environments of the papers.
+
+Importing this package registers our own environments with Gymnasium, so `gym.make("rayrl_dt.envs:ID")`
+works anywhere, and `rayrl_dt.envs.make(ID)` inside any Ray worker.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from rayrl_dt.envs.key_to_door import KeyToDoor
+from rayrl_dt.envs.resolve import check_spaces, make, make_vector, to_string
+
+__all__ = ["KeyToDoor", "check_spaces", "make", "make_vector", "register", "to_string"]
+
+
+def register() -> None:
+    """Registers our environments with Gymnasium; calling it again changes nothing."""
+    if "rayrl_dt/KeyToDoor-v0" not in gym.registry:
+        gym.register(
+            id="rayrl_dt/KeyToDoor-v0",
+            entry_point="rayrl_dt.envs.key_to_door:KeyToDoor",
+            # The environment ends by itself at this step; the limit tells others how long an episode is.
+            max_episode_steps=sum(KeyToDoor.room_steps),
+        )
+
+
+register()

@@ -1,0 +1,277 @@
+"""How well the achieved returns match the asked ones: the metrics of an evaluation, and their JSON form.
+
+All returns are raw. With G the return of an episode, Ḡ_k the mean over the episodes of target R_k:
+E = mean_k |Ḡ_k - R_k|, the metric of RADT. E/(max R - min R) is comparable between environments and does not
+change when rewards are rescaled. The mean of |G - R| over *episodes* is never smaller (Jensen): a policy that
+hits its target only on average has a small E and a large per-episode error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.statistics import Interval, mean, stratified_bootstrap
+from rayrl_dt.evaluation.targets import ReturnRange
+
+__all__ = ["EvaluationResult", "TargetResult", "blind_error"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """The episodes of one target.
+
+    Attributes:
+        target: the raw return asked for.
+        returns: the raw return of each episode.
+        lengths: the steps of each episode.
+
+    Raises:
+        UserError: there is no episode, the lists disagree, or a number is not finite.
+    """
+
+    target: float
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # Plain Python numbers, whatever array the caller cut them from: this is written as JSON.
+        object.__setattr__(self, "target", float(self.target))
+        object.__setattr__(self, "returns", tuple(float(value) for value in self.returns))
+        object.__setattr__(self, "lengths", tuple(int(value) for value in self.lengths))
+        if not self.returns or len(self.returns) != len(self.lengths):
+            raise UserError(
+                f"target {self.target:g} has {len(self.returns)} returns and {len(self.lengths)} lengths; "
+                "evaluate at least one episode per target"
+            )
+        if not all(math.isfinite(value) for value in (self.target, *self.returns)):
+            raise UserError(
+                f"target {self.target:g} has a NaN or infinite return; check the environment's rewards"
+            )
+
+    @property
+    def return_mean(self) -> float:
+        """Mean raw return over the episodes."""
+        return float(np.mean(self.returns))
+
+    @property
+    def return_std(self) -> float:
+        """Standard deviation over the episodes (divided by n, not n - 1)."""
+        return float(np.std(self.returns))
+
+    @property
+    def length_mean(self) -> float:
+        """Mean steps of an episode."""
+        return float(np.mean(self.lengths))
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.returns)
+
+    @cached_property
+    def return_interval(self) -> Interval:
+        """The mean raw return with its 95% bootstrap interval over episodes."""
+        return stratified_bootstrap([self.returns], mean)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One evaluation of one policy over all of its targets.
+
+    Attributes:
+        targets: the episodes of each target.
+        env: environment id with its version.
+        dataset: source id of the data that the policy learned from.
+        checkpoint: what was evaluated.
+        env_steps: environment steps taken, those of surplus episodes included.
+        env_steps_per_s: rollout speed.
+        score_reference: raw returns (of a random, of an expert policy) that score 0 and 100.
+        score_note: where the reference comes from, or why there is none.
+        data: where the returns of the data lie.
+        gradient_steps: gradient steps behind the evaluated weights.
+        seed: of the bootstrap.
+        warnings: one line each.
+
+    Raises:
+        UserError: there is no target, or the reference is not a (low, high) pair.
+    """
+
+    targets: tuple[TargetResult, ...]
+    env: str | None = None
+    dataset: str | None = None
+    checkpoint: str | None = None
+    env_steps: int | None = None
+    env_steps_per_s: float | None = None
+    score_reference: tuple[float, float] | None = None
+    score_note: str | None = None
+    data: ReturnRange | None = None
+    gradient_steps: int | None = None
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("env_steps", int), ("env_steps_per_s", float), ("gradient_steps", int)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else kind(value))
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "warnings", tuple(self.warnings))
+        if not self.targets:
+            raise UserError("an evaluation needs at least one target; see --targets")
+        if self.score_reference is not None:
+            low, high = (float(value) for value in self.score_reference)
+            object.__setattr__(self, "score_reference", (low, high))
+            if not (low < high and math.isfinite(high - low)):
+                raise UserError(f"the reference scores ({low:g}, {high:g}) must be (low, high); correct them")
+
+    @cached_property
+    def alignment_error(self) -> float:
+        """E, in raw return."""
+        return float(np.mean(np.abs(self._means - self._asked)))
+
+    @property
+    def alignment_error_relative(self) -> float | None:
+        """E over the span of the targets; None if they do not span anything."""
+        span = float(np.ptp(self._asked))
+        return self.alignment_error / span if span > 0 else None
+
+    @property
+    def alignment_error_points(self) -> float | None:
+        """E in points of the normalised score; None without a reference."""
+        if self.score_reference is None:
+            return None
+        return 100 * self.alignment_error / (self.score_reference[1] - self.score_reference[0])
+
+    @cached_property
+    def alignment_error_interval(self) -> Interval:
+        """E with its 95% bootstrap interval over the episodes of each target."""
+        asked = self._asked[:, None]
+
+        def error(draws: Sequence[Array]) -> Array:
+            result: Array = np.abs(np.stack([draw.mean(axis=1) for draw in draws]) - asked).mean(axis=0)
+            return result
+
+        return stratified_bootstrap([item.returns for item in self.targets], error, seed=self.seed)
+
+    @property
+    def per_episode_error(self) -> float:
+        """Mean over the targets of the mean of |G - R| over their episodes, in raw return."""
+        return float(np.mean([np.abs(np.subtract(t.returns, t.target)).mean() for t in self.targets]))
+
+    @property
+    def spearman(self) -> float | None:
+        """Rank correlation of asked and mean achieved return, ties averaged; None if either is constant."""
+        if np.ptp(self._asked) == 0 or np.ptp(self._means) == 0:
+            return None
+        return round(float(stats.spearmanr(self._asked, self._means).statistic), 12)
+
+    @property
+    def highest(self) -> TargetResult:
+        """The highest target: the one to quote, since picking the best achiever would be a silent choice."""
+        return max(self.targets, key=lambda item: item.target)
+
+    @property
+    def normalized_score(self) -> float | None:
+        """100 (Ḡ - low) / (high - low) of the *highest target*; None without a reference."""
+        if self.score_reference is None:
+            return None
+        low, high = self.score_reference
+        return 100 * (self.highest.return_mean - low) / (high - low)
+
+    @cached_property
+    def _asked(self) -> Array:
+        return np.array([item.target for item in self.targets])
+
+    @cached_property
+    def _means(self) -> Array:
+        return np.array([item.return_mean for item in self.targets])
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict of finite numbers: metrics, then what is needed to compute them again."""
+        interval, rate = self.alignment_error_interval, self.env_steps_per_s
+        return {
+            "targets": [
+                {
+                    "target": item.target,
+                    "return_mean": item.return_mean,
+                    "return_std": item.return_std,
+                    "length_mean": item.length_mean,
+                    "episodes": item.episodes,
+                    "returns": list(item.returns),
+                    "lengths": list(item.lengths),
+                }
+                for item in self.targets
+            ],
+            "alignment_error": self.alignment_error,
+            "alignment_error_relative": self.alignment_error_relative,
+            "per_episode_error": self.per_episode_error,
+            "spearman": self.spearman,
+            "normalized_score": self.normalized_score,
+            "env_steps": self.env_steps,
+            "env_steps_per_s": rate if rate is not None and math.isfinite(rate) else None,
+            "env": self.env,
+            "dataset": self.dataset,
+            "checkpoint": self.checkpoint,
+            "alignment_error_interval": [interval.low, interval.high],
+            "alignment_error_points": self.alignment_error_points,
+            "normalized_score_target": None if self.score_reference is None else self.highest.target,
+            "score_reference": None if self.score_reference is None else list(self.score_reference),
+            "score_note": self.score_note,
+            "data": None if self.data is None else self.data.to_json(),
+            "gradient_steps": self.gradient_steps,
+            "seed": self.seed,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EvaluationResult:
+        """Inverse of `to_json`; the metrics are computed again from the episodes.
+
+        Raises:
+            UserError: the dict is not one that `to_json` made.
+        """
+        try:
+            reference, data = values.get("score_reference"), values.get("data")
+            return cls(
+                targets=tuple(
+                    TargetResult(item["target"], tuple(item["returns"]), tuple(item["lengths"]))
+                    for item in values["targets"]
+                ),
+                env=values.get("env"),
+                dataset=values.get("dataset"),
+                checkpoint=values.get("checkpoint"),
+                env_steps=values.get("env_steps"),
+                env_steps_per_s=values.get("env_steps_per_s"),
+                score_reference=None if reference is None else (reference[0], reference[1]),
+                score_note=values.get("score_note"),
+                data=None if data is None else ReturnRange(**data),
+                gradient_steps=values.get("gradient_steps"),
+                seed=int(values.get("seed") or 0),
+                warnings=tuple(values.get("warnings") or ()),
+            )
+        except UserError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"not an evaluation result ({type(error).__name__}: {error}); "
+                "write it with rayrl-dt eval --json"
+            ) from error
+
+
+def blind_error(targets: Sequence[float]) -> float | None:
+    """Returns the relative error of a policy that always achieves the middle target, whatever it is asked.
+
+    No policy that ignores its target does better; 0.286 for seven equally spaced targets. None if the targets
+    do not span anything.
+    """
+    span = float(np.ptp(targets))
+    return float(np.mean(np.abs(np.subtract(targets, np.median(targets))))) / span if span > 0 else None

@@ -1,0 +1,189 @@
+"""Evaluating a policy network in this process, and turning rollouts into a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from rayrl_dt import envs
+from rayrl_dt.data.scores import ReferenceScore, reference_for
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
+from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, parse_targets
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.collector import Collector
+from rayrl_dt.seeding import derive_seed, torch_generator
+
+__all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
+
+
+def evaluate_model(
+    model: SequenceModel,
+    plan: TargetPlan,
+    *,
+    env: str | None = None,
+    episodes_per_target: int = 10,
+    sample_actions: bool = True,
+    precision: str = "fp32",
+    max_slots: int = 32,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Rollouts:
+    """Runs a policy on every target in one vector environment.
+
+    Args:
+        model: the policy network.
+        plan: target returns.
+        env: overrides the environment that the policy knows.
+        episodes_per_target: fixed quota.
+        sample_actions: draw discrete actions from the softmax; continuous ones are always deterministic.
+        precision: "fp32" or "bf16".
+        max_slots: environments at a time (at least one per target).
+        seed: of environments and sampled actions.
+        progress: called with the number of episodes that just ended.
+
+    Raises:
+        UserError: no environment is known, or its spaces differ from the policy's.
+    """
+    spec = model.spec
+    where = env or spec.env
+    if where is None:
+        raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
+    slots = plan_slots(
+        plan.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
+    )
+    vector: gym.vector.VectorEnv[Any, Any, Any] = envs.make_vector(where, len(slots))
+    try:
+        envs.check_spaces(
+            vector.single_observation_space,
+            vector.single_action_space,
+            spec.observation_space,
+            spec.action_space,
+        )
+        sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
+        actor = VectorActor(model, len(slots), sample=sample, precision=precision)
+        return run_slots(Collector(vector, actor, record=False), slots, progress=progress)
+    finally:
+        vector.close()
+
+
+def assemble(
+    rollouts: Rollouts,
+    plan: TargetPlan,
+    *,
+    env: str | None,
+    dataset: str | None,
+    reference: ReferenceScore | None,
+    score_note: str | None,
+    checkpoint: str | None = None,
+    gradient_steps: int | None = None,
+    seed: int = 0,
+) -> EvaluationResult:
+    """Groups episodes by target and attaches what a reader must know.
+
+    Args:
+        rollouts: evaluated episodes.
+        plan: the targets they were asked for.
+        env: environment id.
+        dataset: source id of the training data.
+        reference: scores to normalise with, or None.
+        score_note: where the reference comes from, or why there is none.
+        checkpoint: what was evaluated.
+        gradient_steps: behind the weights.
+        seed: of the bootstrap intervals.
+    """
+    groups = [[e for e in rollouts.episodes if e.target == target] for target in plan.targets]
+    return EvaluationResult(
+        targets=tuple(
+            TargetResult(target, tuple(e.episode_return for e in group), tuple(e.length for e in group))
+            for target, group in zip(plan.targets, groups, strict=True)
+        ),
+        env=env,
+        dataset=dataset,
+        checkpoint=checkpoint,
+        env_steps=rollouts.env_steps,
+        env_steps_per_s=rollouts.env_steps / rollouts.seconds if rollouts.seconds > 0 else None,
+        score_reference=None if reference is None else (reference.minimum, reference.maximum),
+        score_note=score_note,
+        data=plan.data,
+        gradient_steps=gradient_steps,
+        seed=seed,
+        warnings=plan.warnings,
+    )
+
+
+def evaluate_bundle(
+    path: str | os.PathLike[str],
+    *,
+    targets: str,
+    episodes_per_target: int,
+    env: str | None = None,
+    sample_actions: bool = True,
+    across_versions: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Evaluates the policy of a bundle, checkpoint or run folder.
+
+    Args:
+        path: where the policy is.
+        targets: as for `parse_targets`; quantiles come from the bundle, so the data set is not needed.
+        episodes_per_target: fixed quota.
+        env: overrides the policy's environment.
+        sample_actions: draw discrete actions from the softmax.
+        across_versions: normalise with scores of another version of the environment.
+        seed: of environments and sampled actions.
+        progress: called with (episodes done, episodes in total).
+
+    Raises:
+        UserError: there is no whole bundle, the targets cannot be read, or the environment does not fit.
+    """
+    # interop stands beside evaluation, above the model.
+    from rayrl_dt.interop.bundle import load_model, read_header
+
+    model, header = load_model(path), read_header(path)
+    spec = model.spec
+    known = spec.data_returns
+    data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
+    plan = parse_targets(targets, data=data)
+    total, done = len(plan.targets) * episodes_per_target, 0
+
+    def count(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if progress is not None:
+            progress(done, total)
+
+    rollouts = evaluate_model(
+        model,
+        plan,
+        env=env,
+        episodes_per_target=episodes_per_target,
+        sample_actions=sample_actions,
+        seed=seed,
+        progress=count,
+    )
+    env_id = _env_id(env or spec.env)
+    reference, note = reference_for(spec.dataset_info, env_id, across_versions=across_versions)
+    return assemble(
+        rollouts,
+        plan,
+        env=env_id,
+        dataset=spec.dataset,
+        reference=reference,
+        score_note=note,
+        checkpoint=str(path),
+        gradient_steps=header["gradient_steps"],
+        seed=seed,
+    )
+
+
+def _env_id(env: str | None) -> str | None:
+    """The id of an environment given as an id or as a specification in JSON."""
+    return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

@@ -1,0 +1,119 @@
+"""Evaluating a policy on many targets in one vectorised run, with a fixed quota of episodes per slot.
+
+Counting whichever episodes finish first would favour short ones. Here each slot of the vector environment
+holds one target and runs exactly its quota; a slot that is done idles, and is left out of the forward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayrl_dt.policy.collector import Collector
+from rayrl_dt.seeding import derive_seed
+
+__all__ = ["EpisodeRecord", "Rollouts", "Slot", "plan_slots", "run_slots"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one slot of the vector environment has to do.
+
+    Attributes:
+        target: raw target return.
+        episodes: how many episodes to run.
+        seed: seed of the slot's first reset; later episodes continue its stream.
+    """
+
+    target: float
+    episodes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One evaluated episode: target and achieved return (raw), and its length in steps."""
+
+    target: float
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Evaluated episodes and what they cost.
+
+    Attributes:
+        episodes: in the order of the slots, so that the result does not depend on timing.
+        env_steps: transitions.
+        seconds: wall time.
+    """
+
+    episodes: tuple[EpisodeRecord, ...]
+    env_steps: int
+    seconds: float
+
+
+def plan_slots(
+    targets: Sequence[float], episodes_per_target: int, *, max_slots: int, seed: int
+) -> list[Slot]:
+    """Divides the episodes among slots: as many slots per target as fit, quotas as equal as they can be.
+
+    Args:
+        targets: raw target returns; each gets at least one slot, even past `max_slots`.
+        episodes_per_target: at least 1.
+        max_slots: slots wanted in total.
+        seed: slot seeds derive from it. The j-th slots of all targets start from the same state (common
+            random numbers make the targets comparable).
+    """
+    share = max(1, min(episodes_per_target, max_slots // max(1, len(targets))))
+    quota, extra = divmod(episodes_per_target, share)
+    return [
+        Slot(
+            target=float(target),
+            episodes=quota + (j < extra),
+            seed=derive_seed(seed, "evaluation", j) % 2**31,
+        )
+        for target in targets
+        for j in range(share)
+    ]
+
+
+def run_slots(
+    collector: Collector,
+    slots: Sequence[Slot],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Rollouts:
+    """Runs every slot's quota.
+
+    Args:
+        collector: has as many slots as `slots`; it is reset.
+        slots: from `plan_slots`.
+        progress: called with the number of episodes that just ended.
+    """
+    begin = time.perf_counter()
+    steps_before = collector.env_steps
+    left = np.array([slot.episodes for slot in slots])
+    records: list[list[EpisodeRecord]] = [[] for _ in slots]
+    collector.targets = np.array([slot.target for slot in slots])
+    collector.active = left > 0
+    collector.reset(seed=[slot.seed for slot in slots])
+    while collector.active.any():
+        for episode in collector.step():
+            records[episode.slot].append(
+                EpisodeRecord(episode.target, episode.episode_return, episode.length)
+            )
+            left[episode.slot] -= 1
+            if left[episode.slot] == 0:
+                collector.active[episode.slot] = False
+            if progress is not None:
+                progress(1)
+    return Rollouts(
+        episodes=tuple(record for slot in records for record in slot),
+        env_steps=collector.env_steps - steps_before,
+        seconds=time.perf_counter() - begin,
+    )

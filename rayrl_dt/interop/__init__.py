@@ -1,0 +1,1 @@
+"""Policies as files: our bundle, and Hugging Face checkpoints."""

@@ -1,0 +1,230 @@
+"""Decision Transformers to and from Hugging Face's `DecisionTransformerModel`.
+
+Their trunk keeps GPT-2's position table and reads its row 0 at every token (all position ids are 0), right
+after the embedding's LayerNorm: importing folds that row into the LayerNorm's bias, exporting writes zeros.
+Their projections are GPT-2 `Conv1D`, whose weights are transposed.
+
+Their checkpoints hold no observation statistics and no return scale. An export carries ours in `policy.json`;
+an import of a foreign checkpoint has to be told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import load_weights
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.types import Normaliser
+
+__all__ = ["export_huggingface", "import_huggingface", "to_huggingface"]
+
+_SPEC = "policy.json"
+# What our trunk does, where theirs has a choice.
+_SETTINGS = {
+    "action_tanh": True,
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+
+
+def export_huggingface(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:
+    """Writes a checkpoint that `DecisionTransformerModel.from_pretrained` loads, plus our `policy.json`.
+
+    Raises:
+        UserError: the policy is not a continuous Decision Transformer, or transformers is not installed.
+    """
+    target = Path(folder)
+    to_huggingface(model).save_pretrained(target)
+    (target / _SPEC).write_text(json.dumps({"spec": model.spec.to_json()}, indent=2))
+    return target
+
+
+def to_huggingface(model: SequenceModel) -> Any:
+    """Returns an equal `transformers.DecisionTransformerModel`, in eval mode.
+
+    It takes *normalised* observations and *scaled* returns-to-go, and gives actions in [-1, 1].
+    """
+    transformers = _transformers()
+    spec = model.spec
+    if spec.model.backbone != "dt" or spec.discrete:
+        raise UserError(
+            f"Hugging Face has no model for backbone {spec.model.backbone!r} with "
+            f"{'discrete' if spec.discrete else 'continuous'} actions; export a bundle instead "
+            "(--format bundle)"
+        )
+    width = spec.model.embed_dim
+    config = transformers.DecisionTransformerConfig(
+        state_dim=(spec.observation_space.shape or (1,))[0],
+        act_dim=spec.action_size,
+        hidden_size=width,
+        max_ep_len=spec.model.max_episode_steps,
+        action_tanh=True,
+        n_layer=spec.model.num_layers,
+        n_head=spec.model.num_heads,
+        n_inner=4 * width,
+        activation_function=spec.model.activation,
+        resid_pdrop=spec.model.dropout,
+        embd_pdrop=spec.model.dropout,
+        attn_pdrop=spec.model.dropout,
+        vocab_size=1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = transformers.DecisionTransformerModel(config).eval()
+    ours = model.state_dict()
+    state = theirs.state_dict()
+    for our_name, their_name, transposed in _names(spec.model.num_layers):
+        value = ours[our_name]
+        state[their_name] = (value.t() if transposed else value).clone()
+    state["encoder.wpe.weight"] = torch.zeros_like(state["encoder.wpe.weight"])
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def import_huggingface(
+    path: str | os.PathLike[str],
+    *,
+    context_length: int = 20,
+    normaliser: Normaliser | None = None,
+    return_scale: float | None = None,
+    env: str | None = None,
+    action_space: gym.spaces.Box | None = None,
+    data_returns: dict[str, float] | None = None,
+) -> SequenceModel:
+    """Loads a Hugging Face Decision Transformer as a policy network.
+
+    Args:
+        path: local folder with `config.json` and the weights.
+        context_length: K; their checkpoints do not record it.
+        normaliser: statistics of the observations that the model was trained on.
+        return_scale: what returns were divided by.
+        env: environment id, for the record.
+        action_space: the environment's; None for [-1, 1].
+        data_returns: quantiles of the training returns, for default targets; None if unknown.
+
+    Raises:
+        UserError: statistics are neither given nor beside the checkpoint, or the checkpoint cannot be read.
+    """
+    transformers = _transformers()
+    folder = Path(path)
+    try:
+        theirs, report = transformers.DecisionTransformerModel.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} is not a Hugging Face Decision Transformer ({_first_line(error)})"
+        ) from error
+    if report["missing_keys"]:
+        # transformers only warns, and makes up random weights.
+        name = min(report["missing_keys"])
+        raise UserError(f"{folder} is not a Hugging Face Decision Transformer ({name} is missing)")
+    config = theirs.config
+    for setting, wanted in _SETTINGS.items():
+        if getattr(config, setting) != wanted:
+            raise UserError(
+                f"{folder} has {setting}={getattr(config, setting)}; only models with {setting}={wanted} can "
+                "be imported"
+            )
+    if (folder / _SPEC).exists():
+        spec = _read_spec(folder / _SPEC)
+    elif normaliser is None or return_scale is None:
+        raise UserError(
+            f"{folder} holds no observation statistics; pass normaliser= and return_scale= of its training "
+            "data (Normaliser.fit(load_dataset(...).observations))"
+        )
+    else:
+        bounds = action_space or gym.spaces.Box(-1.0, 1.0, (config.act_dim,), np.float32)
+        spec = PolicySpec(
+            model=ModelConfig(
+                backbone="dt",
+                context_length=context_length,
+                embed_dim=config.hidden_size,
+                num_layers=config.n_layer,
+                num_heads=config.n_head,
+                dropout=config.resid_pdrop,
+                activation=config.activation_function,
+                head="deterministic",
+                target_rule="decrement",
+                max_episode_steps=config.max_ep_len,
+            ),
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
+            action_space=bounds,
+            action_low=tuple(bounds.low.tolist()),
+            action_high=tuple(bounds.high.tolist()),
+            normaliser=normaliser,
+            return_scale=return_scale,
+            env=env,
+            dataset=f"huggingface:{folder.name}",
+            data_returns=data_returns or {},
+        )
+    spec.model.validate()
+    if config.n_inner not in (None, 4 * config.hidden_size):
+        raise UserError(f"{folder} has n_inner {config.n_inner}; only 4 x hidden_size can be imported")
+    model = SequenceModel(spec)
+    state = theirs.state_dict()
+    weights: dict[str, Tensor] = dict(model.named_buffers())
+    for our_name, their_name, transposed in _names(config.n_layer):
+        value = state[their_name]
+        weights[our_name] = (value.t() if transposed else value).clone()
+    weights["trunk.embed_norm.bias"] = weights["trunk.embed_norm.bias"] + state["encoder.wpe.weight"][0]
+    load_weights(model, weights, source=str(folder))
+    return model.eval()
+
+
+def _read_spec(path: Path) -> PolicySpec:
+    try:
+        return PolicySpec.from_json(json.loads(path.read_text())["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a whole policy ({error!r}); export the policy again") from error
+
+
+def _names(layers: int) -> Iterator[tuple[str, str, bool]]:
+    """Yields (our name, their name, whether theirs is transposed) of every shared tensor."""
+    for ours, theirs in (
+        ("trunk.embed_return", "embed_return"),
+        ("trunk.embed_observation", "embed_state"),
+        ("trunk.embed_action", "embed_action"),
+        ("trunk.embed_norm", "embed_ln"),
+        ("trunk.final_norm", "encoder.ln_f"),
+        ("head", "predict_action.0"),
+    ):
+        yield f"{ours}.weight", f"{theirs}.weight", False
+        yield f"{ours}.bias", f"{theirs}.bias", False
+    yield "trunk.embed_timestep.weight", "embed_timestep.weight", False
+    for layer in range(layers):
+        for ours, theirs, transposed in (
+            ("norm_attention", "ln_1", False),
+            ("attention.qkv", "attn.c_attn", True),
+            ("attention.out", "attn.c_proj", True),
+            ("norm_mlp", "ln_2", False),
+            ("expand", "mlp.c_fc", True),
+            ("contract", "mlp.c_proj", True),
+        ):
+            yield f"trunk.blocks.{layer}.{ours}.weight", f"encoder.h.{layer}.{theirs}.weight", transposed
+            yield f"trunk.blocks.{layer}.{ours}.bias", f"encoder.h.{layer}.{theirs}.bias", False
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("Hugging Face support needs the extra: pip install 'rayrl_dt[hf]'") from error
+    return transformers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

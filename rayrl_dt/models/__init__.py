@@ -1,0 +1,1 @@
+"""The networks: blocks, encoders, trunks, and the model that wraps them."""

@@ -1,0 +1,103 @@
+"""The Decision Transformer trunk, with or without return tokens, and the MLP of behaviour cloning.
+
+A trunk turns normalised inputs into features from which the action of each step is read. The same class is
+Decision Transformer (tokens R, s, a; Chen et al. 2021, section 3) and transformer BC (tokens s, a).
+
+Differences from the released code: pads are masked rather than filled with -10; the prediction heads for
+states and returns, which the paper's loss never trains, are left out; the last block computes only the tokens
+that are read. Timesteps past the table share its last row, as there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rayrl_dt.models.blocks import Block, attention_bias
+from rayrl_dt.models.dropout import Dropout, DropoutSource
+from rayrl_dt.models.encoders import TrunkInputs, action_encoder, observation_encoder
+from rayrl_dt.models.spec import PolicySpec
+
+__all__ = ["MLPTrunk", "TransformerTrunk"]
+
+
+class TransformerTrunk(nn.Module):
+    """GPT-2 body over the tokens of K steps; features are read at the state tokens.
+
+    Args:
+        spec: the policy's specification.
+        with_returns: whether steps carry a return token.
+        source: random source of the dropout layers.
+    """
+
+    def __init__(self, spec: PolicySpec, *, with_returns: bool, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        width = model.embed_dim
+        self.with_returns = with_returns
+        self.tokens_per_step = 3 if with_returns else 2
+        self.embed_return = nn.Linear(1, width) if with_returns else None
+        self.embed_observation = observation_encoder(spec, width)
+        self.embed_action = action_encoder(spec, width)
+        assert model.max_episode_steps is not None
+        self.embed_timestep = nn.Embedding(model.max_episode_steps, width)
+        self.embed_norm = nn.LayerNorm(width)
+        self.embed_dropout = Dropout(model.dropout, source)
+        self.blocks = nn.ModuleList(
+            Block(width, model.num_heads, model.dropout, model.activation, source)
+            for _ in range(model.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width)
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        table = self.embed_timestep
+        position = table(inputs.timesteps.clamp(max=table.num_embeddings - 1))
+        tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
+        if self.embed_return is not None:
+            tokens.insert(0, self.embed_return(inputs.returns_to_go))
+        x = (torch.stack(tokens, dim=2) + position[:, :, None]).flatten(1, 2)
+        # The last action token is seen by nobody: its action is what is asked for.
+        x = self.embed_dropout(self.embed_norm(x))
+        bias = attention_bias(inputs.mask, x.shape[1], self.tokens_per_step, x)
+        state = self.tokens_per_step - 2
+        begin = x.shape[1] - 2 if last_only else state
+        read = slice(begin, x.shape[1], self.tokens_per_step)
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        features: Tensor = self.final_norm(self.blocks[-1](x, bias, read))
+        return features
+
+
+class MLPTrunk(nn.Module):
+    """The MLP of behaviour cloning: the last K normalised observations, concatenated.
+
+    Layer sizes and dropout as in Decision Transformer's Gym baseline (Linear, then L-1 times ReLU, dropout,
+    Linear).
+    """
+
+    def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        size = 1
+        for extent in spec.observation_space.shape or ():
+            size *= extent
+        layers: list[nn.Module] = [nn.Linear(model.context_length * size, model.embed_dim)]
+        for _ in range(model.num_layers - 1):
+            layers += [
+                nn.ReLU(),
+                Dropout(model.dropout, source),
+                nn.Linear(model.embed_dim, model.embed_dim),
+            ]
+        self.layers = nn.Sequential(*layers, nn.ReLU(), Dropout(model.dropout, source))
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, 1, d)` for the window's last step, whatever `last_only` says."""
+        del last_only
+        features: Tensor = self.layers(inputs.observations.flatten(1))
+        return features[:, None]

@@ -1,0 +1,155 @@
+"""The policy network: normalisation, trunk and head in one module; raw units outside, model units inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.decision_transformer import MLPTrunk, TransformerTrunk
+from rayrl_dt.models.dropout import DropoutSource
+from rayrl_dt.models.encoders import TrunkInputs
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.types import Window
+
+__all__ = ["SequenceModel", "check_architecture"]
+
+_TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], nn.Module]] = {
+    "dt": lambda spec, source: TransformerTrunk(spec, with_returns=True, source=source),
+    "no-return": lambda spec, source: TransformerTrunk(spec, with_returns=False, source=source),
+    "mlp": lambda spec, source: MLPTrunk(spec, source=source),
+}
+
+
+class SequenceModel(nn.Module):
+    """A return-conditioned policy over context windows.
+
+    Inputs are raw windows; outputs are in head units: actions in [-1, 1] after tanh, or logits.
+
+    Attributes:
+        spec: what the model is made of.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_middle: Tensor
+    action_half: Tensor
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self._dropout_source = DropoutSource()
+        self.trunk = _TRUNKS[spec.model.backbone](spec, self._dropout_source)
+        self.head = nn.Linear(spec.model.embed_dim, spec.action_size)
+        # Buffers, so that a checkpoint of the weights alone still acts right.
+        self.register_buffer("observation_mean", torch.as_tensor(spec.normaliser.mean))
+        self.register_buffer("observation_std", torch.as_tensor(spec.normaliser.std))
+        low, high = (
+            np.array(bound, spec.action_space.dtype) for bound in (spec.action_low, spec.action_high)
+        )
+        self._action_bounds = low, high
+        middle, half = (low.astype(np.float64) + high) / 2, (high.astype(np.float64) - low) / 2
+        self.register_buffer("action_middle", torch.tensor(middle, dtype=torch.float32))
+        self.register_buffer("action_half", torch.tensor(half, dtype=torch.float32))
+
+    def reseed(self, seed: int) -> None:
+        """Makes the dropout masks of the next training forward a function of `seed`."""
+        self._dropout_source.reseed(seed)
+
+    def forward(self, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
+        """Predicts the action of each step.
+
+        Args:
+            window: raw window of K steps; the action in the last slot is not read.
+            last_only: compute the last step only (acting).
+
+        Returns:
+            `(B, P, A)` actions in [-1, 1] or `(B, P, n)` logits, for the last P steps of the window: P is 1
+            with `last_only` and for the MLP, else K.
+        """
+        outputs: Tensor = self.head(self.trunk(self.inputs(window), last_only=last_only))
+        return outputs if self.spec.discrete else torch.tanh(outputs)
+
+    def inputs(self, window: Window[Tensor]) -> TrunkInputs:
+        """Converts a raw window to model units; padding becomes zero in model units."""
+        mask = None if bool(window.mask.all()) else window.mask
+        dtype = self.head.weight.dtype
+        actions = self.to_model_actions(window.actions)
+        if self.spec.discrete:
+            # The unread last slot holds 0 while acting, which need not be an action.
+            actions = actions.clamp(0, self.spec.action_size - 1)
+        return TrunkInputs(
+            returns_to_go=_blank((window.returns_to_go / self.spec.return_scale).to(dtype), mask),
+            observations=_blank(
+                ((window.observations - self.observation_mean) / self.observation_std).to(dtype), mask
+            ),
+            actions=_blank(actions, mask),
+            timesteps=_blank(window.timesteps, mask),
+            mask=mask,
+        )
+
+    def to_model_actions(self, actions: Tensor) -> Tensor:
+        """Converts environment actions to indices from 0, or to [-1, 1] (clipped).
+
+        What padding holds, for instance 0, need not be an index.
+        """
+        if isinstance(self.spec.action_space, gym.spaces.Discrete):
+            return actions - int(self.spec.action_space.start)
+        scaled = (actions - self.action_middle) / self.action_half
+        return scaled.clamp(-1.0, 1.0).to(self.head.weight.dtype)
+
+    def to_env_actions(
+        self, outputs: Tensor, *, sample: torch.Generator | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Converts head outputs `(B, A or n)` to environment actions `(B, A)` or `(B,)`.
+
+        Args:
+            outputs: of one step.
+            sample: draw discrete actions from the softmax with this generator; None takes the most likely.
+        """
+        if isinstance(self.spec.action_space, gym.spaces.Discrete):
+            if sample is None:
+                index = outputs.argmax(dim=-1)
+            else:
+                probabilities = outputs.float().softmax(dim=-1).cpu()
+                index = torch.multinomial(probabilities, 1, generator=sample)[:, 0]
+            return index.cpu().numpy() + int(self.spec.action_space.start)
+        values = (outputs.float() * self.action_half + self.action_middle).cpu().numpy()
+        low, high = self._action_bounds
+        # Rounding may step over a bound.
+        actions: np.ndarray[Any, Any] = np.clip(values.astype(low.dtype), low, high)
+        return actions
+
+
+def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns `(B, K, ...)` with zeros at padding, whatever it held; NaN times 0 would stay NaN."""
+    if mask is None:
+        return values
+    return values.masked_fill(~mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())), 0)
+
+
+def check_architecture(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
+    """Checks that two state dicts have the same names and shapes.
+
+    Args:
+        expected: the network's own.
+        found: what is about to be loaded, as tensors or arrays.
+        source: where that comes from, for the message.
+
+    Raises:
+        UserError: a tensor is missing, superfluous or of another shape.
+    """
+    own = {name: tuple(np.shape(value)) for name, value in expected.items()}
+    other = {name: tuple(np.shape(value)) for name, value in found.items()}
+    if own == other:
+        return
+    name = next(n for n in sorted({*own, *other}) if own.get(n) != other.get(n))
+    raise UserError(
+        f"{source} holds another architecture: {name} is {other.get(name, 'absent')} there and "
+        f"{own.get(name, 'absent')} in the model; use the model_config that it was trained with"
+    )

@@ -1,0 +1,267 @@
+"""What a policy is made of, as plain data: enough to rebuild it anywhere, with no pickle and no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from rayrl_dt.data import spaces_json
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.types import Normaliser
+
+__all__ = ["BACKBONES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
+
+BACKBONES = ("dt", "no-return", "mlp")
+HEADS = ("auto", "deterministic", "categorical")
+TARGET_RULES = ("auto", "decrement", "constant")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The user's choices (`rl_module.model_config` of a config file).
+
+    Attributes:
+        backbone: "dt" (return, state and action tokens), "no-return" (transformer BC: state and action
+            tokens), "mlp" (BC on the last `context_length` states).
+        context_length: K, steps that the policy sees.
+        embed_dim: width d of the tokens, or of the MLP's hidden layers.
+        num_layers: transformer blocks, or hidden layers of the MLP.
+        num_heads: attention heads; divides `embed_dim`.
+        dropout: probability on embeddings, attention weights and residual branches.
+        activation: "relu" or "gelu".
+        head: "deterministic" (tanh) for continuous actions, "categorical" for discrete ones, "auto".
+        target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), or
+            "auto": constant exactly when the training rewards were delayed.
+        max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
+            environment's limit if that is longer. Later steps share the last embedding.
+    """
+
+    backbone: str = "dt"
+    context_length: int = 20
+    embed_dim: int = 128
+    num_layers: int = 3
+    num_heads: int = 1
+    dropout: float = 0.1
+    activation: str = "relu"
+    head: str = "auto"
+    target_rule: str = "auto"
+    max_episode_steps: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Builds the config from a dict; unknown keys are refused with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"rl_module.model_config has no key {key!r}.{suggest(key, known)}")
+        return cls(**values)
+
+    def validate(self) -> None:
+        """Raises UserError for a value that cannot work, naming the allowed ones."""
+        for name, allowed in (
+            ("backbone", BACKBONES),
+            ("head", HEADS),
+            ("target_rule", TARGET_RULES),
+            ("activation", ("relu", "gelu")),
+        ):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise UserError(f"model_config.{name} is {value!r}.{suggest(value, allowed)}")
+        for name in ("context_length", "embed_dim", "num_layers", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"model_config.{name} is {value!r}; it must be a whole number of at least 1")
+        limit = self.max_episode_steps
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise UserError(
+                f"model_config.max_episode_steps is {limit!r}; it must be a whole number of at least 1, "
+                "or null"
+            )
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model_config.dropout is {self.dropout!r}; it must be a number in [0, 1)")
+        if self.embed_dim % self.num_heads:
+            raise UserError(
+                f"model_config.embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; "
+                "choose a width that the heads divide"
+            )
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A resolved policy: the model's choices plus what it learnt about its data. JSON round-trips.
+
+    Attributes:
+        model: the model's choices, with no "auto" left.
+        observation_space: of one step.
+        action_space: of one step.
+        action_low: `(A,)` action that a head output of -1 stands for; empty if discrete.
+        action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
+        normaliser: observation statistics.
+        return_scale: raw returns are divided by it before they enter the model.
+        env: specification of the environment as JSON, or its id, or None if unknown.
+        dataset: source id of the training data.
+        data_returns: `min, p5, p50, p95, max, mean` of the training returns (raw); empty if unknown.
+        collected_in: specification of the environment that the data was collected in, as JSON, if known.
+        metadata: of the data set (author, reference scores, library versions).
+    """
+
+    model: ModelConfig
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    normaliser: Normaliser
+    return_scale: float
+    env: str | None
+    dataset: str
+    data_returns: dict[str, float]
+    collected_in: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dataset_info(self) -> DatasetInfo:
+        """Where the training data came from."""
+        return DatasetInfo(
+            source=self.dataset,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            env_spec=None if self.collected_in is None else EnvSpec.from_json(self.collected_in),
+            metadata=self.metadata,
+        )
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return isinstance(self.action_space, gym.spaces.Discrete)
+
+    @property
+    def action_size(self) -> int:
+        """A, or the number of discrete actions."""
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return int(self.action_space.n)
+        return len(self.action_low)
+
+    @classmethod
+    def from_store(
+        cls, model: ModelConfig, store: TrajectoryStore, *, return_scale: float | None, env: str | None = None
+    ) -> PolicySpec:
+        """Resolves every "auto" from the data.
+
+        Args:
+            model: the user's choices.
+            store: training data, before any filter (statistics come from all of it).
+            return_scale: None for the power of ten below the largest absolute return.
+            env: overrides the data set's own environment.
+
+        Raises:
+            UserError: the head does not fit the action space, or a value is out of range.
+        """
+        model.validate()
+        space = store.info.action_space
+        discrete = isinstance(space, gym.spaces.Discrete)
+        head = "categorical" if discrete else "deterministic"
+        if model.head not in ("auto", head):
+            raise UserError(
+                f"model_config.head is {model.head!r}, but the actions of {store.info.source} are {space}; "
+                f"use {head!r} or 'auto'"
+            )
+        rule = "constant" if store.delayed_reward else "decrement"
+        spec = store.info.env_spec
+        limit = max(int(store.lengths.max()), (spec.max_episode_steps or 0) if spec else 0)
+        low, high = ((), ()) if discrete else _action_bounds(store)
+        returns = store.episode_returns
+        scale = return_scale if return_scale is not None else _default_scale(returns)
+        if not np.isfinite(scale) or scale <= 0:
+            raise UserError(f"training.return_scale is {scale}; it must be a positive number")
+        quantiles = np.percentile(returns, [5, 50, 95])
+        return cls(
+            model=ModelConfig(
+                **{
+                    **asdict(model),
+                    "head": head,
+                    "target_rule": rule if model.target_rule == "auto" else model.target_rule,
+                    "max_episode_steps": model.max_episode_steps or limit,
+                }
+            ),
+            observation_space=store.info.observation_space,
+            action_space=space,
+            action_low=low,
+            action_high=high,
+            normaliser=store.normaliser,
+            return_scale=float(scale),
+            env=env if env is not None else (None if spec is None else spec.to_json()),
+            dataset=store.info.source,
+            data_returns={
+                "min": float(returns.min()),
+                "p5": float(quantiles[0]),
+                "p50": float(quantiles[1]),
+                "p95": float(quantiles[2]),
+                "max": float(returns.max()),
+                "mean": float(returns.mean()),
+            },
+            collected_in=None if spec is None else spec.to_json(),
+            metadata=dict(store.info.metadata),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return {
+            "model": asdict(self.model),
+            "observation_space": spaces_json.to_json(self.observation_space),
+            "action_space": spaces_json.to_json(self.action_space),
+            "action_low": list(self.action_low),
+            "action_high": list(self.action_high),
+            "normaliser": {"mean": self.normaliser.mean.tolist(), "std": self.normaliser.std.tolist()},
+            "return_scale": self.return_scale,
+            "env": self.env,
+            "dataset": self.dataset,
+            "data_returns": self.data_returns,
+            "collected_in": self.collected_in,
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> PolicySpec:
+        """Inverse of `to_json`."""
+        normaliser = values["normaliser"]
+        return cls(
+            model=ModelConfig.from_dict(values["model"]),
+            observation_space=spaces_json.from_json(values["observation_space"]),
+            action_space=spaces_json.from_json(values["action_space"]),
+            action_low=tuple(values["action_low"]),
+            action_high=tuple(values["action_high"]),
+            normaliser=Normaliser(
+                np.array(normaliser["mean"], np.float32), np.array(normaliser["std"], np.float32)
+            ),
+            return_scale=float(values["return_scale"]),
+            env=values["env"],
+            dataset=values["dataset"],
+            data_returns=dict(values["data_returns"]),
+            collected_in=values["collected_in"],
+            metadata=dict(values["metadata"]),
+        )
+
+
+def _action_bounds(store: TrajectoryStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The space's bounds; where it has none, the range of the data (a tanh head needs some)."""
+    space = store.info.action_space
+    assert isinstance(space, gym.spaces.Box)
+    if space.shape is None or len(space.shape) != 1:
+        raise UserError(f"actions of shape {space.shape} are not supported; flatten them to one dimension")
+    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        low = np.where(np.isfinite(low), low, store.actions.min(axis=0))
+        high = np.where(np.isfinite(high), high, store.actions.max(axis=0))
+    high = np.where(high > low, high, low + 1.0)
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def _default_scale(returns: np.ndarray[Any, Any]) -> float:
+    """The power of ten below the largest absolute return: 1000 for Hopper, 1 for success or not."""
+    largest = float(np.abs(returns).max())
+    return 10.0 ** np.floor(np.log10(largest)) if largest > 0 else 1.0

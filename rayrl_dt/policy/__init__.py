@@ -1,0 +1,1 @@
+"""Acting: context windows, vectorised actors, collectors, and the single-environment policy."""

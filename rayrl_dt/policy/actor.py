@@ -1,0 +1,110 @@
+"""Acting in N environments at once: context, target rule, one batched forward."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayrl_dt.data.returns import next_return_to_go
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.context import ContextBuffer
+from rayrl_dt.precision import autocast
+
+__all__ = ["VectorActor"]
+
+Array = np.ndarray[Any, Any]
+
+
+class VectorActor:
+    """Acts for `slots` environments, each with its own target return.
+
+    Args:
+        model: the policy network; put into eval mode.
+        slots: N.
+        sample: generator for discrete actions drawn from the softmax; None takes the most likely.
+        context_length: steps to act on, at most the model's K; None for K.
+        precision: "fp32" or "bf16" (autocast).
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        slots: int,
+        *,
+        sample: torch.Generator | None = None,
+        context_length: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        spec = model.spec
+        self.model = model.eval()
+        self.slots = slots
+        self.sample = sample
+        self.precision = precision
+        space = spec.observation_space
+        self._context = ContextBuffer(
+            slots,
+            min(context_length or spec.model.context_length, spec.model.context_length),
+            observation_shape=space.shape or (),
+            observation_dtype=np.uint8 if space.dtype == np.uint8 else np.float32,
+            action_shape=() if spec.discrete else (spec.action_size,),
+            action_dtype=np.int64 if spec.discrete else np.float32,
+        )
+        self._return_to_go = np.zeros(slots, np.float64)
+        self._timestep = np.zeros(slots, np.int64)
+        self._delayed = spec.model.target_rule == "constant"
+        self._device = next(model.parameters()).device
+        self._actions = np.zeros(
+            (slots,) if spec.discrete else (slots, spec.action_size),
+            spec.action_space.dtype,
+        )
+
+    @property
+    def returns_to_go(self) -> Array:
+        """`(N,)` raw return-to-go of each slot at its newest step."""
+        return self._return_to_go
+
+    def act(
+        self,
+        observations: Array,
+        rewards: Array,
+        starting: Array,
+        targets: Array,
+        active: Array | None = None,
+    ) -> Array:
+        """Takes the newest observations and returns the actions to execute.
+
+        Args:
+            observations: `(N, *obs)`.
+            rewards: `(N,)` raw rewards that came with the observations; ignored where `starting`.
+            starting: `(N,)` bool, True where the observation is the first of an episode.
+            targets: `(N,)` raw target return of the episodes that start.
+            active: `(N,)` bool, the slots that need an action; None for all. Others get their last action.
+
+        Returns:
+            `(N, A)` or `(N,)` actions in environment units.
+        """
+        if starting.any():
+            self._context.clear(starting)
+        self._return_to_go = np.where(
+            starting, targets, next_return_to_go(self._return_to_go, rewards, delayed=self._delayed)
+        )
+        self._timestep = np.where(starting, 0, self._timestep + 1)
+        self._context.append(self._return_to_go, observations, self._timestep)
+        rows = None if active is None or active.all() else np.flatnonzero(active)
+        if rows is not None and len(rows) == 0:
+            return self._actions
+        window = self._context.window(rows).to_torch(self._device)
+        reduced = autocast(self._device, self.precision) if self.precision == "bf16" else nullcontext()
+        with torch.no_grad(), reduced:
+            outputs = self.model(window, last_only=True)[:, -1]
+        actions = self.model.to_env_actions(outputs, sample=self.sample)
+        if rows is None:
+            self._actions = actions
+        else:
+            self._actions = self._actions.copy()
+            self._actions[rows] = actions
+        self._context.set_actions(self._actions)
+        return self._actions

@@ -1,0 +1,154 @@
+"""Stepping N environments with one actor, and handing out whole episodes.
+
+Training rollouts and evaluation share this loop. Gymnasium's vector environments reset a finished slot on the
+*next* step (`AutoresetMode.NEXT_STEP`): that step ignores the action and returns the first observation with
+reward 0. It is not a transition, and is never counted or recorded as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.types import Trajectory
+
+__all__ = ["Collector", "FinishedEpisode"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class FinishedEpisode:
+    """An episode that just ended.
+
+    Attributes:
+        slot: the vector environment's slot it ran in.
+        target: the target return it was asked for (raw).
+        episode_return: raw undiscounted return.
+        length: steps.
+        trajectory: the steps, if the collector records them.
+    """
+
+    slot: int
+    target: float
+    episode_return: float
+    length: int
+    trajectory: Trajectory | None
+
+
+class Collector:
+    """Runs an actor in a vector environment, one vector step at a time.
+
+    Args:
+        env: vector environment with NEXT_STEP autoreset (Gymnasium's default).
+        actor: acts for as many slots as the environment has.
+        record: keep the steps of running episodes, so that finished ones come as trajectories.
+
+    Attributes:
+        targets: `(N,)` raw target return given to episodes that start; assign to change.
+        active: `(N,)` bool, the slots that are acted for; the others idle and count for nothing.
+        env_steps: transitions so far in active slots.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], actor: VectorActor, *, record: bool) -> None:
+        mode = env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
+        if mode != gym.vector.AutoresetMode.NEXT_STEP:
+            raise UserError(f"vector environments must reset on the next step; this one has mode {mode}")
+        slots = env.num_envs
+        self.env = env
+        self.actor = actor
+        self.record = record
+        self.targets = np.zeros(slots, np.float64)
+        self.active = np.ones(slots, bool)
+        self.env_steps = 0
+        self._observations: Array = np.zeros(0)
+        self._rewards = np.zeros(slots, np.float64)
+        self._starting = np.ones(slots, bool)
+        self._resetting = np.zeros(slots, bool)
+        self._asked = np.zeros(slots, np.float64)
+        self._return = np.zeros(slots, np.float64)
+        self._length = np.zeros(slots, np.int64)
+        self._first = np.zeros(slots, np.int64)  # index into the history of each slot's first step
+        self._history: list[tuple[Array, Array, Array]] = []
+
+    def reset(self, *, seed: int | list[int | None] | None = None) -> None:
+        """Starts every slot afresh; running episodes are dropped."""
+        # Gymnasium's base class declares less than its vector environments take: a seed per slot.
+        observations, _ = self.env.reset(seed=seed)  # type: ignore[arg-type]
+        self._observations = np.array(observations)
+        self._starting[:] = True
+        self._resetting[:] = False
+        self._history.clear()
+
+    def step(self) -> list[FinishedEpisode]:
+        """Acts once in every slot and returns the episodes that ended.
+
+        Raises:
+            UserError: the environment returned a NaN or infinite observation or reward.
+        """
+        starting, live = self._starting, ~self._resetting
+        self._asked[starting] = self.targets[starting]
+        self._return[starting] = 0.0
+        self._length[starting] = 0
+        self._first[starting] = len(self._history)
+        acting = live & self.active
+        actions = self.actor.act(self._observations, self._rewards, starting, self.targets, acting)
+        observations, rewards, terminated, truncated, _ = self.env.step(actions)
+        # Vector environments may hand out the same buffers at every step.
+        observations, rewards = np.array(observations), np.array(rewards, np.float64)
+        counted = self.active
+        if not (np.isfinite(rewards[counted]).all() and np.isfinite(observations[counted]).all()):
+            raise UserError(
+                f"environment {self._env_name()} returned NaN or infinite values; check its physics and its "
+                "reward"
+            )
+        if self.record:
+            self._history.append((self._observations, np.array(actions), rewards))
+        self._return[live] += rewards[live]
+        self._length += live
+        self.env_steps += int(acting.sum())
+        ended = (terminated | truncated) & live
+        self._observations = observations
+        finished = [
+            FinishedEpisode(
+                slot=slot,
+                target=float(self._asked[slot]),
+                episode_return=float(self._return[slot]),
+                length=int(self._length[slot]),
+                trajectory=self._cut(slot, bool(terminated[slot])) if self.record else None,
+            )
+            for slot in np.flatnonzero(ended & self.active).tolist()
+        ]
+        self._rewards, self._starting, self._resetting = rewards, self._resetting, ended
+        if self.record:
+            self._forget()
+        return finished
+
+    def _env_name(self) -> str:
+        """The environment's id where it has one; vector environments made by hand know only their parts'."""
+        single = getattr(self.env, "envs", [None])[0]
+        spec = self.env.spec or getattr(single, "spec", None)
+        return str(self.env) if spec is None else str(spec.id)
+
+    def _cut(self, slot: int, terminated: bool) -> Trajectory:
+        """The steps of the slot's episode, which ended just now."""
+        steps = self._history[self._first[slot] :]
+        return Trajectory(
+            observations=np.stack([step[0][slot] for step in steps] + [self._observations[slot]]),
+            actions=np.stack([step[1][slot] for step in steps]),
+            rewards=np.array([step[2][slot] for step in steps], np.float32),
+            terminated=terminated,
+        )
+
+    def _forget(self) -> None:
+        """Drops the history before the oldest running episode, now and then."""
+        running = ~(self._resetting | self._starting)
+        oldest = int(self._first[running].min()) if running.any() else len(self._history)
+        if oldest >= 1024:
+            del self._history[:oldest]
+            self._first -= oldest

@@ -1,0 +1,96 @@
+"""The recent steps of N environments, as one left-padded window per environment.
+
+All slots share one write cursor, so appending a step is one vectorised write and the window is a view, with
+no copying. It holds what `rayrl_dt.data.windows` would cut from the finished episode: the same values, the
+same padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rayrl_dt.types import Window
+
+__all__ = ["ContextBuffer"]
+
+Array = np.ndarray[Any, Any]
+
+
+class ContextBuffer:
+    """Context windows of `slots` environments.
+
+    Args:
+        slots: N.
+        context_length: K.
+        observation_shape: of one step.
+        observation_dtype: float32, or uint8 for images.
+        action_shape: `(A,)`, or `()` for discrete actions.
+        action_dtype: float32 or int64.
+        slack: steps between two moves of the window to the front of the memory.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        context_length: int,
+        *,
+        observation_shape: tuple[int, ...],
+        observation_dtype: Any,
+        action_shape: tuple[int, ...],
+        action_dtype: Any,
+        slack: int = 256,
+    ) -> None:
+        self.context_length = context_length
+        capacity = context_length + slack
+        self._returns = np.zeros((slots, capacity, 1), np.float32)
+        self._observations = np.zeros((slots, capacity, *observation_shape), observation_dtype)
+        self._actions = np.zeros((slots, capacity, *action_shape), action_dtype)
+        self._timesteps = np.zeros((slots, capacity), np.int64)
+        self._mask = np.zeros((slots, capacity), bool)
+        self._end = context_length  # the window is [end - K, end)
+
+    @property
+    def _fields(self) -> tuple[Array, ...]:
+        return (self._returns, self._observations, self._actions, self._timesteps, self._mask)
+
+    def clear(self, slots: Array) -> None:
+        """Forgets the steps of some slots (index array or boolean mask): their windows are all padding."""
+        begin = self._end - self.context_length
+        for values in self._fields:
+            values[slots, begin : self._end] = 0
+
+    def append(self, returns_to_go: Array, observations: Array, timesteps: Array) -> None:
+        """Adds a step to every slot, with a zero placeholder for the action that is to come.
+
+        Args:
+            returns_to_go: `(N,)` raw.
+            observations: `(N, *obs)`.
+            timesteps: `(N,)`.
+        """
+        if self._end == self._mask.shape[1]:
+            keep = self.context_length - 1
+            for values in self._fields:
+                values[:, :keep] = values[:, self._end - keep :].copy()
+            self._end = keep
+        step = self._end
+        self._returns[:, step, 0] = returns_to_go
+        self._observations[:, step] = observations
+        self._actions[:, step] = 0
+        self._timesteps[:, step] = timesteps
+        self._mask[:, step] = True
+        self._end = step + 1
+
+    def set_actions(self, actions: Array) -> None:
+        """Fills in the actions `(N, A)` or `(N,)` of the newest step."""
+        self._actions[:, self._end - 1] = actions
+
+    def window(self, slots: Array | None = None) -> Window[Array]:
+        """Returns the windows `(N, K, ...)` of all slots as views, or copies for the given slots."""
+        span = slice(self._end - self.context_length, self._end)
+        rows: Any = slice(None) if slots is None else slots
+        returns, observations, actions, timesteps, mask = (values[rows, span] for values in self._fields)
+        return Window(
+            returns_to_go=returns, observations=observations, actions=actions, timesteps=timesteps, mask=mask
+        )

@@ -1,0 +1,348 @@
+"""A single training run: its folder, its loop, and how it resumes.
+
+A run folder holds `config.yaml` (the resolved config), `run.json` (command, versions, data), `metrics.jsonl` (a
+line per iteration), `checkpoints/N/` (RLlib checkpoint of gradient step N with its policy bundle), `policy/` (the
+newest bundle), `evaluations/` (`last.json`, `best.json`) and TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.evaluation import ALIGNMENT
+from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
+from rayrl_dt.algorithms.session import start_ray
+from rayrl_dt.config_files import build_config
+from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.versions import git_commit, package_versions
+
+__all__ = ["Observer", "RunOutcome", "checkpoints", "latest_checkpoint", "train"]
+
+_KEEP = 2
+
+
+class Observer(Protocol):
+    """What a caller may watch of a run."""
+
+    def started(self, algorithm: SequenceAlgorithm) -> None:
+        """The algorithm is built."""
+
+    def stepped(self, gradient_step: int, loss: float) -> None:
+        """A gradient step was taken (local learner only)."""
+
+    def iterated(self, record: Mapping[str, Any]) -> None:
+        """An iteration ended; `record` is its line in `metrics.jsonl`."""
+
+
+@dataclass
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        gradient_steps: taken in total.
+        finished: False if it was interrupted; resume it.
+        last: the last iteration's record.
+    """
+
+    folder: Path
+    gradient_steps: int
+    finished: bool
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    values: Mapping[str, Any],
+    folder: Path,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+    observer: Observer | None = None,
+) -> RunOutcome:
+    """Trains one config to its last gradient step, or until Ctrl-C.
+
+    A checkpoint is written after each iteration with an evaluation, at the end and on Ctrl-C; the last two
+    and the best are kept. A second Ctrl-C stops at once.
+
+    Args:
+        values: the config file's content.
+        folder: the run folder; must be new, unless `resume`.
+        resume: continue from the folder's newest whole checkpoint.
+        command: the command line, for the record.
+        observer: told about progress.
+
+    Raises:
+        UserError: the folder is taken, or there is nothing to resume.
+        TrainingDiverged: the loss became NaN; the checkpoints before it are good.
+    """
+    config = build_config(values)
+    newest = latest_checkpoint(folder)
+    if resume and newest is None:
+        raise UserError(f"{folder} has no checkpoint to resume from; start it without --resume")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    start_ray(config)
+    algorithm = _build(config, newest)
+    run = _Run(folder, algorithm, command=command)
+    try:
+        run.describe(values)
+        if observer is not None:
+            observer.started(algorithm)
+        return run.loop(observer)
+    finally:
+        run.close()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the whole checkpoints of a run folder, oldest first.
+
+    A checkpoint is renamed into place only when whole, so every numbered folder is one.
+    """
+    root = folder / "checkpoints"
+    return sorted(path for path in root.glob("[0-9]*") if path.is_dir()) if root.is_dir() else []
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint of a run folder, or None."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+class _Run:
+    """The loop's state: writers, the best evaluation so far, whether to stop."""
+
+    def __init__(self, folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.folder = folder
+        self.algorithm = algorithm
+        self.command = command
+        self.stopping = False
+        self.records = _records_up_to(folder / "metrics.jsonl", algorithm.gradient_steps)
+        self.seconds = float(self.records[-1]["time_total_s"]) if self.records else 0.0
+        self.tensorboard = SummaryWriter(str(folder))
+        best = folder / "evaluations" / "best.json"
+        self.best = float(json.loads(best.read_text())["alignment_error"]) if best.exists() else math.inf
+
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Writes `config.yaml` and `run.json`."""
+        algorithm, config = self.algorithm, self.algorithm.config
+        spec = algorithm.policy_spec
+        resolved = {
+            **values,
+            "environment": {"env": config.env, "env_config": dict(config.env_config)},
+            "debugging": {**values.get("debugging", {}), "seed": config.seed},
+        }
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        store = algorithm.offline_data.store
+        returns = store.episode_returns
+        _write_json(
+            self.folder / "run.json",
+            {
+                "command": self.command,
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "versions": package_versions(),
+                "git_commit": git_commit(),
+                "seed": config.seed,
+                "dataset": config.dataset,
+                "env": config.env,
+                "algorithm": values.get("algorithm"),
+                "backbone": spec.model.backbone,
+                "parameters": algorithm.num_parameters(),
+                "data": {
+                    "episodes": store.num_episodes,
+                    "steps": store.num_steps,
+                    "return_min": float(returns.min()),
+                    "return_max": float(returns.max()),
+                    "return_mean": float(returns.mean()),
+                    "returns": [round(float(value), 3) for value in returns[:100_000]],
+                },
+            },
+        )
+
+    def loop(self, observer: Observer | None) -> RunOutcome:
+        """Iterates until the last gradient step or an interrupt."""
+
+        def on_step(gradient_step: int, loss: float) -> bool:
+            if observer is not None:
+                observer.stepped(gradient_step, loss)
+            return not self.stopping
+
+        self.algorithm.observe_steps(on_step)
+        record: dict[str, Any] = self.records[-1] if self.records else {}
+        with _interrupts(self._stop):
+            while not self.algorithm.done and not self.stopping:
+                record = self._iterate()
+                if observer is not None:
+                    observer.iterated(record)
+        return RunOutcome(
+            folder=self.folder,
+            gradient_steps=self.algorithm.gradient_steps,
+            finished=self.algorithm.done,
+            last=record,
+        )
+
+    def _stop(self) -> None:
+        self.stopping = True
+
+    def _iterate(self) -> dict[str, Any]:
+        begin, steps_before = time.perf_counter(), self.algorithm.gradient_steps
+        result = self.algorithm.train()
+        evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
+        if evaluation is None and self.algorithm.done and self.algorithm.config.env is not None:
+            evaluation = self.algorithm.evaluate()[ALIGNMENT]
+        self.seconds += time.perf_counter() - begin
+        learner = result["learners"]["default_policy"]
+        update_seconds = self.algorithm.last_update_seconds
+        record: dict[str, Any] = {
+            "iteration": result["training_iteration"],
+            GRADIENT_STEPS: self.algorithm.gradient_steps,
+            LOSS: float(learner[LOSS]),
+            GRAD_NORM: float(learner[GRAD_NORM]),
+            LEARNING_RATE: float(learner[LEARNING_RATE]),
+            "steps_per_s": (self.algorithm.gradient_steps - steps_before) / max(update_seconds, 1e-9),
+            "time_total_s": self.seconds,
+        }
+        keep = evaluation is not None or self.algorithm.done or self.stopping
+        if evaluation is not None:
+            record["evaluation"] = evaluation
+        # The checkpoint comes first: a record without one would be dropped by a resume anyway.
+        checkpoint = self._checkpoint() if keep else None
+        with (self.folder / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        if evaluation is not None and checkpoint is not None:
+            self._judge(evaluation, checkpoint)
+        self._prune()
+        self._to_tensorboard(record)
+        return record
+
+    def _checkpoint(self) -> Path:
+        target = self.folder / "checkpoints" / f"{self.algorithm.gradient_steps:09d}"
+        newest = self.folder / "policy"
+        aside, newest_aside = stage(target), stage(newest)
+        try:
+            self.algorithm.save_to_path(str(aside.resolve()))
+            bundle = save_bundle(
+                self.algorithm.policy_spec,
+                self.algorithm.policy_state(),
+                aside / "policy",
+                command=self.command,
+                gradient_steps=self.algorithm.gradient_steps,
+            )
+            shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
+            publish(aside, target, replace=True)
+            publish(newest_aside, newest, replace=True)
+        finally:
+            # A full disk gets back what could not be finished.
+            for rest in (aside, newest_aside):
+                shutil.rmtree(rest, ignore_errors=True)
+        return target
+
+    def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
+        """Writes the last evaluation, and the best one: the one with the smallest alignment error."""
+        folder = self.folder / "evaluations"
+        folder.mkdir(exist_ok=True)
+        named = {**evaluation, "checkpoint": str(checkpoint.relative_to(self.folder))}
+        _write_json(folder / "last.json", named)
+        if evaluation["alignment_error"] < self.best:
+            self.best = evaluation["alignment_error"]
+            _write_json(folder / "best.json", named)
+
+    def _prune(self) -> None:
+        best = self.folder / "evaluations" / "best.json"
+        kept = json.loads(best.read_text())["checkpoint"] if best.exists() else None
+        for old in checkpoints(self.folder)[:-_KEEP]:
+            if str(old.relative_to(self.folder)) != kept:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _to_tensorboard(self, record: Mapping[str, Any]) -> None:
+        step = record[GRADIENT_STEPS]
+        for key, value in record.items():
+            if isinstance(value, (int, float)):
+                self.tensorboard.add_scalar(f"train/{key}", value, step)
+        for key, value in record.get("evaluation", {}).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.tensorboard.add_scalar(f"evaluation/{key}", value, step)
+        for target in record.get("evaluation", {}).get("targets", []):
+            name = f"evaluation/return_at_target_{target['target']:.0f}"
+            self.tensorboard.add_scalar(name, target["return_mean"], step)
+
+    def close(self) -> None:
+        self.tensorboard.close()
+        self.algorithm.stop()
+
+
+def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm:
+    """Builds the algorithm, restored from a checkpoint if there is one."""
+    algorithm: SequenceAlgorithm = config.build_algo()
+    if checkpoint is not None:
+        try:
+            algorithm.restore_from_path(str(checkpoint.resolve()))
+        except Exception:
+            algorithm.stop()
+            raise
+    return algorithm
+
+
+@contextmanager
+def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` on the first Ctrl-C (or SIGTERM); the next one interrupts as usual."""
+    before: dict[int, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
+        stop()
+        signal.signal(number, before[number])
+
+    try:
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[int(wanted)] = signal.signal(wanted, handle)
+    except ValueError:  # not in the main thread: the caller handles signals
+        before.clear()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # the line that a killed process was writing
+    kept = [record for record in records if record[GRADIENT_STEPS] <= gradient_steps]
+    _write(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(values, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is never seen half."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text)
+    aside.replace(path)

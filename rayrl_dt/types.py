@@ -1,0 +1,171 @@
+"""The values that travel through the package: trajectories, context windows, normalisers.
+
+Shape legend: B batch, K context length, T episode length, A action dimensions, `*obs` observation shape.
+Everything here is in raw units (environment observations, actions and rewards; unscaled returns):
+normalising and scaling happen in one place, inside the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from rayrl_dt.errors import UserError
+
+__all__ = ["ArrayT", "Normaliser", "Trajectory", "Window"]
+
+ArrayT = TypeVar("ArrayT", np.ndarray[Any, Any], torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One whole episode.
+
+    Attributes:
+        observations: `(T+1, *obs)`, the last one being the observation after the last action.
+        actions: `(T, A)` continuous or `(T,)` discrete, in environment units.
+        rewards: `(T,)` raw rewards.
+        terminated: True if the episode ended in a terminal state, False if it was cut (time limit).
+
+    Raises:
+        UserError: the lengths disagree, the episode is empty, or a value is not finite.
+    """
+
+    observations: np.ndarray[Any, Any]
+    actions: np.ndarray[Any, Any]
+    rewards: np.ndarray[Any, Any]
+    terminated: bool
+
+    def __post_init__(self) -> None:
+        steps = len(self.rewards)
+        if steps == 0:
+            raise UserError("a trajectory has no steps; drop empty episodes before building a store")
+        if len(self.observations) != steps + 1 or len(self.actions) != steps:
+            raise UserError(
+                f"a trajectory has {len(self.observations)} observations, {len(self.actions)} actions and "
+                f"{steps} rewards; it needs T+1, T and T"
+            )
+        for name in ("observations", "actions", "rewards"):
+            values = getattr(self, name)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise UserError(f"a trajectory holds NaN or infinite {name}; remove or repair that episode")
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def episode_return(self) -> float:
+        """The undiscounted sum of rewards (raw return)."""
+        return float(np.sum(self.rewards, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Window(Generic[ArrayT]):
+    """A batch of left-padded context windows, in raw units.
+
+    Attributes:
+        returns_to_go: `(B, K, 1)` raw return-to-go R_t = sum of r_t' for t' >= t.
+        observations: `(B, K, *obs)`.
+        actions: `(B, K, A)` or `(B, K)`.
+        timesteps: `(B, K)` absolute episode steps.
+        mask: `(B, K)` bool, True at real steps. Padding comes first and holds zeros.
+        rewards: `(B, K)` raw rewards, only in windows sampled with their successor.
+        terminated: `(B, K)` bool, True where the step ended the episode in a terminal state.
+        next: the same windows shifted by one step: observations s_{t+1}, actions a_{t+1} with a zero in
+            the last slot, hindsight returns-to-go R_{t+1} (0 past the end), timesteps t+1.
+    """
+
+    returns_to_go: ArrayT
+    observations: ArrayT
+    actions: ArrayT
+    timesteps: ArrayT
+    mask: ArrayT
+    rewards: ArrayT | None = None
+    terminated: ArrayT | None = None
+    next: Window[ArrayT] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return int(self.mask.shape[0])
+
+    @property
+    def context_length(self) -> int:
+        """K."""
+        return int(self.mask.shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a nested dict of arrays without the absent fields."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.next is not None:
+            values["next"] = self.next.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Window[Any]:
+        """Inverse of `to_dict`; ignores keys that are not fields."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        if "next" in known:
+            known["next"] = cls.from_dict(known["next"])
+        return Window(**known)
+
+    def to_torch(self, device: torch.device | str = "cpu") -> Window[torch.Tensor]:
+        """Returns the window as tensors on `device`; CPU tensors share memory with the arrays."""
+        tensors = {
+            f.name: torch.as_tensor(getattr(self, f.name)).to(device, non_blocking=True)
+            for f in fields(self)
+            if f.name != "next" and getattr(self, f.name) is not None
+        }
+        return Window(**tensors, next=None if self.next is None else self.next.to_torch(device))
+
+    def last(self, steps: int) -> Window[ArrayT]:
+        """Returns the window of the last `steps` steps (at most K)."""
+        cut = {
+            f.name: getattr(self, f.name)[:, -steps:]
+            for f in fields(self)
+            if f.name != "next" and getattr(self, f.name) is not None
+        }
+        return replace(self, **cut, next=None if self.next is None else self.next.last(steps))
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Observation statistics over *all* steps of the training data, before any filter.
+
+    Attributes:
+        mean: `(*obs)` float32.
+        std: `(*obs)` float32, at least 1e-6; 1 where the data never varies, so that an unseen value does
+            not blow up.
+    """
+
+    mean: np.ndarray[Any, Any]
+    std: np.ndarray[Any, Any]
+
+    @classmethod
+    def identity(cls, shape: tuple[int, ...]) -> Normaliser:
+        """Returns the normaliser that changes nothing."""
+        return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32))
+
+    @classmethod
+    def fit(cls, observations: np.ndarray[Any, Any], *, chunk: int = 262_144) -> Normaliser:
+        """Returns the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped)."""
+        count = len(observations)
+        total = np.zeros(observations.shape[1:], np.float64)
+        for begin in range(0, count, chunk):
+            total += observations[begin : begin + chunk].sum(axis=0, dtype=np.float64)
+        mean = total / count
+        squares = np.zeros_like(total)
+        for begin in range(0, count, chunk):
+            part = observations[begin : begin + chunk].astype(np.float64) - mean
+            squares += np.square(part).sum(axis=0)
+        std = np.sqrt(squares / count)
+        std = np.where(std < 1e-6, 1.0, std + 1e-6)
+        return cls(mean.astype(np.float32), std.astype(np.float32))
+
+    def apply(self, observations: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Returns (observations - mean) / std."""
+        normalised: np.ndarray[Any, Any] = (observations - self.mean) / self.std
+        return normalised

@@ -1,0 +1,190 @@
+"""The command line: what it prints, where it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from builders import EVALUATION_KEYS
+
+from rayrl_dt.cli import main
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = int(error.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def bundle(make_store: Callable[..., TrajectoryStore], tmp_path: Path) -> Path:
+    """An untrained policy for Pendulum-v1."""
+    import gymnasium as gym
+
+    env = gym.make("Pendulum-v1")
+    store = make_store(observation_dim=3, action_dim=1)
+    info = store.info.__class__("test", env.observation_space, env.action_space, env.spec)
+    store.info = info
+    torch.manual_seed(0)
+    config = ModelConfig(context_length=4, embed_dim=8, num_layers=1)
+    spec = PolicySpec.from_store(config, store, return_scale=1000.0)
+    return save_bundle(spec, SequenceModel(spec).state_dict(), tmp_path / "policy", gradient_steps=0)
+
+
+def test_every_command_has_help_with_an_example(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in ("quickstart", "train", "eval", "report", "export", "bench", "doctor"):
+        assert command in out
+        status, text, _ = run(command, "--help")
+        assert status == 0 and f"rayrl-dt {command}" in text
+    for command in ("list", "make", "preview", "import"):
+        status, text, _ = run("data", command, "--help")
+        assert status == 0 and f"rayrl-dt data {command}" in text
+
+
+def test_eval_writes_the_contract(run: Run, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    status, out, err = run(
+        "eval", str(bundle), "--targets=-1200,-300", "--episodes", "2", "--json", str(file)
+    )
+    assert status == 0, err
+    assert "alignment error" in out and str(file) in out
+    result = json.loads(file.read_text())
+    assert result.keys() >= EVALUATION_KEYS
+    assert [(t["target"], t["episodes"]) for t in result["targets"]] == [(-1200.0, 2), (-300.0, 2)]
+    assert result["env"] == "Pendulum-v1" and result["env_steps"] == 800
+    assert {"target", "return_mean", "return_std", "length_mean", "episodes"} <= result["targets"][0].keys()
+
+
+def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Path) -> None:
+    results = []
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        file = tmp_path / f"{name}.json"
+        arguments = ("eval", str(bundle), "--targets=-500", "--episodes", "1", "--seed", seed)
+        assert run(*arguments, "--json", str(file))[0] == 0
+        results.append(json.loads(file.read_text())["targets"][0]["returns"])
+    assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "nowhere"), "does not exist"),
+        (("eval", "{bundle}", "--targets", "many"), "targets"),
+        (("eval", "{bundle}", "--episodes", "0"), "at least 1"),
+        (("eval", "{bundle}", "--actions", "best"), "--actions"),
+        (("eval", "{bundle}", "--env", "Pendulum-v7"), "Pendulum"),
+        (("eval", "{bundle}", "--env", "CartPole-v1"), "observations"),
+        (("train", "absent.yaml"), "cannot read"),
+        (("export", "{bundle}", "--out", "{bundle}"), "not empty"),
+        (("export", "{bundle}", "--out", "x", "--format", "bundel"), "Did you mean 'bundle'"),
+        (("report", "nowhere"), "nowhere"),
+        (("data", "preview", "minari:no/such-v0"), "no/such-v0"),
+        (("data", "preview", "minary:no/such-v0"), "minari"),
+        (("data", "make", "pendulum-mixt"), "Did you mean 'pendulum-mixed'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*(argument.format(bundle=bundle) for argument in arguments))
+    assert status == 2
+    assert err.startswith("error: ") and message in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_train_refuses_unknown_keys_and_writes_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"algorithm": "DT", "offline_data": {"dataset": "recipe:pendulum-mixed"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    status, _, err = run("train", "c.yaml", "--set", "training.gradient_step=3")
+    assert status == 2 and "Did you mean 'gradient_steps'" in err
+    status, _, err = run("train", "c.yaml", "--set", "training.lr")
+    assert status == 2 and "section.key=value" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_export_bundle_and_hugging_face(run: Run, bundle: Path, tmp_path: Path) -> None:
+    assert run("export", str(bundle), "--out", str(tmp_path / "copy"))[0] == 0
+    assert (tmp_path / "copy" / "policy.safetensors").exists()
+    pytest.importorskip("transformers")
+    assert run("export", str(bundle), "--format", "hf", "--out", str(tmp_path / "hf"))[0] == 0
+    assert (tmp_path / "hf" / "config.json").exists()
+
+
+def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
+    assert status == 0, err
+    assert "minari:rayrl_dt/key-to-door/random-1k-v0" in out
+    status, out, _ = run("data", "list")
+    assert status == 0 and "rayrl_dt/key-to-door/random-1k-v0" in out
+    picture = tmp_path / "walks.png"
+    status, out, _ = run("data", "preview", "recipe:key-to-door-1k", "--out", str(picture))
+    assert status == 0 and "episodes" in out and picture.stat().st_size > 10_000
+    status, _, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
+    assert status == 2 and "overwrite" in err
+
+
+@pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_builds(file: Path) -> None:
+    from rayrl_dt.config_files import build_config, read_yaml
+
+    build_config(read_yaml(file))
+
+
+def test_importing_the_command_line_is_quick() -> None:
+    """`rayrl-dt --help` must not wait for Ray or torch."""
+    script = "import sys, rayrl_dt.cli; sys.exit(any(name in sys.modules for name in ('ray', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_the_quickstart_trains_its_config_file() -> None:
+    from rayrl_dt.config_files import build_config, read_yaml
+    from rayrl_dt.quickstart import CONFIG
+
+    file = read_yaml("tune_configs/dt_pendulum.yaml")
+    assert build_config(file).to_dict() == build_config(CONFIG).to_dict()
+
+
+def test_brackets_in_a_message_are_not_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayrl_dt import doctor
+    from rayrl_dt.errors import UserError
+
+    def refuse(**_: Any) -> Any:
+        raise UserError("needs the extra: pip install 'rayrl_dt[hf]'")
+
+    monkeypatch.setattr(doctor, "diagnose", refuse)
+    assert "rayrl_dt[hf]" in run("doctor")[2]
+    check = doctor.Check("extra hf", "warning", "missing [x]", "pip install 'rayrl_dt[hf]'")
+    monkeypatch.setattr(doctor, "diagnose", lambda **_: [check])
+    out = run("doctor")[1]
+    assert "missing [x]" in out and "rayrl_dt[hf]" in out

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import build_model, random_window
+from safetensors.torch import load_file
+
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop import bundle
+from rayrl_dt.interop.bundle import find_bundle, load_model, read_header, save_bundle
+from rayrl_dt.models.sequence_model import SequenceModel
+
+MakeStore = Callable[..., TrajectoryStore]
+SPACES: tuple[dict[str, int], ...] = ({}, {"actions": 4}, {"actions": 4, "first_action": -9})
+
+
+@pytest.fixture
+def model(make_store: MakeStore) -> SequenceModel:
+    return build_model(make_store())
+
+
+@pytest.fixture
+def saved(model: SequenceModel, tmp_path: Path) -> Path:
+    return save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("backbone", ["dt", "no-return", "mlp"])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_round_trip_is_bit_exact(
+    make_store: MakeStore, tmp_path: Path, backbone: str, space: dict[str, int], as_arrays: bool
+) -> None:
+    model = build_model(make_store(**space), backbone=backbone, dropout=0.1)
+    weights: dict[str, Any] = dict(model.state_dict())
+    if as_arrays:
+        weights = {name: value.numpy() for name, value in weights.items()}
+    path = save_bundle(model.spec, weights, tmp_path / "a" / "b", command="rayrl-dt train", gradient_steps=7)
+    again = load_model(path)
+    assert not again.training
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    window = random_window(model, [6, 2])
+    with torch.no_grad():
+        assert torch.equal(again(window), model(window))
+    header = read_header(path)
+    assert (header["command"], header["gradient_steps"]) == ("rayrl-dt train", 7)
+    assert {"python", "torch", "numpy", "rayrl_dt"} <= header["versions"].keys()
+
+
+def test_files_are_json_and_safetensors_only(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["policy.json", "policy.safetensors"]
+    json.loads((saved / "policy.json").read_text())
+    weights = load_file(saved / "policy.safetensors")
+    assert "observation_mean" in weights
+    for path in saved.iterdir():
+        assert not path.read_bytes().startswith((b"\x80", b"PK")), "neither a pickle nor torch's zip of one"
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle"], "nothing is left beside it"
+
+
+def test_loading_runs_no_pickle(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a bundle must not be unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr("pickle.loads", refuse)
+    load_model(saved)
+
+
+def test_others_may_read_it(saved: Path) -> None:
+    assert stat.S_IMODE(saved.stat().st_mode) & 0o500 == 0o500
+    ordinary = saved.parent / "ordinary"
+    ordinary.mkdir()
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+@pytest.mark.parametrize("name", ["policy.safetensors", "policy.json"])
+def test_truncated_files_are_reported(saved: Path, name: str, keep: int) -> None:
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=rf"{name}.*export the policy again") as caught:
+        load_model(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_reported(saved: Path) -> None:
+    (saved / "policy.safetensors").unlink()
+    with pytest.raises(UserError, match=r"policy.safetensors is missing or truncated"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("path", [("spec", "model", "embed_dim"), ("spec", "model", "num_layers")])
+def test_another_architecture_is_reported(saved: Path, path: tuple[str, ...]) -> None:
+    edit(saved, path, lambda value: value * 2)
+    with pytest.raises(UserError, match=r"another architecture: \S+ is (absent|\().*use the model_config"):
+        load_model(saved)
+
+
+def test_weights_of_another_model_are_reported(model: SequenceModel, make_store: MakeStore) -> None:
+    other = build_model(make_store(), num_layers=1)
+    for source, target in ((model, other), (other, model)):
+        with pytest.raises(UserError, match=r"here holds another architecture: trunk.blocks.1.*absent"):
+            bundle.load_weights(target, source.state_dict(), source="here")
+
+
+def edit(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> None:
+    header = json.loads((folder / "policy.json").read_text())
+    inner = header
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = change(inner.get(path[-1]))
+    (folder / "policy.json").write_text(json.dumps(header))
+
+
+def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
+    edit(saved, ("format",), lambda value: value + 1)
+    with pytest.raises(UserError, match=r"format 2, this version reads 1; upgrade rayrl_dt"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"spec": {}}', '{"format": 1}'])
+def test_other_json_files_are_no_bundle(saved: Path, text: str) -> None:
+    (saved / "policy.json").write_text(text)
+    with pytest.raises(UserError, match=r"is not a policy bundle; .*import_huggingface"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("key", ["model", "normaliser", "return_scale", "action_space"])
+def test_an_incomplete_policy_is_reported(saved: Path, key: str) -> None:
+    header = json.loads((saved / "policy.json").read_text())
+    del header["spec"][key]
+    (saved / "policy.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=rf"not a whole policy \('{key}'\)"):
+        load_model(saved)
+
+
+def test_a_part_that_this_version_lacks_is_reported(saved: Path) -> None:
+    edit(saved, ("spec", "model", "backbone"), lambda _: "mamba")
+    with pytest.raises(UserError, match=r"backbone is 'mamba'"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("inside", [".", "policy"])
+def test_finding_it(model: SequenceModel, tmp_path: Path, inside: str) -> None:
+    path = save_bundle(model.spec, model.state_dict(), tmp_path / "run" / inside)
+    assert find_bundle(tmp_path / "run").resolve() == path.resolve()
+    assert find_bundle(str(path)).resolve() == path.resolve()
+
+
+def test_a_bundle_is_replaced(model: SequenceModel, saved: Path) -> None:
+    with torch.no_grad():
+        model.head.bias.fill_(0.5)
+    assert save_bundle(model.spec, model.state_dict(), saved, gradient_steps=2) == saved
+    assert (load_model(saved).head.bias == 0.5).all()
+    assert read_header(saved)["gradient_steps"] == 2
+    assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "error"),
+    [
+        ("weights", OSError("disk full")),
+        ("weights", KeyboardInterrupt()),
+        ("header", OSError("disk full")),
+        ("header", KeyboardInterrupt()),
+        (1, OSError("moving the old one away")),
+        (2, OSError("moving the new one in")),
+    ],
+)
+def test_a_failure_leaves_the_old_bundle(
+    model: SequenceModel,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str | int,
+    error: BaseException,
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    if moment == "weights":
+        monkeypatch.setattr(bundle, "save_file", fail)
+    elif moment == "header":
+        monkeypatch.setattr(json, "dumps", fail)
+    else:
+        # Rename number 0 tries to do it at once, which the old bundle prevents.
+        rename, calls = Path.rename, iter(range(10))
+        monkeypatch.setattr(
+            Path, "rename", lambda self, target: fail() if next(calls) == moment else rename(self, target)
+        )
+    with torch.no_grad():
+        model.head.bias.fill_(0.5)
+    with pytest.raises(type(error)):
+        save_bundle(model.spec, model.state_dict(), saved)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path for path in saved.parent.rglob("*") if path.is_file() and path.parent != saved] == []
+
+
+def test_a_first_bundle_that_fails_leaves_nothing(
+    model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(bundle, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_bundle(model.spec, model.state_dict(), tmp_path / "run" / "policy")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_weights_in_another_number_type_are_converted(saved: Path, model: SequenceModel) -> None:
+    halves = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    save_bundle(model.spec, halves, saved)
+    again = load_model(saved)
+    assert again.head.weight.dtype == torch.float32
+    np.testing.assert_allclose(again.head.weight.detach(), model.head.weight.detach(), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.types import Trajectory
+
+MakeStore = Callable[..., TrajectoryStore]
+
+
+def with_info(store: TrajectoryStore, **changes: Any) -> TrajectoryStore:
+    return replace(store, info=replace(store.info, **changes))
+
+
+def assert_same(one: PolicySpec, other: PolicySpec) -> None:
+    np.testing.assert_array_equal(one.normaliser.mean, other.normaliser.mean)
+    np.testing.assert_array_equal(one.normaliser.std, other.normaliser.std)
+    assert other.normaliser.mean.dtype == np.float32
+    assert replace(one, normaliser=other.normaliser) == other
+
+
+@pytest.mark.parametrize("options", [{}, {"actions": 4}, {"actions": 4, "first_action": -9}])
+def test_json_round_trip(make_store: MakeStore, options: dict[str, int]) -> None:
+    env_spec = EnvSpec("Pendulum-v1", entry_point="a:B", max_episode_steps=200)
+    store = with_info(make_store(**options), env_spec=env_spec, metadata={"author": "somebody"})
+    spec = PolicySpec.from_store(ModelConfig(dropout=0.25), store, return_scale=None)
+    again = PolicySpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert_same(spec, again)
+    assert again.discrete == bool(options)
+    assert again.action_size == (4 if options else 2)
+    assert again.action_space == store.info.action_space
+    assert again.dataset_info.env_spec == env_spec
+    assert again.dataset_info.metadata == {"author": "somebody"}
+
+
+def test_autos_are_resolved_from_the_data(make_store: MakeStore) -> None:
+    store = make_store(lengths=(3, 7))
+    spec = PolicySpec.from_store(ModelConfig(), store, return_scale=None)
+    assert (spec.model.head, spec.model.target_rule, spec.model.max_episode_steps) == (
+        "deterministic",
+        "decrement",
+        7,
+    )
+    assert (spec.action_low, spec.action_high) == ((-1.0, -1.0), (1.0, 1.0))
+    assert spec.env is None
+    returns = store.episode_returns
+    assert spec.data_returns["p95"] == np.percentile(returns, 95)
+    assert (spec.data_returns["min"], spec.data_returns["max"]) == (returns.min(), returns.max())
+
+    delayed = PolicySpec.from_store(ModelConfig(), store.with_delayed_rewards(), return_scale=2.5)
+    assert (delayed.model.target_rule, delayed.return_scale) == ("constant", 2.5)
+    chosen = ModelConfig(target_rule="decrement", max_episode_steps=3)
+    kept = PolicySpec.from_store(chosen, store.with_delayed_rewards(), return_scale=None)
+    assert (kept.model.target_rule, kept.model.max_episode_steps) == ("decrement", 3)
+    discrete = PolicySpec.from_store(ModelConfig(), make_store(actions=3), return_scale=None)
+    assert (discrete.model.head, discrete.action_low) == ("categorical", ())
+
+
+@pytest.mark.parametrize(("limit", "size"), [(None, 30), (5, 30), (200, 200)])
+def test_timestep_table_covers_data_and_environment(
+    make_store: MakeStore, limit: int | None, size: int
+) -> None:
+    store = with_info(make_store(), env_spec=EnvSpec("X-v0", entry_point="a:B", max_episode_steps=limit))
+    spec = PolicySpec.from_store(ModelConfig(), store, return_scale=None)
+    assert spec.model.max_episode_steps == size
+    assert spec.env == store.info.env_spec.to_json() == spec.collected_in
+    other = PolicySpec.from_store(ModelConfig(), store, return_scale=None, env="Pendulum-v1")
+    assert (other.env, other.collected_in) == ("Pendulum-v1", store.info.env_spec.to_json())
+
+
+@pytest.mark.parametrize(
+    ("returns", "scale"),
+    [
+        ([0.0, 0.0], 1.0),
+        ([0.0, 1.0], 1.0),
+        ([-1.0, 9.99], 1.0),
+        ([10.0, 3.0], 10.0),
+        ([-1900.0, -2.0], 1000.0),
+        ([999.5, 12.0], 100.0),
+        ([1000.0, 12.0], 1000.0),
+        ([0.03, 0.0], 0.01),
+    ],
+)
+def test_return_scale_is_a_power_of_ten(returns: list[float], scale: float) -> None:
+    space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    episodes = [
+        Trajectory(
+            np.zeros((2, 1), np.float32), np.zeros((1, 1), np.float32), np.array([value]), terminated=True
+        )
+        for value in returns
+    ]
+    store = TrajectoryStore.from_trajectories(episodes, DatasetInfo("test", space, space))
+    assert PolicySpec.from_store(ModelConfig(), store, return_scale=None).return_scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_return_scale(make_store: MakeStore, scale: float) -> None:
+    with pytest.raises(UserError, match="return_scale"):
+        PolicySpec.from_store(ModelConfig(), make_store(), return_scale=scale)
+
+
+def test_unbounded_actions_take_the_range_of_the_data(make_store: MakeStore) -> None:
+    store = make_store()
+    space = gym.spaces.Box(np.array([-np.inf, -2], np.float32), np.array([np.inf, np.inf], np.float32))
+    spec = PolicySpec.from_store(ModelConfig(), with_info(store, action_space=space), return_scale=None)
+    actions = store.actions
+    assert spec.action_low == (actions[:, 0].min(), -2.0)
+    assert spec.action_high == (actions[:, 0].max(), actions[:, 1].max())
+    flat = replace(store, actions=np.full_like(actions, 0.5))
+    spec = PolicySpec.from_store(ModelConfig(), with_info(flat, action_space=space), return_scale=None)
+    assert spec.action_low[0] < spec.action_high[0], "the width of the range must not vanish"
+
+
+def test_head_must_fit_the_actions(make_store: MakeStore) -> None:
+    with pytest.raises(UserError, match=r"head is 'categorical'.*'deterministic'"):
+        PolicySpec.from_store(ModelConfig(head="categorical"), make_store(), return_scale=None)
+    with pytest.raises(UserError, match=r"head is 'deterministic'.*'categorical'"):
+        PolicySpec.from_store(ModelConfig(head="deterministic"), make_store(actions=3), return_scale=None)
+
+
+def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
+    store = with_info(make_store(), action_space=gym.spaces.Box(-1, 1, (2, 2), np.float32))
+    with pytest.raises(UserError, match=r"\(2, 2\)"):
+        PolicySpec.from_store(ModelConfig(), store, return_scale=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backbone": "no_return"}, "backbone is 'no_return'.*Did you mean 'no-return'"),
+        ({"backbone": "transformer"}, "backbone.*Allowed: dt, mlp, no-return"),
+        ({"head": "determinstic"}, "Did you mean 'deterministic'"),
+        ({"target_rule": "decrementing"}, "Did you mean 'decrement'"),
+        ({"activation": "gelu_new"}, "Did you mean 'gelu'"),
+        ({"context_length": 0}, "context_length is 0.*at least 1"),
+        ({"num_layers": 1.5}, "num_layers is 1.5"),
+        ({"embed_dim": "128"}, "embed_dim is '128'"),
+        ({"num_heads": -1}, "num_heads is -1"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"max_episode_steps": "many"}, "max_episode_steps is 'many'"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": "0.1"}, "dropout is '0.1'"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"embed_dim": 10, "num_heads": 4}, "10 is not a multiple of num_heads 4"),
+    ],
+)
+def test_bad_choices_name_the_remedy(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ModelConfig.from_dict(values).validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no key 'contxt_length'.*Did you mean 'context_length'"):
+        ModelConfig.from_dict({"contxt_length": 5})
+
+
+def test_defaults_are_valid() -> None:
+    ModelConfig().validate()
+    ModelConfig(dropout=0, max_episode_steps=1, context_length=1).validate()

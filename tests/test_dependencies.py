@@ -1,0 +1,201 @@
+"""Which part may import which: dependencies point downwards, and the core knows nothing of Ray."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import rayrl_dt
+
+ROOT = Path(rayrl_dt.__file__).parent
+PACKAGE = "rayrl_dt"
+
+# From the bottom up. A part may import the parts below it, and itself.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"types", "errors", "seeding", "precision", "memory", "versions"}),
+    frozenset({"data", "envs", "models", "losses"}),
+    frozenset({"policy"}),
+    frozenset({"evaluation", "interop"}),
+    frozenset({"algorithms"}),
+    frozenset({"config_files", "runs", "tuning", "benchmarks", "doctor", "quickstart"}),
+    frozenset({"cli", "__main__"}),
+)
+CORE = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]
+
+# Imports between neighbours of one layer, with the reason.
+SIDEWAYS = {
+    ("models", "data"): "a policy's specification carries the spaces and statistics of its data",
+    ("data", "envs"): "recipes act in environments, and sources recover the environment of a data set",
+    ("evaluation", "interop"): "a bundle is evaluated where it lies",
+}
+# Imports upwards, allowed inside functions only, with the reason.
+UPWARDS = {
+    ("policy.sequence_policy", "interop.bundle"): "SequencePolicy.load is where users look for loading",
+}
+# Modules of the core that name Ray code in a string, to be imported when a user asks for it.
+NAMED_IN_STRINGS = {
+    "data.recipes.registry": "the recipe that trains a behaviour policy with RLlib",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: who, what, and whether importing the importer runs it."""
+
+    importer: str
+    imported: str
+    lazy: bool
+    line: int
+
+
+def module_name(path: Path) -> str:
+    """`data.store` for `rayrl_dt/data/store.py`; packages by their own name, the root as ''."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def layer(module: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if part(module) in parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(module: str) -> Iterator[Import]:
+    """Every import of a module, at any depth, except those for type checkers only."""
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if is_type_checking(child):
+                continue
+            inside = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(module, alias.name, inside, child.lineno)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{module}:{child.lineno} imports relatively"
+                for alias in child.names:
+                    full = f"{child.module}.{alias.name}"
+                    inner = child.module == PACKAGE or full.removeprefix(f"{PACKAGE}.") in MODULES
+                    yield Import(module, full if inner else str(child.module), inside, child.lineno)
+            else:
+                yield from visit(child, inside)
+
+    yield from visit(ast.parse(MODULES[module].read_text()), lazy=False)
+
+
+def own_imports(module: str) -> Iterator[Import]:
+    """Imports of modules of this package, named without its prefix."""
+    for found in imports(module):
+        if found.imported == PACKAGE or found.imported.startswith(f"{PACKAGE}."):
+            yield Import(module, found.imported[len(PACKAGE) + 1 :], found.lazy, found.line)
+
+
+def strings(module: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_module_has_a_layer() -> None:
+    placed = frozenset().union(*LAYERS)
+    stray = sorted({part(module) for module in MODULES if module} - placed)
+    assert not stray, f"put {stray} into a layer of {Path(__file__).name}"
+    assert {"types", "data", "models", "policy", "evaluation", "interop", "algorithms"} <= {
+        part(module) for module in MODULES
+    }
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module])
+def test_dependencies_point_downwards(module: str) -> None:
+    for found in own_imports(module):
+        if not any(part(found.imported) in parts for parts in LAYERS):
+            # A public name of the lazy root package may come from anywhere.
+            pytest.fail(f"{module}:{found.line}: import {found.imported} from the module where it lives")
+        pair = (part(module), part(found.imported))
+        if pair[0] == pair[1] or layer(found.imported) < layer(module) or pair in SIDEWAYS:
+            continue
+        if layer(found.imported) == layer(module) and layer(module) in (0, 5, 6):
+            continue  # leaves and top-level commands know each other; cycles are excluded below
+        if (module, found.imported) in UPWARDS:
+            assert found.lazy, f"{module}:{found.line} must import {found.imported} inside a function"
+            continue
+        pytest.fail(f"{module}:{found.line} imports {found.imported}, which does not lie below it")
+
+
+def test_exceptions_are_still_needed() -> None:
+    used = {(m, found.imported) for m in MODULES if m for found in own_imports(m)}
+    assert used >= set(UPWARDS)
+    assert {(part(one), part(other)) for one, other in used} >= set(SIDEWAYS)
+    assert all(module in MODULES for module in NAMED_IN_STRINGS)
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {
+        module: {
+            found.imported for found in own_imports(module) if not found.lazy and found.imported != module
+        }
+        for module in MODULES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_root_package_is_lazy() -> None:
+    assert not [found for found in imports("") if found.imported.startswith(PACKAGE)]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module) in CORE])
+def test_the_core_does_not_import_ray(module: str) -> None:
+    for found in imports(module):
+        assert part(found.imported) != "ray", f"{module}:{found.line} imports {found.imported}"
+    named = [text for text in strings(module) if text.startswith(("ray.", f"{PACKAGE}.algorithms", "ray:"))]
+    assert not named or module in NAMED_IN_STRINGS, f"{module} names {named}"
+
+
+def test_importing_the_core_does_not_load_ray() -> None:
+    core = sorted(f"{PACKAGE}.{module}" for module in MODULES if part(module) in CORE)
+    code = f"""
+import importlib, sys
+import {PACKAGE}
+import {PACKAGE}.policy.sequence_policy
+from {PACKAGE} import SequencePolicy, UserError, load_dataset
+assert "ray" not in sys.modules, "the public names of the core"
+assert "transformers" not in sys.modules, "the Hugging Face extra is optional"
+for name in {core!r}:
+    importlib.import_module(name)
+    assert "ray" not in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_exist() -> None:
+    declared = {
+        alias.name
+        for node in ast.walk(ast.parse(MODULES[""].read_text()))
+        if is_type_checking(node)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.ImportFrom)
+        for alias in inner.names
+    }
+    homes = {name: home for name, (home, _) in rayrl_dt._HOMES.items()}
+    assert len(declared) == len(homes) == len(set(rayrl_dt.__all__)) and set(homes) == set(rayrl_dt.__all__)
+    for home in homes.values():
+        assert home.removeprefix(f"{PACKAGE}.") in MODULES
+    with pytest.raises(AttributeError, match="Dt"):
+        rayrl_dt.Dt  # noqa: B018
