@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayrl_dt.algorithms.bc import BC, BCConfig
     from rayrl_dt.algorithms.dt import DT, DTConfig
+    from rayrl_dt.algorithms.radt import RADT, RADTConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
     from rayrl_dt.policy.sequence_policy import SequencePolicy
@@ -20,12 +21,24 @@ _HOMES = {
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
     "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
+    "RADT": ("rayrl_dt.algorithms.radt", "RADT"),
+    "RADTConfig": ("rayrl_dt.algorithms.radt", "RADTConfig"),
     "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
     "UserError": ("rayrl_dt.errors", "UserError"),
     "load_dataset": ("rayrl_dt.data.sources", "load"),
 }
 
-__all__ = ["BC", "DT", "BCConfig", "DTConfig", "SequencePolicy", "UserError", "load_dataset"]
+__all__ = [
+    "BC",
+    "DT",
+    "RADT",
+    "BCConfig",
+    "DTConfig",
+    "RADTConfig",
+    "SequencePolicy",
+    "UserError",
+    "load_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,12 @@ import yaml
 from rayrl_dt.algorithms.bc import BCConfig
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.dt import DTConfig
+from rayrl_dt.algorithms.radt import RADTConfig
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = ["ALGORITHMS", "SECTIONS", "apply_overrides", "build_config", "read_yaml", "search_spaces"]
 
-ALGORITHMS: dict[str, type[SequenceConfig]] = {"DT": DTConfig, "BC": BCConfig}
+ALGORITHMS: dict[str, type[SequenceConfig]] = {"DT": DTConfig, "RADT": RADTConfig, "BC": BCConfig}
 SECTIONS = (
     "environment",
     "offline_data",

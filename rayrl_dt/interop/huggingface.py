@@ -160,7 +160,7 @@ def import_huggingface(
                 head="deterministic",
                 target_rule="decrement",
                 max_episode_steps=config.max_ep_len,
-            ),
+            ).resolved(),
             observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
             action_space=bounds,
             action_low=tuple(bounds.low.tolist()),
@@ -211,8 +211,8 @@ def _names(layers: int) -> Iterator[tuple[str, str, bool]]:
             ("attention.qkv", "attn.c_attn", True),
             ("attention.out", "attn.c_proj", True),
             ("norm_mlp", "ln_2", False),
-            ("expand", "mlp.c_fc", True),
-            ("contract", "mlp.c_proj", True),
+            ("mlp.expand", "mlp.c_fc", True),
+            ("mlp.contract", "mlp.c_proj", True),
         ):
             yield f"trunk.blocks.{layer}.{ours}.weight", f"encoder.h.{layer}.{theirs}.weight", transposed
             yield f"trunk.blocks.{layer}.{ours}.bias", f"encoder.h.{layer}.{theirs}.bias", False

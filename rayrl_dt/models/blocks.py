@@ -1,6 +1,6 @@
-"""Causal self-attention and the pre-norm transformer block, with the last layer read only where needed.
+"""Attention, feed-forward layer and the pre-norm transformer block, with the last layer read only where needed.
 
-Shape legend: B batch, T tokens, R tokens that are read, d width, H heads.
+Shape legend: B batch, T tokens, R tokens that are read, S source tokens, d width, H heads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rayrl_dt.models.dropout import Dropout, DropoutSource, activation
 
-__all__ = ["Block", "CausalSelfAttention", "attention_bias"]
+__all__ = ["Block", "CausalSelfAttention", "CrossAttention", "FeedForward", "attention_bias"]
 
 
 def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like: Tensor) -> Tensor:
@@ -36,76 +36,28 @@ def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like:
     return bias
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention with one fused projection; queries may be a subset of the tokens."""
+class _Attention(nn.Module):
+    """What self- and cross-attention share: heads, attention weights and their dropout."""
 
     def __init__(self, width: int, heads: int, dropout: float, source: DropoutSource) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.weight_dropout = Dropout(dropout, source)
 
-    def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
-        """Attends.
-
-        Args:
-            x: `(B, T, d)`.
-            bias: `(1 or B, 1, T, T)` from `attention_bias`.
-            read: the tokens whose output is wanted; None for all.
-
-        Returns:
-            `(B, T or R, d)`.
-        """
-        width = x.shape[-1]
-        if read is None:
-            q, k, v = torch.split(self.qkv(x), width, dim=-1)
-        elif self._few(len(range(x.shape[1])[read]), x):
-            few: Tensor = self.out(self._merge(self._read_few(x, bias[:, :, read], read)))
-            return few
-        else:
-            q = functional.linear(x[:, read], self.qkv.weight[:width], self.qkv.bias[:width])
-            both = functional.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
-            k, v = torch.split(both, width, dim=-1)
-            bias = bias[:, :, read]
-        attended = self._attend(self._split(q), self._split(k), self._split(v), bias)
-        output: Tensor = self.out(self._merge(attended))
-        return output
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Attends from `(B, R, d)` queries to `(B, S, d)` keys and values; returns `(B, R, d)`."""
+        q, k, v = self._split(q), self._split(k), self._split(v)
         dropping = self.training and self.weight_dropout.p > 0.0
         if q.device.type != "cpu" and not dropping:
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+            return self._merge(attended)
         # SDPA would draw its dropout from the global generator. On a CPU, and for windows as short as these, it also
         # takes longer than plain products.
         bias = bias.to(q.dtype).expand(*q.shape[:2], -1, -1).flatten(0, 1)
         weights = self._weights(q.flatten(0, 1), k.flatten(0, 1), bias)
         attended = torch.bmm(weights.to(v.dtype), v.flatten(0, 1))
-        return torch.unflatten(attended, 0, (-1, self.heads))
-
-    def _few(self, reads: int, x: Tensor) -> bool:
-        """Whether `_read_few` takes fewer multiplications than projecting each token to its key and value."""
-        _, tokens, width = x.shape
-        return x.device.type == "cpu" and (tokens - reads) * width > (self.heads - 1) * reads * tokens
-
-    def _read_few(self, x: Tensor, bias: Tensor, read: slice) -> Tensor:
-        """Attends from a few tokens, without a key or value for each token; returns `(B, H, R, d / H)`.
-
-        q·(Wk x + bk) is (q Wk)·x plus a constant of the query, which the softmax ignores; and sum w (Wv x + bv) is
-        Wv (sum w x) + bv sum w.
-        """
-        width = x.shape[-1]
-        w_q, w_k, w_v = torch.split(self.qkv.weight, width)
-        b_q, _, b_v = torch.split(self.qkv.bias, width)
-        q = self._split(functional.linear(x[:, read], w_q, b_q))
-        q = torch.matmul(q, torch.unflatten(w_k, 0, (self.heads, -1))).flatten(1, 2)  # (B, H * R, d)
-        bias = bias.to(q.dtype).expand(-1, self.heads, -1, -1).flatten(1, 2).expand(len(q), -1, -1)
-        weights = self._weights(q, x.to(q.dtype), bias)
-        mixed = torch.bmm(weights.to(q.dtype), x.to(q.dtype))
-        mixed = torch.unflatten(mixed, 1, (self.heads, -1))  # (B, H, R, d)
-        values = torch.matmul(mixed, torch.unflatten(w_v, 0, (self.heads, -1)).transpose(-2, -1))
-        totals = torch.unflatten(weights.sum(dim=-1, keepdim=True), 1, (self.heads, -1))
-        return values + (totals * torch.unflatten(b_v, 0, (self.heads, 1, -1))).to(values.dtype)
+        return self._merge(torch.unflatten(attended, 0, (-1, self.heads)))
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
         """Attention weights after dropout, for flat batches of queries, keys and biases."""
@@ -121,6 +73,120 @@ class CausalSelfAttention(nn.Module):
         return x.transpose(1, 2).flatten(-2)
 
 
+class CausalSelfAttention(_Attention):
+    """Multi-head attention with one fused projection; queries may be a subset of the tokens.
+
+    Args:
+        width: d.
+        heads: H.
+        dropout: probability on the attention weights.
+        source: random source of the dropout layers.
+        projection_bias: whether queries, keys and values have a bias (GPT-2 has, RADT has not).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        source: DropoutSource,
+        *,
+        projection_bias: bool = True,
+    ) -> None:
+        super().__init__(width, heads, dropout, source)
+        self.qkv = nn.Linear(width, 3 * width, bias=projection_bias)
+
+    def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
+        """Attends.
+
+        Args:
+            x: `(B, T, d)`.
+            bias: `(1 or B, 1, T, T)` from `attention_bias`.
+            read: the tokens whose output is wanted; None for all.
+
+        Returns:
+            `(B, T or R, d)`.
+        """
+        width = x.shape[-1]
+        if read is None:
+            q, k, v = torch.split(self.qkv(x), width, dim=-1)
+            attended = self._attend(q, k, v, bias)
+        elif self._few(len(range(x.shape[1])[read]), x):
+            attended = self._read_few(x, bias[:, :, read], read)
+        else:
+            (w_q, w_kv), (b_q, b_kv) = self._parts(width, 2 * width)
+            q = functional.linear(x[:, read], w_q, b_q)
+            k, v = torch.split(functional.linear(x, w_kv, b_kv), width, dim=-1)
+            attended = self._attend(q, k, v, bias[:, :, read])
+        output: Tensor = self.out(attended)
+        return output
+
+    def _parts(self, *sizes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """The rows of the fused projection's weight and bias, cut into pieces."""
+        biases = self.qkv.bias
+        cut = (None,) * len(sizes) if biases is None else torch.split(biases, list(sizes))
+        return torch.split(self.qkv.weight, list(sizes)), cut
+
+    def _few(self, reads: int, x: Tensor) -> bool:
+        """Whether `_read_few` takes fewer multiplications than projecting each token to its key and value."""
+        _, tokens, width = x.shape
+        return x.device.type == "cpu" and (tokens - reads) * width > (self.heads - 1) * reads * tokens
+
+    def _read_few(self, x: Tensor, bias: Tensor, read: slice) -> Tensor:
+        """Attends from a few tokens, without a key or value for each token; returns `(B, R, d)`.
+
+        q·(Wk x + bk) is (q Wk)·x plus a constant of the query, which the softmax ignores; and sum w (Wv x + bv) is
+        Wv (sum w x) + bv sum w.
+        """
+        width = x.shape[-1]
+        (w_q, w_k, w_v), (b_q, _, b_v) = self._parts(width, width, width)
+        q = self._split(functional.linear(x[:, read], w_q, b_q))
+        q = torch.matmul(q, torch.unflatten(w_k, 0, (self.heads, -1))).flatten(1, 2)  # (B, H * R, d)
+        bias = bias.to(q.dtype).expand(-1, self.heads, -1, -1).flatten(1, 2).expand(len(q), -1, -1)
+        weights = self._weights(q, x.to(q.dtype), bias)
+        mixed = torch.bmm(weights.to(q.dtype), x.to(q.dtype))
+        mixed = torch.unflatten(mixed, 1, (self.heads, -1))  # (B, H, R, d)
+        values = torch.matmul(mixed, torch.unflatten(w_v, 0, (self.heads, -1)).transpose(-2, -1))
+        if b_v is not None:
+            totals = torch.unflatten(weights.sum(dim=-1, keepdim=True), 1, (self.heads, -1))
+            values = values + (totals * torch.unflatten(b_v, 0, (self.heads, 1, -1))).to(values.dtype)
+        return self._merge(values)
+
+
+class CrossAttention(_Attention):
+    """Multi-head attention from one sequence to another; queries, keys and values have no bias."""
+
+    def __init__(self, width: int, heads: int, dropout: float, source: DropoutSource) -> None:
+        super().__init__(width, heads, dropout, source)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attends from `query (B, R, d)` to `key` and `value (B, S, d)`; `bias` is `(1 or B, 1, R, S)`."""
+        attended = self._attend(self.query(query), self.key(key), self.value(value), bias)
+        output: Tensor = self.out(attended)
+        return output
+
+
+class FeedForward(nn.Module):
+    """d -> 4d, activation, 4d -> d, dropout."""
+
+    def __init__(self, width: int, dropout: float, function: str, source: DropoutSource) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = Dropout(dropout, source)
+        self.function = activation(function)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, T, d)` to `(B, T, d)`."""
+        # Flat, because autograd copies views that are changed in place, as ReLU does.
+        hidden = self.function(self.expand(x.flatten(0, 1)))
+        output: Tensor = self.dropout(self.contract(hidden)).view(x.shape)
+        return output
+
+
 class Block(nn.Module):
     """Pre-norm GPT-2 block: x + attention(LN x), then x + MLP(LN x)."""
 
@@ -128,17 +194,13 @@ class Block(nn.Module):
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
         self.attention = CausalSelfAttention(width, heads, dropout, source)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
         self.dropout = Dropout(dropout, source)
-        self.function = activation(function)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = FeedForward(width, dropout, function, source)
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
         """Returns `(B, T, d)`, or `(B, R, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
         attended = self.dropout(self.attention(self.norm_attention(x), bias, read))
         x = (x if read is None else x[:, read]) + attended
-        # Flat, because autograd copies views that are changed in place, as ReLU does.
-        hidden = self.function(self.expand(self.norm_mlp(x).flatten(0, 1)))
-        output: Tensor = x + self.dropout(self.contract(hidden)).view(x.shape)
+        output: Tensor = x + self.mlp(self.norm_mlp(x))
         return output

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import TrunkInputs, action_encoder, observation_encoder
+from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["MLPTrunk", "TransformerTrunk"]
 
 
-class TransformerTrunk(nn.Module):
+class TransformerTrunk(Trunk):
     """GPT-2 body over the tokens of K steps; features are read at the state tokens.
 
     Args:
@@ -74,7 +75,7 @@ class TransformerTrunk(nn.Module):
         return features
 
 
-class MLPTrunk(nn.Module):
+class MLPTrunk(Trunk):
     """The MLP of behaviour cloning: the last K normalised observations, concatenated.
 
     Layer sizes and dropout as in Decision Transformer's Gym baseline (Linear, then L-1 times ReLU, dropout,

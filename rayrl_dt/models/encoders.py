@@ -1,34 +1,13 @@
-"""From raw windows to what a trunk reads: normalised observations, scaled returns, actions in [-1, 1]."""
+"""From normalised observations and actions to tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor, nn
+from torch import nn
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["TrunkInputs", "action_encoder", "observation_encoder"]
-
-
-@dataclass(frozen=True)
-class TrunkInputs:
-    """A window in model units. Padding holds zeros.
-
-    Attributes:
-        returns_to_go: `(B, K, 1)` scaled.
-        observations: `(B, K, *obs)` normalised.
-        actions: `(B, K, A)` in [-1, 1], or `(B, K)` int64.
-        timesteps: `(B, K)`.
-        mask: `(B, K)` bool, or None if no step of the batch is padding.
-    """
-
-    returns_to_go: Tensor
-    observations: Tensor
-    actions: Tensor
-    timesteps: Tensor
-    mask: Tensor | None
+__all__ = ["action_encoder", "observation_encoder"]
 
 
 def observation_encoder(spec: PolicySpec, width: int) -> nn.Module:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.decision_transformer import MLPTrunk, TransformerTrunk
 from rayrl_dt.models.dropout import DropoutSource
-from rayrl_dt.models.encoders import TrunkInputs
+from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.trunk import Trunk, TrunkInputs
 from rayrl_dt.types import Window
 
 __all__ = ["SequenceModel", "check_architecture"]
 
-_TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], nn.Module]] = {
+_TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], Trunk]] = {
     "dt": lambda spec, source: TransformerTrunk(spec, with_returns=True, source=source),
+    "radt": lambda spec, source: RADTTrunk(spec, source=source),
     "no-return": lambda spec, source: TransformerTrunk(spec, with_returns=False, source=source),
     "mlp": lambda spec, source: MLPTrunk(spec, source=source),
 }
@@ -46,6 +48,7 @@ class SequenceModel(nn.Module):
         self._dropout_source = DropoutSource()
         self.trunk = _TRUNKS[spec.model.backbone](spec, self._dropout_source)
         self.head = nn.Linear(spec.model.embed_dim, spec.action_size)
+        self.trunk.initialise_head(self.head)
         # Buffers, so that a checkpoint of the weights alone still acts right.
         self.register_buffer("observation_mean", torch.as_tensor(spec.normaliser.mean))
         self.register_buffer("observation_std", torch.as_tensor(spec.normaliser.std))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -16,9 +16,16 @@ from rayrl_dt.types import Normaliser
 
 __all__ = ["BACKBONES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
 
-BACKBONES = ("dt", "no-return", "mlp")
+BACKBONES = ("dt", "radt", "no-return", "mlp")
 HEADS = ("auto", "deterministic", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant")
+_RADT_DEFAULTS = {
+    "use_seqra": True,
+    "use_stepra": True,
+    "adaptive_scaling": True,
+    "norm": "auto",
+    "padding_mask": "correct",
+}
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,26 @@ class ModelConfig:
     """The user's choices (`rl_module.model_config` of a config file).
 
     Attributes:
-        backbone: "dt" (return, state and action tokens), "no-return" (transformer BC: state and action
-            tokens), "mlp" (BC on the last `context_length` states).
+        backbone: "dt" (return, state and action tokens), "radt" (state and action tokens that consult the
+            returns in every layer), "no-return" (transformer BC: state and action tokens), "mlp" (BC on the
+            last `context_length` states).
         context_length: K, steps that the policy sees.
         embed_dim: width d of the tokens, or of the MLP's hidden layers.
         num_layers: transformer blocks, or hidden layers of the MLP.
         num_heads: attention heads; divides `embed_dim`.
         dropout: probability on embeddings, attention weights and residual branches.
-        activation: "relu" or "gelu".
+        activation: "relu", "gelu", or "auto": gelu for RADT, relu for the others.
         head: "deterministic" (tanh) for continuous actions, "categorical" for discrete ones, "auto".
         target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), or
             "auto": constant exactly when the training rewards were delayed.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
             environment's limit if that is longer. Later steps share the last embedding.
+        use_seqra: RADT's cross-attention to the returns.
+        use_stepra: RADT's scaling and shifting of each step by its return.
+        adaptive_scaling: RADT's learned elementwise scale of that cross-attention.
+        norm: of RADT's blocks: "post", "pre", or "auto": post, but pre without StepRA (the authors' ablation).
+        padding_mask: of RADT in training: "correct", or "inverted" as in the authors' released code, where padded
+            windows attend to nothing but their padding; only to reproduce it, and only in fp32.
     """
 
     backbone: str = "dt"
@@ -47,10 +61,15 @@ class ModelConfig:
     num_layers: int = 3
     num_heads: int = 1
     dropout: float = 0.1
-    activation: str = "relu"
+    activation: str = "auto"
     head: str = "auto"
     target_rule: str = "auto"
     max_episode_steps: int | None = None
+    use_seqra: bool = True
+    use_stepra: bool = True
+    adaptive_scaling: bool = True
+    norm: str = "auto"
+    padding_mask: str = "correct"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -67,7 +86,9 @@ class ModelConfig:
             ("backbone", BACKBONES),
             ("head", HEADS),
             ("target_rule", TARGET_RULES),
-            ("activation", ("relu", "gelu")),
+            ("activation", ("auto", "relu", "gelu")),
+            ("norm", ("auto", "post", "pre")),
+            ("padding_mask", ("correct", "inverted")),
         ):
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
@@ -89,6 +110,33 @@ class ModelConfig:
                 f"model_config.embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; "
                 "choose a width that the heads divide"
             )
+        self._validate_radt()
+
+    def _validate_radt(self) -> None:
+        for name, default in _RADT_DEFAULTS.items():
+            value = getattr(self, name)
+            if isinstance(default, bool) and not isinstance(value, bool):
+                raise UserError(f"model_config.{name} is {value!r}; it must be true or false")
+            if self.backbone != "radt" and value != default:
+                raise UserError(
+                    f"model_config.{name} {value!r} is for backbone 'radt', not {self.backbone!r}; remove it"
+                )
+        if not (self.use_seqra or self.use_stepra):
+            raise UserError(
+                "model_config.use_seqra and use_stepra are both false, so nothing reads the returns; "
+                "for a policy without returns choose backbone: no-return"
+            )
+        if not (self.use_seqra or self.adaptive_scaling):
+            raise UserError("model_config.adaptive_scaling false needs use_seqra: it scales that attention")
+
+    def resolved(self) -> ModelConfig:
+        """Returns the config with what hangs on the backbone alone decided."""
+        activation = "gelu" if self.backbone == "radt" else "relu"
+        return replace(
+            self,
+            activation=activation if self.activation == "auto" else self.activation,
+            norm=("post" if self.use_stepra else "pre") if self.norm == "auto" else self.norm,
+        )
 
 
 @dataclass(frozen=True)
@@ -180,13 +228,11 @@ class PolicySpec:
             raise UserError(f"training.return_scale is {scale}; it must be a positive number")
         quantiles = np.percentile(returns, [5, 50, 95])
         return cls(
-            model=ModelConfig(
-                **{
-                    **asdict(model),
-                    "head": head,
-                    "target_rule": rule if model.target_rule == "auto" else model.target_rule,
-                    "max_episode_steps": model.max_episode_steps or limit,
-                }
+            model=replace(
+                model.resolved(),
+                head=head,
+                target_rule=rule if model.target_rule == "auto" else model.target_rule,
+                max_episode_steps=model.max_episode_steps or limit,
             ),
             observation_space=store.info.observation_space,
             action_space=space,

@@ -32,7 +32,7 @@ def saved(model: SequenceModel, tmp_path: Path) -> Path:
     return save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("backbone", ["dt", "no-return", "mlp"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("as_arrays", [False, True])
 def test_round_trip_is_bit_exact(

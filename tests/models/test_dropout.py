@@ -105,7 +105,7 @@ def test_masks_follow_the_seed_and_nothing_else(model: SequenceModel) -> None:
 
 def test_every_layer_drops(model: SequenceModel) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, Dropout)]
-    assert len(layers) == 1 + 2 * model.spec.model.num_layers
+    assert len(layers) == 1 + 3 * model.spec.model.num_layers
     assert all(layer.p == 0.3 for layer in layers)
     assert not any(isinstance(layer, nn.Dropout) for layer in model.modules())
     drops: list[float] = []

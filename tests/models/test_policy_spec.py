@@ -138,7 +138,7 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
     ("values", "message"),
     [
         ({"backbone": "no_return"}, "backbone is 'no_return'.*Did you mean 'no-return'"),
-        ({"backbone": "transformer"}, "backbone.*Allowed: dt, mlp, no-return"),
+        ({"backbone": "transformer"}, "backbone.*Allowed: dt, mlp, no-return, radt"),
         ({"head": "determinstic"}, "Did you mean 'deterministic'"),
         ({"target_rule": "decrementing"}, "Did you mean 'decrement'"),
         ({"activation": "gelu_new"}, "Did you mean 'gelu'"),

@@ -19,9 +19,9 @@ from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import attention_bias
-from rayrl_dt.models.encoders import TrunkInputs
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.spec import BACKBONES, PolicySpec
+from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.types import Window
 
 K = 6
@@ -39,7 +39,7 @@ def store(request: pytest.FixtureRequest, make_store: MakeStore) -> TrajectorySt
     return make_store(**SPACES[request.param])
 
 
-@pytest.fixture(params=["dt", "no-return"])
+@pytest.fixture(params=["dt", "radt", "no-return"])
 def transformer(request: pytest.FixtureRequest, store: TrajectoryStore) -> SequenceModel:
     return build_model(store, backbone=request.param)
 
@@ -90,10 +90,10 @@ def test_observation_and_return_move_their_own_output(transformer: SequenceModel
     here = slice(step, step + 1)
     assert difference(transformer, window, changed(transformer, window, "observations", here))[step] > 1e-3
     moved = difference(transformer, window, changed(transformer, window, "returns_to_go", here))[step]
-    assert moved > 1e-3 if transformer.spec.model.backbone == "dt" else moved == 0
+    assert moved > 1e-3 if transformer.spec.model.backbone != "no-return" else moved == 0
 
 
-@pytest.mark.parametrize("backbone", ["dt", "no-return", "mlp"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("garbage", [-10.0, 1e6, -(2.0**40), float("nan"), float("inf")])
 def test_what_padding_holds_does_not_matter(store: TrajectoryStore, backbone: str, garbage: float) -> None:
     model = build_model(store, backbone=backbone)
@@ -155,7 +155,7 @@ def test_rows_of_a_batch_are_independent(transformer: SequenceModel) -> None:
             torch.testing.assert_close(together[row, real], alone[0, real], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone", ["dt", "no-return", "mlp"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("length", [1, K, 20])
 @pytest.mark.parametrize("padded", [False, True])
 def test_last_only_is_the_last_step(store: TrajectoryStore, backbone: str, length: int, padded: bool) -> None:
@@ -355,7 +355,7 @@ def test_initialisation_follows_the_paper_code(make_store: MakeStore) -> None:
     torch.manual_seed(0)
     model = SequenceModel(spec)
     for block in model.trunk.blocks:
-        for layer in (block.attention.qkv, block.attention.out, block.expand, block.contract):
+        for layer in (block.attention.qkv, block.attention.out, block.mlp.expand, block.mlp.contract):
             assert layer.weight.detach().std().item() == pytest.approx(0.02, rel=0.05)
             assert (layer.bias == 0).all()
     assert model.trunk.embed_timestep.weight.detach().std().item() == pytest.approx(1.0, rel=0.05)

@@ -1,0 +1,256 @@
+"""The trunk of the Return-Aligned Decision Transformer (RADT).
+
+States and actions form one sequence; returns-to-go form another, which every layer consults twice: SeqRA attends
+from the states and actions to the returns, and StepRA scales and shifts the tokens of a step by its own return.
+Followed is the authors' released code (github.com/CyberAgentAILab/radt, MIT), since the paper leaves details open.
+
+Differences: pads are masked with the right sign (the released trainer passes its mask inverted, and so does
+`padding_mask="inverted"`, in training only, as there); the last layer computes only the tokens that are read; a
+padding query attends to its own step instead of uniformly to everything, and is never read.
+
+Shape legend: B batch, K steps, T = 2K tokens (s, a of each step), R tokens that are read, d width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayrl_dt.models.blocks import CausalSelfAttention, CrossAttention, FeedForward, attention_bias
+from rayrl_dt.models.dropout import Dropout, DropoutSource
+from rayrl_dt.models.encoders import action_encoder, observation_encoder
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+__all__ = ["RADTTrunk", "ReturnStream", "SequenceReturnAligner", "sinusoids"]
+
+_TOKENS_PER_STEP = 2
+_INVERTED_BIAS = -1e4
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ReturnStream:
+    """What every layer reads of the returns-to-go. The same tensors in all layers.
+
+    Attributes:
+        gates: `(B, K, d)` SiLU of the embedded returns; StepRA projects them to scales and shifts.
+        memory: `(B, K, d)` embedded returns plus the position; SeqRA's keys and values before their norms.
+        bias: `(1 or B, 1, K, K)` additive mask among steps; step t sees the returns of steps up to t.
+    """
+
+    gates: Tensor
+    memory: Tensor
+    bias: Tensor
+
+
+class SequenceReturnAligner(nn.Module):
+    """SeqRA: cross-attention from the tokens to the returns-to-go, scaled elementwise by 1 + lambda.
+
+    lambda is a linear function of the attended returns and the query, zero at initialisation: the attention is then
+    fully on (a plain residual). -1 turns it off.
+
+    Args:
+        width: d.
+        heads: attention heads.
+        dropout: probability.
+        adaptive: whether lambda is there; without it the residual stays plain.
+        source: random source of the dropout layers.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, *, adaptive: bool, source: DropoutSource
+    ) -> None:
+        super().__init__()
+        self.norm_key = nn.LayerNorm(width)
+        self.norm_value = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, dropout, source)
+        self.dropout = Dropout(dropout, source)
+        self.scaling = nn.Linear(2 * width, width) if adaptive else None
+
+    def forward(self, query: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
+        """Returns what is to be added to `query (B, R, d)`; `bias` is `(1 or B, 1, R, K)`."""
+        memory = returns.memory
+        z: Tensor = self.attention(query, self.norm_key(memory), self.norm_value(memory), bias)
+        z = self.dropout(z)
+        if self.scaling is None:
+            return z
+        scale = self.scaling(torch.cat([z, query.to(z.dtype)], dim=-1))
+        aligned: Tensor = torch.addcmul(z, scale, z)
+        return aligned
+
+
+class _StepReturnAligner(nn.Module):
+    """StepRA: per-step scales and shifts, one pair for each norm of a block, from the step's return-to-go."""
+
+    def __init__(self, width: int, pairs: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.project = nn.Linear(width, 2 * pairs * width)
+
+    def forward(self, gates: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Returns (gamma, beta), each `(B, K, d)`, of each pair."""
+        chunks = self.project(gates).chunk(2 * self.pairs, dim=-1)
+        return list(zip(chunks[::2], chunks[1::2], strict=True))
+
+
+class _RADTBlock(nn.Module):
+    """Self-attention, SeqRA and MLP; each followed (post-norm) or preceded (pre-norm) by a modulated norm."""
+
+    def __init__(self, spec: PolicySpec, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        width = model.embed_dim
+        self.post_norm = model.norm == "post"
+        self.attention = CausalSelfAttention(
+            width, model.num_heads, model.dropout, source, projection_bias=False
+        )
+        self.dropout = Dropout(model.dropout, source)
+        self.aligner = (
+            SequenceReturnAligner(
+                width, model.num_heads, model.dropout, adaptive=model.adaptive_scaling, source=source
+            )
+            if model.use_seqra
+            else None
+        )
+        self.mlp = FeedForward(width, model.dropout, model.activation, source)
+        norms = 3 if model.use_seqra else 2
+        self.modulation = _StepReturnAligner(width, norms) if model.use_stepra else None
+        # Scale and shift come from StepRA where it is there, from the norm's own parameters elsewhere.
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width, eps=1e-6, elementwise_affine=not model.use_stepra) for _ in range(norms)
+        )
+
+    def forward(self, x: Tensor, bias: Tensor, returns: ReturnStream, read: slice | None) -> Tensor:
+        """Returns `(B, T, d)`, or `(B, R, d)` for the tokens `read`, all of them state tokens.
+
+        Args:
+            x: `(B, T, d)`.
+            bias: `(1 or B, 1, T, T)` mask among the tokens.
+            returns: the return stream.
+            read: the tokens that are wanted; None for all.
+        """
+        pairs = self.modulation(returns.gates) if self.modulation is not None else []
+        # Keys and values need every token; after the attention only what is read goes on.
+        queries = x if self.post_norm else self._norm(0, x, pairs, None)
+        attended = self.dropout(self.attention(queries, bias, read))
+        x = (x if read is None else x[:, read]) + attended
+        last = len(self.norms) - 1
+        if self.post_norm:
+            x = self._norm(0, x, pairs, read)
+            if self.aligner is not None:
+                x = self._norm(1, x + self.aligner(x, returns, _cross_bias(returns.bias, read)), pairs, read)
+            return self._norm(last, x + self.mlp(x), pairs, read)
+        if self.aligner is not None:
+            x = x + self.aligner(self._norm(1, x, pairs, read), returns, _cross_bias(returns.bias, read))
+        output: Tensor = x + self.mlp(self._norm(last, x, pairs, read))
+        return output
+
+    def _norm(self, index: int, x: Tensor, pairs: list[tuple[Tensor, Tensor]], read: slice | None) -> Tensor:
+        normed: Tensor = self.norms[index](x)
+        if not pairs:
+            return normed
+        gamma, beta = pairs[index]
+        if read is not None:
+            steps = _steps(read)
+            return torch.addcmul(beta[:, steps].to(normed.dtype), normed, 1 + gamma[:, steps])
+        # A state and an action share the modulation of their step.
+        normed = torch.unflatten(normed, 1, (-1, _TOKENS_PER_STEP))
+        return torch.addcmul(beta[:, :, None].to(normed.dtype), normed, 1 + gamma[:, :, None]).flatten(1, 2)
+
+
+class RADTTrunk(Trunk):
+    """RADT over the state and action tokens of K steps; features are read at the state tokens.
+
+    Args:
+        spec: the policy's specification.
+        source: random source of the dropout layers.
+    """
+
+    positions: Tensor
+
+    def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        width = model.embed_dim
+        self.inverted_mask = model.padding_mask == "inverted"
+        self.embed_return = nn.Linear(1, width)
+        self.embed_observation = observation_encoder(spec, width)
+        self.embed_action = action_encoder(spec, width)
+        self.embed_position = nn.Linear(width, width)
+        assert model.max_episode_steps is not None
+        table = sinusoids(model.max_episode_steps + model.context_length, width)
+        self.register_buffer("positions", table, persistent=False)
+        self.blocks = nn.ModuleList(_RADTBlock(spec, source) for _ in range(model.num_layers))
+        self.apply(_initialise)
+        for block in self.blocks:
+            assert isinstance(block, _RADTBlock)
+            # lambda, gamma and beta start at zero.
+            if block.modulation is not None:
+                nn.init.zeros_(block.modulation.project.weight)
+            if block.aligner is not None and block.aligner.scaling is not None:
+                nn.init.zeros_(block.aligner.scaling.weight)
+
+    def initialise_head(self, head: nn.Linear) -> None:
+        """Initialises the head as the authors do: N(0, 0.02), bias 0."""
+        _initialise(head)
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
+        embedded = self.embed_return(inputs.returns_to_go)
+        tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
+        x = (torch.stack(tokens, dim=2) + position[:, :, None]).flatten(1, 2)
+        count = x.shape[1]
+        returns = ReturnStream(
+            gates=functional.silu(embedded),
+            memory=embedded + position,
+            bias=self._bias(inputs.mask, 1, x),
+        )
+        bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)
+        read = slice(count - _TOKENS_PER_STEP if last_only else 0, count, _TOKENS_PER_STEP)
+        for block in self.blocks[:-1]:
+            x = block(x, bias, returns, None)
+        features: Tensor = self.blocks[-1](x, bias, returns, read)
+        return features
+
+    def _bias(self, mask: Tensor | None, tokens_per_step: int, x: Tensor) -> Tensor:
+        tokens = x.shape[1] // _TOKENS_PER_STEP * tokens_per_step
+        if not (self.inverted_mask and self.training):
+            return attention_bias(mask, tokens, tokens_per_step, x)
+        bias = attention_bias(None, tokens, tokens_per_step, x)
+        if mask is None:
+            return bias + _INVERTED_BIAS
+        real = mask.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]
+        return bias + _INVERTED_BIAS * real.to(x.dtype)
+
+
+def _initialise(layer: nn.Module) -> None:
+    """N(0, 0.02) for linear and embedding weights, zero biases."""
+    if isinstance(layer, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(layer.weight, std=_INIT_STD)
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Returns the `(length, width)` table of sines and cosines of Vaswani et al. 2017, section 3.5."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+def _cross_bias(steps: Tensor, read: slice | None) -> Tensor:
+    """The mask of SeqRA: a state and an action see the returns of the steps up to their own."""
+    if read is None:
+        return steps.repeat_interleave(_TOKENS_PER_STEP, dim=2)
+    return steps[:, :, _steps(read)]
+
+
+def _steps(read: slice) -> slice:
+    """The steps of the state tokens `read`."""
+    return slice(read.start // _TOKENS_PER_STEP, None)
