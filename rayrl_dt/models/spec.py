@@ -132,10 +132,13 @@ class ModelConfig:
     def resolved(self) -> ModelConfig:
         """Returns the config with what hangs on the backbone alone decided."""
         activation = "gelu" if self.backbone == "radt" else "relu"
+        norm = self.norm
+        if self.backbone == "radt" and norm == "auto":
+            norm = "post" if self.use_stepra else "pre"
         return replace(
             self,
             activation=activation if self.activation == "auto" else self.activation,
-            norm=("post" if self.use_stepra else "pre") if self.norm == "auto" else self.norm,
+            norm=norm,
         )
 
 
