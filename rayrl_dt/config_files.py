@@ -30,7 +30,7 @@ SECTIONS = (
     "fault_tolerance",
     "debugging",
 )
-_TOP_LEVEL = ("algorithm", *SECTIONS, "tune", "description")
+_TOP_LEVEL = ("name", "algorithm", *SECTIONS, "tune", "description")
 _SPACES = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 
 
@@ -81,6 +81,8 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
     Raises:
         UserError: an algorithm, section or key is unknown (the nearest is named), or a value is out of range.
     """
+    if "variants" in values:
+        raise UserError("this file describes several methods (variants); compare them with rayrl-dt align")
     for key in values:
         if key not in _TOP_LEVEL:
             raise UserError(f"unknown section {key!r}.{suggest(key, _TOP_LEVEL)}")

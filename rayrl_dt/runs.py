@@ -163,6 +163,7 @@ class _Run:
                 "seed": config.seed,
                 "dataset": config.dataset,
                 "env": config.env,
+                "name": values.get("name"),
                 "algorithm": values.get("algorithm"),
                 "backbone": spec.model.backbone,
                 "parameters": algorithm.num_parameters(),

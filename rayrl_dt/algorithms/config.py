@@ -275,6 +275,12 @@ class SequenceConfig(AlgorithmConfig):
             raise UserError(f"training.return_scale is {self.return_scale}; it must be positive, or null")
         if self.precision not in PRECISIONS:
             raise UserError(f"training.precision is {self.precision!r}.{suggest(self.precision, PRECISIONS)}")
+        if self.sequence_model.padding_mask == "inverted" and self.precision != "fp32":
+            # -1e4 on every score leaves bf16 no digit of it.
+            raise UserError(
+                f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
+                "attention scores away; set training.precision: fp32"
+            )
         if self.action_selection not in _ACTION_SELECTION:
             value = self.action_selection
             raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")

@@ -14,7 +14,10 @@ import yaml
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.alignment import EvaluationResult
 
-__all__ = ["RunFolder", "group_seeds", "load_runs"]
+__all__ = ["MAXIMUM", "RunFolder", "group_seeds", "load_runs"]
+
+MAXIMUM = "evaluations/maximum.json"
+"""Where a run keeps the evaluation of its last checkpoint at the data's best return (`rayrl-dt align` does it)."""
 
 _PIECES = ("run.json", "config.yaml", "metrics.jsonl", "evaluations/last.json", "evaluations/best.json")
 
@@ -31,6 +34,7 @@ class RunFolder:
         records: `metrics.jsonl`, one dict per training iteration.
         last: the evaluation of the last checkpoint.
         best: the evaluation of the best checkpoint, never to be shown without `last`.
+        maximum: the last checkpoint asked for the data's best return, if that was evaluated.
         problems: one line for each piece that is missing or broken.
     """
 
@@ -41,6 +45,7 @@ class RunFolder:
     records: tuple[dict[str, Any], ...] = ()
     last: EvaluationResult | None = None
     best: EvaluationResult | None = None
+    maximum: EvaluationResult | None = None
     problems: tuple[str, ...] = ()
 
     def section(self, name: str) -> dict[str, Any]:
@@ -52,6 +57,11 @@ class RunFolder:
     def algorithm(self) -> str:
         """The algorithm's name, or the run's if that is unknown."""
         return str(self.info.get("algorithm") or self.name)
+
+    @property
+    def method(self) -> str:
+        """What the run calls itself (`name` in its config), or its algorithm."""
+        return str(self.info.get("name") or self.algorithm)
 
     @property
     def task(self) -> tuple[str, str]:
@@ -86,11 +96,11 @@ def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
         groups.setdefault(_identity(run), []).append(run)
-    algorithms = [members[0].algorithm for members in groups.values()]
+    methods = [members[0].method for members in groups.values()]
     labelled = {}
     for members in groups.values():
         first = members[0]
-        label = first.algorithm if algorithms.count(first.algorithm) == 1 else first.name
+        label = first.method if methods.count(first.method) == 1 else first.name
         labelled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
     return labelled
 
@@ -112,6 +122,7 @@ def _load(path: Path, name: str) -> RunFolder:
         records=_records(path / "metrics.jsonl", problems),
         last=_evaluation(path, "evaluations/last.json", problems),
         best=_evaluation(path, "evaluations/best.json", problems),
+        maximum=_evaluation(path, MAXIMUM, problems) if (path / MAXIMUM).exists() else None,
     )
     if run.last is None:
         run = replace(run, last=_last_recorded(run.records, problems))

@@ -13,7 +13,7 @@ from rayrl_dt.errors import UserError
 
 __all__ = ["ReturnRange", "TargetPlan", "parse_targets"]
 
-_REMEDY = 'use "dataset:7" or raw returns such as "500,1500,3000"'
+_REMEDY = 'use "dataset:7", "dataset:max" or raw returns such as "500,1500,3000"'
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def parse_targets(
     """Turns what a user wrote into target returns.
 
     `dataset:N` is N equally spaced targets from the 5th to the 95th percentile of the data's episode returns,
-    as in the RADT paper's code; `dataset:1` is the 95th percentile. A number, a list of numbers or `"R1,R2"`
-    are raw returns; one given twice counts once. Targets that no episode of the data reached are kept, with a
-    warning: asking for them is a test of extrapolation, not of alignment.
+    as in the RADT paper's code; `dataset:1` is the 95th percentile and `dataset:max` the best episode. A number, a
+    list of numbers or `"R1,R2"` are raw returns; one given twice counts once. Targets that no episode of the data
+    reached are kept, with a warning: asking for them is a test of extrapolation, not of alignment.
 
     Args:
-        spec: `"dataset:N"`, `"R1,R2"`, one number or several.
+        spec: `"dataset:N"`, `"dataset:max"`, `"R1,R2"`, one number or several.
         returns: `(E,)` raw episode returns of the data that the policy learned from.
         data: their range, for callers that have no more than that (a policy bundle).
 
@@ -91,6 +91,13 @@ def parse_targets(
     if returns is not None and len(returns) > 0:
         data = ReturnRange.of(returns)
     if isinstance(spec, str) and spec.strip().lower().startswith("dataset"):
+        if data is None:
+            raise UserError(
+                f"the targets {spec!r} need the data set's returns, which are not at hand; "
+                'give raw returns instead, such as "500,1500,3000"'
+            )
+        if spec.strip().lower() == "dataset:max":
+            return TargetPlan((data.maximum,), data)
         return _spread(_count(spec), data, spec)
     targets = _explicit(spec)
     if data is None:
@@ -117,12 +124,7 @@ def _count(spec: str) -> int:
     return count
 
 
-def _spread(count: int, data: ReturnRange | None, spec: str) -> TargetPlan:
-    if data is None:
-        raise UserError(
-            f"the targets {spec!r} need the data set's returns, which are not at hand; "
-            'give raw returns instead, such as "500,1500,3000"'
-        )
+def _spread(count: int, data: ReturnRange, spec: str) -> TargetPlan:
     if count == 1:
         return TargetPlan((data.p95,), data)
     if data.p5 == data.p95:

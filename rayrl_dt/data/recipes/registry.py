@@ -175,7 +175,14 @@ def ensure(name: str, **options: Any) -> str:
     """
     recipe = get(name)
     target = options.get("dataset_id") or _id_of(recipe, options)
-    return target if minari_io.exists(target) else make(name, **options)
+    if not minari_io.exists(target):
+        try:
+            make(name, **options)
+        except UserError:
+            if not minari_io.exists(target):
+                raise
+            # Another process made the same data in the meantime.
+    return target
 
 
 def _check_options(recipe: Recipe, episodes: int | None, options: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""`rayrl-dt align`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from rayrl_dt.cli.console import console, finish
+from rayrl_dt.errors import UserError
+
+if TYPE_CHECKING:
+    from rayrl_dt.alignment_suite import Member, Progress
+
+__all__ = ["align"]
+
+
+def align(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files, one per method; grids are enumerated")],
+    seeds: Annotated[str | None, typer.Option(help='such as "0,1,2"; the configs\' own by default')] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="data source, repeatable; the configs' own by default")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value for all configs, repeatable")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs and the page")] = Path("alignment"),
+    jobs: Annotated[int, typer.Option(help="runs at a time; the cores are divided among them")] = 1,
+    episodes_at_maximum: Annotated[
+        int, typer.Option(help="episodes that ask for the data's best return")
+    ] = 20,
+) -> None:
+    """Train several methods on several data sets with several seeds; write one page that compares them.
+
+    The page shows the last checkpoints, the best beside them, every target and every seed, and by how much each
+    method's error lies below DT's. Call it again to go on after Ctrl-C, or to add seeds.
+
+    Examples:
+      rayrl-dt align tune_configs/alignment.yaml --seeds 0,1,2
+      rayrl-dt align tune_configs/dt_hopper.yaml tune_configs/radt_hopper.yaml --jobs 2
+      rayrl-dt align tune_configs/alignment.yaml --dataset recipe:pendulum-mixed --dataset recipe:reacher-mixed
+    """
+    from rayrl_dt import alignment_suite as suite
+
+    members = suite.plan(
+        configs, out, seeds=_seeds(seeds), datasets=dataset or None, overrides=overrides or []
+    )
+    console.print(f"{len(members)} runs in {out / 'runs'}, {jobs} at a time", soft_wrap=True)
+    with _Display() as display:
+        failures = suite.run(
+            members, jobs=jobs, episodes_at_maximum=episodes_at_maximum, observe=display.show
+        )
+    for failure in failures:
+        console.print(
+            f"[red]✗[/red] {escape(str(failure.member.folder))}: {escape(failure.reason)}", soft_wrap=True
+        )
+    page = suite.write_comparison(members, failures, out)
+    if failures:
+        finish(f"{len(failures)} of {len(members)} runs failed; the others:", page)
+        raise typer.Exit(1)
+    finish(f"{len(members)} runs compared:", page)
+
+
+class _Display:
+    """A bar for all runs, and one for each that is under way."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Bars(*columns, console=console, transient=True)
+        self._all = self._bars.add_task("runs", total=None)
+        self._tasks: dict[Member, TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Updates the bars."""
+        self._bars.update(self._all, total=progress.total, completed=progress.done + progress.failed)
+        for member in [member for member in self._tasks if member not in progress.running]:
+            self._bars.remove_task(self._tasks.pop(member))
+        for member, step in progress.running.items():
+            if member not in self._tasks:
+                name = f"{member.name} seed {member.values['debugging']['seed']}"
+                self._tasks[member] = self._bars.add_task(escape(name), total=member.gradient_steps)
+            self._bars.update(self._tasks[member], completed=step)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UserError(f'--seeds is {text!r}; write whole numbers, as in "0,1,2"') from None
+    if any(seed < 0 for seed in seeds):
+        raise UserError(f"--seeds is {text!r}; seeds must not be negative")
+    return seeds

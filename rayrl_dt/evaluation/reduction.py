@@ -1,0 +1,70 @@
+"""By how much a method's alignment error lies below another's: 1 - E(method) / E(baseline), over all seeds.
+
+Each side's E is the mean over its seeds. The interval is a bootstrap over seeds, and over the episodes of each target
+within a seed, so that one seed per side still gets the noise of its episodes (and no more than that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayrl_dt.evaluation.alignment import EvaluationResult
+from rayrl_dt.evaluation.statistics import Interval
+from rayrl_dt.seeding import numpy_generator
+
+__all__ = ["BASELINE", "baseline_of", "error_reduction"]
+
+BASELINE = "DT"
+"""The method that others are measured against, as RADT's paper does."""
+
+_RESAMPLES = 2000
+Array = np.ndarray[Any, Any]
+
+
+def baseline_of(groups: Mapping[str, Sequence[EvaluationResult]]) -> str | None:
+    """Returns the label of the baseline among labels such as "DT" or "DT (2 seeds)", or None."""
+    return next((label for label in groups if label.split(" (")[0] == BASELINE), None)
+
+
+def error_reduction(
+    baseline: Sequence[EvaluationResult], method: Sequence[EvaluationResult], *, seed: int = 0
+) -> Interval | None:
+    """Returns 1 - E(method) / E(baseline) with its 95% interval; None if a side is empty or the baseline's E is 0.
+
+    Args:
+        baseline: one evaluation per seed.
+        method: one evaluation per seed, of the same targets.
+        seed: of the bootstrap.
+    """
+    if not baseline or not method:
+        return None
+    reference = float(np.mean([result.alignment_error for result in baseline]))
+    if reference == 0:
+        return None
+    estimate = 1 - float(np.mean([result.alignment_error for result in method])) / reference
+    generator = numpy_generator(seed, "evaluation/reduction")
+    below = _errors(baseline, generator)
+    ratios = _errors(method, generator) / np.where(below > 0, below, np.nan)
+    low, high = np.nanpercentile(1 - ratios, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def _errors(results: Sequence[EvaluationResult], generator: np.random.Generator) -> Array:
+    """`(R,)` resampled means over seeds of E."""
+    per_seed = np.stack([_resampled(result, generator) for result in results])  # (seeds, R)
+    chosen = generator.integers(len(results), size=per_seed.shape)
+    means: Array = np.take_along_axis(per_seed, chosen, axis=0).mean(axis=0)
+    return means
+
+
+def _resampled(result: EvaluationResult, generator: np.random.Generator) -> Array:
+    """`(R,)` values of E of one evaluation, its episodes drawn with replacement within each target."""
+    errors = np.zeros(_RESAMPLES)
+    for item in result.targets:
+        returns = np.asarray(item.returns)
+        draws = returns[generator.integers(returns.size, size=(_RESAMPLES, returns.size))]
+        errors += np.abs(draws.mean(axis=1) - item.target)
+    return errors / len(result.targets)
