@@ -69,6 +69,7 @@ class SequenceConfig(AlgorithmConfig):
         self.top_percent: float | None = None
         self.delayed_reward = False
         self.window_starts = "any"
+        self.return_balance = 0.0
         self.offline_data_class = SequenceOfflineData
         # evaluation()
         self.target_returns: str | Sequence[float] = "dataset:7"
@@ -132,6 +133,7 @@ class SequenceConfig(AlgorithmConfig):
         top_percent: float | None = NotProvided,
         delayed_reward: bool = NotProvided,
         window_starts: str = NotProvided,
+        return_balance: float = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
         """Sets the logged data.
@@ -142,6 +144,8 @@ class SequenceConfig(AlgorithmConfig):
             delayed_reward: pay each episode's return at its end, and hold targets constant in rollouts.
             window_starts: "any" step of an episode (Decision Transformer), or only where the window is "full"
                 (`rayrl_dt.data.windows`).
+            return_balance: from 0, where every step is drawn alike, to 1, where steps of rare returns are drawn as
+                often as those of common ones (`rayrl_dt.data.balance`).
             **kwargs: RLlib's own.
         """
         super().offline_data(**kwargs)
@@ -153,6 +157,7 @@ class SequenceConfig(AlgorithmConfig):
             top_percent=top_percent,
             delayed_reward=delayed_reward,
             window_starts=window_starts,
+            return_balance=return_balance,
         )
 
     def evaluation(
@@ -291,6 +296,9 @@ class SequenceConfig(AlgorithmConfig):
         if self.window_starts not in WINDOW_STARTS:
             value = self.window_starts
             raise UserError(f"offline_data.window_starts is {value!r}.{suggest(value, WINDOW_STARTS)}")
+        _at_least(self, "offline_data", 0, "return_balance")
+        if self.return_balance > 1:
+            raise UserError(f"offline_data.return_balance is {self.return_balance}; it must lie in [0, 1]")
         if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
             parse_targets(self.target_returns, None)
         super().validate()

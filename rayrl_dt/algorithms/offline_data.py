@@ -18,6 +18,7 @@ import ray
 from ray.rllib.offline.offline_data import OfflineData
 
 from rayrl_dt.data import sources, windows
+from rayrl_dt.data.balance import episode_law
 from rayrl_dt.data.filters import top_percent
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
@@ -86,6 +87,7 @@ class StoreIterator:
         context_length: K.
         seed: of the run.
         window_starts: law of the windows' starts, "any" or "full".
+        return_balance: how far rare returns are drawn more often, 0 (not at all) to 1 (all returns alike).
         successors: also sample the shifted windows.
     """
 
@@ -94,11 +96,13 @@ class StoreIterator:
     context_length: int
     seed: int
     window_starts: str = "any"
+    return_balance: float = 0.0
     successors: bool = False
 
     def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
         """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
         store = self.data if isinstance(self.data, TrajectoryStore) else _fetch(self.data)
+        law = episode_law(store, self.return_balance) if self.return_balance else None
         for step in range(first_step, first_step + count):
             rng = numpy_generator(self.seed, "batch", rank, step)
             yield windows.sample(
@@ -107,6 +111,7 @@ class StoreIterator:
                 self.batch_size,
                 self.context_length,
                 starts=self.window_starts,
+                law=law,
                 successors=self.successors,
             )
 
@@ -156,4 +161,5 @@ class SequenceOfflineData(OfflineData):
             context_length=self.config.sequence_model.context_length,
             seed=self.config.seed or 0,
             window_starts=self.config.window_starts,
+            return_balance=self.config.return_balance,
         )

@@ -32,14 +32,14 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="folder for data, run and report")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="of everything")] = 0,
 ) -> None:
-    """Make data, train a Decision Transformer on it, measure how well it obeys, write a page. A few minutes.
+    """Make data, train DT and RADT on it, measure how well each obeys, write a page. A few minutes.
 
     Example: rayrl-dt quickstart
     """
     from rayrl_dt import quickstart as story
 
-    page = story.run(out, seed=seed, progress=TrainingProgress(), say=console.print, command=command_line())
-    finish("report:", page, then=f"rayrl-dt eval {out / 'dt'} --targets=-1500,-800,-200")
+    page = story.run(out, seed=seed, progress=TrainingProgress, say=console.print, command=command_line())
+    finish("report:", page, then=f"rayrl-dt eval {out / 'radt'} --targets=-1500,-800,-200")
 
 
 def train(

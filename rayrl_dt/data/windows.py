@@ -1,7 +1,8 @@
 """Context windows: the one way in which steps become model inputs, offline and from replay.
 
 A window takes at most K steps, never crosses the end of its episode, and is padded on the left. Episodes are
-drawn in proportion to their length. Where a window starts is one of two laws:
+drawn in proportion to their length, or by a law of their own (`rayrl_dt.data.balance`). Where a window starts is one
+of two laws:
 
 - "any": uniformly at any step of the episode (Decision Transformer), so contexts of every length from 1 to K
   occur as whole windows, as they do in a rollout;
@@ -33,6 +34,7 @@ def sample(
     context_length: int,
     *,
     starts: str = "any",
+    law: Array | None = None,
     successors: bool = False,
 ) -> Window[Array]:
     """Draws `batch_size` windows.
@@ -43,9 +45,14 @@ def sample(
         batch_size: B.
         context_length: K.
         starts: "any" or "full"; see above.
+        law: `(E,)` cumulative probabilities of the episodes; None for proportional to their length.
         successors: also return rewards, terminal flags and the window shifted by one step.
     """
-    episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
+    if law is None:
+        episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
+    else:
+        episodes = law.searchsorted(rng.random(batch_size), side="right")
+        offsets = rng.integers(store.lengths[episodes])
     if starts == "full":
         last = np.maximum(store.lengths[episodes] - context_length, 0)
         offsets = rng.integers(last + 1)

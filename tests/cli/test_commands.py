@@ -167,12 +167,14 @@ def test_importing_the_command_line_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
-def test_the_quickstart_trains_its_config_file() -> None:
+@pytest.mark.parametrize("algorithm", ["DT", "RADT"])
+def test_the_quickstart_trains_its_config_files(algorithm: str) -> None:
     from rayrl_dt.config_files import build_config, read_yaml
-    from rayrl_dt.quickstart import CONFIG
+    from rayrl_dt.quickstart import CONFIG, METHODS
 
-    file = read_yaml("tune_configs/dt_pendulum.yaml")
-    assert build_config(file).to_dict() == build_config(CONFIG).to_dict()
+    assert algorithm in METHODS
+    file = read_yaml(f"tune_configs/{algorithm.lower()}_pendulum.yaml")
+    assert build_config(file).to_dict() == build_config({"algorithm": algorithm, **CONFIG}).to_dict()
 
 
 def test_brackets_in_a_message_are_not_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
