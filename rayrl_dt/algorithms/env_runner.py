@@ -138,16 +138,13 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         )
 
     def _vector_env(self, slots: int) -> Any:
-        env = envs.make_vector(
-            self.config.env, slots, mode=self.config.gym_env_vectorize_mode, **self.config.env_config
+        return envs.make_vector(
+            self.config.env,
+            slots,
+            mode=self.config.gym_env_vectorize_mode,
+            spaces=(self.config.observation_space, self.config.action_space),
+            **self.config.env_config,
         )
-        envs.check_spaces(
-            env.single_observation_space,
-            env.single_action_space,
-            self.config.observation_space,
-            self.config.action_space,
-        )
-        return env
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over weights also when they are older than the ones at hand (a restored checkpoint)."""

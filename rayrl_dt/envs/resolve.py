@@ -75,6 +75,7 @@ def make_vector(
     *,
     mode: Literal["sync", "async"] = "sync",
     autoreset: gym.vector.AutoresetMode = gym.vector.AutoresetMode.NEXT_STEP,
+    spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
     **kwargs: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Makes `num_envs` copies behind Gymnasium's vector interface.
@@ -84,12 +85,25 @@ def make_vector(
         num_envs: how many.
         mode: step them in turn, or each in a process of its own (for slow environments).
         autoreset: what happens at an episode's end.
+        spaces: observation and action space that a policy expects of it; None for any.
         kwargs: passed to each environment's constructor.
+
+    Raises:
+        UserError: there is no such environment, or its spaces are not the expected ones.
     """
     makers: list[Callable[[], Env]] = [partial(make, to_string(env), **kwargs)] * num_envs
+    vector: gym.vector.VectorEnv[Any, Any, Any]
     if mode == "async":
-        return gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
-    return gym.vector.SyncVectorEnv(makers, autoreset_mode=autoreset)
+        vector = gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
+    else:
+        vector = gym.vector.SyncVectorEnv(makers, autoreset_mode=autoreset)
+    if spaces is not None:
+        try:
+            check_spaces(vector.single_observation_space, vector.single_action_space, *spaces)
+        except UserError:
+            vector.close()
+            raise
+    return vector
 
 
 def to_string(env: str | EnvSpec) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
-import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt import envs
@@ -58,14 +56,8 @@ def evaluate_model(
     slots = plan_slots(
         plan.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
-    vector: gym.vector.VectorEnv[Any, Any, Any] = envs.make_vector(where, len(slots))
+    vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
     try:
-        envs.check_spaces(
-            vector.single_observation_space,
-            vector.single_action_space,
-            spec.observation_space,
-            spec.action_space,
-        )
         sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
         actor = VectorActor(model, len(slots), sample=sample, precision=precision)
         return run_slots(Collector(vector, actor, record=False), slots, progress=progress)
