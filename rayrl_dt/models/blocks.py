@@ -13,7 +13,24 @@ from torch.nn import functional
 
 from rayrl_dt.models.dropout import Dropout, DropoutSource, activation
 
-__all__ = ["Block", "CausalSelfAttention", "CrossAttention", "FeedForward", "attention_bias"]
+__all__ = [
+    "Block",
+    "CausalSelfAttention",
+    "CrossAttention",
+    "FeedForward",
+    "attention_bias",
+    "initialise_normal",
+]
+
+_INIT_STD = 0.02
+
+
+def initialise_normal(layer: nn.Module) -> None:
+    """Gives one linear or embedding layer weights from N(0, 0.02) and zero biases, as GPT-2 does."""
+    if isinstance(layer, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(layer.weight, std=_INIT_STD)
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayrl_dt.models.blocks import Block, attention_bias
+from rayrl_dt.models.blocks import Block, attention_bias, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -50,10 +50,7 @@ class TransformerTrunk(Trunk):
         )
         self.final_norm = nn.LayerNorm(width)
         for block in self.blocks:
-            for layer in block.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
+            block.apply(initialise_normal)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayrl_dt.models.blocks import CausalSelfAttention, CrossAttention, FeedForward, attention_bias
+from rayrl_dt.models.blocks import (
+    CausalSelfAttention,
+    CrossAttention,
+    FeedForward,
+    attention_bias,
+    initialise_normal,
+)
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -30,7 +36,6 @@ __all__ = ["RADTTrunk", "ReturnStream", "SequenceReturnAligner", "sinusoids"]
 
 _TOKENS_PER_STEP = 2
 _INVERTED_BIAS = -1e4
-_INIT_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ class RADTTrunk(Trunk):
         table = sinusoids(model.max_episode_steps + model.context_length, width)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(_RADTBlock(spec, source) for _ in range(model.num_layers))
-        self.apply(_initialise)
+        self.apply(initialise_normal)
         for block in self.blocks:
             assert isinstance(block, _RADTBlock)
             # lambda, gamma and beta start at zero.
@@ -197,7 +202,7 @@ class RADTTrunk(Trunk):
 
     def initialise_head(self, head: nn.Linear) -> None:
         """Initialises the head as the authors do: N(0, 0.02), bias 0."""
-        _initialise(head)
+        initialise_normal(head)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
@@ -227,14 +232,6 @@ class RADTTrunk(Trunk):
             return bias + _INVERTED_BIAS
         real = mask.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]
         return bias + _INVERTED_BIAS * real.to(x.dtype)
-
-
-def _initialise(layer: nn.Module) -> None:
-    """N(0, 0.02) for linear and embedding weights, zero biases."""
-    if isinstance(layer, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(layer.weight, std=_INIT_STD)
-    if isinstance(layer, nn.Linear) and layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.convformer import ConvFormerTrunk
 from rayrl_dt.models.decision_transformer import MLPTrunk, TransformerTrunk
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.starformer import StARformerTrunk
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 from rayrl_dt.types import Window
 
@@ -23,6 +25,8 @@ __all__ = ["SequenceModel", "check_architecture"]
 _TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], Trunk]] = {
     "dt": lambda spec, source: TransformerTrunk(spec, with_returns=True, source=source),
     "radt": lambda spec, source: RADTTrunk(spec, source=source),
+    "convformer": lambda spec, source: ConvFormerTrunk(spec, source=source),
+    "starformer": lambda spec, source: StARformerTrunk(spec, source=source),
     "no-return": lambda spec, source: TransformerTrunk(spec, with_returns=False, source=source),
     "mlp": lambda spec, source: MLPTrunk(spec, source=source),
 }

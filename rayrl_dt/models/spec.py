@@ -16,15 +16,29 @@ from rayrl_dt.types import Normaliser
 
 __all__ = ["BACKBONES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
 
-BACKBONES = ("dt", "radt", "no-return", "mlp")
+BACKBONES = ("dt", "radt", "convformer", "starformer", "no-return", "mlp")
 HEADS = ("auto", "deterministic", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant")
-_RADT_DEFAULTS = {
-    "use_seqra": True,
-    "use_stepra": True,
-    "adaptive_scaling": True,
-    "norm": "auto",
-    "padding_mask": "correct",
+_GELU_BACKBONES = ("radt", "convformer", "starformer")
+_COUNTS = (
+    "context_length",
+    "embed_dim",
+    "num_layers",
+    "num_heads",
+    "conv_window",
+    "local_dim",
+    "local_heads",
+)
+# Option -> the only backbone that has it, and its default.
+_OPTIONS_OF_ONE_BACKBONE: dict[str, tuple[str, Any]] = {
+    "use_seqra": ("radt", True),
+    "use_stepra": ("radt", True),
+    "adaptive_scaling": ("radt", True),
+    "norm": ("radt", "auto"),
+    "padding_mask": ("radt", "correct"),
+    "conv_window": ("convformer", 6),
+    "local_dim": ("starformer", 16),
+    "local_heads": ("starformer", 4),
 }
 
 
@@ -34,25 +48,29 @@ class ModelConfig:
 
     Attributes:
         backbone: "dt" (return, state and action tokens), "radt" (state and action tokens that consult the
-            returns in every layer), "no-return" (transformer BC: state and action tokens), "mlp" (BC on the
-            last `context_length` states).
+            returns in every layer), "convformer" (DT's tokens, mixed by short convolutions instead of
+            attention), "starformer" (attention within each step, then among the steps), "no-return" (transformer
+            BC: state and action tokens), "mlp" (BC on the last `context_length` states).
         context_length: K, steps that the policy sees.
         embed_dim: width d of the tokens, or of the MLP's hidden layers.
         num_layers: transformer blocks, or hidden layers of the MLP.
-        num_heads: attention heads; divides `embed_dim`.
+        num_heads: attention heads; divides `embed_dim`. ConvFormer has none.
         dropout: probability on embeddings, attention weights and residual branches.
-        activation: "relu", "gelu", or "auto": gelu for RADT, relu for the others.
+        activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer and StARformer, relu for the others.
         head: "deterministic" (tanh) for continuous actions, "categorical" for discrete ones, "auto".
         target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), or
             "auto": constant exactly when the training rewards were delayed.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
-            environment's limit if that is longer. Later steps share the last embedding.
+            environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
         use_seqra: RADT's cross-attention to the returns.
         use_stepra: RADT's scaling and shifting of each step by its return.
         adaptive_scaling: RADT's learned elementwise scale of that cross-attention.
         norm: of RADT's blocks: "post", "pre", or "auto": post, but pre without StepRA (the authors' ablation).
         padding_mask: of RADT in training: "correct", or "inverted" as in the authors' released code, where padded
             windows attend to nothing but their padding; only to reproduce it, and only in fp32.
+        conv_window: tokens that a filter of ConvFormer spans, its own included (a step has three).
+        local_dim: width of StARformer's tokens within a step.
+        local_heads: attention heads within a step of StARformer; divides `local_dim`.
     """
 
     backbone: str = "dt"
@@ -70,6 +88,9 @@ class ModelConfig:
     adaptive_scaling: bool = True
     norm: str = "auto"
     padding_mask: str = "correct"
+    conv_window: int = 6
+    local_dim: int = 16
+    local_heads: int = 4
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -93,7 +114,7 @@ class ModelConfig:
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
                 raise UserError(f"model_config.{name} is {value!r}.{suggest(value, allowed)}")
-        for name in ("context_length", "embed_dim", "num_layers", "num_heads"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"model_config.{name} is {value!r}; it must be a whole number of at least 1")
@@ -105,21 +126,22 @@ class ModelConfig:
             )
         if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model_config.dropout is {self.dropout!r}; it must be a number in [0, 1)")
-        if self.embed_dim % self.num_heads:
-            raise UserError(
-                f"model_config.embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; "
-                "choose a width that the heads divide"
-            )
-        self._validate_radt()
+        self._validate_options()
+        for width, heads in (("embed_dim", "num_heads"), ("local_dim", "local_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise UserError(
+                    f"model_config.{width} {getattr(self, width)} is not a multiple of {heads} "
+                    f"{getattr(self, heads)}; choose a width that the heads divide"
+                )
 
-    def _validate_radt(self) -> None:
-        for name, default in _RADT_DEFAULTS.items():
+    def _validate_options(self) -> None:
+        for name, (backbone, default) in _OPTIONS_OF_ONE_BACKBONE.items():
             value = getattr(self, name)
             if isinstance(default, bool) and not isinstance(value, bool):
                 raise UserError(f"model_config.{name} is {value!r}; it must be true or false")
-            if self.backbone != "radt" and value != default:
+            if self.backbone != backbone and value != default:
                 raise UserError(
-                    f"model_config.{name} {value!r} is for backbone 'radt', not {self.backbone!r}; remove it"
+                    f"model_config.{name} {value!r} is for backbone {backbone!r}, not {self.backbone!r}; remove it"
                 )
         if not (self.use_seqra or self.use_stepra):
             raise UserError(
@@ -131,7 +153,7 @@ class ModelConfig:
 
     def resolved(self) -> ModelConfig:
         """Returns the config with what hangs on the backbone alone decided."""
-        activation = "gelu" if self.backbone == "radt" else "relu"
+        activation = "gelu" if self.backbone in _GELU_BACKBONES else "relu"
         norm = self.norm
         if self.backbone == "radt" and norm == "auto":
             norm = "post" if self.use_stepra else "pre"

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import BACKBONES, ModelConfig, PolicySpec
 from rayrl_dt.types import Trajectory
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -138,7 +138,7 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
     ("values", "message"),
     [
         ({"backbone": "no_return"}, "backbone is 'no_return'.*Did you mean 'no-return'"),
-        ({"backbone": "transformer"}, "backbone.*Allowed: dt, mlp, no-return, radt"),
+        ({"backbone": "gpt2"}, "backbone.*Allowed: convformer, dt, mlp, no-return, radt, starformer"),
         ({"head": "determinstic"}, "Did you mean 'deterministic'"),
         ({"target_rule": "decrementing"}, "Did you mean 'decrement'"),
         ({"activation": "gelu_new"}, "Did you mean 'gelu'"),
@@ -152,6 +152,19 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
         ({"dropout": "0.1"}, "dropout is '0.1'"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"embed_dim": 10, "num_heads": 4}, "10 is not a multiple of num_heads 4"),
+        ({"backbone": "convformer", "conv_window": 0}, "conv_window is 0.*at least 1"),
+        ({"backbone": "convformer", "conv_window": 2.5}, "conv_window is 2.5.*whole number"),
+        ({"backbone": "starformer", "local_dim": "16"}, "local_dim is '16'.*whole number"),
+        ({"backbone": "starformer", "local_heads": -4}, "local_heads is -4.*at least 1"),
+        ({"backbone": "starformer", "local_dim": 10}, "local_dim 10 is not a multiple of local_heads 4"),
+        (
+            {"backbone": "dt", "conv_window": 3},
+            "conv_window 3 is for backbone 'convformer', not 'dt'; remove",
+        ),
+        ({"backbone": "starformer", "conv_window": 3}, "is for backbone 'convformer', not 'starformer'"),
+        ({"backbone": "convformer", "local_dim": 8}, "local_dim 8 is for backbone 'starformer'"),
+        ({"backbone": "radt", "local_heads": 2}, "local_heads 2 is for backbone 'starformer', not 'radt'"),
+        ({"backbone": "convformer", "norm": "pre"}, "norm 'pre' is for backbone 'radt', not 'convformer'"),
     ],
 )
 def test_bad_choices_name_the_remedy(values: dict[str, Any], message: str) -> None:
@@ -163,6 +176,25 @@ def test_bad_choices_name_the_remedy(values: dict[str, Any], message: str) -> No
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no key 'contxt_length'.*Did you mean 'context_length'"):
         ModelConfig.from_dict({"contxt_length": 5})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "activation"),
+    [
+        ("dt", "relu"),
+        ("radt", "gelu"),
+        ("convformer", "gelu"),
+        ("starformer", "gelu"),
+        ("no-return", "relu"),
+        ("mlp", "relu"),
+    ],
+)
+def test_activation_is_that_of_the_backbones_authors(backbone: str, activation: str) -> None:
+    assert backbone in BACKBONES
+    resolved = ModelConfig(backbone=backbone).resolved()
+    assert resolved.activation == activation
+    resolved.validate()
+    assert ModelConfig(backbone=backbone, activation="relu").resolved().activation == "relu"
 
 
 def test_defaults_are_valid() -> None:

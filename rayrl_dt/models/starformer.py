@@ -1,0 +1,147 @@
+"""The StARformer trunk for vector states: short-range attention within each step, long-range attention among steps.
+
+A step has small local tokens (previous action, one for each component of the state, return-to-go) that attend to each
+other, and one global token made of the whole state. Each layer turns the local tokens of a step into a summary, and
+the global tokens attend to the summaries and global tokens up to their own step (Shang et al. 2022, "StARformer").
+Followed is its form with return tokens in the RADT comparison (github.com/CyberAgentAILab/radt, MIT).
+
+Differences from that code: its windows start at the second step of an episode or later, so that a previous action
+exists; ours may start anywhere, hold no action from before, and give their first step the zero vector in its place.
+Pads, which it fills with -10 and attends to, are masked among the steps. Its causal mask lets the first token see the
+last one; ours does not. Of the long-range tokens, only those that are read are computed.
+
+Positions are slots of the window, counted from its end, and know no timestep: the padding to the left of a window moves
+its first steps to later slots, so that its outputs are not those of a longer window cut short.
+
+Shape legend: B batch, K steps, S components of the state, P = S + 2 local tokens of a step, l their width, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayrl_dt.models.blocks import Block, attention_bias
+from rayrl_dt.models.dropout import Dropout, DropoutSource
+from rayrl_dt.models.encoders import action_encoder, observation_encoder
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+__all__ = ["LocalEmbedding", "StARformerTrunk"]
+
+_TOKENS_PER_STEP = 2  # summary, global token
+_INIT_STD = 0.02
+
+
+class LocalEmbedding(nn.Module):
+    """The local tokens of each step: previous action, components of the state, return-to-go.
+
+    Args:
+        spec: the policy's specification.
+    """
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        width = spec.model.local_dim
+        (components,) = spec.observation_space.shape or ()
+        self.embed_action = action_encoder(spec, width)
+        self.embed_component = nn.Linear(1, width)
+        self.components = nn.Parameter(torch.empty(components, width))
+        self.embed_return = nn.Linear(1, width)
+        self.count = components + 2
+
+    def forward(self, inputs: TrunkInputs) -> Tensor:
+        """Returns `(B, K, P, l)`."""
+        actions = self.embed_action(inputs.actions)
+        if inputs.mask is not None:
+            # Before a window's first step comes no action, whether its beginning is padded or not.
+            actions = actions.masked_fill(~inputs.mask[..., None], 0.0)
+        previous = functional.pad(actions[:, :-1], (0, 0, 1, 0))
+        state = self.embed_component(inputs.observations[..., None]) + self.components
+        returns = torch.tanh(self.embed_return(inputs.returns_to_go))
+        return torch.cat([previous[:, :, None], state, returns[:, :, None]], dim=2)
+
+
+class _StARBlock(nn.Module):
+    """Attention within the steps, a summary of each step, attention among summaries and global tokens."""
+
+    def __init__(self, spec: PolicySpec, count: int, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        self.within = Block(model.local_dim, model.local_heads, model.dropout, model.activation, source)
+        self.norm_local = nn.LayerNorm(model.local_dim)
+        self.summarise = nn.Linear(count * model.local_dim, model.embed_dim)
+        self.norm_summary = nn.LayerNorm(model.embed_dim)
+        self.among = Block(model.embed_dim, model.num_heads, model.dropout, model.activation, source)
+
+    def forward(
+        self, local: Tensor, states: Tensor, slots: Tensor, bias: Tensor, read: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the next local tokens, `(B * K, P, l)`, and the next global tokens that are read.
+
+        Args:
+            local: `(B * K, P, l)`.
+            states: `(B, K, d)` global tokens.
+            slots: `(K, d)` temporal embedding.
+            bias: `(1 or B, 1, 2K, 2K)` mask among summaries and global tokens.
+            read: the global tokens that are wanted, among the 2K.
+        """
+        local = self.within(local, local.new_zeros(1, 1, local.shape[1], local.shape[1]))
+        summaries = self.norm_summary(self.summarise(self.norm_local(local).flatten(1)))
+        summaries = summaries.unflatten(0, states.shape[:2]) + slots
+        x = torch.stack([summaries, states], dim=2).flatten(1, 2)
+        return local, self.among(x, bias, read)
+
+
+class StARformerTrunk(Trunk):
+    """StARformer over K steps; features are read at the global token of each step.
+
+    Args:
+        spec: the policy's specification.
+        source: random source of the dropout layers.
+    """
+
+    def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
+        super().__init__()
+        model = spec.model
+        width = model.embed_dim
+        self.embed_observation = observation_encoder(spec, width)
+        self.embed_local = LocalEmbedding(spec)
+        self.local_dropout = Dropout(model.dropout, source)
+        self.slots = nn.Parameter(torch.zeros(model.context_length, width))
+        self.blocks = nn.ModuleList(
+            _StARBlock(spec, self.embed_local.count, source) for _ in range(model.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width)
+        self.apply(_initialise)
+
+    def initialise_head(self, head: nn.Linear) -> None:
+        """Initialises the head as the authors do: truncated normal of scale 0.02, bias 0."""
+        _initialise(head)
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, K, d)` at the global tokens, or `(B, 1, d)` for the last step only."""
+        local = self.local_dropout(self.embed_local(inputs)).flatten(0, 1)
+        states = self.embed_observation(inputs.observations)
+        count = states.shape[1]
+        slots = self.slots[-count:]
+        states = states + slots
+        tokens = _TOKENS_PER_STEP * count
+        bias = attention_bias(inputs.mask, tokens, _TOKENS_PER_STEP, states)
+        every, last = slice(1, tokens, _TOKENS_PER_STEP), slice(tokens - 1, tokens)
+        for block in self.blocks[:-1]:
+            local, states = block(local, states, slots, bias, every)
+        _, states = self.blocks[-1](local, states, slots, bias, last if last_only else every)
+        features: Tensor = self.final_norm(states)
+        return features
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Truncated normal of scale 0.02 for weights, zero for biases."""
+    if isinstance(layer, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(layer.weight, std=_INIT_STD)
+    if isinstance(layer, nn.Linear):
+        nn.init.zeros_(layer.bias)
+    if isinstance(layer, LocalEmbedding):
+        nn.init.trunc_normal_(layer.components, std=_INIT_STD)
