@@ -19,12 +19,25 @@ from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 from rayrl_dt.evaluation.alignment import EvaluationResult
 from rayrl_dt.evaluation.document import number
 
-__all__ = ["desired_vs_achieved", "learning_curve", "return_histogram"]
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "FAINT",
+    "INK",
+    "MARKERS",
+    "canvas",
+    "desired_vs_achieved",
+    "finish",
+    "learning_curve",
+    "return_histogram",
+    "style_axes",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
-_INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
+INK, FAINT = "#24292f", "#6e7781"
+_GRID = "#e6e8eb"
 _DPI = 160
 
 Record = Mapping[str, Any]
@@ -45,7 +58,7 @@ def desired_vs_achieved(
         path: where to write a PNG.
         data_max: the highest raw return in the data.
     """
-    figure, (axes,) = _canvas(1, 1, (7.2, 5.0))
+    figure, (axes,) = canvas(1, 1, (7.2, 5.0))
     for index, (label, seeds) in enumerate(results.items()):
         style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         for position, group in enumerate(_same_targets(seeds)):
@@ -55,14 +68,14 @@ def desired_vs_achieved(
         low, high = min(asked), max(asked)
         margin = 0.05 * (high - low) or max(1.0, 0.05 * abs(high))
         ends = [low - margin, high + margin]
-        axes.plot(ends, ends, color=_FAINT, lw=1.2, ls=(0, (5, 4)), zorder=1, label="achieved = desired")
+        axes.plot(ends, ends, color=FAINT, lw=1.2, ls=(0, (5, 4)), zorder=1, label="achieved = desired")
     if data_max is not None:
         axes.axvline(
-            data_max, color=_INK, lw=1.2, ls=":", zorder=1, label=f"data's maximum, {number(data_max)}"
+            data_max, color=INK, lw=1.2, ls=":", zorder=1, label=f"data's maximum, {number(data_max)}"
         )
-    _label(axes, "Achieved against desired return", "desired return (raw)", "achieved return (raw)")
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    return _finish(figure, path)
+    style_axes(axes, "Achieved against desired return", "desired return (raw)", "achieved return (raw)")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return finish(figure, path)
 
 
 def learning_curve(
@@ -87,7 +100,7 @@ def learning_curve(
     filled = {name: panel for name, panel in panels.items() if any(xs for xs, _ in panel[1].values())}
     columns = 2 if len(filled) > 1 else 1
     rows = max(1, math.ceil(len(filled) / columns))
-    figure, every = _canvas(rows, columns, (7.8 if columns == 2 else 5.6, 2.8 * rows + 0.4))
+    figure, every = canvas(rows, columns, (7.8 if columns == 2 else 5.6, 2.8 * rows + 0.4))
     for axes in every[len(filled) :]:
         axes.set_visible(False)
     for axes, (name, (unit, series)) in zip(every, filled.items(), strict=False):
@@ -109,10 +122,10 @@ def learning_curve(
         if name in ("Learning rate", "Alignment error"):
             axes.set_ylim(bottom=0)
         if name == "Return at the highest target" and data_max is not None:
-            axes.axhline(data_max, color=_INK, lw=1.2, ls=":", label="data's maximum")
+            axes.axhline(data_max, color=INK, lw=1.2, ls=":", label="data's maximum")
         for boundary in {step for records in runs.values() if (step := _online_start(records)) is not None}:
-            axes.axvline(boundary, color=_FAINT, lw=1.0, ls="--", label="online finetuning starts")
-        _label(axes, name, "gradient steps", unit)
+            axes.axvline(boundary, color=FAINT, lw=1.0, ls="--", label="online finetuning starts")
+        style_axes(axes, name, "gradient steps", unit)
         if name == "Learning rate":
             axes.yaxis.set_major_formatter(FuncFormatter(_power))
     if filled:
@@ -127,7 +140,7 @@ def learning_curve(
                 frameon=False,
                 fontsize=9,
             )
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def return_histogram(
@@ -143,15 +156,15 @@ def return_histogram(
         path: where to write a PNG.
         targets: raw target returns, each marked by a line.
     """
-    figure, (axes,) = _canvas(1, 1, (7.2, 3.2))
+    figure, (axes,) = canvas(1, 1, (7.2, 3.2))
     axes.hist(
         np.asarray(returns, np.float64), bins=40, color=COLOURS[0], alpha=0.75, label="episodes of the data"
     )
     for index, target in enumerate(targets):
         axes.axvline(target, color=COLOURS[1], lw=1.4, ls="--", label="targets" if index == 0 else None)
-    _label(axes, "Returns in the data", "episode return (raw)", "episodes")
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    return _finish(figure, path)
+    style_axes(axes, "Returns in the data", "episode return (raw)", "episodes")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return finish(figure, path)
 
 
 def _draw_seeds(
@@ -182,17 +195,19 @@ def _same_targets(seeds: Sequence[EvaluationResult]) -> list[list[EvaluationResu
     return list(groups.values())
 
 
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    """Returns a figure of `size` inches and its axes, row by row."""
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _label(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=10)
-    axes.set_xlabel(x, fontsize=9.5, color=_INK)
-    axes.set_ylabel(y, fontsize=9.5, color=_INK)
-    axes.tick_params(colors=_FAINT, labelsize=8.5, length=0)
+def style_axes(axes: Any, title: str, x: str, y: str) -> None:
+    """Gives axes a title, labels with units, and the look of all figures."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(x, fontsize=9.5, color=INK)
+    axes.set_ylabel(y, fontsize=9.5, color=INK)
+    axes.tick_params(colors=FAINT, labelsize=8.5, length=0)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "linear":
             # Ten significant figures hide rounding noise in ticks such as 0.30000000000000004.
@@ -204,7 +219,8 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
         spine.set_color("#c9cdd2")
 
 
-def _finish(figure: Figure, path: Path | None) -> Figure:
+def finish(figure: Figure, path: Path | None) -> Figure:
+    """Writes the figure as a PNG, if there is a path, and returns it."""
     if path is not None:
         figure.savefig(path, format="png", metadata={"Software": "rayrl_dt"})
     return figure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -34,41 +34,60 @@ from rayrl_dt.evaluation.document import (
 from rayrl_dt.evaluation.findings import LEGEND, METRICS, metrics, places_of
 from rayrl_dt.evaluation.run_folder import RunFolder, load_runs
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_report"]
 
 
 def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     """Writes `report.html`, `report.md` and the PNG files into `out`, and returns the page's path.
 
-    The files are written aside and then moved into place, the page last; other files of `out` are left alone.
     A piece that a run lacks is named in the report.
 
     Raises:
         UserError: there is no run folder, or `out` cannot be a folder.
     """
     runs = load_runs(run_folders)
-    out = Path(out)
+    single = len(runs) == 1
+    title = f"{runs[0].algorithm} on {runs[0].task[0]}" if single else f"Comparison of {len(runs)} runs"
+
+    def compose(folder: Path) -> list[Block]:
+        if single:
+            return _run(runs[0], folder, "")
+        blocks = compare_runs(runs, folder)
+        for index, run in enumerate(runs, start=1):
+            blocks += [Heading(f"Run {index}: {run.name}"), *_run(run, folder, f"run-{index}-")]
+        return blocks
+
+    return write_page(Path(out), "report", title, compose)
+
+
+def write_page(out: Path, name: str, title: str, compose: Callable[[Path], Sequence[Block]]) -> Path:
+    """Writes `NAME.html`, `NAME.md` and their pictures into `out`, and returns the page's path.
+
+    The files are written aside and then moved into place, the page last; other files of `out` are left alone.
+
+    Args:
+        out: the folder; made if it is not there.
+        name: of the two files, without ending.
+        title: of the page.
+        compose: writes the pictures into the folder that it is given, and returns what stands below the title.
+
+    Raises:
+        UserError: `out` cannot be a folder.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the report folder {out} ({error.strerror}); choose another --out"
+            f"cannot make the {name} folder {out} ({error.strerror}); choose another --out"
         ) from error
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as folder:
         aside = Path(folder)
-        if len(runs) == 1:
-            title = f"{runs[0].algorithm} on {runs[0].task[0]}"
-            blocks = [Heading(title, 1), *_run(runs[0], aside, "")]
-        else:
-            title = f"Comparison of {len(runs)} runs"
-            blocks = [Heading(title, 1), *compare_runs(runs, aside)]
-            for index, run in enumerate(runs, start=1):
-                blocks += [Heading(f"Run {index}: {run.name}"), *_run(run, aside, f"run-{index}-")]
-        (aside / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
-        (aside / "report.html").write_text(to_html(title, blocks, aside), encoding="utf-8")
+        blocks = [Heading(title, 1), *compose(aside)]
+        (aside / f"{name}.md").write_text(to_markdown(blocks), encoding="utf-8")
+        (aside / f"{name}.html").write_text(to_html(title, blocks, aside), encoding="utf-8")
         for file in sorted(aside.iterdir(), key=lambda item: item.suffix == ".html"):
             os.replace(file, out / file.name)
-    return out / "report.html"
+    return out / f"{name}.html"
 
 
 def _run(run: RunFolder, folder: Path, prefix: str) -> list[Block]:

@@ -1,0 +1,88 @@
+"""`rayrl-dt diagnose`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.errors import UserError
+
+if TYPE_CHECKING:
+    from rayrl_dt.evaluation.examination import Examination
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the program."""
+    app.command()(diagnose)
+
+
+def diagnose(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, checkpoints or policy bundles")],
+    targets: Annotated[
+        str, typer.Option(help='of the rollouts: "dataset:3" or raw returns "R1,R2,..."')
+    ] = "dataset:3",
+    episodes: Annotated[int, typer.Option(help="per target; 0 leaves the rollouts out")] = 5,
+    windows: Annotated[int, typer.Option(help="windows of data for attention and sensitivity")] = 256,
+    dataset: Annotated[str | None, typer.Option(help="other data than each run's own")] = None,
+    env: Annotated[str | None, typer.Option(help="another environment than each run's own")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/diagnosis by default")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    seed: Annotated[int, typer.Option(help="of windows, environments and sampled actions")] = 0,
+) -> None:
+    """Show how policies use their return-to-go: attention, sensitivity, course of an episode, cost. Needs no Ray.
+
+    Example: rayrl-dt diagnose runs/dt runs/radt --targets dataset:3 --episodes 10 --out runs/dt-radt
+    """
+    folder = out or runs[0] / "diagnosis"
+    # Before minutes of work, not after.
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another --out")
+    from rayrl_dt.evaluation.diagnosis import write_diagnosis
+    from rayrl_dt.evaluation.examination import examine
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        examination = examine(
+            runs,
+            targets=targets,
+            episodes=episodes,
+            num_windows=windows,
+            dataset=dataset,
+            env=env,
+            seed=seed,
+            progress=lambda what, done, total: progress.update(
+                task, description=escape(what), completed=done, total=total or None
+            ),
+        )
+    _show(examination)
+    page = write_diagnosis(examination, folder)
+    if json_file is not None:
+        new_file(json_file).write_text(json.dumps(examination.to_json(), indent=2))
+        finish("figures:", json_file)
+    finish("diagnosis written:", page)
+
+
+def _show(examination: Examination) -> None:
+    """Prints the headline figures of each policy, and what to keep in mind."""
+    headings = ("policy", "backbone", "return share", "sensitivity", "left at the end", "ms, 1 slot")
+    table = Table(*headings, box=None, header_style="bold")
+    for policy in examination.policies:
+        share = policy.attention.return_share if policy.attention else None
+        felt = policy.sensitivity.at_data if policy.sensitivity else None
+        figures = (share, felt, policy.left, policy.cost.forward_ms[1])
+        cells = ("-" if value is None else f"{value:.3f}" for value in figures)
+        table.add_row(escape(policy.label), policy.backbone, *cells)
+    console.print(table)
+    for policy in examination.policies:
+        for remark in policy.remarks:
+            console.print(f"[yellow]![/yellow] {escape(f'{policy.label}: {remark}')}", soft_wrap=True)
