@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayrl_dt.algorithms.bc import BC, BCConfig
     from rayrl_dt.algorithms.dt import DT, DTConfig
+    from rayrl_dt.algorithms.online_dt import OnlineDT, OnlineDTConfig
     from rayrl_dt.algorithms.radt import RADT, RADTConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
@@ -21,6 +22,8 @@ _HOMES = {
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
     "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
+    "OnlineDT": ("rayrl_dt.algorithms.online_dt", "OnlineDT"),
+    "OnlineDTConfig": ("rayrl_dt.algorithms.online_dt", "OnlineDTConfig"),
     "RADT": ("rayrl_dt.algorithms.radt", "RADT"),
     "RADTConfig": ("rayrl_dt.algorithms.radt", "RADTConfig"),
     "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
@@ -34,6 +37,8 @@ __all__ = [
     "RADT",
     "BCConfig",
     "DTConfig",
+    "OnlineDT",
+    "OnlineDTConfig",
     "RADTConfig",
     "SequencePolicy",
     "UserError",

@@ -13,17 +13,24 @@ import yaml
 from rayrl_dt.algorithms.bc import BCConfig
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.dt import DTConfig
+from rayrl_dt.algorithms.online_dt import OnlineDTConfig
 from rayrl_dt.algorithms.radt import RADTConfig
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = ["ALGORITHMS", "SECTIONS", "apply_overrides", "build_config", "read_yaml", "search_spaces"]
 
-ALGORITHMS: dict[str, type[SequenceConfig]] = {"DT": DTConfig, "RADT": RADTConfig, "BC": BCConfig}
+ALGORITHMS: dict[str, type[SequenceConfig]] = {
+    "DT": DTConfig,
+    "RADT": RADTConfig,
+    "BC": BCConfig,
+    "OnlineDT": OnlineDTConfig,
+}
 SECTIONS = (
     "environment",
     "offline_data",
     "rl_module",
     "training",
+    "online",
     "env_runners",
     "learners",
     "evaluation",
@@ -101,7 +108,11 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
             continue
         if not isinstance(settings, dict):
             raise UserError(f"section {section} must be a mapping, it is {settings!r}")
-        method = getattr(config, section)
+        method = getattr(config, section, None)
+        if method is None:
+            raise UserError(
+                f"algorithm {name} has no section {section!r}; online finetuning is algorithm: OnlineDT"
+            )
         known = _keywords(type(config), section)
         for key in settings:
             if key not in known:

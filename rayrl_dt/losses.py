@@ -1,14 +1,33 @@
 """Losses as pure functions.
 
-Shape legend: B batch, P predicted steps, A action dimensions, n discrete actions.
+Shape legend: B batch, P predicted steps, K steps of a window, A action dimensions, n discrete actions.
+
+Everywhere `mask` is bool, True at real steps. Other steps have no influence and get no gradient, whatever they hold.
+All is computed in float32.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["cross_entropy", "masked_mse"]
+from rayrl_dt.types import ACTION_LIMIT
+
+__all__ = [
+    "cross_entropy",
+    "masked_mse",
+    "smooth_actions",
+    "squashed_gaussian_entropy",
+    "squashed_gaussian_log_prob",
+    "squashed_gaussian_nll",
+    "td3_actor_loss",
+    "td3_critic_loss",
+    "td3_target",
+    "temperature_loss",
+]
 
 
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -37,3 +56,143 @@ def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     index = target.where(mask, 0).flatten()
     loss = functional.cross_entropy(logits.float().flatten(0, 1), index, reduction="none")
     return loss.where(mask.flatten(), 0.0).sum() / mask.sum()
+
+
+def squashed_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Log-density of actions under tanh(Normal(mean, exp(log_std))), dimensions independent.
+
+    The policy of Online Decision Transformer (Zheng et al. 2022).
+
+    Args:
+        mean: `(..., A)` before the tanh.
+        log_std: `(..., A)`.
+        actions: `(..., A)` in [-1, 1]; clamped to +-`ACTION_LIMIT`.
+
+    Returns:
+        `(...)`, summed over the dimensions.
+    """
+    before_tanh = torch.atanh(actions.float().clamp(-ACTION_LIMIT, ACTION_LIMIT))
+    standard = (before_tanh - mean.float()) * torch.exp(-log_std.float())
+    return _log_prob(standard, log_std.float(), before_tanh)
+
+
+def squashed_gaussian_nll(mean: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-density of the actions of real steps (Online DT).
+
+    Args:
+        mean: `(B, P, A)` before the tanh.
+        log_std: `(B, P, A)`.
+        actions: `(B, P, A)` in [-1, 1].
+        mask: `(B, P)`.
+    """
+    log_prob = squashed_gaussian_log_prob(*(_blank(values, mask) for values in (mean, log_std, actions)))
+    return -_mean(log_prob, mask)
+
+
+def squashed_gaussian_entropy(mean: Tensor, log_std: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+    """Mean entropy of the policy at real steps, from one reparameterised sample each (Online DT).
+
+    Differs from the released code, which averages over padding too: there the entropy that the temperature holds at
+    its target is partly that of steps which do not exist.
+
+    Args:
+        mean: `(B, P, A)` before the tanh.
+        log_std: `(B, P, A)`.
+        mask: `(B, P)`.
+        noise: `(B, P, A)` standard normal.
+    """
+    mean, log_std, noise = (_blank(values, mask) for values in (mean, log_std, noise))
+    return -_mean(_log_prob(noise, log_std, mean + log_std.exp() * noise), mask)
+
+
+def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """The dual of "entropy >= target": the temperature falls exactly when the entropy is above it (Online DT).
+
+    Args:
+        log_temperature: `()`, the only input that gets a gradient.
+        entropy: `()` from `squashed_gaussian_entropy`.
+        target_entropy: -A in the paper.
+    """
+    return log_temperature.float().exp() * (entropy.detach().float() - target_entropy)
+
+
+def td3_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma: float) -> Tensor:
+    """One-step target of both critics, r + gamma * min(Q1', Q2'), without the last term at terminal states.
+
+    TD3+ODT, equation 3. Time limits are not terminal states.
+
+    Args:
+        rewards: `(B, K)` raw.
+        terminated: `(B, K)` bool.
+        next_values: `(2, B, K)` of the target critics at the next step.
+        gamma: discount.
+
+    Returns:
+        `(B, K)`, detached.
+    """
+    lower = next_values.detach().float().amin(dim=0)
+    return rewards.detach().float() + gamma * lower.masked_fill(terminated.bool(), 0.0)
+
+
+def smooth_actions(actions: Tensor, noise: Tensor, *, scale: float = 0.2, clip: float = 0.5) -> Tensor:
+    """Actions of the target policy with clipped noise (TD3's target policy smoothing; TD3+ODT, equation 3).
+
+    Args:
+        actions: `(..., A)` in [-1, 1].
+        noise: `(..., A)` standard normal.
+        scale: standard deviation of the noise.
+        clip: largest change.
+
+    Returns:
+        `(..., A)` within +-`ACTION_LIMIT`.
+    """
+    moved = actions.float() + (scale * noise.float()).clamp(-clip, clip)
+    return moved.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+
+
+def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Squared errors of both critics, summed over the critics, averaged over real steps (TD3+ODT, equation 3).
+
+    Differs from the released code, which divides by B * K: there batches with much padding teach less.
+
+    Args:
+        values: `(2, B, K)`.
+        target: `(B, K)` from `td3_target`.
+        mask: `(B, K)`.
+    """
+    error = (values.float() - target.float()).where(mask, 0.0)
+    return error.square().sum() / mask.sum()
+
+
+def td3_actor_loss(values: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
+    """Minus the mean value of the policy's actions at real steps (TD3+ODT, equation 2, the term that alpha weighs).
+
+    Args:
+        values: `(B, P)`, Q1 of the policy's own actions.
+        mask: `(B, P)`.
+        normalise: divide by the mean absolute value, detached, so that the scale of the rewards does not matter
+            (as TD3+BC does).
+    """
+    loss = -_mean(values.float(), mask)
+    if normalise:
+        size = _mean(values.detach().float().abs(), mask)
+        loss = loss / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return loss
+
+
+def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:
+    """Log-density of tanh(x), x = `before_tanh`, whose standardised value is `standard`; `(..., A)` to `(...)`."""
+    normal = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(x)^2), which does not cancel where tanh(x) rounds to 1.
+    slope = 2.0 * (math.log(2.0) - before_tanh - functional.softplus(-2.0 * before_tanh))
+    return (normal - slope).sum(dim=-1)
+
+
+def _blank(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns `(B, P, A)` in float32 with zeros at padding, before anything there can become NaN."""
+    return values.float().where(mask[..., None], 0.0)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of `(B, P)` over real steps."""
+    return values.where(mask, 0.0).sum() / mask.sum()

@@ -25,11 +25,13 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
+from rayrl_dt.algorithms.online_config import OnlineConfig
+from rayrl_dt.algorithms.online_learner import ONLINE_METRICS
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.config_files import build_config
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import find_bundle, save_bundle
 from rayrl_dt.versions import git_commit, package_versions
 
 __all__ = ["Observer", "RunOutcome", "checkpoints", "latest_checkpoint", "train"]
@@ -98,6 +100,13 @@ def train(
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(config, OnlineConfig) and config.start_from is not None:
+        # The run must not hang on a policy that may move or go on training.
+        kept = folder / "start"
+        if not kept.exists():
+            shutil.copytree(find_bundle(config.start_from), kept)
+        values = {**values, "online": {**values["online"], "start_from": str(kept)}}
+        config = build_config(values)
     start_ray(config)
     algorithm = _build(config, newest)
     run = _Run(folder, algorithm, command=command)
@@ -220,6 +229,8 @@ class _Run:
             LEARNING_RATE: float(learner[LEARNING_RATE]),
             "steps_per_s": (self.algorithm.gradient_steps - steps_before) / max(update_seconds, 1e-9),
             "time_total_s": self.seconds,
+            **{name: float(learner[name]) for name in ONLINE_METRICS if name in learner},
+            **self.algorithm.report(),
         }
         keep = evaluation is not None or self.algorithm.done or self.stopping
         if evaluation is not None:

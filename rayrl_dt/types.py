@@ -15,7 +15,10 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ArrayT", "Normaliser", "Trajectory", "Window"]
+__all__ = ["ACTION_LIMIT", "ArrayT", "Normaliser", "Trajectory", "Window"]
+
+ACTION_LIMIT = 1.0 - 1e-6
+"""How far online policies go within [-1, 1], so that the atanh of every action is finite."""
 
 ArrayT = TypeVar("ArrayT", np.ndarray[Any, Any], torch.Tensor)
 

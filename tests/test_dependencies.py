@@ -20,11 +20,11 @@ PACKAGE = "rayrl_dt"
 # From the bottom up. A part may import the parts below it, and itself.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors", "seeding", "precision", "memory", "versions"}),
-    frozenset({"data", "envs", "models", "losses"}),
+    frozenset({"data", "envs", "models", "losses", "lamb"}),
     frozenset({"policy"}),
     frozenset({"evaluation", "interop"}),
     frozenset({"algorithms"}),
-    frozenset({"config_files", "runs", "tuning", "benchmarks", "doctor", "quickstart"}),
+    frozenset({"config_files", "runs", "tuning", "benchmarks", "doctor", "quickstart", "alignment_suite"}),
     frozenset({"cli", "__main__"}),
 )
 CORE = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]

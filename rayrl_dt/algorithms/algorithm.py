@@ -15,6 +15,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMER
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.algorithms.offline_data import StoreIterator
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -49,9 +50,11 @@ class SequenceAlgorithm(Algorithm):
         steps = min(
             self.config.gradient_steps_per_iteration, self.config.gradient_steps - self.gradient_steps
         )
-        if steps <= 0:
-            return
-        iterators = self.offline_data.iterators(self.config.num_learners)
+        if steps > 0:
+            self._update(self.offline_data.iterators(self.config.num_learners), steps)
+
+    def _update(self, iterators: list[StoreIterator], steps: int) -> None:
+        """Takes gradient steps on what the iterators give, one per learner."""
         begin = time.perf_counter()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
@@ -69,6 +72,10 @@ class SequenceAlgorithm(Algorithm):
         """
         if not self.learner_group.is_remote:
             self.learner_group._learner.observer = observer
+
+    def report(self) -> dict[str, Any]:
+        """Returns what a run's log says beside the learner's figures."""
+        return {}
 
     def num_parameters(self) -> int:
         """Returns the number of trainable parameters."""

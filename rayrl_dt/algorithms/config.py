@@ -21,7 +21,7 @@ from rayrl_dt.evaluation.targets import parse_targets
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.precision import PRECISIONS
 
-__all__ = ["SequenceConfig"]
+__all__ = ["SequenceConfig", "at_least"]
 
 _LR_DECAY = ("constant", "cosine")
 _ACTION_SELECTION = ("auto", "mode", "sample")
@@ -67,6 +67,7 @@ class SequenceConfig(AlgorithmConfig):
         # offline_data()
         self.dataset: str | None = None
         self.top_percent: float | None = None
+        self.below_return: float | None = None
         self.delayed_reward = False
         self.window_starts = "any"
         self.return_balance = 0.0
@@ -76,6 +77,8 @@ class SequenceConfig(AlgorithmConfig):
         self.episodes_per_target = 10
         self.action_selection = "auto"
         self.max_evaluation_slots = 32
+        # Steps that the policy acts on; None for all that it was trained with.
+        self.evaluation_context_length: int | None = None
         # rl_module()
         self.model_defaults: dict[str, Any] = {}
         # Resolved from the data when the algorithm is built.
@@ -131,6 +134,7 @@ class SequenceConfig(AlgorithmConfig):
         *,
         dataset: str = NotProvided,
         top_percent: float | None = NotProvided,
+        below_return: float | None = NotProvided,
         delayed_reward: bool = NotProvided,
         window_starts: str = NotProvided,
         return_balance: float = NotProvided,
@@ -141,6 +145,7 @@ class SequenceConfig(AlgorithmConfig):
         Args:
             dataset: source id: "minari:ID", "d4rl:FILE.hdf5", "recipe:NAME" or "store:DIR".
             top_percent: train on the best episodes that make up this share of the steps; None for all.
+            below_return: know only the episodes whose raw return lies below it; None for all.
             delayed_reward: pay each episode's return at its end, and hold targets constant in rollouts.
             window_starts: "any" step of an episode (Decision Transformer), or only where the window is "full"
                 (`rayrl_dt.data.windows`).
@@ -155,6 +160,7 @@ class SequenceConfig(AlgorithmConfig):
         return self._set(
             dataset=dataset,
             top_percent=top_percent,
+            below_return=below_return,
             delayed_reward=delayed_reward,
             window_starts=window_starts,
             return_balance=return_balance,
@@ -231,6 +237,11 @@ class SequenceConfig(AlgorithmConfig):
         """The target return of training rollouts (raw): the 95th percentile of the data."""
         return self.resolved_spec.data_returns["p95"]
 
+    @property
+    def samples_successors(self) -> bool:
+        """Whether batches carry rewards and the window shifted by one step, for TD targets."""
+        return False
+
     def samples_actions(self) -> bool:
         """Whether evaluation draws discrete actions from the softmax."""
         return self.action_selection != "mode"
@@ -268,10 +279,10 @@ class SequenceConfig(AlgorithmConfig):
                 'no data set is given; set offline_data.dataset, for instance "recipe:pendulum-mixed"'
             )
         self.sequence_model.validate()
-        _at_least(self, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
-        _at_least(self, "training", 1, "train_batch_size_per_learner")
-        _at_least(self, "training", 0, "warmup_steps", "weight_decay")
-        _at_least(self, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
+        at_least(self, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
+        at_least(self, "training", 1, "train_batch_size_per_learner")
+        at_least(self, "training", 0, "warmup_steps", "weight_decay")
+        at_least(self, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
         if not isinstance(self.lr, (int, float)) or not self.lr > 0:
             raise UserError(f"training.lr is {self.lr!r}; it must be a positive number (see warmup_steps)")
         if self.lr_decay not in _LR_DECAY:
@@ -296,7 +307,7 @@ class SequenceConfig(AlgorithmConfig):
         if self.window_starts not in WINDOW_STARTS:
             value = self.window_starts
             raise UserError(f"offline_data.window_starts is {value!r}.{suggest(value, WINDOW_STARTS)}")
-        _at_least(self, "offline_data", 0, "return_balance")
+        at_least(self, "offline_data", 0, "return_balance")
         if self.return_balance > 1:
             raise UserError(f"offline_data.return_balance is {self.return_balance}; it must lie in [0, 1]")
         if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
@@ -304,7 +315,8 @@ class SequenceConfig(AlgorithmConfig):
         super().validate()
 
 
-def _at_least(config: Any, section: str, least: int, *names: str) -> None:
+def at_least(config: Any, section: str, least: int, *names: str) -> None:
+    """Raises UserError unless each named value of the config is a number of at least `least`."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:

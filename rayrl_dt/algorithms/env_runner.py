@@ -74,6 +74,33 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         finally:
             env.close()
 
+    def load_policy(self, weights: dict[str, Any]) -> None:
+        """Takes over the weights of the policy network, as NumPy arrays."""
+        self.module.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+
+    def collect(self, slots: list[Slot]) -> Rollouts:
+        """Runs each slot's quota with exploration, and records the steps.
+
+        What is collected is a function of the weights and the slots: nothing goes on from one call to the next.
+        """
+        if self.config.env is None:
+            raise UserError("there is no environment to collect in; set environment.env in the config")
+        env = self._vector_env(len(slots))
+        try:
+            spec = self.module.model.spec
+            stochastic = spec.discrete or spec.gaussian
+            actor = VectorActor(
+                self.module.model,
+                len(slots),
+                sample=torch_generator(slots[0].seed, "exploration"),
+                noise=0.0 if stochastic else self.config.exploration_noise,
+                context_length=self.config.evaluation_context_length,
+                precision=precision.resolve(self.config.precision, self._device),
+            )
+            return run_slots(Collector(env, actor, record=True), slots)
+        finally:
+            env.close()
+
     def _sample(
         self,
         *,
@@ -134,6 +161,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             self.module.model,
             slots,
             sample=sample,
+            context_length=self.config.evaluation_context_length,
             precision=precision.resolve(self.config.precision, self._device),
         )
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from rayrl_dt.algorithms.runner_calls import Evaluate, run_on_runners
 from rayrl_dt.data import scores
-from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import assemble
-from rayrl_dt.evaluation.rollout import Rollouts, Slot, plan_slots
+from rayrl_dt.evaluation.rollout import plan_slots
 from rayrl_dt.evaluation.targets import parse_targets
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["ALIGNMENT", "evaluate_alignment"]
 
 ALIGNMENT = "alignment"
-_ATTEMPTS = 3
 
 
 def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
         max_slots=config.max_evaluation_slots * workers,
         seed=derive_seed(config.seed or 0, "evaluation"),
     )
-    rollouts = _run(algorithm, runners, slots, sample_actions=config.samples_actions())
+    rollouts = run_on_runners(algorithm, runners, slots, Evaluate(config.samples_actions()))
     reference, note = scores.reference_for(info, config.env)
     result = assemble(
         rollouts,
@@ -60,54 +58,3 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
         "spearman": result.spearman,
         ALIGNMENT: result.to_json(),
     }
-
-
-@dataclass(frozen=True)
-class _Evaluate:
-    """The call that a remote runner gets; it names its part, since lost runners return nothing."""
-
-    part: int
-    slots: list[Slot]
-    sample_actions: bool
-
-    def __call__(self, runner: Any) -> tuple[int, Rollouts]:
-        return self.part, runner.evaluate(self.slots, sample_actions=self.sample_actions)
-
-
-def _run(algorithm: Any, runners: Any, slots: list[Slot], *, sample_actions: bool) -> Rollouts:
-    """Runs the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again."""
-    if runners.num_remote_env_runners() == 0:
-        rollouts: Rollouts = runners.local_env_runner.evaluate(slots, sample_actions=sample_actions)
-        return rollouts
-    count = max(1, runners.num_healthy_remote_workers())
-    waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
-    done: dict[int, Rollouts] = {}
-    for _ in range(_ATTEMPTS):
-        workers = list(runners.healthy_worker_ids())
-        while waiting and workers:
-            calls = [_Evaluate(part, part_slots, sample_actions) for part, part_slots in waiting.items()][
-                : len(workers)
-            ]
-            results = runners.foreach_env_runner(
-                calls, local_env_runner=False, remote_worker_ids=workers[: len(calls)]
-            )
-            for part, result in results:
-                done[part] = result
-                del waiting[part]
-            if len(results) < len(calls):
-                break  # a runner died: look again who is healthy
-        if not waiting:
-            break
-        algorithm.restore_env_runners(runners)
-        runners.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
-    if waiting:
-        raise UserError(
-            f"{len(waiting)} of {count} parts of the evaluation were lost with their runners, {_ATTEMPTS} times: "
-            "check the runners' memory and logs, then resume from the last checkpoint"
-        )
-    ordered = [done[part] for part in sorted(done)]
-    return Rollouts(
-        episodes=tuple(record for result in ordered for record in result.episodes),
-        env_steps=sum(result.env_steps for result in ordered),
-        seconds=max(result.seconds for result in ordered),
-    )

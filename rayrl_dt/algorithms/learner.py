@@ -12,11 +12,12 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
-from rayrl_dt import losses, precision
+from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import StoreIterator
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.memory import keep_freed_memory
+from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
@@ -120,14 +121,9 @@ class SequenceLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """Returns the mean squared error or cross-entropy over the real steps of the batch."""
-        model = self.sequence_module.model
+        """Returns the supervised loss over the real steps of the batch."""
         window = Window.from_dict(batch)
-        predicted = fwd_out[PREDICTIONS]
-        steps = predicted.shape[1]
-        target = model.to_model_actions(window.actions[:, -steps:])
-        objective = losses.cross_entropy if model.spec.discrete else losses.masked_mse
-        loss = objective(predicted, target, window.mask[:, -steps:])
+        loss = imitation_loss(self.sequence_module.model, fwd_out[PREDICTIONS], window)
         self._last_loss = loss.detach()
         self._add(LOSS, self._last_loss)
         return loss

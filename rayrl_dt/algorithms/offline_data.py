@@ -19,7 +19,7 @@ from ray.rllib.offline.offline_data import OfflineData
 
 from rayrl_dt.data import sources, windows
 from rayrl_dt.data.balance import episode_law
-from rayrl_dt.data.filters import top_percent
+from rayrl_dt.data.filters import below_return, top_percent
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import numpy_generator
@@ -130,7 +130,7 @@ class SequenceOfflineData(OfflineData):
     resolved config, so the data is loaded once.
 
     Attributes:
-        full: the data set before any filter; statistics and evaluation targets come from it.
+        full: the data set before `top_percent`; evaluation targets come from it.
         store: the data that learners sample.
     """
 
@@ -138,18 +138,23 @@ class SequenceOfflineData(OfflineData):
         # The parent's constructor would start Ray Data; only its type is wanted (RLlib checks it).
         self.config = config
         self.full = sources.load(config.dataset, delayed_reward=config.delayed_reward)
+        if config.below_return is not None:
+            self.full = below_return(self.full, config.below_return)
         self.store = self.full if config.top_percent is None else top_percent(self.full, config.top_percent)
         self._shared: ray.ObjectRef[SharedStore] | None = None
         config.resolve(self.full)
 
-    def iterators(self, num_learners: int) -> list[StoreIterator]:
+    def iterators(self, num_learners: int, replay: TrajectoryStore | None = None) -> list[StoreIterator]:
         """Returns one iterator per learner; they hold the same data and draw different batches.
 
         Args:
             num_learners: learners in other processes; 0 for the one in this process.
+            replay: what to draw from instead of the logged data; sent anew at each call.
         """
         if num_learners == 0:
-            return [self._iterator(self.store)]
+            return [self._iterator(self.store if replay is None else replay)]
+        if replay is not None:
+            return [self._iterator(ray.put(SharedStore.publish(replay)))] * num_learners
         if self._shared is None:
             self._shared = ray.put(SharedStore.publish(self.store))
         return [self._iterator(self._shared)] * num_learners
@@ -162,4 +167,5 @@ class SequenceOfflineData(OfflineData):
             seed=self.config.seed or 0,
             window_starts=self.config.window_starts,
             return_balance=self.config.return_balance,
+            successors=self.config.samples_successors,
         )

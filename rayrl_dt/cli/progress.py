@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class TrainingProgress:
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=None, loss=float("nan"), rate=0.0)
-        self._window: list[tuple[float, int]] = []
+        self._window: deque[tuple[float, int]] = deque(maxlen=51)
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -57,20 +58,25 @@ class TrainingProgress:
 
     def stepped(self, gradient_step: int, loss: float) -> None:
         """Moves the bar."""
-        self._window = [*self._window[-50:], (time.perf_counter(), gradient_step)]
+        self._window.append((time.perf_counter(), gradient_step))
         (begin, first), (end, last) = self._window[0], self._window[-1]
         rate = (last - first) / (end - begin) if end > begin else 0.0
         self._progress.update(self._task, completed=gradient_step, loss=loss, rate=rate)
 
     def iterated(self, record: Mapping[str, Any]) -> None:
         """Prints the headline metrics of an iteration."""
-        self._window = []
+        self._window.clear()
         self._progress.update(self._task, completed=record["gradient_steps"])
         parts = [
             f"step {record['gradient_steps']:>7,}",
             f"loss {record['loss']:.4f}",
             f"{record['steps_per_s']:.1f} steps/s",
         ]
+        if record.get("phase") == "online":
+            parts.append(f"{record['env_steps']:,} env steps")
+            parts.append(f"collected return {record['collected_return']:,.1f}")
+            parts.append(f"updates/step {record['update_to_data']:.2f}")
+            parts.append(f"replay {record['replay_episodes']:,} episodes")
         evaluation = record.get("evaluation")
         if evaluation is not None:
             means = [target["return_mean"] for target in evaluation["targets"]]

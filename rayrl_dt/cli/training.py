@@ -1,4 +1,4 @@
-"""`rayrl-dt train`, `eval` and `quickstart`."""
+"""`rayrl-dt train`, `finetune`, `eval` and `quickstart`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     app.command()(quickstart)
     app.command()(train)
+    app.command()(finetune)
     app.command("eval")(evaluate)
 
 
@@ -60,23 +61,68 @@ def train(
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
       rayrl-dt train tune_configs/dt_pendulum.yaml --resume
     """
-    from rayrl_dt import runs
     from rayrl_dt.config_files import apply_overrides, read_yaml
 
     values = apply_overrides(read_yaml(config), overrides or [])
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
+    _run(values, folder, resume=resume, again=f"rayrl-dt train {config} --out {folder} --resume")
+
+
+def _run(values: dict[str, Any], folder: Path, *, resume: bool, again: str) -> None:
+    """Trains with a live display, and says how it ended and what to type next."""
+    from rayrl_dt import runs
+
     progress = TrainingProgress()
     with progress:
         outcome = runs.train(values, folder, resume=resume, command=command_line(), observer=progress)
     if not outcome.finished:
-        again = f"rayrl-dt train {config} --out {folder} --resume"
         finish(
             f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in", folder, then=again
         )
         return
     finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
+
+
+def finetune(
+    run: Annotated[Path, typer.Argument(help="run, checkpoint or policy bundle to start from")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with algorithm: OnlineDT; CPU-sized defaults without one")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    ] = None,
+    env_steps: Annotated[int | None, typer.Option(help="environment steps to collect")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; RUN-online by default")] = None,
+    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    resume: Annotated[
+        bool, typer.Option(help="continue from the newest checkpoint of the run folder")
+    ] = False,
+) -> None:
+    """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay.
+
+    Examples:
+      rayrl-dt finetune runs/hopper-dt --env-steps 50000
+      rayrl-dt finetune runs/hopper-radt --set online.alpha=1.0 --set env_runners.num_env_runners=4
+      rayrl-dt finetune runs/hopper-dt --resume
+    """
+    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.interop.bundle import load_model
+
+    folder = out or run.with_name(f"{run.name}-online")
+    if resume:
+        values = apply_overrides(read_yaml(folder / "config.yaml"), overrides or [])
+    else:
+        values = read_yaml(config) if config is not None else {"algorithm": "OnlineDT"}
+        data = values.setdefault("offline_data", {})
+        data.setdefault("dataset", load_model(run).spec.dataset)
+        values.setdefault("online", {})["start_from"] = str(run)
+        values.get("rl_module", {}).pop("model_config", None)
+        values = apply_overrides(values, [f"debugging.seed={seed}", *(overrides or [])])
+    if env_steps is not None:
+        values = apply_overrides(values, [f"online.env_steps={env_steps}"])
+    _run(values, folder, resume=resume, again=f"rayrl-dt finetune {run} --out {folder} --resume")
 
 
 def evaluate(

@@ -61,3 +61,16 @@ def split(store: TrajectoryStore, fraction: float, seed: int) -> tuple[Trajector
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def below_return(store: TrajectoryStore, limit: float) -> TrajectoryStore:
+    """Returns a view of the episodes whose raw return lies below `limit`: poor data to finetune from.
+
+    Raises:
+        UserError: there is none.
+    """
+    chosen = np.flatnonzero(store.episode_returns < limit)
+    if len(chosen) == 0:
+        lowest = float(store.episode_returns.min())
+        raise UserError(f"no episode of {store.info.source} is below {limit:g}; the lowest has {lowest:g}")
+    return store.select(chosen)

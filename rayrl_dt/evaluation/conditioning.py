@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rayrl_dt import envs
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import plan_slots, run_slots
+from rayrl_dt.evaluation.rollout import EpisodeRecord, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.collector import Collector, FinishedEpisode
+from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Window
 
@@ -123,6 +123,8 @@ def sensitivity(
         count += window.batch_size
         for index, offset in enumerate(offsets):
             low, high = (_outputs(model, window, (offset + side) * span) for side in (-delta, delta))
+            if not model.spec.discrete:
+                low, high = model.to_model_units(low), model.to_model_units(high)
             totals[index] += float(_distance(low, high, discrete=model.spec.discrete).sum())
     return Sensitivity(
         offsets=tuple(float(offset * span) for offset in offsets),
@@ -171,29 +173,15 @@ def return_courses(
     vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
     try:
         sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
-        collector = _KeepingCollector(vector, VectorActor(model, len(slots), sample=sample), record=True)
-        run_slots(collector, slots, progress=progress)
+        collector = Collector(vector, VectorActor(model, len(slots), sample=sample), record=True)
+        episodes = run_slots(collector, slots, progress=progress).episodes
     finally:
         vector.close()
-    finished = sorted(collector.finished, key=lambda episode: episode.slot)
-    groups = [[episode for episode in finished if episode.target == target] for target in targets]
+    groups = [[episode for episode in episodes if episode.target == target] for target in targets]
     return tuple(_course(target, group) for target, group in zip(targets, groups, strict=True))
 
 
-class _KeepingCollector(Collector):
-    """Keeps the episodes with their steps; `run_slots` takes no more than their returns from them."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.finished: list[FinishedEpisode] = []
-
-    def step(self) -> list[FinishedEpisode]:
-        finished = super().step()
-        self.finished += finished
-        return finished
-
-
-def _course(target: float, episodes: Sequence[FinishedEpisode]) -> Course:
+def _course(target: float, episodes: Sequence[EpisodeRecord]) -> Course:
     steps = max(episode.length for episode in episodes)
     remaining = np.empty((len(episodes), steps + 1))
     for row, episode in zip(remaining, episodes, strict=True):

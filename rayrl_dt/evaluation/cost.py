@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from rayrl_dt import losses
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.precision import autocast, resolve
 from rayrl_dt.seeding import numpy_generator
 
@@ -133,14 +133,11 @@ def _training(
     rng = numpy_generator(seed, "cost/training")
     window = windows.sample(store, rng, batch_size, model.spec.model.context_length).to_torch(device)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5, fused=device.type == "cpu")
-    objective = losses.cross_entropy if trained.spec.discrete else losses.masked_mse
 
     def call() -> None:
         with autocast(device, precision):
             predicted = trained(window)
-        steps = predicted.shape[1]
-        target = trained.to_model_actions(window.actions[:, -steps:])
-        loss = objective(predicted, target, window.mask[:, -steps:])
+        loss = imitation_loss(trained, predicted, window)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -14,6 +14,7 @@ import numpy as np
 
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed
+from rayrl_dt.types import Trajectory
 
 __all__ = ["EpisodeRecord", "Rollouts", "Slot", "plan_slots", "run_slots"]
 
@@ -35,11 +36,19 @@ class Slot:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One evaluated episode: target and achieved return (raw), and its length in steps."""
+    """One episode that was run.
+
+    Attributes:
+        target: return that was asked for (raw).
+        episode_return: return that was achieved (raw).
+        length: in steps.
+        trajectory: its steps, if the collector records them.
+    """
 
     target: float
     episode_return: float
     length: int
+    trajectory: Trajectory | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def run_slots(
     while collector.active.any():
         for episode in collector.step():
             records[episode.slot].append(
-                EpisodeRecord(episode.target, episode.episode_return, episode.length)
+                EpisodeRecord(episode.target, episode.episode_return, episode.length, episode.trajectory)
             )
             left[episode.slot] -= 1
             if left[episode.slot] == 0:

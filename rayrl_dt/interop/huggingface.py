@@ -44,7 +44,7 @@ def export_huggingface(model: SequenceModel, folder: str | os.PathLike[str]) -> 
     """Writes a checkpoint that `DecisionTransformerModel.from_pretrained` loads, plus our `policy.json`.
 
     Raises:
-        UserError: the policy is not a continuous Decision Transformer, or transformers is not installed.
+        UserError: the policy is not a deterministic, continuous Decision Transformer, or transformers is not installed.
     """
     target = Path(folder)
     to_huggingface(model).save_pretrained(target)
@@ -59,11 +59,11 @@ def to_huggingface(model: SequenceModel) -> Any:
     """
     transformers = _transformers()
     spec = model.spec
-    if spec.model.backbone != "dt" or spec.discrete:
+    if spec.model.backbone != "dt" or spec.model.head != "deterministic":
         raise UserError(
             f"Hugging Face has no model for backbone {spec.model.backbone!r} with "
-            f"{'discrete' if spec.discrete else 'continuous'} actions; export a bundle instead "
-            "(--format bundle)"
+            f"{'discrete' if spec.discrete else 'continuous'} actions and a {spec.model.head} head; "
+            "export a bundle instead (--format bundle)"
         )
     width = spec.model.embed_dim
     config = transformers.DecisionTransformerConfig(

@@ -18,7 +18,7 @@ from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.starformer import StARformerTrunk
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
-from rayrl_dt.types import Window
+from rayrl_dt.types import ACTION_LIMIT, Window
 
 __all__ = ["SequenceModel", "check_architecture"]
 
@@ -35,7 +35,8 @@ _TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], Trunk]] = {
 class SequenceModel(nn.Module):
     """A return-conditioned policy over context windows.
 
-    Inputs are raw windows; outputs are in head units: actions in [-1, 1] after tanh, or logits.
+    Inputs are raw windows; outputs are in head units: actions in [-1, 1] after tanh, parameters of a squashed Gaussian
+    (`gaussian` reads them), or logits.
 
     Attributes:
         spec: what the model is made of.
@@ -51,8 +52,11 @@ class SequenceModel(nn.Module):
         self.spec = spec
         self._dropout_source = DropoutSource()
         self.trunk = _TRUNKS[spec.model.backbone](spec, self._dropout_source)
-        self.head = nn.Linear(spec.model.embed_dim, spec.action_size)
-        self.trunk.initialise_head(self.head)
+        self.head = nn.Linear(spec.model.embed_dim, spec.action_size * (2 if spec.gaussian else 1))
+        if spec.gaussian:
+            _initialise_gaussian(self.head)
+        else:
+            self.trunk.initialise_head(self.head)
         # Buffers, so that a checkpoint of the weights alone still acts right.
         self.register_buffer("observation_mean", torch.as_tensor(spec.normaliser.mean))
         self.register_buffer("observation_std", torch.as_tensor(spec.normaliser.std))
@@ -76,11 +80,34 @@ class SequenceModel(nn.Module):
             last_only: compute the last step only (acting).
 
         Returns:
-            `(B, P, A)` actions in [-1, 1] or `(B, P, n)` logits, for the last P steps of the window: P is 1
-            with `last_only` and for the MLP, else K.
+            `(B, P, A)` actions in [-1, 1], `(B, P, 2A)` raw parameters of a Gaussian head, or `(B, P, n)` logits, for
+            the last P steps of the window: P is 1 with `last_only` and for the MLP, else K.
         """
         outputs: Tensor = self.head(self.trunk(self.inputs(window), last_only=last_only))
-        return outputs if self.spec.discrete else torch.tanh(outputs)
+        return outputs if self.spec.discrete or self.spec.gaussian else torch.tanh(outputs)
+
+    def gaussian(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the mean before the tanh and the log standard deviation in [-5, 2], `(..., A)` in float32 each.
+
+        Args:
+            outputs: `(..., 2A)` of a Gaussian head.
+        """
+        mean, raw = torch.chunk(outputs.float(), 2, dim=-1)
+        return mean, -5.0 + 3.5 * (torch.tanh(raw) + 1.0)
+
+    def to_model_units(self, outputs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Returns actions `(..., A)` in [-1, 1] for the outputs of a continuous head.
+
+        Args:
+            outputs: `(..., A)`, or `(..., 2A)` of a Gaussian head.
+            noise: `(..., A)` standard normal, which draws from a Gaussian head; None takes tanh(mean). A
+                deterministic head ignores it.
+        """
+        if not self.spec.gaussian:
+            return outputs
+        mean, log_std = self.gaussian(outputs)
+        drawn = mean if noise is None else mean + log_std.exp() * noise
+        return torch.tanh(drawn).clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
     def inputs(self, window: Window[Tensor]) -> TrunkInputs:
         """Converts a raw window to model units; padding becomes zero in model units."""
@@ -113,11 +140,12 @@ class SequenceModel(nn.Module):
     def to_env_actions(
         self, outputs: Tensor, *, sample: torch.Generator | None = None
     ) -> np.ndarray[Any, Any]:
-        """Converts head outputs `(B, A or n)` to environment actions `(B, A)` or `(B,)`.
+        """Converts head outputs `(B, A, 2A or n)` to environment actions `(B, A)` or `(B,)`.
 
         Args:
             outputs: of one step.
-            sample: draw discrete actions from the softmax with this generator; None takes the most likely.
+            sample: draw from the softmax, or from the squashed Gaussian, with this generator; None takes the most
+                likely action, or tanh(mean). A deterministic head has nothing to draw.
         """
         if isinstance(self.spec.action_space, gym.spaces.Discrete):
             if sample is None:
@@ -126,11 +154,23 @@ class SequenceModel(nn.Module):
                 probabilities = outputs.float().softmax(dim=-1).cpu()
                 index = torch.multinomial(probabilities, 1, generator=sample)[:, 0]
             return index.cpu().numpy() + int(self.spec.action_space.start)
-        values = (outputs.float() * self.action_half + self.action_middle).cpu().numpy()
+        noise = None
+        if sample is not None and self.spec.gaussian:
+            shape = (len(outputs), self.spec.action_size)
+            noise = torch.randn(shape, generator=sample, device=sample.device).to(outputs.device)
+        inside = self.to_model_units(outputs, noise).float()
+        values = (inside * self.action_half + self.action_middle).cpu().numpy()
         low, high = self._action_bounds
         # Rounding may step over a bound.
         actions: np.ndarray[Any, Any] = np.clip(values.astype(low.dtype), low, high)
         return actions
+
+
+def _initialise_gaussian(head: nn.Linear) -> None:
+    """Makes mean and pre-log-std orthogonal maps of their own with bias 0, as the authors of Online DT do."""
+    for part in torch.chunk(head.weight.detach(), 2):
+        nn.init.orthogonal_(part)
+    nn.init.zeros_(head.bias)
 
 
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:

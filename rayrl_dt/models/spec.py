@@ -17,7 +17,7 @@ from rayrl_dt.types import Normaliser
 __all__ = ["BACKBONES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
 
 BACKBONES = ("dt", "radt", "convformer", "starformer", "no-return", "mlp")
-HEADS = ("auto", "deterministic", "categorical")
+HEADS = ("auto", "deterministic", "gaussian", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant")
 _GELU_BACKBONES = ("radt", "convformer", "starformer")
 _COUNTS = (
@@ -57,7 +57,8 @@ class ModelConfig:
         num_heads: attention heads; divides `embed_dim`. ConvFormer has none.
         dropout: probability on embeddings, attention weights and residual branches.
         activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer and StARformer, relu for the others.
-        head: "deterministic" (tanh) for continuous actions, "categorical" for discrete ones, "auto".
+        head: "deterministic" (tanh) or "gaussian" (tanh of a normal variable, to be sampled in training: stochastic
+            ODT) for continuous actions, "categorical" for discrete ones; "auto" is never "gaussian".
         target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), or
             "auto": constant exactly when the training rewards were delayed.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
@@ -213,6 +214,11 @@ class PolicySpec:
         return isinstance(self.action_space, gym.spaces.Discrete)
 
     @property
+    def gaussian(self) -> bool:
+        """Whether the policy is a squashed Gaussian over continuous actions."""
+        return self.model.head == "gaussian"
+
+    @property
     def action_size(self) -> int:
         """A, or the number of discrete actions."""
         if isinstance(self.action_space, gym.spaces.Discrete):
@@ -237,11 +243,11 @@ class PolicySpec:
         model.validate()
         space = store.info.action_space
         discrete = isinstance(space, gym.spaces.Discrete)
-        head = "categorical" if discrete else "deterministic"
-        if model.head not in ("auto", head):
+        heads = ("categorical",) if discrete else ("deterministic", "gaussian")
+        if model.head not in ("auto", *heads):
             raise UserError(
                 f"model_config.head is {model.head!r}, but the actions of {store.info.source} are {space}; "
-                f"use {head!r} or 'auto'"
+                f"use {', '.join(map(repr, heads))} or 'auto'"
             )
         rule = "constant" if store.delayed_reward else "decrement"
         spec = store.info.env_spec
@@ -255,7 +261,7 @@ class PolicySpec:
         return cls(
             model=replace(
                 model.resolved(),
-                head=head,
+                head=heads[0] if model.head == "auto" else model.head,
                 target_rule=rule if model.target_rule == "auto" else model.target_rule,
                 max_episode_steps=model.max_episode_steps or limit,
             ),

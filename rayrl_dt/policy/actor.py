@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from rayrl_dt.data.returns import next_return_to_go
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.precision import autocast
+from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["VectorActor"]
 
@@ -24,7 +24,9 @@ class VectorActor:
     Args:
         model: the policy network; put into eval mode.
         slots: N.
-        sample: generator for discrete actions drawn from the softmax; None takes the most likely.
+        sample: generator for actions drawn from the softmax or the squashed Gaussian; None takes the most likely
+            action, or tanh(mean).
+        noise: standard deviation of the normal noise on continuous actions, in units of [-1, 1]; needs `sample`.
         context_length: steps to act on, at most the model's K; None for K.
         precision: "fp32" or "bf16" (autocast).
     """
@@ -35,6 +37,7 @@ class VectorActor:
         slots: int,
         *,
         sample: torch.Generator | None = None,
+        noise: float = 0.0,
         context_length: int | None = None,
         precision: str = "fp32",
     ) -> None:
@@ -42,6 +45,7 @@ class VectorActor:
         self.model = model.eval()
         self.slots = slots
         self.sample = sample
+        self.noise = noise
         self.precision = precision
         space = spec.observation_space
         self._context = ContextBuffer(
@@ -97,9 +101,12 @@ class VectorActor:
         if rows is not None and len(rows) == 0:
             return self._actions
         window = self._context.window(rows).to_torch(self._device)
-        reduced = autocast(self._device, self.precision) if self.precision == "bf16" else nullcontext()
-        with torch.no_grad(), reduced:
+        with torch.no_grad(), autocast(self._device, self.precision):
             outputs = self.model(window, last_only=True)[:, -1]
+        if self.noise > 0:
+            outputs = outputs.float()
+            noise = torch.randn(outputs.shape, generator=self.sample).to(outputs.device)
+            outputs = (outputs + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
         actions = self.model.to_env_actions(outputs, sample=self.sample)
         if rows is None:
             self._actions = actions

@@ -28,7 +28,8 @@ class SequencePolicy:
 
     Args:
         model: the policy network.
-        sample_seed: draw discrete actions from the softmax with this seed; None takes the most likely.
+        sample_seed: draw actions from the softmax, or from a Gaussian head, with this seed; None takes the
+            most likely.
     """
 
     def __init__(self, model: SequenceModel, *, sample_seed: int | None = None) -> None:

@@ -66,9 +66,9 @@ def tiny(ray_session: None) -> Callable[..., Any]:
     """Returns a function that configures a run of seconds on a store."""
 
     def configure(dataset: str, *, steps: int = 12, algorithm: str = "DT", **model: Any) -> Any:
-        from rayrl_dt import BCConfig, DTConfig
+        from rayrl_dt import BCConfig, DTConfig, RADTConfig
 
-        config = {"DT": DTConfig, "BC": BCConfig}[algorithm]()
+        config = {"DT": DTConfig, "RADT": RADTConfig, "BC": BCConfig}[algorithm]()
         return (
             config.offline_data(dataset=dataset)
             .rl_module(

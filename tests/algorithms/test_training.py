@@ -16,6 +16,7 @@ import torch
 from rayrl_dt import BC, DT, UserError
 from rayrl_dt.algorithms.learner import scheduled_lr
 from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.models.spec import BACKBONES
 
 pytestmark = pytest.mark.ray
 
@@ -54,7 +55,7 @@ def test_warm_up_is_linear_then_constant_or_a_cosine() -> None:
     assert cosine(5_000) == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("backbone", ["dt", "no-return", "mlp"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("actions", ["continuous", "discrete"])
 def test_every_policy_trains_evaluates_and_comes_back(
     tiny: Callable[..., Any],
@@ -66,9 +67,8 @@ def test_every_policy_trains_evaluates_and_comes_back(
 ) -> None:
     """The contract of all presets: fit, save, restore, evaluate, act the same."""
     dataset = pendulum_data if actions == "continuous" else cartpole_data
-    algorithm = tiny(
-        dataset, steps=8, algorithm="DT" if backbone == "dt" else "BC", backbone=backbone
-    ).build_algo()
+    presets = {"radt": "RADT", "no-return": "BC", "mlp": "BC"}
+    algorithm = tiny(dataset, steps=8, algorithm=presets.get(backbone, "DT"), backbone=backbone).build_algo()
     before = weights(algorithm)
     result = train(algorithm)
     assert result["gradient_steps"] == 8

@@ -1,0 +1,262 @@
+"""The builder of online finetuning: what `SequenceConfig` has, plus the section `online`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rayrl_dt.algorithms.config import SequenceConfig, at_least
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.online_module import CRITIC, INITIAL_TEMPERATURE, OnlineRLModule
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs import check_spaces
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
+from rayrl_dt.interop.bundle import load_model
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
+
+__all__ = ["OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
+
+RL_GRADIENTS = ("td3", "none")
+OPTIMISERS = ("lamb", "adamw")
+
+
+class OnlineConfig(SequenceConfig):
+    """Configures offline pretraining followed by online finetuning on whole trajectories.
+
+    The defaults are sized for a CPU; `OnlineDTConfig` says where they come from.
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self.train_batch_size_per_learner = 64
+        self.lr = 1e-3
+        self.warmup_steps = 500
+        self.gradient_steps_per_iteration = 250
+        self.return_scale = 1000.0
+        self.model_defaults = {
+            "backbone": "dt",
+            "context_length": 5,
+            "embed_dim": 64,
+            "num_layers": 2,
+            "num_heads": 1,
+        }
+        # Set when a policy is taken over, so that a checkpoint needs nothing but itself.
+        self.base_policy: dict[str, Any] | None = None
+        # online()
+        self.start_from: str | None = None
+        self.rl_gradient = "td3"
+        self.alpha = 0.1
+        self.alpha_pretrain = 0.0
+        self.bc_weight = 1.0
+        self.actor_interval = 1
+        self.normalise_q = False
+        self.gamma = 0.99
+        self.polyak = 0.005
+        self.critic_lr = 1e-3
+        self.critic_width = 256
+        self.critic_layer_norm = False
+        self.optimiser = "lamb"
+        self.temperature_lr = 1e-4
+        self.initial_temperature = 0.1
+        self.pretrain_steps = 1_000
+        self.env_steps = 24_000
+        self.env_steps_per_iteration = 400
+        self.updates_per_iteration = 150
+        self.exploration_noise = 0.1
+        self.exploration_target: float | None = None
+        self.replay_capacity_trajectories = 500
+        self.replay_capacity_steps: int | None = None
+        self.timeout_is_terminal = False
+
+    def online(
+        self,
+        *,
+        start_from: str | None = NotProvided,
+        rl_gradient: str = NotProvided,
+        alpha: float = NotProvided,
+        alpha_pretrain: float = NotProvided,
+        bc_weight: float = NotProvided,
+        actor_interval: int = NotProvided,
+        normalise_q: bool = NotProvided,
+        gamma: float = NotProvided,
+        polyak: float = NotProvided,
+        critic_lr: float = NotProvided,
+        critic_width: int = NotProvided,
+        critic_layer_norm: bool = NotProvided,
+        optimiser: str = NotProvided,
+        temperature_lr: float = NotProvided,
+        initial_temperature: float = NotProvided,
+        pretrain_steps: int = NotProvided,
+        env_steps: int = NotProvided,
+        env_steps_per_iteration: int = NotProvided,
+        updates_per_iteration: int = NotProvided,
+        exploration_noise: float = NotProvided,
+        exploration_target: float | None = NotProvided,
+        evaluation_context_length: int | None = NotProvided,
+        replay_capacity_trajectories: int = NotProvided,
+        replay_capacity_steps: int | None = NotProvided,
+        timeout_is_terminal: bool = NotProvided,
+    ) -> OnlineConfig:
+        """Sets the finetuning.
+
+        Args:
+            start_from: run, checkpoint or bundle whose policy weights, normaliser and scales to start from.
+            rl_gradient: "td3" adds the critic's gradient to a deterministic policy; "none" leaves it out.
+            alpha: weight of the critic's gradient online.
+            alpha_pretrain: its weight before; the critic is trained in both phases.
+            bc_weight: weight of the supervised loss online; 0 is TD3 alone.
+            actor_interval: gradient steps of the critic for one of the actor and the targets.
+            normalise_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
+            gamma: the critic's discount.
+            polyak: share of the new weights in the targets at each of their steps.
+            critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
+            critic_width: units of its two hidden layers.
+            critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
+            optimiser: of the policy, "lamb" as the papers, or "adamw".
+            temperature_lr: learning rate of the entropy's temperature (head "gaussian").
+            initial_temperature: its first value.
+            pretrain_steps: gradient steps on the logged data first.
+            env_steps: environment steps to collect in total.
+            env_steps_per_iteration: collected at least, in whole episodes, before each round of updates.
+            updates_per_iteration: gradient steps of such a round.
+            exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
+                head "gaussian" samples instead.
+            exploration_target: raw return asked for while collecting; None for the highest evaluation target.
+            evaluation_context_length: steps that the policy sees when it acts; None for all it was trained with.
+            replay_capacity_trajectories: episodes in the replay, the best logged ones first.
+            replay_capacity_steps: bound on its steps; None for none.
+            timeout_is_terminal: treat collected episodes that ran out of time as ended for good, as the released
+                code of TD3+ODT does; logged ones always bootstrap.
+        """
+        self._set(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        return self
+
+    @property
+    def total_gradient_steps(self) -> int:
+        """Gradient steps of the whole run, at most: an iteration may collect more than it must."""
+        rounds = math.ceil(self.env_steps / self.env_steps_per_iteration)
+        return self.pretrain_steps + rounds * self.updates_per_iteration
+
+    @property
+    def sequence_model(self) -> ModelConfig:
+        """The model's choices: those of the policy started from, or the config's own."""
+        if self.base_policy is not None:
+            return PolicySpec.from_json(self.base_policy).model
+        return super().sequence_model
+
+    def resolve(self, store: TrajectoryStore) -> None:
+        """Fills in what the data, or the policy to start from, decides."""
+        if self.start_from is not None:
+            self.base_policy = load_model(self.start_from).spec.to_json()
+        base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
+        if base is not None:
+            info = store.info
+            try:
+                check_spaces(
+                    base.observation_space, base.action_space, info.observation_space, info.action_space
+                )
+            except UserError as error:
+                raise UserError(
+                    f"the policy to start from was trained in other spaces ({base.observation_space}, "
+                    f"{base.action_space}) than {info.source} ({info.observation_space}, {info.action_space}); "
+                    "name data of its own task"
+                ) from error
+        super().resolve(store)
+        self.gradient_steps = self.total_gradient_steps
+        if base is None:
+            return
+        # The policy's inputs stay what they were; targets, environment and scores are those of the new data.
+        self.policy_spec = replace(
+            self.resolved_spec,
+            model=base.model,
+            action_low=base.action_low,
+            action_high=base.action_high,
+            normaliser=base.normaliser,
+            return_scale=base.return_scale,
+        ).to_json()
+
+    @property
+    def samples_successors(self) -> bool:
+        """Whether batches carry what a TD target needs: wherever a critic is trained."""
+        return self.rl_gradient == "td3"
+
+    def rollout_target(self) -> float:
+        """The target return of training rollouts (raw): the one given, or the highest evaluation target."""
+        if self.exploration_target is not None:
+            return self.exploration_target
+        returns = self.resolved_spec.data_returns
+        data = ReturnRange(returns["min"], returns["p5"], returns["p95"], returns["max"])
+        return max(parse_targets(self.target_returns, data=data).targets)
+
+    def get_default_learner_class(self) -> type[SequenceLearner]:
+        """Returns the learner with a critic."""
+        from rayrl_dt.algorithms.online_learner import OnlineLearner
+
+        return OnlineLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of `OnlineRLModule`."""
+        return RLModuleSpec(module_class=OnlineRLModule)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        critic = {"hidden": self.critic_width, "layer_norm": self.critic_layer_norm}
+        return {
+            **super()._model_config_auto_includes,
+            CRITIC: critic if self.rl_gradient == "td3" else None,
+            INITIAL_TEMPERATURE: self.initial_temperature,
+        }
+
+    def validate(self) -> None:
+        """Checks the values of `online` too.
+
+        Raises:
+            UserError: a value is out of range or unknown, or parts do not go together.
+        """
+        for name, allowed in (("rl_gradient", RL_GRADIENTS), ("optimiser", OPTIMISERS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
+        at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight", "pretrain_steps", "env_steps")
+        at_least(self, "online", 0, "temperature_lr", "exploration_noise")
+        at_least(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
+        at_least(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
+        for name in ("gamma", "polyak"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise UserError(f"online.{name} is {value!r}; it must lie in (0, 1]")
+        for name in ("critic_lr", "initial_temperature"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise UserError(f"online.{name} is {value!r}; it must be a positive number")
+        for name in ("evaluation_context_length", "replay_capacity_steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(
+                    f"online.{name} is {value!r}; it must be a whole number of at least 1, or null"
+                )
+        if self.start_from is not None and self._model_config:
+            raise UserError(
+                "rl_module.model_config and online.start_from exclude each other: the model is that of the policy "
+                "started from; remove model_config"
+            )
+        if self.delayed_reward:
+            raise UserError(
+                "offline_data.delayed_reward cannot be finetuned online: the environment pays its rewards at once; "
+                "remove it"
+            )
+        if self.rl_gradient == "td3" and self.sequence_model.head == "gaussian":
+            raise UserError(
+                "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "
+                "deterministic, or rl_gradient: none (ODT)"
+            )
+        if self.sequence_model.backbone == "mlp":
+            raise UserError(
+                "model_config.backbone mlp has one output per window; finetune a sequence backbone"
+            )
+        super().validate()

@@ -1,0 +1,225 @@
+"""The learner of online finetuning: twin critics first, then the delayed policy, then the targets.
+
+One gradient step is one batch: a critic step, and at every `actor_interval`-th one a policy step and a step of the
+targets (Yan et al. 2024, "Reinforcement Learning Gradients as Vitamin for Online Finetuning Decision Transformers",
+section 4 and its code). Each step is a function of the weights, the batch and the step's number alone: the noise of
+the critic's targets has a generator of its own, so a critic that is trained but not used (alpha 0) leaves the policy
+bit for bit what it is without one.
+
+Differences from the released code: losses are means over the real steps of a batch (the code's critic divides by
+padding too); the policy's squared error is averaged over action dimensions, as in the code (the paper sums them, so
+its alpha is smaller by that factor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from torch import Tensor, nn
+
+from rayrl_dt import losses, precision
+from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
+from rayrl_dt.algorithms.online_module import OnlineRLModule
+from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.lamb import Lamb
+from rayrl_dt.policy.imitation import imitation_loss
+from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.types import Window
+
+__all__ = ["ONLINE_METRICS", "OnlineLearner"]
+
+BC_LOSS = "bc_loss"
+CRITIC_LOSS = "critic_loss"
+Q_MEAN = "q_mean"
+ENTROPY = "entropy"
+TEMPERATURE = "temperature"
+ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ENTROPY, TEMPERATURE)
+"""What the learner logs beside the loss, where it applies."""
+
+_POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
+_CRITIC_WEIGHT_DECAY = 0.01
+# No return is larger than max |r| / (1 - gamma); values this many times beyond it are not going to come back.
+_EXPLODED = 10.0
+
+
+class OnlineLearner(SequenceLearner):
+    """Fits the policy to the actions of its data and pushes it up the critic's gradient."""
+
+    def build(self) -> None:
+        """Builds module and optimisers."""
+        super().build()
+        self._largest_reward = 0.0
+
+    @property
+    def online_module(self) -> OnlineRLModule:
+        """The module with its critic."""
+        module = self.sequence_module
+        assert isinstance(module, OnlineRLModule)
+        return module
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
+        module = self._module[module_id].unwrapped()
+        fused = self._device.type == "cpu"
+        policy = list(module.model.parameters())
+        decay = {"lr": config.lr, "weight_decay": config.weight_decay}
+        optimiser = (
+            Lamb(policy, **decay) if config.optimiser == "lamb" else torch.optim.AdamW(policy, **decay)
+        )
+        found: list[tuple[str, torch.optim.Optimizer, list[Any], float]] = [
+            (_POLICY, optimiser, policy, config.lr)
+        ]
+        if module.has_critic:
+            critic = list(module.critic.parameters())
+            settings = {"lr": config.critic_lr, "weight_decay": _CRITIC_WEIGHT_DECAY, "fused": fused}
+            found.append((_CRITIC, torch.optim.AdamW(critic, **settings), critic, config.critic_lr))
+        if module.model.spec.gaussian:
+            temperature = [module.log_temperature]
+            adam = torch.optim.Adam(temperature, lr=config.temperature_lr)
+            found.append((_TEMPERATURE, adam, temperature, config.temperature_lr))
+        for name, built, parameters, lr in found:
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=built,
+                params=parameters,
+                lr_or_lr_schedule=lr,
+            )
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        # DDP averages what flows through one forward; here there are several losses. See `_gradients`.
+        if self.config.num_learners > 1:
+            for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
+                torch.distributed.broadcast(value, src=0)
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+        """One gradient step."""
+        config, module, step = self.config, self.online_module, self.gradient_step
+        online = step >= config.pretrain_steps
+        if step == config.pretrain_steps and module.has_critic:
+            module.copy_targets()
+        phase_step = step - config.pretrain_steps if online else step
+        for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
+            group["lr"] = self._lr(step)
+        module.train()
+        module.model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, step))
+        noise = torch_generator(config.seed or 0, "online-noise", self._rank, step)
+        window = Window.from_dict(batch[DEFAULT_MODULE_ID])
+        if module.has_critic:
+            self._critic_step(window, noise)
+        if phase_step % config.actor_interval == 0:
+            self._policy_step(window, noise, online=online)
+            if module.has_critic:
+                module.move_targets(config.polyak)
+        self._add(LOSS, self._last_loss)
+        self.gradient_step += 1
+        self._updates += 1
+        return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
+
+    def _critic_step(self, window: Window[Tensor], generator: torch.Generator) -> None:
+        """One step of the twin critics towards r + gamma min Q'(s', a' of the target policy on the shifted window)."""
+        config, module = self.config, self.online_module
+        model, following = module.model, window.next
+        assert following is not None and window.rewards is not None and window.terminated is not None
+        with torch.no_grad():
+            with precision.autocast(self._device, module.precision):
+                actions = module.target_model(following).float()
+            actions = losses.smooth_actions(actions, self._normal(actions, generator))
+            values = module.target_critic(model.inputs(following).observations, actions)
+            target = losses.td3_target(window.rewards, window.terminated, values, gamma=config.gamma)
+        inputs = model.inputs(window)
+        values = module.critic(inputs.observations, inputs.actions)
+        loss = losses.td3_critic_loss(values, target, window.mask)
+        self._apply(_CRITIC, loss, "the critic's loss", clip=None)
+        mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
+        self._check_values(float(mean), float(window.rewards.abs().max()))
+        self._add(CRITIC_LOSS, loss.detach())
+        self._add(Q_MEAN, mean)
+
+    def _check_values(self, mean: float, reward: float) -> None:
+        """Raises TrainingDiverged if the critic's values left what any return can be."""
+        self._largest_reward = max(self._largest_reward, reward)
+        if self.config.gamma == 1:
+            return
+        bound = _EXPLODED * max(self._largest_reward, 1e-6) / (1 - self.config.gamma)
+        if not abs(mean) <= bound:
+            raise TrainingDiverged(
+                f"the critic's values exploded: their mean is {mean:.3g} at gradient step {self.gradient_step}, "
+                f"{_EXPLODED:g} times what rewards up to {self._largest_reward:.3g} can add up to; the last "
+                "checkpoint is intact: set online.critic_layer_norm: true, or lower online.critic_lr"
+            )
+
+    def _policy_step(self, window: Window[Tensor], generator: torch.Generator, *, online: bool) -> None:
+        """One step of the policy (and of the entropy's temperature)."""
+        config, module = self.config, self.online_module
+        model = module.model
+        with precision.autocast(self._device, module.precision):
+            outputs = model(window)
+        fit = imitation_loss(model, outputs, window)
+        self._add(BC_LOSS, fit.detach())
+        loss = fit * (config.bc_weight if online else 1.0)
+        if model.spec.gaussian:
+            loss = loss - self._weighted_entropy(outputs, window.mask, generator)
+        if module.has_critic:
+            alpha = config.alpha if online else config.alpha_pretrain
+            if alpha > 0:
+                values = module.critic.first(model.inputs(window).observations, outputs.float())
+                loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
+        norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
+        self._add(GRAD_NORM, norm)
+        self._last_loss = loss.detach()
+
+    def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """The policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""
+        module = self.online_module
+        mean, log_std = module.model.gaussian(outputs.float())
+        entropy = losses.squashed_gaussian_entropy(mean, log_std, mask, self._normal(mean, generator))
+        temperature = module.log_temperature.exp().detach()
+        self._add(ENTROPY, entropy.detach())
+        self._add(TEMPERATURE, temperature)
+        aim = -float(module.model.spec.action_size)
+        balance = losses.temperature_loss(module.log_temperature, entropy.detach(), aim)
+        self._apply(_TEMPERATURE, balance, "the temperature's loss", clip=None)
+        return temperature * entropy
+
+    def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
+        """Takes one optimiser step; returns the norm of the gradient before clipping."""
+        optimiser = self.get_optimizer(DEFAULT_MODULE_ID, name)
+        parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
+        gradients = self._gradients(loss, parameters)
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
+            raise TrainingDiverged(
+                f"{what} became {float(loss):.3g} with a gradient of {float(norm):.3g} at gradient step "
+                f"{self.gradient_step}; the last checkpoint is intact: lower training.lr or online.critic_lr"
+            )
+        if clip is not None:
+            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradients of `parameters` alone, averaged over the learners."""
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for gradient, parameter in zip(found, parameters, strict=True)
+        ]
+        if self.config.num_learners > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(flat)
+            flat /= self.config.num_learners
+            sizes = [gradient.numel() for gradient in gradients]
+            pieces = zip(flat.split(sizes), gradients, strict=True)
+            gradients = [piece.view_as(gradient) for piece, gradient in pieces]
+        return gradients
+
+    def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers from a CPU generator, so that they are the same on every device."""
+        return torch.randn(like.shape, generator=generator).to(like.device)

@@ -1,0 +1,75 @@
+"""The RLlib module of online finetuning: the policy network, its critic, and the slow copies of both."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from torch import nn
+
+from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
+from rayrl_dt.models.critics import TwinCritic
+from rayrl_dt.seeding import derive_seed
+
+__all__ = ["CRITIC", "INITIAL_TEMPERATURE", "OnlineRLModule"]
+
+CRITIC = "critic"
+INITIAL_TEMPERATURE = "initial_temperature"
+
+
+class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
+    """Adds what only a learner needs; env runners hold the policy alone.
+
+    Attributes:
+        critic: twin Q networks.
+        target_model: slow copy of the policy, always in eval mode.
+        target_critic: slow copy of the critic.
+        log_temperature: logarithm of the entropy's weight (head "gaussian").
+    """
+
+    def setup(self) -> None:
+        """Builds the networks with weights that are a function of the run's seed alone."""
+        super().setup()
+        if self.inference_only:
+            return
+        initial = math.log(self.model_config[INITIAL_TEMPERATURE])
+        self.log_temperature = nn.Parameter(torch.tensor(initial))
+        if self.model_config[CRITIC] is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init-critic"))
+            self.critic = TwinCritic(self.model.spec, **self.model_config[CRITIC])
+        self.target_model = copy.deepcopy(self.model)
+        self.target_critic = copy.deepcopy(self.critic)
+        for target in (self.target_model, self.target_critic):
+            target.requires_grad_(False).eval()
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is a critic here."""
+        return not self.inference_only and self.model_config[CRITIC] is not None
+
+    def train(self, mode: bool = True) -> OnlineRLModule:
+        """Sets the mode of the policy; targets act without dropout whatever it is."""
+        super().train(mode)
+        if self.has_critic:
+            self.target_model.eval()
+            self.target_critic.eval()
+        return self
+
+    def copy_targets(self) -> None:
+        """Makes the targets equal to what they follow, as at the start of finetuning."""
+        self.target_model.load_state_dict(self.model.state_dict())
+        self.target_critic.load_state_dict(self.critic.state_dict())
+
+    @torch.no_grad()
+    def move_targets(self, polyak: float) -> None:
+        """Moves the targets by `polyak` of the way to what they follow."""
+        for target, source in ((self.target_model, self.model), (self.target_critic, self.critic)):
+            torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), polyak)
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Names what env runners do without."""
+        return ["critic", "target_model", "target_critic", "log_temperature"]

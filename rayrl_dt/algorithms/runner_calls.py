@@ -1,0 +1,114 @@
+"""Running slots on env runners, in this process or remote, until every part is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import Rollouts, Slot
+
+__all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
+
+_ATTEMPTS = 3
+
+
+class RunnerCall(Protocol):
+    """What a runner is to do with its slots; sent to remote runners, hence plain data."""
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Runs the slots without exploration."""
+
+    sample_actions: bool
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+        rollouts: Rollouts = runner.evaluate(slots, sample_actions=self.sample_actions)
+        return rollouts
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Runs the slots with exploration and records their steps.
+
+    Attributes:
+        weights: of the policy, in the object store once for all runners; None for those that the runner has. They come
+            with the call, so that a runner that was restarted a moment ago cannot act on old ones.
+    """
+
+    weights: ray.ObjectRef[dict[str, Any]] | None = None
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+        if self.weights is not None:
+            runner.load_policy(ray.get(self.weights))
+        rollouts: Rollouts = runner.collect(slots)
+        return rollouts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The call that a remote runner gets; it names its part, since lost runners return nothing."""
+
+    part: int
+    slots: list[Slot]
+    call: RunnerCall
+
+    def __call__(self, runner: Any) -> tuple[int, Rollouts]:
+        return self.part, self.call(runner, self.slots)
+
+
+def run_on_runners(algorithm: Any, runners: Any, slots: list[Slot], call: RunnerCall) -> Rollouts:
+    """Runs the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again.
+
+    Args:
+        algorithm: restores lost runners.
+        runners: an `EnvRunnerGroup` whose weights are synchronised.
+        slots: targets, quotas and seeds; a part depends on nothing else, so running it again loses nothing.
+        call: what to do with them.
+
+    Returns:
+        The episodes in the order of the slots, however many runners there were.
+
+    Raises:
+        UserError: a part was lost for good with its runners.
+    """
+    if runners.num_remote_env_runners() == 0:
+        return call(runners.local_env_runner, slots)
+    count = max(1, runners.num_healthy_remote_workers())
+    waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
+    done: dict[int, Rollouts] = {}
+    for _ in range(_ATTEMPTS):
+        workers = list(runners.healthy_worker_ids())
+        while waiting and workers:
+            calls = [_Part(part, part_slots, call) for part, part_slots in waiting.items()][: len(workers)]
+            results = runners.foreach_env_runner(
+                calls, local_env_runner=False, remote_worker_ids=workers[: len(calls)]
+            )
+            for part, result in results:
+                done[part] = result
+                del waiting[part]
+            if len(results) < len(calls):
+                break  # a runner died: look again who is healthy
+        if not waiting:
+            break
+        algorithm.restore_env_runners(runners)
+        runners.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
+    if waiting:
+        raise UserError(
+            f"{len(waiting)} of {count} parts of the rollouts were lost with their runners, {_ATTEMPTS} times: "
+            "check the runners' memory and logs, then resume from the last checkpoint"
+        )
+    ordered = [done[part] for part in sorted(done)]
+    return Rollouts(
+        episodes=tuple(record for result in ordered for record in result.episodes),
+        env_steps=sum(result.env_steps for result in ordered),
+        seconds=max(result.seconds for result in ordered),
+    )

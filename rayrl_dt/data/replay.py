@@ -1,0 +1,267 @@
+"""Replay of whole trajectories: first the best of the logged data, then what the policy itself collects.
+
+Episodes leave in the order in which they came: the logged ones from the lowest return upwards, then the collected ones,
+oldest first (Online Decision Transformer, section 5 and its code). Returns-to-go are those that the episodes achieved
+(hindsight), computed once when they come in; the target that a rollout was asked for is never stored.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayrl_dt.data import returns
+from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Normaliser, Trajectory
+
+__all__ = ["ReplayCounts", "TrajectoryReplay", "best_episodes"]
+
+Array = np.ndarray[Any, Any]
+
+_STEP_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
+_EPISODE_ARRAYS = ("lengths", "terminated", "final_observations", "numbers")
+_FIRST_ROWS = 1024
+
+
+def best_episodes(store: TrajectoryStore, count: int) -> Array:
+    """Returns the numbers of the `count` episodes of highest return, in ascending order of return."""
+    order = np.argsort(store.episode_returns, kind="stable")
+    chosen: Array = order[-count:] if count > 0 else order[:0]
+    return chosen
+
+
+@dataclass(frozen=True)
+class ReplayCounts:
+    """What has happened to a replay since it was made.
+
+    Attributes:
+        added_episodes: episodes taken in.
+        added_steps: their steps.
+        evicted_episodes: episodes that left.
+        evicted_steps: their steps.
+    """
+
+    added_episodes: int = 0
+    added_steps: int = 0
+    evicted_episodes: int = 0
+    evicted_steps: int = 0
+
+
+class TrajectoryReplay:
+    """A first-in-first-out store of whole episodes that `rayrl_dt.data.windows` samples like any other.
+
+    The flat arrays have slack behind the last episode and a dead part before the first; a full array is compacted, or
+    doubled where compaction would free less than half. Adding a step thus costs O(1) on average.
+
+    Args:
+        info: spaces that episodes must fit.
+        normaliser: observation statistics that samples carry along; frozen, as the policy's are.
+        capacity: most episodes at a time.
+        capacity_steps: most steps at a time; None for no such bound. The newest episode always stays.
+
+    Attributes:
+        capacity: most episodes at a time.
+        capacity_steps: most steps at a time, or None.
+        counts: what came in and what left.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        normaliser: Normaliser,
+        *,
+        capacity: int,
+        capacity_steps: int | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise UserError(f"the replay's capacity is {capacity} trajectories; it must be at least 1")
+        if capacity_steps is not None and capacity_steps < 1:
+            raise UserError(
+                f"the replay's capacity is {capacity_steps} steps; it must be at least 1, or null"
+            )
+        self.capacity = capacity
+        self.capacity_steps = capacity_steps
+        self.counts = ReplayCounts()
+        self._info = info
+        self._normaliser = normaliser
+        self._steps: dict[str, Array] = {}
+        self._episodes: dict[str, Array] = {}
+        self._begin = self._end = 0  # of the steps in use
+        self._first = self._last = 0  # of the episodes in use
+        self._view: TrajectoryStore | None = None
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the replay."""
+        return self._end - self._begin
+
+    @property
+    def store(self) -> TrajectoryStore:
+        """The replay's content as a store; valid until the next episode is added.
+
+        Raises:
+            UserError: the replay is empty.
+        """
+        if len(self) == 0:
+            raise UserError(
+                "the replay is empty; fill it with logged episodes, or collect some before learning"
+            )
+        if self._view is None:
+            steps, episodes = slice(self._begin, self._end), slice(self._first, self._last)
+            lengths = self._episodes["lengths"][episodes]
+            self._view = TrajectoryStore(
+                observations=self._steps["observations"][steps],
+                actions=self._steps["actions"][steps],
+                rewards=self._steps["rewards"][steps],
+                returns_to_go=self._steps["returns_to_go"][steps],
+                starts=np.cumsum(lengths) - lengths,
+                lengths=lengths,
+                terminated=self._episodes["terminated"][episodes],
+                final_observations=self._episodes["final_observations"][episodes],
+                info=self._info,
+                normaliser=self._normaliser,
+            )
+        return self._view
+
+    def fill(self, store: TrajectoryStore) -> None:
+        """Takes in the best logged episodes, as many as fit, from the lowest return of them upwards."""
+        best = best_episodes(store, self.capacity)
+        if self.capacity_steps is not None:
+            behind = np.cumsum(store.lengths[best][::-1])[::-1]
+            best = best[behind <= self.capacity_steps] if (behind <= self.capacity_steps).any() else best[-1:]
+        for episode in best.tolist():
+            self.add([store.trajectory(episode)])
+
+    def add(self, episodes: Sequence[Trajectory]) -> None:
+        """Takes in finished episodes; the oldest leave to make room.
+
+        Raises:
+            UserError: an episode does not fit the spaces; those before it are in, it and those after it are not.
+        """
+        for episode in episodes:
+            self._append(episode)
+            self._evict()
+
+    def _append(self, episode: Trajectory) -> None:
+        rows = episode_arrays(episode, self._info, self.counts.added_episodes)
+        length = len(episode)
+        zero, lengths = np.zeros(1, np.int64), np.array([length], np.int64)
+        rows["returns_to_go"] = returns.returns_to_go(rows["rewards"], zero, lengths)
+        single = {
+            "lengths": lengths,
+            "terminated": np.array([episode.terminated]),
+            "final_observations": rows["final_observations"],
+            "numbers": np.array([self.counts.added_episodes], np.int64),
+        }
+        self._begin, self._end = _make_room(
+            self._steps, {name: rows[name] for name in _STEP_ARRAYS}, self._begin, self._end
+        )
+        self._first, self._last = _make_room(self._episodes, single, self._first, self._last)
+        self._view = None
+        self.counts = replace(
+            self.counts,
+            added_episodes=self.counts.added_episodes + 1,
+            added_steps=self.counts.added_steps + length,
+        )
+
+    def _evict(self) -> None:
+        limit = self.capacity_steps
+        while len(self) > self.capacity or (limit is not None and self.num_steps > limit and len(self) > 1):
+            length = int(self._episodes["lengths"][self._first])
+            self._first += 1
+            self._begin += length
+            self._view = None
+            self.counts = replace(
+                self.counts,
+                evicted_episodes=self.counts.evicted_episodes + 1,
+                evicted_steps=self.counts.evicted_steps + length,
+            )
+
+    def numbers(self) -> Array:
+        """`(E,)` serial numbers of the episodes, from 0 in the order in which they came; none occurs twice."""
+        numbers: Array = (
+            self._episodes["numbers"][self._first : self._last].copy() if len(self) else np.zeros(0)
+        )
+        return numbers
+
+    def state(self) -> dict[str, Any]:
+        """Returns everything that `restore` needs: plain arrays (copies) and numbers."""
+        steps, episodes = slice(self._begin, self._end), slice(self._first, self._last)
+        return {
+            "steps": {name: array[steps].copy() for name, array in self._steps.items()},
+            "episodes": {name: array[episodes].copy() for name, array in self._episodes.items()},
+            "counts": self.counts,
+        }
+
+    def save(self, file: Path) -> None:
+        """Writes the content to one `.npz` file, which appears whole or not at all."""
+        state = self.state()
+        arrays = {f"{kind}/{name}": a for kind in ("steps", "episodes") for name, a in state[kind].items()}
+        aside = file.with_name(f".{file.name}.tmp")
+        try:
+            with aside.open("wb") as stream:
+                # Not compressed: a million steps take a second, and deflating them half a minute.
+                np.savez(stream, counts=np.array(astuple(self.counts), np.int64), **arrays)
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def load(self, file: Path) -> None:
+        """Replaces the content by that of a file that `save` wrote.
+
+        Raises:
+            UserError: the file is missing or truncated.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                arrays = {name: saved[name] for name in saved.files}
+            counts = ReplayCounts(*arrays.pop("counts").tolist())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"the replay {file} is missing or broken ({error}); resume from an earlier checkpoint"
+            ) from error
+        parts: dict[str, dict[str, Array]] = {"steps": {}, "episodes": {}}
+        for name, array in arrays.items():
+            kind, _, key = name.partition("/")
+            parts[kind][key] = array
+        self.restore({**parts, "counts": counts})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replaces the content by a saved one; windows drawn afterwards equal those that would have been drawn."""
+        self._steps, self._episodes = dict(state["steps"]), dict(state["episodes"])
+        self._begin, self._end = 0, len(self._steps.get("rewards", ()))
+        self._first, self._last = 0, len(self._episodes.get("lengths", ()))
+        self.counts = state["counts"]
+        self._view = None
+        self._evict()
+
+
+def _make_room(arrays: dict[str, Array], rows: dict[str, Array], begin: int, end: int) -> tuple[int, int]:
+    """Writes rows behind `end`, moving or growing the arrays if need be; returns the new (begin, end)."""
+    count = len(next(iter(rows.values())))
+    capacity = len(next(iter(arrays.values()))) if arrays else 0
+    if end + count > capacity:
+        used = end - begin
+        size = max(2 * (used + count), _FIRST_ROWS) if used + count > capacity // 2 else capacity
+        for name, new in rows.items():
+            array = np.zeros((size, *new.shape[1:]), new.dtype)
+            if used:
+                array[:used] = arrays[name][begin:end]
+            arrays[name] = array
+        begin, end = 0, used
+    for name, new in rows.items():
+        arrays[name][end : end + count] = new
+    return begin, end + count
+
+
+# `TrajectoryStore` and this module must agree on what an episode consists of.
+assert {*_STEP_ARRAYS, *_EPISODE_ARRAYS} - {"numbers"} == {*ARRAYS} - {"starts"}

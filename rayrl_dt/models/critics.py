@@ -1,0 +1,79 @@
+"""State-action values for online finetuning."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.spec import PolicySpec
+
+__all__ = ["TwinCritic"]
+
+
+class TwinCritic(nn.Module):
+    """Two independent value functions Q1, Q2 of single steps (TD3+ODT, equation 3: "reflexive" critics).
+
+    Each is an MLP [observation; action] -> hidden -> hidden -> 1 with ReLU and PyTorch's own initialisation. Two
+    plain networks: stacking their weights for batched products takes longer on a CPU (27.5 to 31 ms instead of 26 ms
+    for forward and backward of 1,280 rows, 2 x 256).
+
+    The critic does not know about padding. What padding holds must be finite, for 0 times NaN is NaN in the gradient
+    of the weights; `SequenceModel.inputs` leaves zeros there.
+
+    Args:
+        spec: of the policy that it judges.
+        hidden: width of both hidden layers.
+        layer_norm: normalise the hidden layers before the ReLU, without learnt scale and shift. The authors do so
+            everywhere but on MuJoCo.
+
+    Raises:
+        UserError: the actions are discrete, or the observations are not vectors.
+    """
+
+    def __init__(self, spec: PolicySpec, *, hidden: int = 256, layer_norm: bool = False) -> None:
+        super().__init__()
+        if spec.discrete:
+            raise UserError(
+                f"a critic takes continuous actions, and those of {spec.dataset} are {spec.action_space}; "
+                "finetune without a critic, or choose data with continuous actions"
+            )
+        shape = spec.observation_space.shape or ()
+        if len(shape) != 1:
+            raise UserError(
+                f"a critic takes observations that are vectors, not of shape {shape}; wrap the environment with "
+                "gymnasium.wrappers.FlattenObservation"
+            )
+        widths = (shape[0] + spec.action_size, hidden, hidden)
+        self.q1 = _mlp(widths, layer_norm)
+        self.q2 = _mlp(widths, layer_norm)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Values actions.
+
+        Args:
+            observations: `(..., S)` normalised.
+            actions: `(..., A)` in [-1, 1].
+
+        Returns:
+            `(2, ...)`, Q1 and Q2.
+        """
+        inputs = torch.cat([observations, actions], dim=-1)
+        return torch.stack([self.q1(inputs), self.q2(inputs)]).squeeze(-1)
+
+    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Returns Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3)."""
+        values: Tensor = self.q1(torch.cat([observations, actions], dim=-1))
+        return values.squeeze(-1)
+
+
+def _mlp(widths: tuple[int, ...], layer_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths):
+        layers.append(nn.Linear(width, following))
+        if layer_norm:
+            layers.append(nn.LayerNorm(following, elementwise_affine=False))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], 1))

@@ -1,0 +1,28 @@
+"""How well a policy's outputs fit the actions of a window, by the kind of its head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rayrl_dt import losses
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.types import Window
+
+__all__ = ["imitation_loss"]
+
+
+def imitation_loss(model: SequenceModel, outputs: Tensor, window: Window[Tensor]) -> Tensor:
+    """Returns the supervised loss: squared error, cross-entropy, or the negative log-likelihood of a Gaussian head.
+
+    Args:
+        model: the policy network.
+        outputs: `(B, P, ...)` of its forward, for the last P steps of the window.
+        window: raw window.
+    """
+    steps = outputs.shape[1]
+    wanted, mask = model.to_model_actions(window.actions[:, -steps:]), window.mask[:, -steps:]
+    if model.spec.discrete:
+        return losses.cross_entropy(outputs, wanted, mask)
+    if model.spec.gaussian:
+        return losses.squashed_gaussian_nll(*model.gaussian(outputs.float()), wanted, mask)
+    return losses.masked_mse(outputs, wanted, mask)

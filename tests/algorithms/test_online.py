@@ -1,0 +1,429 @@
+"""Online finetuning through RLlib: the four presets, their update order, the replay, exact resume, lost runners."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.seeding import derive_seed
+
+pytestmark = pytest.mark.ray
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "TD3+ODT": {},
+    "TD3": {"bc_weight": 0.0, "alpha": 1.0},
+    "deterministic ODT": {"rl_gradient": "none"},
+    "ODT": {"rl_gradient": "none", "head": "gaussian"},
+}
+Configure = Callable[..., OnlineDTConfig]
+
+
+@pytest.fixture
+def online(ray_session: None, pendulum_data: str) -> Configure:
+    """Returns a function that configures a run of seconds: 4 updates, then 2 rounds of one episode and 3 updates."""
+
+    def configure(*, head: str = "auto", backbone: str = "dt", dropout: float = 0.1, **settings: Any) -> Any:
+        config = OnlineDTConfig()
+        config.offline_data(dataset=settings.pop("dataset", pendulum_data))
+        if "start_from" not in settings:
+            model = {"context_length": 4, "embed_dim": 16, "num_layers": 2, "num_heads": 2}
+            config.rl_module(model_config={**model, "dropout": dropout, "head": head, "backbone": backbone})
+        config.training(gradient_steps_per_iteration=4, train_batch_size_per_learner=8, warmup_steps=6)
+        config.evaluation(target_returns="dataset:3", episodes_per_target=2)
+        defaults = {
+            "pretrain_steps": 4,
+            "env_steps": 400,
+            "env_steps_per_iteration": 200,
+            "updates_per_iteration": 3,
+            "replay_capacity_trajectories": 5,
+        }
+        return config.online(**{**defaults, **settings})
+
+    return configure
+
+
+def state(algorithm: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """All weights of the learner: policy, critic, targets."""
+    module = algorithm.learner_group._learner.online_module
+    return {name: value.detach().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> bool:
+    names = [name for name in one if name.startswith(prefix)]
+    assert names and one.keys() == other.keys()
+    return all(np.array_equal(one[name], other[name]) for name in names)
+
+
+def train(algorithm: Any) -> None:
+    for _ in range(50):
+        if algorithm.done:
+            return
+        algorithm.train()
+    raise AssertionError("the run does not end")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
+    online: Configure, preset: str, tmp_path: Path
+) -> None:
+    whole = online(**PRESETS[preset]).build_algo()
+    initial = state(whole)
+    train(whole)
+    assert (whole.gradient_steps, whole.rounds, whole.collected_episodes) == (10, 2, 2)
+    assert whole.env_steps == 400 == whole.replay.counts.added_steps - sum(_logged(whole))
+    assert not same(initial, state(whole), "model.")
+    half = online(**PRESETS[preset]).build_algo()
+    for _ in range(2):
+        half.train()
+    assert half.rounds == 1
+    half.save_to_path(str(tmp_path / "half"))
+    half.stop()
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "half"))
+    assert (resumed.gradient_steps, resumed.env_steps, resumed.rounds) == (7, 200, 1)
+    train(resumed)
+    assert same(state(whole), state(resumed))
+    assert whole.report() == resumed.report()
+    for name, value in whole.replay.state()["steps"].items():
+        np.testing.assert_array_equal(value, resumed.replay.state()["steps"][name])
+    one, other = whole.evaluate()["alignment"], resumed.evaluate()["alignment"]
+    assert [t["returns"] for t in one["targets"]] == [t["returns"] for t in other["targets"]]
+    whole.stop()
+    resumed.stop()
+
+
+def _logged(algorithm: Any) -> list[int]:
+    """Lengths of the logged episodes that the replay began with."""
+    store = algorithm.offline_data.store
+    return store.lengths[np.argsort(store.episode_returns, kind="stable")[-5:]].tolist()
+
+
+@pytest.mark.parametrize("backbone", ["radt", "convformer", "starformer"])
+def test_any_backbone_is_finetuned(online: Configure, backbone: str) -> None:
+    algorithm = online(backbone=backbone, env_steps=200).build_algo()
+    before = state(algorithm)
+    train(algorithm)
+    after = state(algorithm)
+    assert not same(before, after, "model.") and not same(before, after, "critic.")
+    algorithm.stop()
+
+
+def test_without_weight_the_critic_leaves_the_policy_bit_for_bit(online: Configure) -> None:
+    runs = []
+    for settings in ({"alpha": 0.0}, {"rl_gradient": "none"}):
+        algorithm = online(**settings).build_algo()
+        train(algorithm)
+        runs.append({n: v for n, v in state(algorithm).items() if n.startswith("model.")})
+        algorithm.stop()
+    assert same(*runs)
+
+
+def test_the_order_of_updates(online: Configure) -> None:
+    """Critic at every step; policy and targets at every second one; targets equal at the start of finetuning."""
+    algorithm = online(actor_interval=2, polyak=0.25, env_steps=200, updates_per_iteration=4).build_algo()
+    algorithm.train()
+    learner = algorithm.learner_group._learner
+    seen: list[tuple[int, dict[str, Any]]] = [(learner.gradient_step, state(algorithm))]
+    copied: list[bool] = []
+    module = learner.online_module
+    copy_targets = module.copy_targets
+
+    def copy_and_look() -> None:
+        copy_targets()
+        now = state(algorithm)
+        copied.append(
+            all(
+                np.array_equal(now[f"target_{n}"], v)
+                for n, v in now.items()
+                if n.startswith(("model.", "critic."))
+            )
+        )
+
+    module.copy_targets = copy_and_look
+    algorithm.observe_steps(lambda step, loss: seen.append((step, state(algorithm))) is None)
+    algorithm.train()
+    assert copied == [True]
+    assert [step for step, _ in seen] == [4, 5, 6, 7, 8]
+    for (_, before), (step, after) in pairwise(seen):
+        assert not same(before, after, "critic.")
+        moves = step % 2 == 1  # the first online step updates both
+        assert same(before, after, "model.") != moves
+        if not moves:
+            assert same(before, after, "target_")
+        elif step > 5:
+            for kind in ("model", "critic"):
+                for name in (n for n in after if n.startswith(f"{kind}.q") or n.startswith("model.head")):
+                    expected = 0.75 * before[f"target_{name}"] + 0.25 * after[name]
+                    np.testing.assert_allclose(after[f"target_{name}"], expected, rtol=1e-5, atol=1e-6)
+    algorithm.stop()
+
+
+def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> None:
+    algorithm = online(bc_weight=0.0, alpha=0.5, optimiser="adamw", dropout=0.0).build_algo()
+    algorithm.train()
+    learner = algorithm.learner_group._learner
+    module, window = learner.online_module, _window(algorithm)
+    module.precision = "fp32"
+    found: list[list[torch.Tensor]] = []
+    gradients = learner._gradients
+    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    critic = {name: value.clone() for name, value in module.critic.state_dict().items()}
+    learner.config = learner.config.copy(copy_frozen=False)
+    learner.config.grad_clip = None
+    expected = torch.autograd.grad(
+        -0.5
+        * module.critic.first(module.model.inputs(window).observations, module.model(window))[
+            window.mask
+        ].mean(),
+        list(module.model.parameters()),
+        allow_unused=True,
+    )
+    learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    for one, other in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(
+            one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
+        )
+    assert all(torch.equal(value, module.critic.state_dict()[name]) for name, value in critic.items())
+    algorithm.stop()
+
+
+def _window(algorithm: Any) -> Any:
+    (iterator,) = algorithm.offline_data.iterators(0)
+    return next(iterator.batches(rank=0, first_step=0, count=1)).to_torch()
+
+
+def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> None:
+    algorithm = online().build_algo()
+    learner = algorithm.learner_group._learner
+    seen: list[Any] = []
+    learner.online_module.target_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    window = _window(algorithm)
+    learner._critic_step(window, torch.Generator().manual_seed(0))
+    (shifted,) = seen
+    inner = window.mask[:, :-1] & window.mask[:, 1:]
+    for name in ("observations", "returns_to_go", "timesteps"):
+        ahead, behind = getattr(shifted, name)[:, :-1], getattr(window, name)[:, 1:]
+        assert torch.equal(ahead[inner], behind[inner])
+    assert (shifted.actions[:, -1] == 0).all()
+    assert torch.equal(shifted.mask, window.mask)
+    assert not learner.online_module.target_model.training
+    algorithm.stop()
+
+
+def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: Configure) -> None:
+    from rayrl_dt.evaluation.rollout import Slot
+
+    runner = (algorithm := online(exploration_noise=0.3).build_algo()).env_runner_group.local_env_runner
+    slot = Slot(-200.0, 1, derive_seed(0, "x") % 2**31)
+    one, again = (runner.collect([slot]).episodes[0] for _ in range(2))
+    greedy = runner.evaluate([slot], sample_actions=False).episodes[0]
+    actions = one.trajectory.actions
+    np.testing.assert_array_equal(actions, again.trajectory.actions)
+    assert greedy.episode_return != one.episode_return and greedy.trajectory is None
+    assert np.abs(actions).max() <= 2.0 and len(np.unique(actions)) > 100
+    assert not one.trajectory.terminated and len(one.trajectory) == 200
+    algorithm.stop()
+
+
+def test_time_outs_may_be_stored_as_ends(online: Configure) -> None:
+    for flag in (False, True):
+        algorithm = online(timeout_is_terminal=flag, env_steps=200, updates_per_iteration=1).build_algo()
+        train(algorithm)
+        assert bool(algorithm.replay.store.terminated[-1]) is flag
+        algorithm.stop()
+
+
+def test_finetuning_starts_from_a_policy(online: Configure, pendulum_data: str, tmp_path: Path) -> None:
+    model = {"context_length": 3, "embed_dim": 8, "num_layers": 1, "backbone": "radt"}
+    offline = DTConfig().offline_data(dataset=pendulum_data).rl_module(model_config=model)
+    source = offline.training(
+        gradient_steps=2, gradient_steps_per_iteration=2, return_scale=50.0
+    ).build_algo()
+    source.train()
+    weights = source.policy_state()
+    weights["observation_mean"] = np.ones(3, np.float32)
+    ones = replace(source.policy_spec.normaliser, mean=weights["observation_mean"])
+    spec = replace(source.policy_spec, normaliser=ones)
+    bundle = save_bundle(spec, weights, tmp_path / "bundle")
+    source.stop()
+    algorithm = online(start_from=str(bundle)).build_algo()
+    taken = algorithm.policy_state()
+    assert same(taken, weights)
+    ours = algorithm.policy_spec
+    assert (ours.model, ours.return_scale) == (spec.model, 50.0)
+    np.testing.assert_array_equal(ours.normaliser.mean, 1.0)
+    train(algorithm)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    # The checkpoint needs nothing but itself.
+    bundle.rename(tmp_path / "gone")
+    restored = OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
+    assert same(state(algorithm), state(restored))
+    assert restored.policy_spec.return_scale == 50.0
+    algorithm.stop()
+    restored.stop()
+
+
+def test_a_policy_of_other_spaces_is_refused(
+    online: Configure, cartpole_data: str, pendulum_data: str, tmp_path: Path
+) -> None:
+    source = DTConfig().offline_data(dataset=pendulum_data).build_algo()
+    bundle = save_bundle(source.policy_spec, source.policy_state(), tmp_path / "bundle")
+    source.stop()
+    with pytest.raises(UserError, match="trained in other spaces"):
+        online(dataset=cartpole_data, start_from=str(bundle), rl_gradient="none").build_algo()
+
+
+def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
+    config = online(env_steps_per_iteration=400).learners(num_learners=2).env_runners(num_env_runners=2)
+    algorithm = config.build_algo()
+    algorithm.train()
+    algorithm.train()
+    assert algorithm.collected_episodes == 2 and algorithm.gradient_steps == 7
+    weights = algorithm.learner_group.foreach_learner(
+        lambda learner: {n: v.numpy() for n, v in learner.online_module.state_dict().items()}
+    )
+    one, other = (result.get() for result in weights)
+    assert same(one, other)
+    assert algorithm.done
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    algorithm.stop()
+    # Fewer runners on resume, and a local learner.
+    local = online(env_steps_per_iteration=400, env_steps=800).build_algo()
+    local.restore_from_path(str(tmp_path / "checkpoint"))
+    assert len(local.replay) == 5 and local.env_steps == 400
+    local.train()
+    assert local.collected_episodes == 4
+    local.stop()
+
+
+def test_a_killed_runner_costs_nothing(online: Configure) -> None:
+    """Episodes are functions of weights and numbers, so a lost part is run again and nothing is doubled."""
+    import ray
+
+    settings = {"env_steps_per_iteration": 400, "env_steps": 400}
+    quiet = online(**settings).env_runners(num_env_runners=2).build_algo()
+    train(quiet)
+    config = online(**settings).env_runners(num_env_runners=2)
+    algorithm = config.fault_tolerance(restart_failed_env_runners=True).build_algo()
+    algorithm.train()
+    group = algorithm.env_runner_group
+    victim = group._worker_manager.actors()[group.healthy_worker_ids()[0]]
+    ray.kill(victim, no_restart=False)
+    train(algorithm)
+    assert algorithm.replay.counts == quiet.replay.counts
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
+    assert same(state(algorithm), state(quiet))
+    quiet.stop()
+    algorithm.stop()
+
+
+def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
+    algorithm = online(critic_lr=50.0, pretrain_steps=200, env_steps=0).build_algo()
+    with pytest.raises(TrainingDiverged, match=r"critic's values exploded|critic's loss became"):
+        for _ in range(60):
+            algorithm.train()
+    algorithm.stop()
+
+
+def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
+    algorithm = online(env_steps=200).build_algo()
+    train(algorithm)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    algorithm.stop()
+    file = tmp_path / "checkpoint" / "replay.npz"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"replay.npz.*earlier checkpoint"):
+        OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": -0.1}, "online.alpha is -0.1"),
+        ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
+        ({"gamma": 1.5}, "online.gamma is 1.5"),
+        ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),
+        ({"replay_capacity_steps": 0}, "replay_capacity_steps"),
+        ({"evaluation_context_length": 0}, "evaluation_context_length"),
+        ({"head": "gaussian"}, "td3 needs a deterministic policy.*ODT"),
+        ({"backbone": "mlp"}, "mlp"),
+        ({"critic_lr": 0}, "online.critic_lr is 0"),
+        ({"updates_per_iteration": 0}, "updates_per_iteration"),
+    ],
+)
+def test_bad_values_are_refused(online: Configure, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        online(**settings).validate()
+
+
+def test_a_killed_process_resumes_to_the_same_weights(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    """kill -9 in the middle of finetuning, through the run folder, and on from its newest checkpoint."""
+    import yaml
+
+    config = tmp_path / "online.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "algorithm": "OnlineDT",
+                "offline_data": {"dataset": pendulum_data},
+                "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
+                "training": {"gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8},
+                "online": {
+                    "pretrain_steps": 4,
+                    "env_steps": 1000,
+                    "env_steps_per_iteration": 200,
+                    "updates_per_iteration": 3,
+                    "replay_capacity_trajectories": 6,
+                },
+                "evaluation": {"target_returns": "-1000", "episodes_per_target": 1, "evaluation_interval": 2},
+            }
+        )
+    )
+    script = (
+        "import os, sys, signal\n"
+        "from rayrl_dt.config_files import read_yaml\n"
+        "from rayrl_dt import runs\n"
+        "kill = int(sys.argv[3])\n"
+        "class Killer:\n"
+        "    def started(self, algorithm): pass\n"
+        "    def stepped(self, step, loss):\n"
+        "        if step == kill: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    def iterated(self, record): pass\n"
+        "from pathlib import Path\n"
+        "folder = Path(sys.argv[2])\n"
+        "resume = runs.latest_checkpoint(folder) is not None\n"
+        "runs.train(read_yaml(sys.argv[1]), folder, resume=resume, observer=Killer())\n"
+    )
+
+    def run(folder: Path, kill: int) -> int:
+        command = [sys.executable, "-c", script, str(config), str(folder), str(kill)]
+        return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode
+
+    assert run(tmp_path / "whole", -1) == 0
+    assert run(tmp_path / "killed", 12) == -9
+    assert run(tmp_path / "killed", 18) == -9
+    assert run(tmp_path / "killed", -1) == 0
+    from safetensors.numpy import load_file
+
+    whole, killed = (
+        load_file(tmp_path / name / "policy" / "policy.safetensors") for name in ("whole", "killed")
+    )
+    assert same(whole, killed)
+    newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "killed")]
+    assert newest[0].name == newest[1].name
+    with np.load(newest[0] / "replay.npz") as one, np.load(newest[1] / "replay.npz") as other:
+        assert set(one.files) == set(other.files)
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)

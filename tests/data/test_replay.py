@@ -1,0 +1,174 @@
+"""The replay: whole trajectories, the order in which they leave, and what sampling sees of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from rayrl_dt.data import windows
+from rayrl_dt.data.replay import TrajectoryReplay, best_episodes
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Trajectory
+
+MakeStore = Callable[..., TrajectoryStore]
+LENGTHS = (4, 9, 1, 30, 7, 12, 3, 30)
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> TrajectoryStore:
+    return make_store(lengths=LENGTHS)
+
+
+def replay_for(store: TrajectoryStore, capacity: int, **options: int) -> TrajectoryReplay:
+    return TrajectoryReplay(store.info, store.normaliser, capacity=capacity, **options)
+
+
+def collected(number: int, length: int, *, seed: int = 0) -> Trajectory:
+    """An episode whose rewards all equal its number."""
+    rng = np.random.default_rng([seed, number])
+    return Trajectory(
+        rng.normal(size=(length + 1, 3)).astype(np.float32),
+        rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+        np.full(length, number, np.float32),
+        terminated=number % 2 == 0,
+    )
+
+
+def test_it_starts_with_the_best_logged_episodes_in_ascending_order(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 5)
+    replay.fill(store)
+    expected = np.sort(store.episode_returns)[-5:]
+    np.testing.assert_array_equal(replay.store.episode_returns, expected)
+    np.testing.assert_array_equal(store.episode_returns[best_episodes(store, 5)], expected)
+    assert len(best_episodes(store, 0)) == 0 and len(best_episodes(store, 99)) == len(LENGTHS)
+
+
+def test_logged_episodes_leave_first_the_lowest_then_the_oldest_collected(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 3)
+    replay.fill(store)
+    logged = np.sort(store.episode_returns)[-3:].tolist()
+    for number in range(1, 7):
+        replay.add([collected(number, 5)])
+        left = [*logged, *(5.0 * n for n in range(1, number + 1))][-3:]
+        assert replay.store.episode_returns.tolist() == left
+    assert replay.numbers().tolist() == [6, 7, 8]
+
+
+def test_what_went_in_is_what_is_there(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 50)
+    episodes = [collected(number, 1 + number * 7 % 40) for number in range(30)]
+    replay.add(episodes)
+    for number, episode in enumerate(episodes):
+        found = replay.store.trajectory(number)
+        np.testing.assert_array_equal(found.observations, episode.observations)
+        np.testing.assert_array_equal(found.actions, episode.actions)
+        np.testing.assert_array_equal(found.rewards, episode.rewards)
+        assert found.terminated == episode.terminated
+
+
+def test_returns_are_those_achieved(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 4)
+    replay.add([collected(2, 6), collected(3, 4)])
+    np.testing.assert_allclose(replay.store.returns_to_go, [12, 10, 8, 6, 4, 2, 12, 9, 6, 3])
+
+
+def test_growth_compaction_and_eviction_keep_every_byte(store: TrajectoryStore) -> None:
+    """Against the plain list that it stands for, through thousands of steps."""
+    replay, plain = replay_for(store, 11, capacity_steps=300), []
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        episode = collected(number, int(rng.integers(1, 80)))
+        replay.add([episode])
+        plain.append(episode)
+        while len(plain) > 11 or (sum(map(len, plain)) > 300 and len(plain) > 1):
+            plain.pop(0)
+        if number % 37 == 0:
+            content = replay.store
+            assert content.lengths.tolist() == [len(item) for item in plain]
+            np.testing.assert_array_equal(content.rewards, np.concatenate([item.rewards for item in plain]))
+            np.testing.assert_array_equal(
+                content.observations, np.concatenate([item.observations[:-1] for item in plain])
+            )
+            np.testing.assert_array_equal(
+                content.final_observations, np.stack([item.observations[-1] for item in plain])
+            )
+    counts = replay.counts
+    assert counts.added_episodes == 400 and counts.added_episodes - counts.evicted_episodes == len(replay)
+    assert counts.added_steps - counts.evicted_steps == replay.num_steps == sum(map(len, plain))
+    arrays = replay._steps["rewards"]
+    assert len(arrays) <= 4 * 380, "dead rows are reclaimed"
+
+
+def test_an_older_view_is_not_written_to(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 2)
+    replay.add([collected(1, 600), collected(2, 600)])
+    before = replay.store
+    rewards = before.rewards.copy()
+    replay.add([collected(number, 900) for number in range(3, 9)])
+    np.testing.assert_array_equal(before.rewards, rewards)
+
+
+def test_sampling_is_by_the_same_windows(store: TrajectoryStore) -> None:
+    replay = replay_for(store, len(LENGTHS))
+    replay.add([store.trajectory(episode) for episode in range(len(LENGTHS))])
+    ours = windows.sample(replay.store, np.random.default_rng(3), 64, 5, successors=True)
+    theirs = windows.sample(store, np.random.default_rng(3), 64, 5, successors=True)
+    for one, other in ((ours, theirs), (ours.next, theirs.next)):
+        for name in ("returns_to_go", "observations", "actions", "timesteps", "mask"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name))
+
+
+def test_a_saved_replay_goes_on_as_if_never_stopped(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 5, capacity_steps=60)
+    replay.fill(store)
+    replay.add([collected(number, 10) for number in range(3)])
+    saved = pickle.loads(pickle.dumps(replay.state()))
+    other = replay_for(store, 5, capacity_steps=60)
+    other.restore(saved)
+    for item in (replay, other):
+        item.add([collected(number, 12) for number in range(3, 9)])
+    assert replay.counts == other.counts
+    np.testing.assert_array_equal(replay.numbers(), other.numbers())
+    drawn = [windows.sample(item.store, np.random.default_rng(1), 32, 4) for item in (replay, other)]
+    for name, value in drawn[0].to_dict().items():
+        np.testing.assert_array_equal(value, drawn[1].to_dict()[name])
+
+
+def test_a_smaller_capacity_on_restore_drops_the_oldest(store: TrajectoryStore) -> None:
+    replay = replay_for(store, 9)
+    replay.add([collected(number, 10) for number in range(9)])
+    smaller = replay_for(store, 4)
+    smaller.restore(replay.state())
+    assert smaller.numbers().tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("capacity_steps", "kept"), [(30, 1), (42, 2), (10**6, 8), (1, 1)])
+def test_filling_respects_the_bound_on_steps(store: TrajectoryStore, capacity_steps: int, kept: int) -> None:
+    order = np.argsort(store.episode_returns)
+    replay = replay_for(store, 99, capacity_steps=capacity_steps)
+    replay.fill(store)
+    best = store.episode_returns[order]
+    assert replay.store.episode_returns[-1] == best[-1]
+    if capacity_steps > 30:
+        assert replay.num_steps <= capacity_steps
+    assert len(replay) >= kept or capacity_steps == 42
+
+
+def test_bad_input(store: TrajectoryStore) -> None:
+    with pytest.raises(UserError, match="capacity is 0 trajectories"):
+        replay_for(store, 0)
+    with pytest.raises(UserError, match="capacity is 0 steps"):
+        replay_for(store, 1, capacity_steps=0)
+    replay = replay_for(store, 3)
+    with pytest.raises(UserError, match="replay is empty"):
+        replay.store.num_steps  # noqa: B018
+    wrong = Trajectory(
+        np.zeros((3, 5), np.float32), np.zeros((2, 2), np.float32), np.zeros(2, np.float32), terminated=True
+    )
+    with pytest.raises(UserError, match="shape"):
+        replay.add([collected(1, 4), wrong])
+    assert len(replay) == 1
