@@ -162,7 +162,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             slots,
             sample=sample,
             context_length=self.config.evaluation_context_length,
-            precision=precision.resolve(self.config.precision, self._device),
+            # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
+            precision="fp32",
         )
 
     def _vector_env(self, slots: int) -> Any:

@@ -12,7 +12,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import numpy_generator
 
-__all__ = ["split", "top_percent"]
+__all__ = ["below_return", "split", "top_percent"]
 
 
 def top_percent(store: TrajectoryStore, percent: float) -> TrajectoryStore:

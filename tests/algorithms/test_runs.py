@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,3 +183,32 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="must hold a mapping"):
         read_yaml(tmp_path / "list.yaml")
+
+
+def test_finetune_goes_on_from_a_run_and_resumes(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    from rayrl_dt.cli.training import finetune
+
+    offline = {**values(pendulum_data), "evaluation": {"target_returns": "-900", "episodes_per_target": 1}}
+    source = runs.train(offline, tmp_path / "dt").folder
+    small = [
+        "online.pretrain_steps=2",
+        "online.updates_per_iteration=2",
+        "online.env_steps_per_iteration=200",
+    ]
+    small += ["evaluation.target_returns=-900", "evaluation.episodes_per_target=1"]
+    settings: dict[str, Any] = {"config": None, "out": tmp_path / "online", "seed": 3}
+    finetune(source, overrides=small, env_steps=200, resume=False, **settings)
+    folder = tmp_path / "online"
+    info = json.loads((folder / "run.json").read_text())
+    assert (info["algorithm"], info["seed"], info["dataset"]) == ("OnlineDT", 3, pendulum_data)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["phase"] for record in records] == ["pretraining", "online"]
+    assert records[-1]["env_steps"] == 200 and records[-1]["replay_episodes"] > 0
+    assert {"critic_loss", "q_mean", "bc_loss", "update_to_data"} <= records[-1].keys()
+    # The start is kept, so that the source may go.
+    shutil.rmtree(source)
+    finetune(source, overrides=None, env_steps=400, resume=True, **settings)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["env_steps"] for record in records] == [0, 200, 400]

@@ -59,7 +59,20 @@ def bundle(make_store: Callable[..., TrajectoryStore], tmp_path: Path) -> Path:
 def test_every_command_has_help_with_an_example(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("quickstart", "train", "eval", "report", "export", "bench", "doctor"):
+    for command in (
+        *(
+            "quickstart",
+            "train",
+            "finetune",
+            "eval",
+            "align",
+            "diagnose",
+            "report",
+            "export",
+            "bench",
+            "doctor",
+        ),
+    ):
         assert command in out
         status, text, _ = run(command, "--help")
         assert status == 0 and f"rayrl-dt {command}" in text
@@ -102,6 +115,9 @@ def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Pat
         (("eval", "{bundle}", "--env", "Pendulum-v7"), "Pendulum"),
         (("eval", "{bundle}", "--env", "CartPole-v1"), "observations"),
         (("train", "absent.yaml"), "cannot read"),
+        (("finetune", "nowhere"), "does not exist"),
+        (("align", "absent.yaml"), "cannot read"),
+        (("align", "absent.yaml", "--seeds", "one"), "--seeds"),
         (("export", "{bundle}", "--out", "{bundle}"), "not empty"),
         (("export", "{bundle}", "--out", "x", "--format", "bundel"), "Did you mean 'bundle'"),
         (("report", "nowhere"), "nowhere"),

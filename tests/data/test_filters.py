@@ -73,3 +73,13 @@ def test_bad_splits_are_refused(make_store: Any) -> None:
             filters.split(make_store(), fraction, seed=0)
     with pytest.raises(UserError, match="cannot be split"):
         filters.split(make_store(lengths=(4,)), 0.5, seed=0)
+
+
+def test_below_return(make_store: Any) -> None:
+    store = make_store(lengths=(3, 5, 8, 13))
+    limit = float(np.sort(store.episode_returns)[2])
+    view = filters.below_return(store, limit)
+    assert sorted(view.episode_returns) == sorted(store.episode_returns[store.episode_returns < limit])
+    assert view.normaliser is store.normaliser
+    with pytest.raises(UserError, match=r"no episode of .* is below -1000; the lowest has"):
+        filters.below_return(store, -1000)
