@@ -1,8 +1,8 @@
 """How fast the parts are on this machine: sampling, gradient steps, RLlib's overhead, rollouts.
 
 One fixed piece of work, so that figures compare between machines, versions and libraries: Hopper-sized data (11
-observations, 3 actions, 100 episodes of 500 steps made from a seed) and a Decision Transformer of 3 layers, width 128,
-1 head, context 20, dropout 0.1, on batches of 64 windows. Nothing is downloaded, and nothing is kept.
+observations, 3 actions, 100 episodes of 500 steps made from a seed) and a Decision Transformer (or another backbone)
+of 3 layers, width 128, 1 head, context 20, dropout 0.1, on batches of 64 windows. Nothing is downloaded or kept.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rayrl_dt import losses, precision
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.models.spec import BACKBONES
 from rayrl_dt.seeding import derive_seed, numpy_generator
 from rayrl_dt.types import Trajectory
 
@@ -76,12 +77,18 @@ class Measurement:
 
 
 def run(
-    which: str, *, seconds: float = 8.0, threads: int = 1, progress: Progress | None = None
+    which: str,
+    *,
+    backbone: str = "dt",
+    seconds: float = 8.0,
+    threads: int = 1,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measures one part of the package, or all of them.
 
     Args:
         which: one of `KINDS`, or "all".
+        backbone: of the model that is trained and rolled out.
         seconds: wall time of each figure, without set-up and warm-up.
         threads: torch threads while measuring; the former number is restored.
         progress: told in a few words what is being measured.
@@ -93,6 +100,8 @@ def run(
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"unknown benchmark {which!r}.{suggest(which, (*KINDS, 'all'))}")
+    if backbone not in BACKBONES:
+        raise UserError(f"unknown backbone {backbone!r}.{suggest(backbone, BACKBONES)}")
     if not seconds > 0:
         raise UserError(f"seconds is {seconds}; it must be a positive number")
     if threads < 1:
@@ -102,7 +111,7 @@ def run(
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory(prefix="rayrl_dt-bench-") as folder:
-            bench = _Bench(_make_store(), Path(folder) / "store", seconds, progress)
+            bench = _Bench(_make_store(), Path(folder) / "store", backbone, seconds, progress)
             bench.store.save(bench.folder)
             return [measurement for kind in kinds for measurement in measure[kind](bench)]
     finally:
@@ -116,12 +125,14 @@ class _Bench:
     Attributes:
         store: the data, in memory.
         folder: the same data, on disk.
+        backbone: of the model.
         seconds: wall time per figure.
         progress: told what is being measured.
     """
 
     store: TrajectoryStore
     folder: Path
+    backbone: str
     seconds: float
     progress: Progress | None
 
@@ -130,12 +141,12 @@ class _Bench:
             self.progress(what)
 
     def config(self) -> Any:
-        """Returns a Decision Transformer's config on the data, with no end to its training."""
+        """Returns a config on the data, with no end to its training."""
         from rayrl_dt.algorithms.dt import DTConfig
 
         config = DTConfig()
         config.offline_data(dataset=f"store:{self.folder}")
-        config.rl_module(model_config=dict(_MODEL))
+        config.rl_module(model_config={**_MODEL, "backbone": self.backbone})
         config.training(
             gradient_steps=10**9, gradient_steps_per_iteration=10**9, train_batch_size_per_learner=BATCH_SIZE
         )

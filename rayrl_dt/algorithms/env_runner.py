@@ -10,12 +10,13 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rayrl_dt import envs, precision
+from rayrl_dt import envs
 from rayrl_dt.algorithms.module import SequenceRLModule
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import Rollouts, Slot, run_slots
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
+from rayrl_dt.precision import resolve
 from rayrl_dt.seeding import derive_seed, torch_generator
 
 __all__ = ["SequenceEnvRunner"]
@@ -69,7 +70,9 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             raise UserError("there is no environment to evaluate in; set environment.env in the config")
         env = self._vector_env(len(slots))
         try:
-            actor = self._actor(len(slots), sample_actions, derive_seed(slots[0].seed, "actions"))
+            # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
+            seed = derive_seed(slots[0].seed, "actions")
+            actor = self._actor(len(slots), sample_actions, seed, precision="fp32")
             return run_slots(Collector(env, actor, record=False), slots)
         finally:
             env.close()
@@ -95,7 +98,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
                 sample=torch_generator(slots[0].seed, "exploration"),
                 noise=0.0 if stochastic else self.config.exploration_noise,
                 context_length=self.config.evaluation_context_length,
-                precision=precision.resolve(self.config.precision, self._device),
+                precision=self._precision,
             )
             return run_slots(Collector(env, actor, record=True), slots)
         finally:
@@ -115,9 +118,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
                 "random actions are not collected here; `rayrl-dt data make` makes random behaviour"
             )
         if self._collector is None:
-            actor = self._actor(
-                self.num_envs, explore, derive_seed(self.config.seed or 0, "rollout", self.worker_index or 0)
-            )
+            seed = derive_seed(self.config.seed or 0, "rollout", self.worker_index or 0)
+            actor = self._actor(self.num_envs, explore, seed, precision=self._precision)
             self._collector = Collector(self.env, actor, record=True)
         collector = self._collector
         collector.targets[:] = self.config.rollout_target()
@@ -153,7 +155,12 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             len_lookback_buffer=0,
         ).to_numpy()
 
-    def _actor(self, slots: int, sample_actions: bool, seed: int) -> VectorActor:
+    @property
+    def _precision(self) -> str:
+        """The arithmetic of collection."""
+        return resolve(self.config.precision, self._device)
+
+    def _actor(self, slots: int, sample_actions: bool, seed: int, *, precision: str) -> VectorActor:
         sample: torch.Generator | None = None
         if sample_actions and self.module.model.spec.discrete:
             sample = torch_generator(seed, "actions")
@@ -162,8 +169,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             slots,
             sample=sample,
             context_length=self.config.evaluation_context_length,
-            # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
-            precision="fp32",
+            precision=precision,
         )
 
     def _vector_env(self, slots: int) -> Any:

@@ -88,8 +88,9 @@ class OnlineDT(SequenceAlgorithm):
         weights = load_model(path).state_dict()
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
         module = state[DEFAULT_MODULE_ID]
-        for prefix in ("model", "target_model"):
-            module.update({f"{prefix}.{name}": value.numpy() for name, value in weights.items()})
+        for prefix in ("model", "target_model"):  # there are targets only beside a critic
+            taken = {f"{prefix}.{name}": value.numpy() for name, value in weights.items()}
+            module.update({name: value for name, value in taken.items() if name in module})
         self.learner_group.set_weights(state)
 
     @property

@@ -84,13 +84,16 @@ def export(
 @app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="train, rollout, sampler, learner or all")] = "all",
+    backbone: Annotated[str, typer.Option(help="of the model: dt, radt, ...")] = "dt",
     seconds: Annotated[float, typer.Option(help="per measurement")] = 8.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the measurements here")] = None,
 ) -> None:
     """Measure training, rollout and sampling speed on this machine.
 
-    Example: rayrl-dt bench all --json bench.json
+    Examples:
+      rayrl-dt bench all --json bench.json
+      rayrl-dt bench train --backbone radt
     """
     import json
 
@@ -99,6 +102,7 @@ def bench(
     with console.status("measuring...") as status:
         results = benchmarks.run(
             what,
+            backbone=backbone,
             seconds=seconds,
             threads=threads,
             progress=lambda name: status.update(f"measuring {name}..."),

@@ -244,7 +244,10 @@ def test_time_outs_may_be_stored_as_ends(online: Configure) -> None:
         algorithm.stop()
 
 
-def test_finetuning_starts_from_a_policy(online: Configure, pendulum_data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rl_gradient", ["td3", "none"])
+def test_finetuning_starts_from_a_policy(
+    online: Configure, pendulum_data: str, tmp_path: Path, rl_gradient: str
+) -> None:
     model = {"context_length": 3, "embed_dim": 8, "num_layers": 1, "backbone": "radt"}
     offline = DTConfig().offline_data(dataset=pendulum_data).rl_module(model_config=model)
     source = offline.training(
@@ -257,7 +260,7 @@ def test_finetuning_starts_from_a_policy(online: Configure, pendulum_data: str, 
     spec = replace(source.policy_spec, normaliser=ones)
     bundle = save_bundle(spec, weights, tmp_path / "bundle")
     source.stop()
-    algorithm = online(start_from=str(bundle)).build_algo()
+    algorithm = online(start_from=str(bundle), rl_gradient=rl_gradient).build_algo()
     taken = algorithm.policy_state()
     assert same(taken, weights)
     ours = algorithm.policy_spec
