@@ -171,18 +171,36 @@ class CausalSelfAttention(_Attention):
 
 
 class CrossAttention(_Attention):
-    """Multi-head attention from one sequence to another; queries, keys and values have no bias."""
+    """Multi-head attention from one sequence to another; queries, keys and values have no bias of their own.
+
+    Keys and values each read the other sequence through a LayerNorm of their own. The two norms differ in scale and
+    shift alone, which are folded into the projections: one normalised sequence, the same in every layer, serves all.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, source: DropoutSource) -> None:
         super().__init__(width, heads, dropout, source)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
+        self.norm_key = nn.LayerNorm(width)
+        self.norm_value = nn.LayerNorm(width)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Attends from `query (B, R, d)` to `key` and `value (B, S, d)`; `bias` is `(1 or B, 1, R, S)`."""
-        attended = self._attend(self.query(query), self.key(key), self.value(value), bias)
-        output: Tensor = self.out(attended)
+    def forward(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Attends.
+
+        Args:
+            query: `(B, R, d)`.
+            memory: `(B, S, d)` with zero mean and unit variance along d.
+            bias: `(1 or B, 1, R, S)`.
+
+        Returns:
+            `(B, R, d)`.
+        """
+        pairs = ((self.key, self.norm_key), (self.value, self.norm_value))
+        weight = torch.cat([project.weight * norm.weight for project, norm in pairs])
+        shift = torch.cat([project.weight @ norm.bias for project, norm in pairs])
+        key, value = functional.linear(memory, weight, shift).chunk(2, dim=-1)
+        output: Tensor = self.out(self._attend(self.query(query), key, value, bias))
         return output
 
 

@@ -44,7 +44,7 @@ class ReturnStream:
 
     Attributes:
         gates: `(B, K, d)` SiLU of the embedded returns; StepRA projects them to scales and shifts.
-        memory: `(B, K, d)` embedded returns plus the position; SeqRA's keys and values before their norms.
+        memory: `(B, K, d)` embedded returns plus the position, normalised; what SeqRA's keys and values are made of.
         bias: `(1 or B, 1, K, K)` additive mask among steps; step t sees the returns of steps up to t.
     """
 
@@ -71,17 +71,13 @@ class SequenceReturnAligner(nn.Module):
         self, width: int, heads: int, dropout: float, *, adaptive: bool, source: DropoutSource
     ) -> None:
         super().__init__()
-        self.norm_key = nn.LayerNorm(width)
-        self.norm_value = nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads, dropout, source)
         self.dropout = Dropout(dropout, source)
         self.scaling = nn.Linear(2 * width, width) if adaptive else None
 
     def forward(self, query: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
         """Returns what is to be added to `query (B, R, d)`; `bias` is `(1 or B, 1, R, K)`."""
-        memory = returns.memory
-        z: Tensor = self.attention(query, self.norm_key(memory), self.norm_value(memory), bias)
-        z = self.dropout(z)
+        z: Tensor = self.dropout(self.attention(query, returns.memory, bias))
         if self.scaling is None:
             return z
         scale = self.scaling(torch.cat([z, query.to(z.dtype)], dim=-1))
@@ -213,7 +209,7 @@ class RADTTrunk(Trunk):
         count = x.shape[1]
         returns = ReturnStream(
             gates=functional.silu(embedded),
-            memory=embedded + position,
+            memory=functional.layer_norm(embedded + position, (embedded.shape[-1],)),
             bias=self._bias(inputs.mask, 1, x),
         )
         bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)

@@ -130,8 +130,8 @@ def test_a_fresh_block_is_plain_post_norm_with_seqra_fully_on(make_store: MakeSt
         trunk = trunk_of(model)
         memory = trunk.embed_return(inputs.returns_to_go)
         memory = memory + trunk.embed_position(trunk.positions[inputs.timesteps])
-        cross, aligner = block.aligner.attention, block.aligner
-        key, value = cross.key(aligner.norm_key(memory)), cross.value(aligner.norm_value(memory))
+        cross = block.aligner.attention
+        key, value = cross.key(cross.norm_key(memory)), cross.value(cross.norm_value(memory))
         visible = torch.arange(K)[None, :] <= (rows // 2)[:, None]
         z = cross.out(attend(cross.query(u), key, value, visible))
         w = functional.layer_norm(u + z, (WIDTH,), eps=1e-6)
