@@ -77,7 +77,6 @@ class SequenceConfig(AlgorithmConfig):
         self.episodes_per_target = 10
         self.action_selection = "auto"
         self.max_evaluation_slots = 32
-        # Steps that the policy acts on; None for all that it was trained with.
         self.evaluation_context_length: int | None = None
         # rl_module()
         self.model_defaults: dict[str, Any] = {}
@@ -173,6 +172,7 @@ class SequenceConfig(AlgorithmConfig):
         episodes_per_target: int = NotProvided,
         action_selection: str = NotProvided,
         max_evaluation_slots: int = NotProvided,
+        evaluation_context_length: int | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
         """Sets the evaluation on many targets.
@@ -184,6 +184,8 @@ class SequenceConfig(AlgorithmConfig):
             action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax, "auto"
                 to sample (as Decision Transformer does on Atari). Continuous actions are deterministic.
             max_evaluation_slots: environments per evaluation runner.
+            evaluation_context_length: steps that the policy sees when it acts (while collecting, too); None for all
+                that it was trained with.
             **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
         """
         super().evaluation(**kwargs)
@@ -192,6 +194,7 @@ class SequenceConfig(AlgorithmConfig):
             episodes_per_target=episodes_per_target,
             action_selection=action_selection,
             max_evaluation_slots=max_evaluation_slots,
+            evaluation_context_length=evaluation_context_length,
         )
 
     def _set(self, **values: Any) -> SequenceConfig:
@@ -300,6 +303,11 @@ class SequenceConfig(AlgorithmConfig):
         if self.action_selection not in _ACTION_SELECTION:
             value = self.action_selection
             raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
+        acts_on = self.evaluation_context_length
+        if acts_on is not None and (not isinstance(acts_on, int) or acts_on < 1):
+            raise UserError(
+                f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
+            )
         if self.top_percent is not None and not 0 < self.top_percent <= 100:
             raise UserError(
                 f"offline_data.top_percent is {self.top_percent}; it must lie in (0, 100] or be null"

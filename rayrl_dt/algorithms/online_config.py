@@ -234,12 +234,11 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise UserError(f"online.{name} is {value!r}; it must be a positive number")
-        for name in ("evaluation_context_length", "replay_capacity_steps"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UserError(
-                    f"online.{name} is {value!r}; it must be a whole number of at least 1, or null"
-                )
+        bound = self.replay_capacity_steps
+        if bound is not None and (not isinstance(bound, int) or bound < 1):
+            raise UserError(
+                f"online.replay_capacity_steps is {bound!r}; it must be a whole number of at least 1, or null"
+            )
         if self.start_from is not None and self._model_config:
             raise UserError(
                 "rl_module.model_config and online.start_from exclude each other: the model is that of the policy "
