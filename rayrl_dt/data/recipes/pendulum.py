@@ -65,7 +65,7 @@ def episodes(*, count: int, seed: int, progress: Progress | None = None) -> Iter
     action_space = env.action_space
     assert isinstance(action_space, gym.spaces.Box)
     pendulums = PendulumBatch(rng.uniform([-np.pi, -1.0], [np.pi, 1.0], size=(count, 2)))
-    behaviour = GradedBehaviour(swing_up, action_space, np.arange(count), rng, hold=20, least_authority=0.0)
+    behaviour = GradedBehaviour(swing_up, action_space, np.arange(count), rng, hold=1, least_authority=0.0)
     observations, actions, rewards = [pendulums.observations()], [], []
     for _ in range(STEPS):
         actions.append(behaviour.act(observations[-1]))
