@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors", "seeding", "precision", "memory", "versions"}),
     frozenset({"data", "envs", "models", "losses", "lamb"}),
     frozenset({"policy"}),
-    frozenset({"evaluation", "interop"}),
+    frozenset({"evaluation", "interop", "experiments"}),
     frozenset({"algorithms"}),
     frozenset({"config_files", "runs", "tuning", "benchmarks", "doctor", "quickstart", "alignment_suite"}),
     frozenset({"cli", "__main__"}),
@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("models", "data"): "a policy's specification carries the spaces and statistics of its data",
     ("data", "envs"): "recipes act in environments, and sources recover the environment of a data set",
     ("evaluation", "interop"): "a bundle is evaluated where it lies",
+    ("experiments", "evaluation"): "an experiment's page is made of the blocks of the other reports",
 }
 # Imports upwards, allowed inside functions only, with the reason.
 UPWARDS = {

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, data, diagnosis, training
+from rayrl_dt.cli import alignment, data, diagnosis, experiments, training
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 training.register(app)
+experiments.register(app)
 diagnosis.register(app)
 app.command()(alignment.align)
 

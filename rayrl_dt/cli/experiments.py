@@ -1,0 +1,81 @@
+"""`rayrl-dt experiment`: small experiments of the papers, a few minutes each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.data import counting
+
+__all__ = ["app", "register"]
+
+app = typer.Typer(
+    help="Run a small experiment of the Decision Transformer paper: a few minutes on one core.",
+    no_args_is_help=True,
+)
+
+Out = Annotated[Path | None, typer.Option(help="folder to write; runs/NAME-seedN by default")]
+Seed = Annotated[int, typer.Option(help="of everything")]
+Steps = Annotated[int | None, typer.Option(help="gradient steps; the experiment's own number by default")]
+
+
+def register(program: typer.Typer) -> None:
+    """Adds the commands to the program."""
+    program.add_typer(app, name="experiment")
+
+
+@app.command("shortest-path")
+def shortest_path(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
+    """Find shortest paths in a graph after seeing nothing but random walks (section 1 of the paper).
+
+    Examples:
+      rayrl-dt experiment shortest-path
+      rayrl-dt experiment shortest-path --seed 3 --out runs/graph-3
+    """
+    from rayrl_dt.experiments import shortest_path as experiment
+
+    folder = out or Path("runs") / f"shortest-path-seed{seed}"
+    with counting("training") as progress:
+        result = experiment.run(
+            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
+        )
+    table = Table("paths", "mean steps", "missed", "shortest", box=None, header_style="bold")
+    for name, numbers in result["paths"].items():
+        shares = (f"{100 * numbers[key]:.1f}%" for key in ("missed", "shortest"))
+        table.add_row(name, f"{numbers['mean_steps']:.2f}", *shares)
+    console.print(table)
+    console.print(f"{100 * result['absent_from_data']:.1f}% of the generated paths are absent from the data")
+    finish("report:", folder / "report.html", then="rayrl-dt experiment critic")
+
+
+@app.command()
+def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
+    """Let a Decision Transformer predict success while an episode of Key-to-Door runs (section 5 of the paper).
+
+    Examples:
+      rayrl-dt experiment critic
+      rayrl-dt experiment critic --seed 3 --out runs/critic-3
+    """
+    from rayrl_dt.experiments import return_critic as experiment
+
+    folder = out or Path("runs") / f"critic-seed{seed}"
+    with counting("training") as progress:
+        result = experiment.run(
+            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
+        )
+    _show_probabilities(result["kinds"])
+    finish("report:", folder / "report.html", then="rayrl-dt experiment shortest-path")
+
+
+def _show_probabilities(kinds: Mapping[str, Any]) -> None:
+    moments = list(next(iter(kinds.values()))["at"])
+    table = Table("predicted success", *moments, "episodes", box=None, header_style="bold")
+    for name, numbers in kinds.items():
+        shares = (f"{100 * numbers['at'][moment]:.1f}%" for moment in moments)
+        table.add_row(name, *shares, f"{numbers['episodes']:,}")
+    console.print(table)

@@ -1,0 +1,90 @@
+"""`rayrl-dt experiment`: what it prints, where it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rayrl_dt.cli import main
+from rayrl_dt.experiments import return_critic, shortest_path
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Returns a function that runs a command on little data and gives (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shortest_path, "WALKS", 60)
+    monkeypatch.setattr(return_critic, "WALKS", 50)
+    monkeypatch.setattr(return_critic, "HELD_OUT", 350)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayrl-dt", "experiment", *arguments])
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = int(error.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_help_shows_examples(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0 and "shortest-path" in out and "critic" in out
+    for command in ("shortest-path", "critic"):
+        status, out, _ = run(command, "--help")
+        assert status == 0 and f"rayrl-dt experiment {command} --seed" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "pictures", "said"),
+    [
+        ("shortest-path", ["steps.png"], ["random walks", "% of the generated paths are absent"]),
+        ("critic", ["attention.png", "success.png"], ["no key", "success", "door"]),
+    ],
+)
+def test_an_experiment_says_where_its_output_is(
+    run: Run, tmp_path: Path, command: str, pictures: list[str], said: list[str]
+) -> None:
+    folder = tmp_path / "mine" / "here"
+    status, out, err = run(command, "--steps", "2", "--seed", "3", "--out", str(folder))
+    assert status == 0, err
+    assert str(folder / "report.html") in out and all(text in out for text in said)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*pictures, "report.html", "result.json"])
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["experiment"], result["seed"], result["gradient_steps"]) == (command, 3, 2)
+
+
+@pytest.mark.parametrize("command", ["shortest-path", "critic"])
+def test_without_a_folder_it_writes_beside_the_runs(run: Run, tmp_path: Path, command: str) -> None:
+    assert run(command, "--steps", "1")[0] == 0
+    assert (tmp_path / "runs" / f"{command}-seed0" / "report.html").exists()
+
+
+@pytest.mark.parametrize("command", ["shortest-path", "critic"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--steps", "0"), "--steps is 0; it must be at least 1"), (("--out", "taken"), "choose another --out")],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Run, tmp_path: Path, command: str, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    status, _, err = run(command, *arguments)
+    assert status == 2
+    assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_an_unknown_experiment_is_refused(run: Run) -> None:
+    status, _, err = run("longest-path")
+    assert status == 2 and "longest-path" in err
