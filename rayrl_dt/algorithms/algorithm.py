@@ -15,7 +15,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMER
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
-from rayrl_dt.algorithms.offline_data import StoreIterator
+from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -53,14 +53,14 @@ class SequenceAlgorithm(Algorithm):
         if steps > 0:
             self._update(self.offline_data.iterators(self.config.num_learners), steps)
 
-    def _update(self, iterators: list[StoreIterator], steps: int) -> None:
+    def _update(self, iterators: list[BatchSource], steps: int) -> None:
         """Takes gradient steps on what the iterators give, one per learner."""
         begin = time.perf_counter()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 training_data=TrainingData(data_iterators=iterators), num_iters=steps
             )
-        self.last_update_seconds = time.perf_counter() - begin
+        self.last_update_seconds += time.perf_counter() - begin
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         # The learner's own count: an observer may have stopped it early.
         self.gradient_steps = int(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, GRADIENT_STEPS)))
@@ -111,6 +111,7 @@ class SequenceAlgorithm(Algorithm):
 
     def step(self) -> dict[str, Any]:
         """One training iteration with its evaluation, marked done at the last gradient step."""
+        self.last_update_seconds = 0.0
         result: dict[str, Any] = super().step()
         result[GRADIENT_STEPS] = self.gradient_steps
         result["done"] = self.done

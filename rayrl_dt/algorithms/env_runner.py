@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
@@ -12,14 +14,30 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rayrl_dt import envs
 from rayrl_dt.algorithms.module import SequenceRLModule
+from rayrl_dt.algorithms.streams import Arrival, Continue
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import Rollouts, Slot, run_slots
+from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
 from rayrl_dt.precision import resolve
 from rayrl_dt.seeding import derive_seed, torch_generator
 
 __all__ = ["SequenceEnvRunner"]
+
+
+@dataclass
+class _Stream:
+    """Environments that go on from call to call.
+
+    Attributes:
+        collector: steps them.
+        life: number of the call that began it.
+        episodes: that it has brought.
+    """
+
+    collector: Collector
+    life: int
+    episodes: int = 0
 
 
 class SequenceEnvRunner(SingleAgentEnvRunner):
@@ -35,6 +53,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         """Creates the vector environment; with no environment configured the runner has none."""
         self.num_envs = 0
         self._collector: Collector | None = None
+        self._stream: _Stream | None = None
         if self.config.env is None:
             return
         if self.env is not None:
@@ -47,6 +66,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         """Builds the module, in eval mode for good."""
         super().make_module()
         self.module.eval()
+        self._weights_of: int | None = None
 
     def get_spaces(self) -> dict[str, Any]:
         """Returns the environment's spaces, or those of the data where there is no environment."""
@@ -79,6 +99,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
 
     def load_policy(self, weights: dict[str, Any]) -> None:
         """Takes over the weights of the policy network, as NumPy arrays."""
+        self._weights_of = None
         self.module.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 
     def collect(self, slots: list[Slot]) -> Rollouts:
@@ -90,19 +111,54 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             raise UserError("there is no environment to collect in; set environment.env in the config")
         env = self._vector_env(len(slots))
         try:
-            spec = self.module.model.spec
-            stochastic = spec.discrete or spec.gaussian
-            actor = VectorActor(
-                self.module.model,
-                len(slots),
-                sample=torch_generator(slots[0].seed, "exploration"),
-                noise=0.0 if stochastic else self.config.exploration_noise,
-                context_length=self.config.evaluation_context_length,
-                precision=self._precision,
-            )
+            actor = self._explorer(len(slots), slots[0].seed)
             return run_slots(Collector(env, actor, record=True), slots)
         finally:
             env.close()
+
+    def go_on(self, call: Continue) -> Arrival:
+        """Goes on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
+        if self._weights_of != call.weights:
+            self.load_policy(ray.get(call.policy))
+            self._weights_of = call.weights
+        if self._stream is None:
+            # A new process, or the first call: the call's number has never seeded anything.
+            seed = derive_seed(self.config.seed or 0, "stream", call.number)
+            collector = Collector(self.env, self._explorer(self.num_envs, seed), record=True)
+            collector.targets[:] = self.config.rollout_target()
+            collector.reset(seed=derive_seed(seed, "env") % 2**31)
+            self._stream = _Stream(collector, call.number)
+        stream = self._stream
+        before, steps_before = stream.episodes, stream.collector.env_steps
+        finished: list[FinishedEpisode] = []
+        for _ in range(call.steps):
+            finished = stream.collector.step()
+            if finished:
+                break
+        stream.episodes += len(finished)
+        return Arrival(
+            life=stream.life,
+            episodes=tuple(
+                EpisodeRecord(episode.target, episode.episode_return, episode.length, episode.trajectory)
+                for episode in finished
+            ),
+            env_steps=stream.collector.env_steps - steps_before,
+            weights=call.weights,
+            episodes_before=before,
+        )
+
+    def _explorer(self, slots: int, seed: int) -> VectorActor:
+        """The policy as it collects: drawn actions, or noise on those of a deterministic head."""
+        spec = self.module.model.spec
+        stochastic = spec.discrete or spec.gaussian
+        return VectorActor(
+            self.module.model,
+            slots,
+            sample=torch_generator(seed, "exploration"),
+            noise=0.0 if stochastic else self.config.exploration_noise,
+            context_length=self.config.evaluation_context_length,
+            precision=self._precision,
+        )
 
     def _sample(
         self,
@@ -184,6 +240,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over weights also when they are older than the ones at hand (a restored checkpoint)."""
         self._weights_seq_no = 0
+        self._weights_of = None
         super().set_state(state)
         if self.module is not None:
             self.module.eval()

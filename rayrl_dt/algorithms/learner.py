@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, SequenceRLModule
-from rayrl_dt.algorithms.offline_data import StoreIterator
+from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.memory import keep_freed_memory
 from rayrl_dt.policy.imitation import imitation_loss
@@ -89,7 +89,7 @@ class SequenceLearner(TorchLearner):
 
         RLlib caches its own iterator, with the batch size and count of the first call; ours is made afresh.
         """
-        data: StoreIterator = training_data.data_iterators[0]
+        data: BatchSource = training_data.data_iterators[0]
         batches = data.batches(rank=self._rank, first_step=self.gradient_step, count=num_iters)
         for window in batches:
             tensors = window.to_torch(self._device)
@@ -154,7 +154,10 @@ class SequenceLearner(TorchLearner):
             self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
         lr = self._lr(self.gradient_step - 1)
         self.metrics.log_value((DEFAULT_MODULE_ID, LEARNING_RATE), lr, window=1)
-        self.metrics.log_value((DEFAULT_MODULE_ID, GRADIENT_STEPS), self.gradient_step, window=1)
+        # Not the mean over the calls of an iteration, as of the others.
+        self.metrics.log_value(
+            (DEFAULT_MODULE_ID, GRADIENT_STEPS), self.gradient_step, reduce="max", window=1
+        )
 
     def _lr(self, gradient_step: int) -> float:
         return scheduled_lr(

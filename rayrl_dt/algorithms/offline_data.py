@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -25,7 +25,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
 
-__all__ = ["SequenceOfflineData", "SharedStore", "StoreIterator"]
+__all__ = ["BatchSource", "Sampling", "SequenceOfflineData", "SharedStore", "StoreIterator"]
 
 _BIG_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
 
@@ -78,11 +78,10 @@ class SharedStore:
 
 
 @dataclass(frozen=True)
-class StoreIterator:
-    """An endless source of window batches for one learner; batch n is a pure function of (seed, rank, n).
+class Sampling:
+    """How batches of windows are drawn; batch n is a pure function of the data and (seed, rank, n).
 
     Attributes:
-        data: the store itself for a learner in this process, else a reference to its `SharedStore`.
         batch_size: windows per batch.
         context_length: K.
         seed: of the run.
@@ -91,7 +90,6 @@ class StoreIterator:
         successors: also sample the shifted windows.
     """
 
-    data: TrajectoryStore | ray.ObjectRef[SharedStore]
     batch_size: int
     context_length: int
     seed: int
@@ -99,21 +97,46 @@ class StoreIterator:
     return_balance: float = 0.0
     successors: bool = False
 
-    def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
+    def batches(
+        self, store: TrajectoryStore, *, rank: int, first_step: int, count: int
+    ) -> Iterator[Window[np.ndarray[Any, Any]]]:
         """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
-        store = self.data if isinstance(self.data, TrajectoryStore) else _fetch(self.data)
         law = episode_law(store, self.return_balance) if self.return_balance else None
         for step in range(first_step, first_step + count):
-            rng = numpy_generator(self.seed, "batch", rank, step)
             yield windows.sample(
                 store,
-                rng,
+                numpy_generator(self.seed, "batch", rank, step),
                 self.batch_size,
                 self.context_length,
                 starts=self.window_starts,
                 law=law,
                 successors=self.successors,
             )
+
+
+class BatchSource(Protocol):
+    """What a learner draws its batches from."""
+
+    def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
+        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+
+
+@dataclass(frozen=True)
+class StoreIterator:
+    """Draws from a store, in the learner's own process.
+
+    Attributes:
+        data: the store itself for a learner in this process, else a reference to its `SharedStore`.
+        sampling: how.
+    """
+
+    data: TrajectoryStore | ray.ObjectRef[SharedStore]
+    sampling: Sampling
+
+    def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
+        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        store = self.data if isinstance(self.data, TrajectoryStore) else _fetch(self.data)
+        yield from self.sampling.batches(store, rank=rank, first_step=first_step, count=count)
 
 
 @lru_cache(maxsize=2)
@@ -144,24 +167,22 @@ class SequenceOfflineData(OfflineData):
         self._shared: ray.ObjectRef[SharedStore] | None = None
         config.resolve(self.full)
 
-    def iterators(self, num_learners: int, replay: TrajectoryStore | None = None) -> list[StoreIterator]:
-        """Returns one iterator per learner; they hold the same data and draw different batches.
+    def iterators(self, num_learners: int) -> list[BatchSource]:
+        """Returns one source per learner; they hold the same data and draw different batches.
 
         Args:
             num_learners: learners in other processes; 0 for the one in this process.
-            replay: what to draw from instead of the logged data; sent anew at each call.
         """
         if num_learners == 0:
-            return [self._iterator(self.store if replay is None else replay)]
-        if replay is not None:
-            return [self._iterator(ray.put(SharedStore.publish(replay)))] * num_learners
+            return [StoreIterator(self.store, self.sampling)]
         if self._shared is None:
             self._shared = ray.put(SharedStore.publish(self.store))
-        return [self._iterator(self._shared)] * num_learners
+        return [StoreIterator(self._shared, self.sampling)] * num_learners
 
-    def _iterator(self, data: TrajectoryStore | ray.ObjectRef[SharedStore]) -> StoreIterator:
-        return StoreIterator(
-            data=data,
+    @property
+    def sampling(self) -> Sampling:
+        """How the config wants batches to be drawn, from logged data and from a replay alike."""
+        return Sampling(
             batch_size=self.config.train_batch_size_per_learner,
             context_length=self.config.sequence_model.context_length,
             seed=self.config.seed or 0,

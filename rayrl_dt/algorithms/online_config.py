@@ -19,8 +19,9 @@ from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import load_model
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 
-__all__ = ["OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
+__all__ = ["MODES", "OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
 
+MODES = ("sync", "async")
 RL_GRADIENTS = ("td3", "none")
 OPTIMISERS = ("lamb", "adamw")
 
@@ -49,6 +50,9 @@ class OnlineConfig(SequenceConfig):
         self.base_policy: dict[str, Any] | None = None
         # online()
         self.start_from: str | None = None
+        self.mode = "sync"
+        self.max_policy_lag: int | None = None
+        self.max_rounds_ahead = 4.0
         self.rl_gradient = "td3"
         self.alpha = 0.1
         self.alpha_pretrain = 0.0
@@ -71,12 +75,16 @@ class OnlineConfig(SequenceConfig):
         self.exploration_target: float | None = None
         self.replay_capacity_trajectories = 500
         self.replay_capacity_steps: int | None = None
+        self.replay_memory_gib: float | None = 4.0
         self.timeout_is_terminal = False
 
     def online(
         self,
         *,
         start_from: str | None = NotProvided,
+        mode: str = NotProvided,
+        max_policy_lag: int | None = NotProvided,
+        max_rounds_ahead: float = NotProvided,
         rl_gradient: str = NotProvided,
         alpha: float = NotProvided,
         alpha_pretrain: float = NotProvided,
@@ -100,12 +108,21 @@ class OnlineConfig(SequenceConfig):
         evaluation_context_length: int | None = NotProvided,
         replay_capacity_trajectories: int = NotProvided,
         replay_capacity_steps: int | None = NotProvided,
+        replay_memory_gib: float | None = NotProvided,
         timeout_is_terminal: bool = NotProvided,
     ) -> OnlineConfig:
         """Sets the finetuning.
 
         Args:
             start_from: run, checkpoint or bundle whose policy weights, normaliser and scales to start from.
+            mode: "sync" takes turns, as the papers do: collect whole episodes, then update; a run is a function of its
+                seed. "async" has remote runners collect while the learner updates, at no more than
+                `updates_per_iteration` updates for `env_steps_per_iteration` steps; a resumed run goes on with the same
+                weights, replay and counters, and with new episodes.
+            max_policy_lag: in async mode, gradient steps that the weights behind a collected step may be old when it
+                arrives; the learner waits otherwise. None for two iterations' updates.
+            max_rounds_ahead: in async mode, iterations that runners may be ahead of the updates; a learner that keeps
+                up never has them wait.
             rl_gradient: "td3" adds the critic's gradient to a deterministic policy; "none" leaves it out.
             alpha: weight of the critic's gradient online.
             alpha_pretrain: its weight before; the critic is trained in both phases.
@@ -130,6 +147,7 @@ class OnlineConfig(SequenceConfig):
             evaluation_context_length: steps that the policy sees when it acts; None for all it was trained with.
             replay_capacity_trajectories: episodes in the replay, the best logged ones first.
             replay_capacity_steps: bound on its steps; None for none.
+            replay_memory_gib: a larger replay is mapped from temporary files (TMPDIR); None keeps all of it in memory.
             timeout_is_terminal: treat collected episodes that ran out of time as ended for good, as the released
                 code of TD3+ODT does; logged ones always bootstrap.
         """
@@ -141,6 +159,11 @@ class OnlineConfig(SequenceConfig):
         """Gradient steps of the whole run, at most: an iteration may collect more than it must."""
         rounds = math.ceil(self.env_steps / self.env_steps_per_iteration)
         return self.pretrain_steps + rounds * self.updates_per_iteration
+
+    @property
+    def policy_lag_bound(self) -> int:
+        """The largest policy lag in async mode, in gradient steps."""
+        return 2 * self.updates_per_iteration if self.max_policy_lag is None else self.max_policy_lag
 
     @property
     def sequence_model(self) -> ModelConfig:
@@ -218,7 +241,11 @@ class OnlineConfig(SequenceConfig):
         Raises:
             UserError: a value is out of range or unknown, or parts do not go together.
         """
-        for name, allowed in (("rl_gradient", RL_GRADIENTS), ("optimiser", OPTIMISERS)):
+        for name, allowed in (
+            ("mode", MODES),
+            ("rl_gradient", RL_GRADIENTS),
+            ("optimiser", OPTIMISERS),
+        ):
             value = getattr(self, name)
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
@@ -238,6 +265,19 @@ class OnlineConfig(SequenceConfig):
         if bound is not None and (not isinstance(bound, int) or bound < 1):
             raise UserError(
                 f"online.replay_capacity_steps is {bound!r}; it must be a whole number of at least 1, or null"
+            )
+        for name, least in (("max_policy_lag", 1), ("replay_memory_gib", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or value < least):
+                raise UserError(f"online.{name} is {value!r}; it must be at least {least}, or null")
+        if not isinstance(self.max_rounds_ahead, (int, float)) or not self.max_rounds_ahead > 0:
+            raise UserError(
+                f"online.max_rounds_ahead is {self.max_rounds_ahead!r}; it must be a positive number"
+            )
+        if self.mode == "async" and self.num_env_runners == 0 and not self.in_evaluation:
+            raise UserError(
+                "online.mode async collects on remote env runners, and there are none; set "
+                "env_runners.num_env_runners to 1 or more, or online.mode: sync"
             )
         if self.start_from is not None and self._model_config:
             raise UserError(

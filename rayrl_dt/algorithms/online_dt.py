@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.online_config import OnlineConfig
 from rayrl_dt.algorithms.runner_calls import Collect, run_on_runners
+from rayrl_dt.algorithms.shared_replay import SharedReplay, sources
+from rayrl_dt.algorithms.streams import RunnerStreams
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Slot
@@ -22,8 +27,11 @@ __all__ = ["ENV_STEPS", "OnlineDT", "OnlineDTConfig"]
 
 ENV_STEPS = "env_steps"
 _EPISODES = "collected_episodes"
-_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "collected_return")
+_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "updates_due", "collected_return", "stream_calls")
 _REPLAY = "replay.npz"
+# Between two looks at what the runners have sent: long enough to cost nothing, short enough that none runs dry.
+_SECONDS_OF_UPDATES = 0.1
+_FRAGMENT = 50
 
 
 class OnlineDTConfig(OnlineConfig):
@@ -42,7 +50,8 @@ class OnlineDTConfig(OnlineConfig):
 
     Differences from the papers and their code: returns-to-go are relabelled once, when an episode enters the replay,
     not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does
-    what the code does); DT's timestep embedding stays, ODT leaves it out. Sizes are for a CPU: width 64, 2 layers, K 5.
+    what the code does); `mode="async"` collects while it learns; DT's timestep embedding stays, ODT leaves it out.
+    Sizes are for a CPU: width 64, 2 layers, K 5.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -55,9 +64,13 @@ class OnlineDT(SequenceAlgorithm):
     Attributes:
         env_steps: environment steps collected so far (saved).
         collected_episodes: their episodes (saved).
-        rounds: rounds of collection and updates begun (saved).
-        collected_return: mean raw return of the last round's episodes (saved).
-        replay: the trajectories that online updates draw from (saved); None while pretraining.
+        rounds: rounds of collection and updates begun (saved); async mode has none.
+        updates_due: online updates that what is collected asks for (saved).
+        collected_return: mean raw return of the episodes collected last (saved).
+        stream_calls: calls made to runners in async mode (saved).
+        replay: the trajectories that online updates draw from (saved); None while pretraining. In this process, or in
+            one of its own when runners or learners are remote.
+        streams: the runners' calls in async mode; None before the first.
     """
 
     config: OnlineConfig
@@ -72,8 +85,14 @@ class OnlineDT(SequenceAlgorithm):
         self.env_steps = 0
         self.collected_episodes = 0
         self.rounds = 0
+        self.updates_due = 0
         self.collected_return: float | None = None
-        self.replay: TrajectoryReplay | None = None
+        self.stream_calls = 0
+        self.replay: TrajectoryReplay | SharedReplay | None = None
+        self.streams: RunnerStreams | None = None
+        self._policy: tuple[Any, int] | None = None
+        self._lags: list[int] = []
+        self._collect_seconds = 0.0
         super().setup(config)
         if self.config.env is None:
             raise UserError("there is no environment to finetune in; set environment.env in the config")
@@ -105,14 +124,14 @@ class OnlineDT(SequenceAlgorithm):
 
     @property
     def _updates_left(self) -> int:
-        """Updates of the current round that are still to be taken (an interrupt may leave some)."""
-        due = self.config.pretrain_steps + self.rounds * self.config.updates_per_iteration
-        return due - self.gradient_steps
+        """Updates that are due and not taken yet (in rounds: an interrupt may leave some)."""
+        return self.config.pretrain_steps + self.updates_due - self.gradient_steps
 
     def training_step(self) -> None:
-        """Pretrains for some steps, or collects whole episodes and takes one round of updates."""
+        """Pretrains for some steps, or collects and takes one round of updates."""
         if self.done:
             return
+        self._collect_seconds = 0.0
         if not self.online:
             left = self.config.pretrain_steps - self.gradient_steps
             iterators = self.offline_data.iterators(self.config.num_learners)
@@ -121,22 +140,34 @@ class OnlineDT(SequenceAlgorithm):
         if self.replay is None:
             self.replay = self._new_replay()
             self.replay.fill(self.offline_data.store)
+        if self.config.mode == "async":
+            self._collect_and_update(self.replay)
+            return
         if self._updates_left <= 0:
             self._collect(self.replay)
-        iterators = self.offline_data.iterators(self.config.num_learners, self.replay.store)
-        self._update(iterators, self._updates_left)
+        self._update(self._sources(self.replay), self._updates_left)
 
-    def _new_replay(self) -> TrajectoryReplay:
+    def _new_replay(self) -> TrajectoryReplay | SharedReplay:
         spec, config = self.policy_spec, self.config
-        return TrajectoryReplay(
-            self.offline_data.full.info,
-            spec.normaliser,
-            capacity=config.replay_capacity_trajectories,
-            capacity_steps=config.replay_capacity_steps,
-        )
+        gib = config.replay_memory_gib
+        arguments = {
+            "info": self.offline_data.full.info,
+            "normaliser": spec.normaliser,
+            "capacity": config.replay_capacity_trajectories,
+            "capacity_steps": config.replay_capacity_steps,
+            "memory_bytes": None if gib is None else int(gib * 2**30),
+        }
+        if config.num_env_runners > 0 or config.num_learners > 0:
+            return SharedReplay(arguments)
+        return TrajectoryReplay(**arguments)
 
-    def _collect(self, replay: TrajectoryReplay) -> None:
+    def _sources(self, replay: TrajectoryReplay | SharedReplay) -> list[BatchSource]:
+        config = self.config
+        return sources(replay, self.offline_data.sampling, config.num_learners, ahead=config.mode == "async")
+
+    def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Runs whole episodes until enough steps are collected; each is a function of the weights and its number."""
+        begin = time.perf_counter()
         config, runners = self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
             runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
@@ -153,30 +184,101 @@ class OnlineDT(SequenceAlgorithm):
                 for j in range(at_once)
             ]
             collected += run_on_runners(self, runners, slots, call).episodes
-        for episode in collected:
+        self._take_in(collected, replay)
+        self.rounds += 1
+        self.updates_due += config.updates_per_iteration
+        self._collect_seconds = time.perf_counter() - begin
+
+    def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
+        """Adds finished episodes to the replay and counts them."""
+        trajectories = []
+        for episode in episodes:
             trajectory = episode.trajectory
             assert trajectory is not None
-            if config.timeout_is_terminal:
-                trajectory = replace(trajectory, terminated=True)
-            replay.add([trajectory])
-        self.env_steps += sum(episode.length for episode in collected)
-        self.collected_episodes += len(collected)
-        self.rounds += 1
-        self.collected_return = sum(episode.episode_return for episode in collected) / len(collected)
+            ended = self.config.timeout_is_terminal or trajectory.terminated
+            trajectories.append(replace(trajectory, terminated=ended))
+        replay.add(trajectories)
+        self.env_steps += sum(episode.length for episode in episodes)
+        self.collected_episodes += len(episodes)
+        self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
+
+    def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
+        """Takes one iteration's updates while the runners go on collecting.
+
+        Updates wait for data where they would exceed the update-to-data ratio, and for a runner where its weights would
+        fall further behind than `max_policy_lag`. Runners wait where they are `max_rounds_ahead` ahead of the updates.
+        """
+        config, begin = self.config, time.perf_counter()
+        goal = self.gradient_steps + config.updates_per_iteration
+        self._lags = []
+        chunk = 1
+        while self.gradient_steps < goal and not self.done:
+            allowed = min(self._updates_left, goal - self.gradient_steps, self._lag_left(), chunk)
+            self._exchange(replay, timeout=0.0 if allowed > 0 else 1.0)
+            if allowed <= 0:
+                continue
+            before, seconds = self.gradient_steps, self.last_update_seconds
+            self._update(self._sources(replay), allowed)
+            if self.gradient_steps < before + allowed:
+                break  # an observer wants to stop
+            seconds = self.last_update_seconds - seconds
+            chunk = max(1, int(allowed * _SECONDS_OF_UPDATES / max(seconds, 1e-6)))
+        self._collect_seconds = time.perf_counter() - begin
+
+    def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
+        """Takes in what the runners have sent, and gives them their next calls."""
+        config = self.config
+        if self.streams is None:
+            fragment = config.rollout_fragment_length
+            steps = fragment if isinstance(fragment, int) else _FRAGMENT
+            self.streams = RunnerStreams(self.env_runner_group, steps=steps, calls=self.stream_calls)
+        ahead = self._updates_left / config.updates_per_iteration
+        if self.env_steps < config.env_steps and ahead < config.max_rounds_ahead:
+            self.streams.send(self._current_policy)
+            self.stream_calls = self.streams.calls
+        for arrival in self.streams.receive(timeout=timeout):
+            self._lags.append(self.gradient_steps - arrival.weights)
+            if arrival.episodes:
+                self._take_in(arrival.episodes, replay)
+                share = min(self.env_steps, config.env_steps) / config.env_steps_per_iteration
+                self.updates_due = max(self.updates_due, int(share * config.updates_per_iteration))
+
+    def _current_policy(self) -> tuple[Any, int]:
+        """The policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
+        step = self.gradient_steps
+        if self._policy is None or step - self._policy[1] >= max(1, self.config.policy_lag_bound // 4):
+            self._policy = ray.put(self.policy_state()), step
+        return self._policy
+
+    def _lag_left(self) -> int:
+        """Updates that may be taken before the oldest weights that a runner acts with are too old."""
+        oldest = None if self.streams is None else self.streams.oldest_weights
+        return self.config.policy_lag_bound - (0 if oldest is None else self.gradient_steps - oldest)
 
     def report(self) -> dict[str, Any]:
-        """Returns where the finetuning stands: phase, environment steps, episodes, replay, updates to data."""
-        replay = self.replay
-        updates = max(0, self.gradient_steps - self.config.pretrain_steps)
+        """Returns where the finetuning stands: phase, environment steps, replay, updates to data, policy lag."""
+        replay, config = self.replay, self.config
+        updates = max(0, self.gradient_steps - config.pretrain_steps)
+        steps = 0 if replay is None else replay.num_steps
         return {
-            "phase": "online" if self.rounds > 0 else "pretraining",
+            "phase": "pretraining" if replay is None else "online",
             ENV_STEPS: self.env_steps,
             _EPISODES: self.collected_episodes,
             "collected_return": self.collected_return,
             "update_to_data": updates / self.env_steps if self.env_steps else None,
             "replay_episodes": 0 if replay is None else len(replay),
-            "replay_steps": 0 if replay is None else replay.num_steps,
+            "replay_steps": steps,
+            # In rounds, everything was collected with the weights that the round began with.
+            "policy_lag_mean": sum(self._lags) / len(self._lags) if self._lags else None,
+            "policy_lag_max": max(self._lags, default=None),
+            "runner_restarts": 0 if self.streams is None else self.streams.restarts,
         }
+
+    def cleanup(self) -> None:
+        """Ends the replay's process with the rest."""
+        if isinstance(self.replay, SharedReplay):
+            self.replay.stop()
+        super().cleanup()
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Writes RLlib's checkpoint, and the replay beside it: RLlib's own leaves replays out."""
@@ -194,8 +296,10 @@ class OnlineDT(SequenceAlgorithm):
         super().restore_from_path(path, component=component, **kwargs)
         if component is not None:
             return
-        self.replay = None
-        if self.rounds > 0:
+        if isinstance(self.replay, SharedReplay):
+            self.replay.stop()
+        self.replay = self.streams = self._policy = None
+        if self.collected_episodes > 0:
             self.replay = self._new_replay()
             self.replay.load(Path(path) / _REPLAY)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import ray
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import Rollouts, Slot
 
-__all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
+__all__ = ["Collect", "Evaluate", "RunnerCall", "raise_from_runner", "run_on_runners"]
 
 _ATTEMPTS = 3
 
@@ -61,8 +61,26 @@ class _Part:
     slots: list[Slot]
     call: RunnerCall
 
-    def __call__(self, runner: Any) -> tuple[int, Rollouts]:
-        return self.part, self.call(runner, self.slots)
+    def __call__(self, runner: Any) -> tuple[int, Rollouts | Exception]:
+        # Raised, it would look like a lost runner.
+        try:
+            return self.part, self.call(runner, self.slots)
+        except Exception as error:
+            return self.part, error
+
+
+def raise_from_runner(error: Exception) -> NoReturn:
+    """Raises what a runner's environment or policy raised.
+
+    Raises:
+        UserError: always, with the remedy.
+    """
+    if isinstance(error, UserError):
+        raise error
+    raise UserError(
+        f"an env runner raised {type(error).__name__}: {error}; mend the environment, then continue from the last "
+        "checkpoint with --resume"
+    ) from error
 
 
 def run_on_runners(algorithm: Any, runners: Any, slots: list[Slot], call: RunnerCall) -> Rollouts:
@@ -78,7 +96,7 @@ def run_on_runners(algorithm: Any, runners: Any, slots: list[Slot], call: Runner
         The episodes in the order of the slots, however many runners there were.
 
     Raises:
-        UserError: a part was lost for good with its runners.
+        UserError: a part was lost for good with its runners, or an environment raised.
     """
     if runners.num_remote_env_runners() == 0:
         return call(runners.local_env_runner, slots)
@@ -93,6 +111,8 @@ def run_on_runners(algorithm: Any, runners: Any, slots: list[Slot], call: Runner
                 calls, local_env_runner=False, remote_worker_ids=workers[: len(calls)]
             )
             for part, result in results:
+                if isinstance(result, Exception):
+                    raise_from_runner(result)
                 done[part] = result
                 del waiting[part]
             if len(results) < len(calls):

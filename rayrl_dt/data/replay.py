@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data import returns
+from rayrl_dt.data.spill import ArraySpace
 from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normaliser, Trajectory
@@ -64,6 +65,7 @@ class TrajectoryReplay:
         normaliser: observation statistics that samples carry along; frozen, as the policy's are.
         capacity: most episodes at a time.
         capacity_steps: most steps at a time; None for no such bound. The newest episode always stays.
+        memory_bytes: arrays larger than this together are mapped from temporary files; None keeps all in memory.
 
     Attributes:
         capacity: most episodes at a time.
@@ -78,6 +80,7 @@ class TrajectoryReplay:
         *,
         capacity: int,
         capacity_steps: int | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         if capacity < 1:
             raise UserError(f"the replay's capacity is {capacity} trajectories; it must be at least 1")
@@ -90,6 +93,7 @@ class TrajectoryReplay:
         self.counts = ReplayCounts()
         self._info = info
         self._normaliser = normaliser
+        self._space = ArraySpace(memory_bytes)
         self._steps: dict[str, Array] = {}
         self._episodes: dict[str, Array] = {}
         self._begin = self._end = 0  # of the steps in use
@@ -163,9 +167,11 @@ class TrajectoryReplay:
             "numbers": np.array([self.counts.added_episodes], np.int64),
         }
         self._begin, self._end = _make_room(
-            self._steps, {name: rows[name] for name in _STEP_ARRAYS}, self._begin, self._end
+            self._steps, {name: rows[name] for name in _STEP_ARRAYS}, self._begin, self._end, self._space
         )
-        self._first, self._last = _make_room(self._episodes, single, self._first, self._last)
+        self._first, self._last = _make_room(
+            self._episodes, single, self._first, self._last, ArraySpace(None)
+        )
         self._view = None
         self.counts = replace(
             self.counts,
@@ -245,15 +251,17 @@ class TrajectoryReplay:
         self._evict()
 
 
-def _make_room(arrays: dict[str, Array], rows: dict[str, Array], begin: int, end: int) -> tuple[int, int]:
+def _make_room(
+    arrays: dict[str, Array], rows: dict[str, Array], begin: int, end: int, space: ArraySpace
+) -> tuple[int, int]:
     """Writes rows behind `end`, moving or growing the arrays if need be; returns the new (begin, end)."""
     count = len(next(iter(rows.values())))
     capacity = len(next(iter(arrays.values()))) if arrays else 0
     if end + count > capacity:
         used = end - begin
         size = max(2 * (used + count), _FIRST_ROWS) if used + count > capacity // 2 else capacity
-        for name, new in rows.items():
-            array = np.zeros((size, *new.shape[1:]), new.dtype)
+        shapes = {name: ((size, *new.shape[1:]), new.dtype) for name, new in rows.items()}
+        for name, array in space.zeros(shapes).items():
             if used:
                 array[:used] = arrays[name][begin:end]
             arrays[name] = array

@@ -1,0 +1,209 @@
+"""Collection that never stops: each remote runner has its next call before it has answered the last.
+
+A runner's environments go on from call to call, so nobody waits for a long episode. A call returns with the step in
+which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. Weights travel
+once through the object store, whoever asks for them, and only when they have moved far enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from rayrl_dt.algorithms.runner_calls import raise_from_runner
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import EpisodeRecord
+
+__all__ = ["Arrival", "Continue", "Life", "RunnerStreams"]
+
+_CALLS_PER_RUNNER = 2
+_PROBE_EVERY = 2.0
+_PROBE_FOR = 0.2
+_PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What one call brought.
+
+    Attributes:
+        life: number of the call that began the runner's stream; another one after the runner's process was replaced.
+        episodes: that ended, with their steps.
+        env_steps: taken, those of unfinished episodes included.
+        weights: gradient step of the weights that acted.
+        episodes_before: episodes that the stream had brought before this call.
+    """
+
+    life: int
+    episodes: tuple[EpisodeRecord, ...]
+    env_steps: int
+    weights: int
+    episodes_before: int
+
+
+@dataclass(frozen=True)
+class Continue:
+    """The call: go on collecting.
+
+    Attributes:
+        number: of the call; a new stream is seeded with it.
+        policy: weights of the policy in the object store.
+        weights: gradient step that they are of.
+        steps: vector steps to take at most.
+    """
+
+    number: int
+    policy: ray.ObjectRef[dict[str, Any]]
+    weights: int
+    steps: int
+
+    def __call__(self, runner: Any) -> Arrival | Exception:
+        """Runs on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
+        try:
+            arrival: Arrival = runner.go_on(self)
+            return arrival
+        except Exception as error:
+            return error
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a runner's stream has brought, from the start of its process to its end.
+
+    Attributes:
+        runner: its index.
+        episodes: that ended.
+        steps: of them.
+    """
+
+    runner: int
+    episodes: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class _Flight:
+    runner: int
+    weights: int
+
+
+class RunnerStreams:
+    """Keeps every healthy remote runner of a group busy.
+
+    Args:
+        group: RLlib's `EnvRunnerGroup`.
+        steps: vector steps of a call at most.
+        calls: calls made in this run so far; numbers go on from there.
+
+    Attributes:
+        calls: calls made.
+        lives: what each stream has brought, by the number of the call that began it.
+    """
+
+    def __init__(self, group: Any, *, steps: int, calls: int) -> None:
+        # The group's own asynchronous calls can only wait for all of them at once.
+        self._manager = group._worker_manager
+        self._group = group
+        self._steps = steps
+        self._flights: dict[Any, _Flight] = {}
+        self._probed = self._heard = time.monotonic()
+        self.calls = calls
+        self.lives: dict[int, Life] = {}
+
+    @property
+    def oldest_weights(self) -> int | None:
+        """Gradient step of the oldest weights that a call under way acts with."""
+        return min((flight.weights for flight in self._flights.values()), default=None)
+
+    @property
+    def restarts(self) -> int:
+        """Runners that died and came back."""
+        return len(self.lives) - len({life.runner for life in self.lives.values()})
+
+    def send(self, policy: Callable[[], tuple[Any, int]]) -> None:
+        """Tops up the calls of every healthy runner.
+
+        Args:
+            policy: returns a reference to the policy's weights, and the gradient step that they are of; asked once if
+                there is anything to send.
+        """
+        self._bring_back()
+        busy: dict[int, int] = {}
+        for flight in self._flights.values():
+            busy[flight.runner] = busy.get(flight.runner, 0) + 1
+        runners = {
+            runner: _CALLS_PER_RUNNER - busy.get(runner, 0) for runner in self._manager.healthy_actor_ids()
+        }
+        if not any(room > 0 for room in runners.values()):
+            return
+        reference, weights = policy()
+        for _ in range(_CALLS_PER_RUNNER):
+            for runner, room in runners.items():
+                if room > 0:
+                    call = Continue(self.calls, reference, weights, self._steps)
+                    flight = self._manager.actors()[runner].apply.remote(call)
+                    self._flights[flight] = _Flight(runner, weights)
+                    self.calls += 1
+                    runners[runner] -= 1
+
+    def receive(self, *, timeout: float) -> list[Arrival]:
+        """Returns what has arrived; waits for something if nothing has.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            UserError: an environment raised, or no runner has answered for two minutes.
+        """
+        if not self._flights:
+            time.sleep(min(timeout, 0.01))
+        ready, _ = ray.wait(list(self._flights), timeout=timeout) if self._flights else ([], [])
+        if ready:
+            # The wait ends with the first; the others that are there come along.
+            ready, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
+        arrivals = [arrival for flight in ready if (arrival := self._open(flight)) is not None]
+        if arrivals:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > _PATIENCE and not self._manager.healthy_actor_ids():
+            raise UserError(
+                f"no env runner has come back for {_PATIENCE:.0f} s; look into the runners' logs and memory, then "
+                "continue from the last checkpoint with --resume"
+            )
+        return arrivals
+
+    def _open(self, reference: Any) -> Arrival | None:
+        flight = self._flights.pop(reference)
+        try:
+            found = ray.get(reference)
+        except RayActorError:
+            self._manager.set_actor_state(flight.runner, healthy=False)
+            return None
+        if isinstance(found, Exception):
+            raise_from_runner(found)
+        assert isinstance(found, Arrival)
+        life = self.lives.get(found.life, Life(flight.runner))
+        if found.episodes_before != life.episodes:
+            raise RuntimeError(
+                f"stream {found.life} has brought {life.episodes} episodes and says {found.episodes_before}"
+            )
+        brought = sum(episode.length for episode in found.episodes)
+        self.lives[found.life] = Life(
+            flight.runner, life.episodes + len(found.episodes), life.steps + brought
+        )
+        return found
+
+    def _bring_back(self) -> None:
+        """Takes runners that Ray has restarted back into service."""
+        now = time.monotonic()
+        if (
+            self._manager.num_healthy_actors() == self._manager.num_actors()
+            or now - self._probed < _PROBE_EVERY
+        ):
+            return
+        self._probed = now
+        self._group.probe_unhealthy_env_runners(timeout_seconds=_PROBE_FOR)
