@@ -59,8 +59,7 @@ class TransformerPlan(CachedPlan):
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
         """Returns the features at the newest state token; see `CachedPlan.features`."""
-        # Products of slices of the cache cost more than copying the slices.
-        x, *projected = (values.flatten(1, 2)[:, :-1].contiguous() for values in kept)
+        x, *projected = (values.flatten(1, 2)[:, :-1] for values in kept)
         bias = self.bias(mask, self._tokens_per_step)[:, :-1, :-1]
         for number, layer in enumerate(self._layers[:-1]):
             if number > 0:

@@ -34,7 +34,9 @@ __all__ = [
 
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Returns softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
-    scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2))
+    # Copying a slice costs less than transposing it, which the product would do.
+    transposed = key.contiguous().transpose(1, 2)
+    scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 

@@ -146,8 +146,7 @@ class RADTPlan(CachedPlan):
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
         """Returns the features at the newest state token; see `CachedPlan.features`."""
-        # Products of slices of the cache cost more than copying the slices.
-        x, *projected = (values.flatten(1, 2).contiguous() for values in kept[:4])
+        x, *projected = (values.flatten(1, 2) for values in kept[:4])
         rest = kept[4:]
         bias, steps_bias = self.bias(mask, _TOKENS_PER_STEP), self.bias(mask, 1)
         # A state and an action see the returns of the steps up to their own.
