@@ -52,16 +52,20 @@ class TransformerTrunk(Trunk):
         for block in self.blocks:
             block.apply(initialise_normal)
 
-    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+    def embed(self, inputs: TrunkInputs) -> Tensor:
+        """Returns the P tokens of each step, `(B, K, P, d)`, a function of that step alone; without returns P is 2."""
         table = self.embed_timestep
         position = table(inputs.timesteps.clamp(max=table.num_embeddings - 1))
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
-        x = (torch.stack(tokens, dim=2) + position[:, :, None]).flatten(1, 2)
         # The last action token is seen by nobody: its action is what is asked for.
-        x = self.embed_dropout(self.embed_norm(x))
+        embedded: Tensor = self.embed_norm(torch.stack(tokens, dim=2) + position[:, :, None])
+        return embedded
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        x = self.embed_dropout(self.embed(inputs).flatten(1, 2))
         bias = attention_bias(inputs.mask, x.shape[1], self.tokens_per_step, x)
         state = self.tokens_per_step - 2
         begin = x.shape[1] - 2 if last_only else state

@@ -32,7 +32,7 @@ from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
-__all__ = ["RADTTrunk", "ReturnStream", "SequenceReturnAligner", "sinusoids"]
+__all__ = ["RADTBlock", "RADTTrunk", "ReturnStream", "SequenceReturnAligner", "sinusoids"]
 
 _TOKENS_PER_STEP = 2
 _INVERTED_BIAS = -1e4
@@ -99,7 +99,7 @@ class _StepReturnAligner(nn.Module):
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
 
-class _RADTBlock(nn.Module):
+class RADTBlock(nn.Module):
     """Self-attention, SeqRA and MLP; each followed (post-norm) or preceded (pre-norm) by a modulated norm."""
 
     def __init__(self, spec: PolicySpec, source: DropoutSource) -> None:
@@ -186,10 +186,10 @@ class RADTTrunk(Trunk):
         assert model.max_episode_steps is not None
         table = sinusoids(model.max_episode_steps + model.context_length, width)
         self.register_buffer("positions", table, persistent=False)
-        self.blocks = nn.ModuleList(_RADTBlock(spec, source) for _ in range(model.num_layers))
+        self.blocks = nn.ModuleList(RADTBlock(spec, source) for _ in range(model.num_layers))
         self.apply(initialise_normal)
         for block in self.blocks:
-            assert isinstance(block, _RADTBlock)
+            assert isinstance(block, RADTBlock)
             # lambda, gamma and beta start at zero.
             if block.modulation is not None:
                 nn.init.zeros_(block.modulation.project.weight)
@@ -200,16 +200,23 @@ class RADTTrunk(Trunk):
         """Initialises the head as the authors do: N(0, 0.02), bias 0."""
         initialise_normal(head)
 
-    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+    def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the tokens `(B, K, 2, d)` and `ReturnStream`'s gates and memory, functions of each step alone."""
         position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
         embedded = self.embed_return(inputs.returns_to_go)
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
-        x = (torch.stack(tokens, dim=2) + position[:, :, None]).flatten(1, 2)
+        x = torch.stack(tokens, dim=2) + position[:, :, None]
+        memory = functional.layer_norm(embedded + position, (embedded.shape[-1],))
+        return x, functional.silu(embedded), memory
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        tokens, gates, memory = self.embed(inputs)
+        x = tokens.flatten(1, 2)
         count = x.shape[1]
         returns = ReturnStream(
-            gates=functional.silu(embedded),
-            memory=functional.layer_norm(embedded + position, (embedded.shape[-1],)),
+            gates=gates,
+            memory=memory,
             bias=self._bias(inputs.mask, 1, x),
         )
         bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)

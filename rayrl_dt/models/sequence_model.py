@@ -83,7 +83,11 @@ class SequenceModel(nn.Module):
             `(B, P, A)` actions in [-1, 1], `(B, P, 2A)` raw parameters of a Gaussian head, or `(B, P, n)` logits, for
             the last P steps of the window: P is 1 with `last_only` and for the MLP, else K.
         """
-        outputs: Tensor = self.head(self.trunk(self.inputs(window), last_only=last_only))
+        return self.read_out(self.trunk(self.inputs(window), last_only=last_only))
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """Returns the outputs, see `forward`, for features `(..., d)` of the trunk."""
+        outputs: Tensor = self.head(features)
         return outputs if self.spec.discrete or self.spec.gaussian else torch.tanh(outputs)
 
     def gaussian(self, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 
 from rayrl_dt.data.returns import next_return_to_go
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.acting.plan import ActingPlan
+from rayrl_dt.policy.acting.select import acting_plan
 from rayrl_dt.policy.context import ContextBuffer
-from rayrl_dt.precision import autocast
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["VectorActor"]
@@ -59,7 +60,7 @@ class VectorActor:
         self._return_to_go = np.zeros(slots, np.float64)
         self._timestep = np.zeros(slots, np.int64)
         self._delayed = spec.model.target_rule == "constant"
-        self._device = next(model.parameters()).device
+        self._plan: ActingPlan | None = None
         self._actions = np.zeros(
             (slots,) if spec.discrete else (slots, spec.action_size),
             spec.action_space.dtype,
@@ -92,6 +93,8 @@ class VectorActor:
         """
         if starting.any():
             self._context.clear(starting)
+            if self._plan is not None:
+                self._plan.clear(starting)
         self._return_to_go = np.where(
             starting, targets, next_return_to_go(self._return_to_go, rewards, delayed=self._delayed)
         )
@@ -100,9 +103,9 @@ class VectorActor:
         rows = None if active is None or active.all() else np.flatnonzero(active)
         if rows is not None and len(rows) == 0:
             return self._actions
-        window = self._context.window(rows).to_torch(self._device)
-        with torch.no_grad(), autocast(self._device, self.precision):
-            outputs = self.model(window, last_only=True)[:, -1]
+        if self._plan is None or not self._plan.holds():
+            self._plan = acting_plan(self.model, self._context, self.precision)
+        outputs = self._plan.outputs(rows)
         if self.noise > 0:
             outputs = outputs.float()
             noise = torch.randn(outputs.shape, generator=self.sample).to(outputs.device)

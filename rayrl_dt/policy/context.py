@@ -29,6 +29,9 @@ class ContextBuffer:
         action_shape: `(A,)`, or `()` for discrete actions.
         action_dtype: float32 or int64.
         slack: steps between two moves of the window to the front of the memory.
+
+    Attributes:
+        appended: steps so far, of each slot.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ContextBuffer:
         slack: int = 256,
     ) -> None:
         self.context_length = context_length
+        self.appended = 0
         capacity = context_length + slack
         self._returns = np.zeros((slots, capacity, 1), np.float32)
         self._observations = np.zeros((slots, capacity, *observation_shape), observation_dtype)
@@ -81,6 +85,7 @@ class ContextBuffer:
         self._timesteps[:, step] = timesteps
         self._mask[:, step] = True
         self._end = step + 1
+        self.appended += 1
 
     def set_actions(self, actions: Array) -> None:
         """Fills in the actions `(N, A)` or `(N,)` of the newest step."""

@@ -106,6 +106,7 @@ def test_many_steps(slack: int) -> None:
     for step in range(1000):
         buffer.append(np.array([step, -step]), np.full((2, 2), step, np.float32), np.array([step, step]))
         buffer.set_actions(np.full((2, 3), step, np.float32))
+    assert buffer.appended == 1000
     window = buffer.window()
     assert window.timesteps.tolist() == [[996, 997, 998, 999]] * 2
     assert window.actions[1, :, 0].tolist() == [996, 997, 998, 999]

@@ -1,0 +1,176 @@
+"""Attention and feed-forward layer for inference: weights cast once, and multiplied together where that saves work.
+
+With one head, q·k = (Wq x + bq)·(Wk y + bk) is (Wk^T Wq x + Wk^T bq)·y plus a constant of the query, which the softmax
+ignores: the token y is its own key, and keys need no product. Likewise the values may hold Wo (Wv y + bv) + bo, since
+attention weights sum to one: the output needs no product. That leaves 2 of 4 d² products per token. H heads would take
+2 H d² and attend over H d numbers per token, which is no less than the plain products for any H > 1, except where only
+one token is read. Products of weights are made in float64 and rounded once.
+
+Shape legend: B batch, T tokens, R tokens that are read, S source tokens, d width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward
+
+__all__ = [
+    "FeedForwardPlan",
+    "LastTokenAttention",
+    "NormPlan",
+    "SelfAttentionPlan",
+    "attention_weights",
+    "merge_heads",
+    "self_attention_plan",
+    "split_heads",
+]
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+    """Returns softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
+    # Copying a slice costs less than transposing it, which the product would do.
+    transposed = key.contiguous().transpose(1, 2)
+    scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Returns `(B * H, T, d / H)` of `(B, T, d)`."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def merge_heads(x: Tensor, heads: int) -> Tensor:
+    """Inverse of `split_heads`."""
+    return torch.unflatten(x, 0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+class NormPlan:
+    """A LayerNorm of float32, whose output comes in the acting precision `dtype`."""
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        self._shape, self._eps, self._dtype = norm.normalized_shape, norm.eps, dtype
+        # torch's kernel is faster with a weight of ones than with none.
+        self._weight = torch.ones(self._shape) if norm.weight is None else norm.weight.detach()
+        self._bias = None if norm.bias is None else norm.bias.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalises `(..., d)`."""
+        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._dtype)
+
+
+class FeedForwardPlan:
+    """A `FeedForward` without dropout, in the acting precision."""
+
+    def __init__(self, layer: FeedForward, dtype: torch.dtype) -> None:
+        self._function = layer.function
+        self._expand = [layer.expand.weight.detach().to(dtype), layer.expand.bias.detach().to(dtype)]
+        self._contract = [layer.contract.weight.detach().to(dtype), layer.contract.bias.detach().to(dtype)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps `(..., d)` to `(..., d)`."""
+        return functional.linear(self._function(functional.linear(x, *self._expand)), *self._contract)
+
+
+class SelfAttentionPlan(ABC):
+    """Causal self-attention in two halves: what each token gives by itself, and what is made of them together."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values `(B, T, d)` of tokens `(B, T, d)`."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Returns the layer's output `(B, T, d)`; `bias` is `(1 or B, T, T)`."""
+
+
+def self_attention_plan(layer: CausalSelfAttention, dtype: torch.dtype) -> SelfAttentionPlan:
+    """Returns the plan with the fewer products."""
+    return _OneHead(layer, dtype) if layer.heads == 1 else _ManyHeads(layer, dtype)
+
+
+class _OneHead(SelfAttentionPlan):
+    """Merged products: a token is its own key, and the sum of values is the output."""
+
+    def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
+        width = layer.out.in_features
+        (query, key, value), (b_query, _, b_value) = _wide_parts(layer)
+        out, b_out = layer.out.weight.detach().double(), layer.out.bias.detach().double()
+        scale = 1.0 / math.sqrt(width)
+        self._weight = torch.cat([scale * (key.T @ query), out @ value]).to(dtype)
+        self._bias = torch.cat([scale * (key.T @ b_query), out @ b_value + b_out]).to(dtype)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, value = functional.linear(x, self._weight, self._bias).chunk(2, dim=-1)
+        return query, x, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return torch.bmm(attention_weights(query, key, bias), value)
+
+
+class _ManyHeads(SelfAttentionPlan):
+    """Plain products."""
+
+    def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
+        (query, key, value), (b_query, b_key, b_value) = _wide_parts(layer)
+        scale = 1.0 / math.sqrt(layer.out.in_features // layer.heads)
+        self._heads = layer.heads
+        self._weight = torch.cat([scale * query, key, value]).to(dtype)
+        self._bias = torch.cat([scale * b_query, b_key, b_value]).to(dtype)
+        self._out = layer.out.weight.detach().to(dtype), layer.out.bias.detach().to(dtype)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = functional.linear(x, self._weight, self._bias).chunk(3, dim=-1)
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        query, key, value = (split_heads(x, self._heads) for x in (query, key, value))
+        if len(bias) > 1:
+            bias = bias.repeat_interleave(self._heads, dim=0)
+        attended = torch.bmm(attention_weights(query, key, bias), value)
+        return functional.linear(merge_heads(attended, self._heads), *self._out)
+
+
+class LastTokenAttention:
+    """Self-attention of which one token is read: merged products for any number of heads, and none per other token."""
+
+    def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
+        heads, width = layer.heads, layer.out.in_features
+        (query, key, value), (b_query, _, b_value) = _wide_parts(layer)
+        scale = 1.0 / math.sqrt(width // heads)
+        by_head = zip(query.chunk(heads), key.chunk(heads), b_query.chunk(heads), strict=True)
+        pairs = [(scale * (k.T @ q), scale * (k.T @ b)) for q, k, b in by_head]
+        out = layer.out.weight.detach().double()
+        values = zip(out.chunk(heads, dim=1), value.chunk(heads), strict=True)
+        self._heads = heads
+        self._query = tuple(torch.cat(parts).to(dtype) for parts in zip(*pairs, strict=True))
+        self._value = (
+            torch.cat([o @ v for o, v in values], dim=1).to(dtype),
+            (out @ b_value + layer.out.bias.detach().double()).to(dtype),
+        )
+
+    def __call__(self, token: Tensor, source: Tensor, bias: Tensor) -> Tensor:
+        """Returns the layer's output `(B, 1, d)` at one token.
+
+        Args:
+            token: `(B, 1, d)`, the token that is read.
+            source: `(B, T, d)`, all tokens.
+            bias: `(1 or B, 1, T)`, what the token sees.
+        """
+        # As matrices: a product with a slice of three dimensions would copy the weights for each element of the batch.
+        query = functional.linear(token.flatten(0, 1), *self._query)
+        query = torch.unflatten(query, -1, (self._heads, -1))
+        weights = attention_weights(query, source, bias.expand(-1, self._heads, -1))
+        return functional.linear(torch.bmm(weights, source).flatten(1), *self._value)[:, None]
+
+
+def _wide_parts(layer: CausalSelfAttention) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases of queries, keys and values in float64; zeros where there is no bias."""
+    weight = layer.qkv.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if layer.qkv.bias is None else layer.qkv.bias.detach().double()
+    return weight.chunk(3), bias.chunk(3)

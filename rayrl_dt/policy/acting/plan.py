@@ -1,0 +1,155 @@
+"""What a plan for acting is, the plan that asks the model about the whole window, and what cached plans share.
+
+`SequenceModel.forward` defines what a policy does, and training uses it. A cached plan computes the same for the newest
+step of windows that slide, up to rounding, with less work: see `decision_transformer` and `radt` beside this module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayrl_dt.models.blocks import attention_bias
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.trunk import TrunkInputs
+from rayrl_dt.policy.acting.cache import StepCache
+from rayrl_dt.policy.acting.watch import ModelWatch
+from rayrl_dt.policy.context import ContextBuffer
+from rayrl_dt.precision import autocast
+
+__all__ = ["ActingPlan", "CachedPlan", "WholeWindowPlan"]
+
+Array = np.ndarray[Any, Any]
+
+
+class ActingPlan(ABC):
+    """Computes a policy's outputs at the newest step of N windows."""
+
+    @abstractmethod
+    def holds(self) -> bool:
+        """Whether the plan still does what the model says; if not, make a new one."""
+
+    @abstractmethod
+    def clear(self, slots: Array) -> None:
+        """Learns that the windows of some slots were emptied (index array or boolean mask)."""
+
+    @abstractmethod
+    def outputs(self, rows: Array | None) -> Tensor:
+        """Returns the outputs of `SequenceModel.forward` at the newest step, `(N, A, 2A or n)`.
+
+        Args:
+            rows: indices of the slots that are wanted; None for all.
+        """
+
+
+class WholeWindowPlan(ActingPlan):
+    """Calls the model on the whole windows: for every backbone and device, and where hooks are to see them.
+
+    Args:
+        model: the policy network.
+        context: the windows.
+        precision: "fp32" or "bf16" (autocast).
+        holds: whether the model can be acted for in no other way.
+    """
+
+    def __init__(
+        self, model: SequenceModel, context: ContextBuffer, precision: str, holds: Callable[[], bool]
+    ) -> None:
+        self._model, self._context, self._precision = model, context, precision
+        self._holds = holds
+
+    def holds(self) -> bool:
+        """Whether there is still no quicker way; changed weights make no difference."""
+        return self._holds()
+
+    def clear(self, slots: Array) -> None:
+        """Does nothing: all is in the windows."""
+
+    def outputs(self, rows: Array | None) -> Tensor:
+        """Returns the model's own outputs; see `ActingPlan.outputs`."""
+        device = self._model.head.weight.device
+        window = self._context.window(rows).to_torch(device)
+        with torch.no_grad(), autocast(device, self._precision):
+            outputs: Tensor = self._model(window, last_only=True)[:, -1]
+        return outputs
+
+
+class CachedPlan(ActingPlan):
+    """Keeps what is a function of single steps, and computes from it what the steps of a window make of each other.
+
+    A step's values are computed when it is appended, and once more after the next one, when its action is known.
+    Residual stream, norms, softmax, embedding and head are float32; products and attention have the acting precision.
+
+    Args:
+        model: the policy network, in float32 on a CPU. A change of it ends the plan.
+        context: the windows.
+        precision: "fp32" or "bf16".
+        tokens_per_step: P, of the sequence that attends to itself.
+    """
+
+    def __init__(
+        self, model: SequenceModel, context: ContextBuffer, precision: str, tokens_per_step: int
+    ) -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model, self._context, self._tokens_per_step = model, context, tokens_per_step
+        self._watch = ModelWatch(model)
+        self._cache: StepCache | None = None
+        self._synced = 0  # steps of the context that the cache has seen
+        self._causal = {steps: self._bias(None, steps) for steps in (1, tokens_per_step)}
+
+    @abstractmethod
+    def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
+        """Returns all that is kept of some steps, as functions of each by itself: `(N, steps, *shape)` each."""
+
+    @abstractmethod
+    def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
+        """Returns the trunk's features `(B, 1, d)` at the newest step.
+
+        Args:
+            kept: `step_values` of the windows, `(B, K, *shape)` each; anything finite where there is padding.
+            mask: `(B, K)` bool, True at real steps; None if there is no padding.
+        """
+
+    def holds(self) -> bool:
+        """Whether the model is unchanged, and no hook wants to see its forward pass."""
+        return self._watch.unchanged()
+
+    def clear(self, slots: Array) -> None:
+        """Forgets the steps of some slots. Weights of zero would hide them, but not a NaN among them."""
+        if self._cache is not None:
+            with torch.inference_mode():
+                self._cache.clear(slots)
+
+    def outputs(self, rows: Array | None) -> Tensor:
+        """Returns the outputs; see `ActingPlan.outputs`."""
+        with torch.inference_mode():
+            kept = self._catch_up().window(rows)
+            mask = self._context.window(rows).mask
+            features = self.features(kept, None if mask.all() else torch.from_numpy(mask))
+            return self._model.read_out(features[:, -1])
+
+    def bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
+        """Returns `attention_bias` without its dimension of heads, `(1 or B, T, T)`, in the acting precision."""
+        return self._causal[tokens_per_step] if mask is None else self._bias(mask, tokens_per_step)
+
+    def _bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
+        tokens = self._context.context_length * tokens_per_step
+        return attention_bias(mask, tokens, tokens_per_step, torch.empty(0, dtype=self.dtype))[:, 0]
+
+    def _catch_up(self) -> StepCache:
+        """Computes the steps that came since the last call, and the one before, whose action is known by now."""
+        length = self._context.context_length
+        steps = min(self._context.appended - self._synced, length)
+        self._synced = self._context.appended
+        newest = self._context.window().last(min(steps + 1, length)).to_torch()
+        values = self.step_values(self._model.inputs(newest))
+        if self._cache is None:
+            self._cache = StepCache(newest.batch_size, length, values)
+        self._cache.advance(steps)
+        self._cache.write(values)
+        return self._cache

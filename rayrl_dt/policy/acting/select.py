@@ -1,0 +1,38 @@
+"""Which plan acts for a model."""
+
+from __future__ import annotations
+
+from rayrl_dt.models.decision_transformer import TransformerTrunk
+from rayrl_dt.models.radt import RADTTrunk
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.acting.decision_transformer import TransformerPlan
+from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan
+from rayrl_dt.policy.acting.radt import RADTPlan
+from rayrl_dt.policy.acting.watch import can_be_watched
+from rayrl_dt.policy.context import ContextBuffer
+
+__all__ = ["acting_plan"]
+
+_PLANS: dict[type, type[TransformerPlan] | type[RADTPlan]] = {
+    TransformerTrunk: TransformerPlan,
+    RADTTrunk: RADTPlan,
+}
+
+
+def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) -> ActingPlan:
+    """Returns the quickest plan for a model, to be used until it no longer `holds`.
+
+    Args:
+        model: the policy network.
+        context: the windows that it acts on.
+        precision: "fp32" or "bf16".
+    """
+    if not _can_be_cached(model):
+        return WholeWindowPlan(model, context, precision, lambda: not _can_be_cached(model))
+    plan: CachedPlan = _PLANS[type(model.trunk)](model, context, precision)
+    return plan
+
+
+def _can_be_cached(model: SequenceModel) -> bool:
+    """Whether there is a plan for the model's trunk, which may neither be a user's own variety nor have hooks."""
+    return type(model) is SequenceModel and type(model.trunk) in _PLANS and can_be_watched(model)
