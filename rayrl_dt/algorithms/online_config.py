@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.config import SequenceConfig, at_least
 from rayrl_dt.algorithms.learner import SequenceLearner
-from rayrl_dt.algorithms.online_module import CRITIC, INITIAL_TEMPERATURE, OnlineRLModule
+from rayrl_dt.algorithms.online_module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
@@ -53,6 +53,7 @@ class OnlineConfig(SequenceConfig):
         self.alpha = 0.1
         self.alpha_pretrain = 0.0
         self.bc_weight = 1.0
+        self.action_regularisation = 0.0
         self.actor_interval = 1
         self.normalise_q = False
         self.gamma = 0.99
@@ -81,6 +82,7 @@ class OnlineConfig(SequenceConfig):
         alpha: float = NotProvided,
         alpha_pretrain: float = NotProvided,
         bc_weight: float = NotProvided,
+        action_regularisation: float = NotProvided,
         actor_interval: int = NotProvided,
         normalise_q: bool = NotProvided,
         gamma: float = NotProvided,
@@ -110,6 +112,10 @@ class OnlineConfig(SequenceConfig):
             alpha: weight of the critic's gradient online.
             alpha_pretrain: its weight before; the critic is trained in both phases.
             bc_weight: weight of the supervised loss online; 0 is TD3 alone.
+            action_regularisation: weight of the mean squared distance between the policy's actions and those of the
+                policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
+                while this is their mean). Against forgetting on expert data; it may slow the way up from poor data.
+                Head "gaussian" is held by its tanh(mean).
             actor_interval: gradient steps of the critic for one of the actor and the targets.
             normalise_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
             gamma: the critic's discount.
@@ -167,6 +173,11 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
+        if self.action_regularisation > 0 and self.resolved_spec.discrete:
+            raise UserError(
+                f"online.action_regularisation is {self.action_regularisation}, a weight of distances between "
+                f"continuous actions, and those of {store.info.source} are {store.info.action_space}; set it to 0"
+            )
         self.gradient_steps = self.total_gradient_steps
         if base is None:
             return
@@ -209,6 +220,7 @@ class OnlineConfig(SequenceConfig):
         return {
             **super()._model_config_auto_includes,
             CRITIC: critic if self.rl_gradient == "td3" else None,
+            FROZEN_MODEL: self.action_regularisation > 0,
             INITIAL_TEMPERATURE: self.initial_temperature,
         }
 
@@ -223,7 +235,7 @@ class OnlineConfig(SequenceConfig):
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
         at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight", "pretrain_steps", "env_steps")
-        at_least(self, "online", 0, "temperature_lr", "exploration_noise")
+        at_least(self, "online", 0, "action_regularisation", "temperature_lr", "exploration_noise")
         at_least(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
         at_least(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
         for name in ("gamma", "polyak"):

@@ -34,9 +34,10 @@ __all__ = ["ONLINE_METRICS", "OnlineLearner"]
 BC_LOSS = "bc_loss"
 CRITIC_LOSS = "critic_loss"
 Q_MEAN = "q_mean"
+ACTION_DISTANCE = "action_distance"
 ENTROPY = "entropy"
 TEMPERATURE = "temperature"
-ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ENTROPY, TEMPERATURE)
+ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPERATURE)
 """What the learner logs beside the loss, where it applies."""
 
 _POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
@@ -99,8 +100,8 @@ class OnlineLearner(SequenceLearner):
         """One gradient step."""
         config, module, step = self.config, self.online_module, self.gradient_step
         online = step >= config.pretrain_steps
-        if step == config.pretrain_steps and module.has_critic:
-            module.copy_targets()
+        if step == config.pretrain_steps:
+            module.begin_finetuning()
         phase_step = step - config.pretrain_steps if online else step
         for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
             group["lr"] = self._lr(step)
@@ -168,9 +169,24 @@ class OnlineLearner(SequenceLearner):
             if alpha > 0:
                 values = module.critic.first(model.inputs(window).observations, outputs.float())
                 loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
+        if online and module.holds_actions:
+            distance = self._action_distance(outputs, window)
+            loss = loss + config.action_regularisation * distance
+            self._add(ACTION_DISTANCE, distance.detach())
         norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._add(GRAD_NORM, norm)
         self._last_loss = loss.detach()
+
+    def _action_distance(self, outputs: Tensor, window: Window[Tensor]) -> Tensor:
+        """Mean squared distance to the actions of the policy that finetuning began with, over the real steps.
+
+        Means over action dimensions, like the supervised loss (the paper sums over them); tanh(mean) for a Gaussian.
+        """
+        module = self.online_module
+        with torch.no_grad(), precision.autocast(self._device, module.precision):
+            initial = module.frozen_model(window)
+        units = module.model.to_model_units
+        return losses.masked_mse(units(outputs), units(initial), window.mask)
 
     def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """The policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""

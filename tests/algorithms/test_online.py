@@ -1,4 +1,4 @@
-"""Online finetuning through RLlib: the four presets, their update order, the replay, exact resume, lost runners."""
+"""Online finetuning through RLlib: the presets, their update order, the replay, exact resume, lost runners."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "TD3": {"bc_weight": 0.0, "alpha": 1.0},
     "deterministic ODT": {"rl_gradient": "none"},
     "ODT": {"rl_gradient": "none", "head": "gaussian"},
+}
+RESUMED = {
+    **PRESETS,
+    "TD3+ODT, held": {"action_regularisation": 0.05},
+    "ODT, held": {**PRESETS["ODT"], "action_regularisation": 0.05},
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -74,17 +79,17 @@ def train(algorithm: Any) -> None:
     raise AssertionError("the run does not end")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RESUMED)
 def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     online: Configure, preset: str, tmp_path: Path
 ) -> None:
-    whole = online(**PRESETS[preset]).build_algo()
+    whole = online(**RESUMED[preset]).build_algo()
     initial = state(whole)
     train(whole)
     assert (whole.gradient_steps, whole.rounds, whole.collected_episodes) == (10, 2, 2)
     assert whole.env_steps == 400 == whole.replay.counts.added_steps - sum(_logged(whole))
     assert not same(initial, state(whole), "model.")
-    half = online(**PRESETS[preset]).build_algo()
+    half = online(**RESUMED[preset]).build_algo()
     for _ in range(2):
         half.train()
     assert half.rounds == 1
@@ -196,6 +201,73 @@ def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> 
         )
     assert all(torch.equal(value, module.critic.state_dict()[name]) for name, value in critic.items())
     algorithm.stop()
+
+
+def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> None:
+    """At the first online step the distance is zero, and so is its gradient; before, it does not count at all."""
+    runs = []
+    for weight in (0.0, 20.0):
+        config = online(action_regularisation=weight, dropout=0.0, env_steps=200)
+        algorithm = config.training(warmup_steps=0, lr=1e-2).build_algo()
+        seen: dict[int, dict[str, Any]] = {}
+        algorithm.observe_steps(lambda step, loss, a=algorithm, s=seen: s.update({step: state(a)}) is None)
+        train(algorithm)
+        runs.append(seen)
+        algorithm.stop()
+    free, held = runs
+    assert list(free) == list(held) == [1, 2, 3, 4, 5, 6, 7]
+    assert not any(name.startswith("frozen_model") for name in free[7])
+    for step in range(1, 6):
+        assert all(np.array_equal(value, held[step][name]) for name, value in free[step].items())
+    assert not all(np.array_equal(value, held[6][name]) for name, value in free[6].items())
+    names = [name for name in held[7] if name.startswith("model.")]
+    for step in (5, 6, 7):
+        assert all(np.array_equal(held[step][f"frozen_{name}"], held[4][name]) for name in names)
+    assert not same({n: held[4][n] for n in names}, {n: held[7][n] for n in names})
+
+
+@pytest.mark.parametrize("preset", ["TD3+ODT", "ODT"])
+def test_the_regulariser_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
+    settings = {**PRESETS[preset], "action_regularisation": 0.5, "bc_weight": 0.0, "dropout": 0.0}
+    algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
+    learner = algorithm.learner_group._learner
+    module, window = learner.online_module, _window(algorithm)
+    module.precision = "fp32"
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.frozen_model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+    def distance() -> torch.Tensor:
+        one, other = (net(window) for net in (module.model, module.frozen_model))
+        if preset == "ODT":
+            one, other = (torch.tanh(outputs.chunk(2, dim=-1)[0]) for outputs in (one, other))
+        return ((one - other.detach())[window.mask] ** 2).mean()
+
+    expected = torch.autograd.grad(0.5 * distance(), list(module.model.parameters()), allow_unused=True)
+    found: list[list[torch.Tensor]] = []
+    gradients = learner._gradients
+    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    learner.config = learner.config.copy(copy_frozen=False)
+    learner.config.grad_clip = None
+    before, frozen = distance().detach(), state(algorithm)
+    for _ in range(5):
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    for one, other in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(
+            one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
+        )
+    assert any((gradient != 0).any() for gradient in found[0])
+    assert distance() < before
+    names = [name for name in frozen if name.startswith("frozen_model.")]
+    assert names and all(np.array_equal(frozen[name], state(algorithm)[name]) for name in names)
+    algorithm.stop()
+
+
+def test_discrete_actions_have_no_distance(online: Configure, cartpole_data: str) -> None:
+    config = online(dataset=cartpole_data, rl_gradient="none", action_regularisation=0.1)
+    with pytest.raises(UserError, match=r"action_regularisation is 0.1.*Discrete\(2\).*set it to 0"):
+        config.build_algo()
 
 
 def _window(algorithm: Any) -> Any:
@@ -354,6 +426,7 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"alpha": -0.1}, "online.alpha is -0.1"),
+        ({"action_regularisation": -1}, "online.action_regularisation is -1"),
         ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
         ({"gamma": 1.5}, "online.gamma is 1.5"),
         ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),
