@@ -105,7 +105,8 @@ class OnlineLearner(SequenceLearner):
         phase_step = step - config.pretrain_steps if online else step
         for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
             group["lr"] = self._lr(step)
-        module.train()
+        if not module.training:
+            module.train()  # walks through every layer, so not at each step
         module.model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, step))
         noise = torch_generator(config.seed or 0, "online-noise", self._rank, step)
         window = Window.from_dict(batch[DEFAULT_MODULE_ID])
