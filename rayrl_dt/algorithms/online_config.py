@@ -58,6 +58,7 @@ class OnlineConfig(SequenceConfig):
         self.normalise_q = False
         self.gamma = 0.99
         self.polyak = 0.005
+        self.reward_scale = 1.0
         self.critic_lr = 1e-3
         self.critic_width = 256
         self.critic_layer_norm = False
@@ -87,6 +88,7 @@ class OnlineConfig(SequenceConfig):
         normalise_q: bool = NotProvided,
         gamma: float = NotProvided,
         polyak: float = NotProvided,
+        reward_scale: float = NotProvided,
         critic_lr: float = NotProvided,
         critic_width: int = NotProvided,
         critic_layer_norm: bool = NotProvided,
@@ -120,6 +122,8 @@ class OnlineConfig(SequenceConfig):
             normalise_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
             gamma: the critic's discount.
             polyak: share of the new weights in the targets at each of their steps.
+            reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
+                100 and 1000 on Adroit; alpha weighs the scaled values.
             critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
             critic_width: units of its two hidden layers.
             critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
@@ -242,7 +246,7 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value <= 1:
                 raise UserError(f"online.{name} is {value!r}; it must lie in (0, 1]")
-        for name in ("critic_lr", "initial_temperature"):
+        for name in ("reward_scale", "critic_lr", "initial_temperature"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise UserError(f"online.{name} is {value!r}; it must be a positive number")

@@ -126,18 +126,19 @@ class OnlineLearner(SequenceLearner):
         config, module = self.config, self.online_module
         model, following = module.model, window.next
         assert following is not None and window.rewards is not None and window.terminated is not None
+        rewards = window.rewards / config.reward_scale
         with torch.no_grad():
             with precision.autocast(self._device, module.precision):
                 actions = module.target_model(following).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
             values = module.target_critic(model.inputs(following).observations, actions)
-            target = losses.td3_target(window.rewards, window.terminated, values, gamma=config.gamma)
+            target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
         inputs = model.inputs(window)
         values = module.critic(inputs.observations, inputs.actions)
         loss = losses.td3_critic_loss(values, target, window.mask)
         self._apply(_CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        self._check_values(float(mean), float(window.rewards.abs().max()))
+        self._check_values(float(mean), float(rewards.abs().max()))
         self._add(CRITIC_LOSS, loss.detach())
         self._add(Q_MEAN, mean)
 

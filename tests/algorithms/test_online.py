@@ -294,6 +294,23 @@ def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> N
     algorithm.stop()
 
 
+def test_the_critic_learns_from_scaled_rewards(online: Configure) -> None:
+    """A critic of rewards divided by 8 is one of those rewards as they are."""
+    runs = []
+    for scale in (1.0, 8.0):
+        algorithm = online(reward_scale=scale).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        learner.online_module.precision = "fp32"
+        learner._critic_step(
+            replace(window, rewards=window.rewards * scale), torch.Generator().manual_seed(0)
+        )
+        runs.append(state(algorithm))
+        learner._critic_step(window, torch.Generator().manual_seed(0))
+        runs.append(state(algorithm))
+        algorithm.stop()
+    assert same(runs[0], runs[2]) and not same(runs[1], runs[3], "critic.")
+
+
 def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: Configure) -> None:
     from rayrl_dt.evaluation.rollout import Slot
 
@@ -436,6 +453,7 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
         ({"head": "gaussian"}, "td3 needs a deterministic policy.*ODT"),
         ({"backbone": "mlp"}, "mlp"),
         ({"critic_lr": 0}, "online.critic_lr is 0"),
+        ({"reward_scale": 0}, "online.reward_scale is 0"),
         ({"updates_per_iteration": 0}, "updates_per_iteration"),
     ],
 )
