@@ -326,6 +326,56 @@ def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: C
     algorithm.stop()
 
 
+def test_what_was_asked_for_is_not_stored(online: Configure) -> None:
+    """Returns are relabelled: those in the replay were earned, whatever the rollout was asked for."""
+    asked = 1e6
+    algorithm = online(exploration_target=asked, env_steps=200, updates_per_iteration=1).build_algo()
+    train(algorithm)
+    store = algorithm.replay.store
+    begin = int(store.starts[-1])
+    rewards, to_go = store.rewards[begin:], store.returns_to_go[begin:]
+    assert len(rewards) == 200 and algorithm.collected_return < 0
+    np.testing.assert_allclose(to_go, np.cumsum(rewards[::-1])[::-1], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(to_go[0], algorithm.collected_return, rtol=1e-5)
+    np.testing.assert_allclose(to_go[:-1] - to_go[1:], rewards[:-1], rtol=1e-3, atol=1e-3)
+    algorithm.stop()
+
+
+def test_the_warm_up_goes_on_into_finetuning(online: Configure) -> None:
+    config = online(updates_per_iteration=4, env_steps=200).training(lr=0.01, warmup_steps=6)
+    algorithm = config.build_algo()
+    learner = algorithm.learner_group._learner
+    rates: list[float] = []
+
+    def observe(step: int, loss: float) -> bool:
+        rates.append(learner.get_optimizer("default_policy", "policy").param_groups[0]["lr"])
+        return True
+
+    algorithm.observe_steps(observe)
+    train(algorithm)
+    # Four steps of pretraining, four of finetuning.
+    np.testing.assert_allclose(rates, [0.01 * min(step / 6, 1) for step in range(1, 9)])
+    algorithm.stop()
+
+
+def test_the_temperature_and_the_policy_do_not_train_each_other(online: Configure) -> None:
+    runs = []
+    for rate in (0.0, 0.5):
+        algorithm = online(**PRESETS["ODT"], dropout=0.0, temperature_lr=rate).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        before = state(algorithm)
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+        runs.append(state(algorithm))
+        assert not same(before, runs[-1], "model.")
+        fell = runs[-1]["log_temperature"] < before["log_temperature"]
+        # The policy's own step leaves the temperature; its step follows the entropy's distance from -A, A = 1.
+        assert fell == (rate > 0 and float(learner._sums["entropy"]) > -1.0)
+        assert (runs[-1]["log_temperature"] == before["log_temperature"]) == (rate == 0)
+        algorithm.stop()
+    free, held = ({n: v for n, v in run.items() if n.startswith("model.")} for run in runs)
+    assert same(free, held), "the temperature's step leaves the policy"
+
+
 def test_time_outs_may_be_stored_as_ends(online: Configure) -> None:
     for flag in (False, True):
         algorithm = online(timeout_is_terminal=flag, env_steps=200, updates_per_iteration=1).build_algo()
