@@ -12,11 +12,9 @@ from torch.nn import functional
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.experiments import vitamin_bandit
+from rayrl_dt.experiments.bandit_learners import Learners, Method, Stack
 from rayrl_dt.experiments.vitamin_bandit import (
     METHODS,
-    Learners,
-    Method,
-    Stack,
     logged_actions,
     reward,
     train,
