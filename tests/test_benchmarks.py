@@ -99,6 +99,25 @@ def test_rollout_measures_each_number_of_slots(
 
 
 @pytest.mark.ray
+def test_online_compares_the_methods_at_each_size(
+    ray_session: None, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {"embed_dim": 8, "num_layers": 1, "context_length": 3}
+    monkeypatch.setattr(benchmarks.online, "SIZES", {"8x1": tiny})
+    found = benchmarks.run("online", seconds=0.2)
+    check(
+        found,
+        {
+            **{f"online/8x1/{name}": "updates/s" for name in benchmarks.online.METHODS},
+            "online/8x1/cost_odt_deterministic_to_odt": "ratio",
+            "online/8x1/cost_td3_odt_to_odt": "ratio",
+        },
+    )
+    assert all("width and layers 8x1, context 3" in measurement.detail for measurement in found)
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.ray
 def test_train_and_learner(ray_session: None, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

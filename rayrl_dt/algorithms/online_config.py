@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.config import SequenceConfig, at_least
 from rayrl_dt.algorithms.learner import SequenceLearner
-from rayrl_dt.algorithms.online_module import CRITIC, INITIAL_TEMPERATURE, OnlineRLModule
+from rayrl_dt.algorithms.online_module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
@@ -57,10 +57,12 @@ class OnlineConfig(SequenceConfig):
         self.alpha = 0.1
         self.alpha_pretrain = 0.0
         self.bc_weight = 1.0
+        self.action_regularisation = 0.0
         self.actor_interval = 1
         self.normalise_q = False
         self.gamma = 0.99
         self.polyak = 0.005
+        self.reward_scale = 1.0
         self.critic_lr = 1e-3
         self.critic_width = 256
         self.critic_layer_norm = False
@@ -89,10 +91,12 @@ class OnlineConfig(SequenceConfig):
         alpha: float = NotProvided,
         alpha_pretrain: float = NotProvided,
         bc_weight: float = NotProvided,
+        action_regularisation: float = NotProvided,
         actor_interval: int = NotProvided,
         normalise_q: bool = NotProvided,
         gamma: float = NotProvided,
         polyak: float = NotProvided,
+        reward_scale: float = NotProvided,
         critic_lr: float = NotProvided,
         critic_width: int = NotProvided,
         critic_layer_norm: bool = NotProvided,
@@ -127,10 +131,16 @@ class OnlineConfig(SequenceConfig):
             alpha: weight of the critic's gradient online.
             alpha_pretrain: its weight before; the critic is trained in both phases.
             bc_weight: weight of the supervised loss online; 0 is TD3 alone.
+            action_regularisation: weight of the mean squared distance between the policy's actions and those of the
+                policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
+                while this is their mean). Against forgetting on expert data; it may slow the way up from poor data.
+                Head "gaussian" is held by its tanh(mean).
             actor_interval: gradient steps of the critic for one of the actor and the targets.
             normalise_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
             gamma: the critic's discount.
             polyak: share of the new weights in the targets at each of their steps.
+            reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
+                100 and 1000 on Adroit; alpha weighs the scaled values.
             critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
             critic_width: units of its two hidden layers.
             critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
@@ -190,6 +200,11 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
+        if self.action_regularisation > 0 and self.resolved_spec.discrete:
+            raise UserError(
+                f"online.action_regularisation is {self.action_regularisation}, a weight of distances between "
+                f"continuous actions, and those of {store.info.source} are {store.info.action_space}; set it to 0"
+            )
         self.gradient_steps = self.total_gradient_steps
         if base is None:
             return
@@ -232,6 +247,7 @@ class OnlineConfig(SequenceConfig):
         return {
             **super()._model_config_auto_includes,
             CRITIC: critic if self.rl_gradient == "td3" else None,
+            FROZEN_MODEL: self.action_regularisation > 0,
             INITIAL_TEMPERATURE: self.initial_temperature,
         }
 
@@ -250,14 +266,14 @@ class OnlineConfig(SequenceConfig):
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
         at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight", "pretrain_steps", "env_steps")
-        at_least(self, "online", 0, "temperature_lr", "exploration_noise")
+        at_least(self, "online", 0, "action_regularisation", "temperature_lr", "exploration_noise")
         at_least(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
         at_least(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
         for name in ("gamma", "polyak"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value <= 1:
                 raise UserError(f"online.{name} is {value!r}; it must lie in (0, 1]")
-        for name in ("critic_lr", "initial_temperature"):
+        for name in ("reward_scale", "critic_lr", "initial_temperature"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise UserError(f"online.{name} is {value!r}; it must be a positive number")

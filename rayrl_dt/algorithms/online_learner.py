@@ -34,9 +34,10 @@ __all__ = ["ONLINE_METRICS", "OnlineLearner"]
 BC_LOSS = "bc_loss"
 CRITIC_LOSS = "critic_loss"
 Q_MEAN = "q_mean"
+ACTION_DISTANCE = "action_distance"
 ENTROPY = "entropy"
 TEMPERATURE = "temperature"
-ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ENTROPY, TEMPERATURE)
+ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPERATURE)
 """What the learner logs beside the loss, where it applies."""
 
 _POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
@@ -99,12 +100,13 @@ class OnlineLearner(SequenceLearner):
         """One gradient step."""
         config, module, step = self.config, self.online_module, self.gradient_step
         online = step >= config.pretrain_steps
-        if step == config.pretrain_steps and module.has_critic:
-            module.copy_targets()
+        if step == config.pretrain_steps:
+            module.begin_finetuning()
         phase_step = step - config.pretrain_steps if online else step
         for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
             group["lr"] = self._lr(step)
-        module.train()
+        if not module.training:
+            module.train()  # walks through every layer, so not at each step
         module.model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, step))
         noise = torch_generator(config.seed or 0, "online-noise", self._rank, step)
         window = Window.from_dict(batch[DEFAULT_MODULE_ID])
@@ -124,18 +126,19 @@ class OnlineLearner(SequenceLearner):
         config, module = self.config, self.online_module
         model, following = module.model, window.next
         assert following is not None and window.rewards is not None and window.terminated is not None
+        rewards = window.rewards / config.reward_scale
         with torch.no_grad():
             with precision.autocast(self._device, module.precision):
                 actions = module.target_model(following).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
             values = module.target_critic(model.inputs(following).observations, actions)
-            target = losses.td3_target(window.rewards, window.terminated, values, gamma=config.gamma)
+            target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
         inputs = model.inputs(window)
         values = module.critic(inputs.observations, inputs.actions)
         loss = losses.td3_critic_loss(values, target, window.mask)
         self._apply(_CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        self._check_values(float(mean), float(window.rewards.abs().max()))
+        self._check_values(float(mean), float(rewards.abs().max()))
         self._add(CRITIC_LOSS, loss.detach())
         self._add(Q_MEAN, mean)
 
@@ -168,9 +171,24 @@ class OnlineLearner(SequenceLearner):
             if alpha > 0:
                 values = module.critic.first(model.inputs(window).observations, outputs.float())
                 loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
+        if online and module.holds_actions:
+            distance = self._action_distance(outputs, window)
+            loss = loss + config.action_regularisation * distance
+            self._add(ACTION_DISTANCE, distance.detach())
         norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._add(GRAD_NORM, norm)
         self._last_loss = loss.detach()
+
+    def _action_distance(self, outputs: Tensor, window: Window[Tensor]) -> Tensor:
+        """Mean squared distance to the actions of the policy that finetuning began with, over the real steps.
+
+        Means over action dimensions, like the supervised loss (the paper sums over them); tanh(mean) for a Gaussian.
+        """
+        module = self.online_module
+        with torch.no_grad(), precision.autocast(self._device, module.precision):
+            initial = module.frozen_model(window)
+        units = module.model.to_model_units
+        return losses.masked_mse(units(outputs), units(initial), window.mask)
 
     def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """The policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""

@@ -15,7 +15,7 @@ from rayrl_dt.cli.data import counting
 __all__ = ["app", "register"]
 
 app = typer.Typer(
-    help="Run a small experiment of the Decision Transformer paper: a few minutes on one core.",
+    help="Run a small experiment of the papers: a few minutes on one core.",
     no_args_is_help=True,
 )
 
@@ -70,6 +70,38 @@ def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
         )
     _show_probabilities(result["kinds"])
     finish("report:", folder / "report.html", then="rayrl-dt experiment shortest-path")
+
+
+@app.command("vitamin-bandit")
+def vitamin_bandit(
+    out: Out = None,
+    seed: Seed = 0,
+    epochs: Annotated[int | None, typer.Option(help="online epochs; 40 by default, the paper has 16")] = None,
+    seeds: Annotated[int | None, typer.Option(help="repetitions of each method; 20 by default")] = None,
+) -> None:
+    """Count how often each loss of online finetuning finds the top of a bandit (the toy example of TD3+ODT).
+
+    Examples:
+      rayrl-dt experiment vitamin-bandit
+      rayrl-dt experiment vitamin-bandit --seed 3 --epochs 16 --out runs/bandit-3
+    """
+    from rayrl_dt.experiments import vitamin_bandit as experiment
+
+    folder = out or Path("runs") / f"vitamin-bandit-seed{seed}"
+    with counting("online epochs") as progress:
+        result = experiment.run(
+            folder,
+            seed=seed,
+            epochs=experiment.EPOCHS if epochs is None else epochs,
+            seeds=experiment.SEEDS if seeds is None else seeds,
+            progress=progress,
+        )
+    counted = list(next(iter(result["methods"].values()))["successes"])
+    table = Table("successes", *(f"{epoch} epochs" for epoch in counted), box=None, header_style="bold")
+    for name, numbers in result["methods"].items():
+        table.add_row(name, *(f"{numbers['successes'][epoch]} / {result['seeds']}" for epoch in counted))
+    console.print(table)
+    finish("report:", folder / "report.html", then="rayrl-dt finetune --help")
 
 
 def _show_probabilities(kinds: Mapping[str, Any]) -> None:

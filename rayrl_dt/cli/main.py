@@ -84,7 +84,7 @@ def export(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="train, rollout, sampler, learner or all")] = "all",
+    what: Annotated[str, typer.Argument(help="train, rollout, sampler, learner, online or all")] = "all",
     backbone: Annotated[str, typer.Option(help="of the model: dt, radt, ...")] = "dt",
     seconds: Annotated[float, typer.Option(help="per measurement")] = 8.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
@@ -95,6 +95,7 @@ def bench(
     Examples:
       rayrl-dt bench all --json bench.json
       rayrl-dt bench train --backbone radt
+      rayrl-dt bench online
     """
     import json
 

@@ -15,24 +15,25 @@ from rayrl_dt.evaluation.document import Block, Heading, to_html
 
 __all__ = ["COLOURS", "FAINT", "INK", "canvas", "label", "prepare", "save", "write"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")
-"""Okabe and Ito's blue, vermilion and green, which colour-blind readers can tell apart."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart: blue, vermilion and green first."""
 INK, FAINT = "#24292f", "#6e7781"
 _GRID = "#e6e8eb"
 
 
-def prepare(folder: Path, *, steps: int) -> Path:
+def prepare(folder: Path, **counts: int) -> Path:
     """Checks the input before anything takes time, and makes the folder.
 
     Args:
         folder: where the experiment is to write.
-        steps: gradient steps.
+        **counts: options that count something, by their names on the command line.
 
     Raises:
-        UserError: there are no steps to take, or the folder cannot be made.
+        UserError: a count is less than 1, or the folder cannot be made.
     """
-    if steps < 1:
-        raise UserError(f"--steps is {steps}; it must be at least 1")
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"--{name} is {count}; it must be at least 1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Online finetuning through RLlib: the four presets, their update order, the replay, exact resume, lost runners."""
+"""Online finetuning through RLlib: the presets, their update order, the replay, exact resume, lost runners."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "TD3": {"bc_weight": 0.0, "alpha": 1.0},
     "deterministic ODT": {"rl_gradient": "none"},
     "ODT": {"rl_gradient": "none", "head": "gaussian"},
+}
+RESUMED = {
+    **PRESETS,
+    "TD3+ODT, held": {"action_regularisation": 0.05},
+    "ODT, held": {**PRESETS["ODT"], "action_regularisation": 0.05},
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -74,17 +79,17 @@ def train(algorithm: Any) -> None:
     raise AssertionError("the run does not end")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RESUMED)
 def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     online: Configure, preset: str, tmp_path: Path
 ) -> None:
-    whole = online(**PRESETS[preset]).build_algo()
+    whole = online(**RESUMED[preset]).build_algo()
     initial = state(whole)
     train(whole)
     assert (whole.gradient_steps, whole.rounds, whole.collected_episodes) == (10, 2, 2)
     assert whole.env_steps == 400 == whole.replay.counts.added_steps - sum(_logged(whole))
     assert not same(initial, state(whole), "model.")
-    half = online(**PRESETS[preset]).build_algo()
+    half = online(**RESUMED[preset]).build_algo()
     for _ in range(2):
         half.train()
     assert half.rounds == 1
@@ -198,6 +203,74 @@ def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> 
     algorithm.stop()
 
 
+def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> None:
+    """At the first online step the distance is zero, and so is its gradient; before, it does not count at all."""
+    runs = []
+    for weight in (0.0, 20.0):
+        config = online(action_regularisation=weight, dropout=0.0, env_steps=200)
+        algorithm = config.training(warmup_steps=0, lr=1e-2).build_algo()
+        seen: dict[int, dict[str, Any]] = {}
+        algorithm.observe_steps(lambda step, loss, a=algorithm, s=seen: s.update({step: state(a)}) is None)
+        train(algorithm)
+        runs.append(seen)
+        algorithm.stop()
+    free, held = runs
+    assert list(free) == list(held) == [1, 2, 3, 4, 5, 6, 7]
+    assert not any(name.startswith("frozen_model") for name in free[7])
+    for step in range(1, 6):
+        assert all(np.array_equal(value, held[step][name]) for name, value in free[step].items())
+    assert not all(np.array_equal(value, held[6][name]) for name, value in free[6].items())
+    names = [name for name in held[7] if name.startswith("model.")]
+    for step in (5, 6, 7):
+        assert all(np.array_equal(held[step][f"frozen_{name}"], held[4][name]) for name in names)
+    assert not same({n: held[4][n] for n in names}, {n: held[7][n] for n in names})
+
+
+@pytest.mark.parametrize("preset", ["TD3+ODT", "ODT"])
+def test_the_regulariser_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
+    settings = {**PRESETS[preset], "action_regularisation": 0.5, "bc_weight": 0.0, "dropout": 0.0}
+    algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
+    learner = algorithm.learner_group._learner
+    module, window = learner.online_module, _window(algorithm)
+    module.precision = "fp32"
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.frozen_model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+    def distance() -> torch.Tensor:
+        one, other = (net(window) for net in (module.model, module.frozen_model))
+        if preset == "ODT":
+            one, other = (torch.tanh(outputs.chunk(2, dim=-1)[0]) for outputs in (one, other))
+        return ((one - other.detach())[window.mask] ** 2).mean()
+
+    expected = torch.autograd.grad(0.5 * distance(), list(module.model.parameters()), allow_unused=True)
+    found: list[list[torch.Tensor]] = []
+    gradients = learner._gradients
+    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    learner.config = learner.config.copy(copy_frozen=False)
+    learner.config.grad_clip = None
+    before, frozen = distance().detach(), state(algorithm)
+    for _ in range(5):
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    first = next(step for step in found if len(step) == len(expected))  # the temperature steps, too
+    for one, other in zip(first, expected, strict=True):
+        torch.testing.assert_close(
+            one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
+        )
+    assert any((gradient != 0).any() for gradient in first)
+    assert distance() < before
+    names = [name for name in frozen if name.startswith("frozen_model.")]
+    assert names and all(np.array_equal(frozen[name], state(algorithm)[name]) for name in names)
+    algorithm.stop()
+
+
+def test_discrete_actions_have_no_distance(online: Configure, cartpole_data: str) -> None:
+    config = online(dataset=cartpole_data, rl_gradient="none", action_regularisation=0.1)
+    with pytest.raises(UserError, match=r"action_regularisation is 0.1.*Discrete\(2\).*set it to 0"):
+        config.build_algo()
+
+
 def _window(algorithm: Any) -> Any:
     (iterator,) = algorithm.offline_data.iterators(0)
     return next(iterator.batches(rank=0, first_step=0, count=1)).to_torch()
@@ -221,6 +294,23 @@ def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> N
     algorithm.stop()
 
 
+def test_the_critic_learns_from_scaled_rewards(online: Configure) -> None:
+    """A critic of rewards divided by 8 is one of those rewards as they are."""
+    runs = []
+    for scale in (1.0, 8.0):
+        algorithm = online(reward_scale=scale).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        learner.online_module.precision = "fp32"
+        learner._critic_step(
+            replace(window, rewards=window.rewards * scale), torch.Generator().manual_seed(0)
+        )
+        runs.append(state(algorithm))
+        learner._critic_step(window, torch.Generator().manual_seed(0))
+        runs.append(state(algorithm))
+        algorithm.stop()
+    assert same(runs[0], runs[2]) and not same(runs[1], runs[3], "critic.")
+
+
 def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: Configure) -> None:
     from rayrl_dt.evaluation.rollout import Slot
 
@@ -234,6 +324,56 @@ def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: C
     assert np.abs(actions).max() <= 2.0 and len(np.unique(actions)) > 100
     assert not one.trajectory.terminated and len(one.trajectory) == 200
     algorithm.stop()
+
+
+def test_what_was_asked_for_is_not_stored(online: Configure) -> None:
+    """Returns are relabelled: those in the replay were earned, whatever the rollout was asked for."""
+    asked = 1e6
+    algorithm = online(exploration_target=asked, env_steps=200, updates_per_iteration=1).build_algo()
+    train(algorithm)
+    store = algorithm.replay.store
+    begin = int(store.starts[-1])
+    rewards, to_go = store.rewards[begin:], store.returns_to_go[begin:]
+    assert len(rewards) == 200 and algorithm.collected_return < 0
+    np.testing.assert_allclose(to_go, np.cumsum(rewards[::-1])[::-1], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(to_go[0], algorithm.collected_return, rtol=1e-5)
+    np.testing.assert_allclose(to_go[:-1] - to_go[1:], rewards[:-1], rtol=1e-3, atol=1e-3)
+    algorithm.stop()
+
+
+def test_the_warm_up_goes_on_into_finetuning(online: Configure) -> None:
+    config = online(updates_per_iteration=4, env_steps=200).training(lr=0.01, warmup_steps=6)
+    algorithm = config.build_algo()
+    learner = algorithm.learner_group._learner
+    rates: list[float] = []
+
+    def observe(step: int, loss: float) -> bool:
+        rates.append(learner.get_optimizer("default_policy", "policy").param_groups[0]["lr"])
+        return True
+
+    algorithm.observe_steps(observe)
+    train(algorithm)
+    # Four steps of pretraining, four of finetuning.
+    np.testing.assert_allclose(rates, [0.01 * min(step / 6, 1) for step in range(1, 9)])
+    algorithm.stop()
+
+
+def test_the_temperature_and_the_policy_do_not_train_each_other(online: Configure) -> None:
+    runs = []
+    for rate in (0.0, 0.5):
+        algorithm = online(**PRESETS["ODT"], dropout=0.0, temperature_lr=rate).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        before = state(algorithm)
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+        runs.append(state(algorithm))
+        assert not same(before, runs[-1], "model.")
+        fell = runs[-1]["log_temperature"] < before["log_temperature"]
+        # The policy's own step leaves the temperature; its step follows the entropy's distance from -A, A = 1.
+        assert fell == (rate > 0 and float(learner._sums["entropy"]) > -1.0)
+        assert (runs[-1]["log_temperature"] == before["log_temperature"]) == (rate == 0)
+        algorithm.stop()
+    free, held = ({n: v for n, v in run.items() if n.startswith("model.")} for run in runs)
+    assert same(free, held), "the temperature's step leaves the policy"
 
 
 def test_time_outs_may_be_stored_as_ends(online: Configure) -> None:
@@ -354,6 +494,7 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"alpha": -0.1}, "online.alpha is -0.1"),
+        ({"action_regularisation": -1}, "online.action_regularisation is -1"),
         ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
         ({"gamma": 1.5}, "online.gamma is 1.5"),
         ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),
@@ -362,6 +503,7 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
         ({"head": "gaussian"}, "td3 needs a deterministic policy.*ODT"),
         ({"backbone": "mlp"}, "mlp"),
         ({"critic_lr": 0}, "online.critic_lr is 0"),
+        ({"reward_scale": 0}, "online.reward_scale is 0"),
         ({"updates_per_iteration": 0}, "updates_per_iteration"),
     ],
 )

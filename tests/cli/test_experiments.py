@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayrl_dt.cli import main
-from rayrl_dt.experiments import return_critic, shortest_path
+from rayrl_dt.experiments import return_critic, shortest_path, vitamin_bandit
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,7 +40,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_help_shows_examples(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0 and "shortest-path" in out and "critic" in out
-    for command in ("shortest-path", "critic"):
+    assert "vitamin-bandit" in out
+    for command in ("shortest-path", "critic", "vitamin-bandit"):
         status, out, _ = run(command, "--help")
         assert status == 0 and f"rayrl-dt experiment {command} --seed" in out
 
@@ -83,6 +84,25 @@ def test_bad_input_is_one_line_and_status_2(
     assert status == 2
     assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_bandit_counts_successes(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "bandit"
+    status, out, err = run(
+        "vitamin-bandit", "--epochs", "2", "--seeds", "3", "--seed", "5", "--out", str(folder)
+    )
+    assert status == 0, err
+    assert str(folder / "report.html") in out and "2 epochs" in out
+    assert all(f"{method.name} " in out for method in vitamin_bandit.METHODS) and "0 / 3" in out
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["seed"], result["seeds"], result["online_epochs"]) == (5, 3, 2)
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--seeds"])
+def test_the_bandit_refuses_to_do_nothing(run: Run, tmp_path: Path, option: str) -> None:
+    status, _, err = run("vitamin-bandit", option, "0")
+    assert status == 2 and f"{option} is 0; it must be at least 1" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_experiment_is_refused(run: Run) -> None:

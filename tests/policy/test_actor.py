@@ -11,7 +11,7 @@ from builders import build_model
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.types import Window
+from rayrl_dt.types import ACTION_LIMIT, Window
 
 MakeStore = Callable[..., TrajectoryStore]
 Array = np.ndarray[Any, Any]
@@ -72,6 +72,29 @@ def test_the_same_steps_give_the_same_actions(make_store: MakeStore) -> None:
     feed(actor, 37, seed=5)
     again, _ = feed(actor, 300)
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+def test_noise_has_its_law_and_keeps_off_the_bounds(make_store: MakeStore, noise: float) -> None:
+    model = build_model(make_store())
+    greedy, _ = feed(VectorActor(model, 400), 1)
+
+    def explore(seed: int) -> Array:
+        actor = VectorActor(model, 400, sample=torch.Generator().manual_seed(seed), noise=noise)
+        return feed(actor, 1)[0][0]
+
+    actions, again, other = explore(0), explore(0), explore(1)
+    np.testing.assert_array_equal(actions, again)
+    assert (actions != other).any()
+    limit = np.float32(ACTION_LIMIT)
+    assert np.abs(actions).max() <= limit
+    if noise == 3.0:
+        assert (np.abs(actions) == limit).mean() > 0.5
+    else:
+        # Nearer to the bounds they would bend the law.
+        inside = np.abs(greedy[0]) < 0.5
+        assert inside.sum() > 100
+        assert abs((actions - greedy[0])[inside].std() - noise) < 0.03
 
 
 def test_slots_do_not_see_each_other(make_store: MakeStore) -> None:
