@@ -119,13 +119,16 @@ class SequenceModel(nn.Module):
             actions = actions.clamp(0, self.spec.action_size - 1)
         return TrunkInputs(
             returns_to_go=_blank((window.returns_to_go / self.spec.return_scale).to(dtype), mask),
-            observations=_blank(
-                ((window.observations - self.observation_mean) / self.observation_std).to(dtype), mask
-            ),
+            observations=_blank(self.to_model_observations(window.observations), mask),
             actions=_blank(actions, mask),
             timesteps=_blank(window.timesteps, mask),
             mask=mask,
         )
+
+    def to_model_observations(self, observations: Tensor) -> Tensor:
+        """Normalises raw observations `(..., *obs)`."""
+        normalised = (observations - self.observation_mean) / self.observation_std
+        return normalised.to(self.head.weight.dtype)
 
     def to_model_actions(self, actions: Tensor) -> Tensor:
         """Converts environment actions to indices from 0, or to [-1, 1] (clipped).
