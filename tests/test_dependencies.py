@@ -40,6 +40,7 @@ SIDEWAYS = {
 # Imports upwards, allowed inside functions only, with the reason.
 UPWARDS = {
     ("policy.sequence_policy", "interop.bundle"): "SequencePolicy.load is where users look for loading",
+    ("policy.sequence_policy", "interop.critics"): "its critic is loaded with it",
 }
 # Modules of the core that name Ray code in a string, to be imported when a user asks for it.
 NAMED_IN_STRINGS = {

@@ -27,8 +27,9 @@ from rayrl_dt.interop.bundle import find_bundle, load_model, read_header
 from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import check_architecture
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous
 
-__all__ = ["add_critic", "load_critic", "run_data", "save_critic"]
+__all__ = ["add_critic", "load_critic", "load_refiner", "run_data", "save_critic"]
 
 _WEIGHTS = "critic.safetensors"
 _HEADER = "policy.json"
@@ -143,6 +144,23 @@ def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) ->
     critic.load_state_dict(weights, strict=False)
     critic.target.load_state_dict(critic.q.state_dict())
     return critic.requires_grad_(False).eval()
+
+
+def load_refiner(
+    path: str | os.PathLike[str], spec: PolicySpec, settings: ActionGradient
+) -> ActionRefiner | None:
+    """Returns what refines a policy's actions with the critic of a bundle; None where the settings are idle.
+
+    Args:
+        path: run folder, checkpoint or bundle that holds the critic.
+        spec: of the policy that acts.
+        settings: of the action gradient.
+
+    Raises:
+        UserError: as `load_critic`; discrete actions are refused even if the settings are idle.
+    """
+    check_continuous(spec)
+    return None if settings.idle else ActionRefiner(settings, load_critic(path, spec), spec)
 
 
 def run_data(path: str | os.PathLike[str], spec: PolicySpec) -> TrajectoryStore:
