@@ -19,7 +19,7 @@ from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed, torch_generator
 
-__all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
+__all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
 
 
 def evaluate_model(
@@ -171,7 +171,7 @@ def evaluate_bundle(
         refiner=refiner,
         progress=count,
     )
-    env_id = _env_id(env or spec.env)
+    env_id = env_id_of(env or spec.env)
     reference, note = reference_for(spec.dataset_info, env_id, across_versions=across_versions)
     return assemble(
         rollouts,
@@ -186,6 +186,6 @@ def evaluate_bundle(
     )
 
 
-def _env_id(env: str | None) -> str | None:
+def env_id_of(env: str | None) -> str | None:
     """The id of an environment given as an id or as a specification in JSON."""
     return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

@@ -119,3 +119,36 @@ def test_a_discrete_policy_is_refused(
     for arguments in (("critic", path), ("eval", path, "--targets=1", "--action-gradient", "n=0")):
         status, _, err = run(*map(str, arguments))
         assert status == 2 and "continuous actions" in err
+
+
+def test_refine_draws_a_grid(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grid"
+    arguments = ("--eta", "0.1,1", "--n", "0,2", "--rule", "plain", "--target=-500", "--episodes", "1")
+    status, out, err = run("refine", str(with_critic), *arguments, "--out", str(folder))
+    assert status == 0, err
+    assert "n = 0" in out and "of 2 cells are above n = 0" in out and str(folder / "report.html") in out
+    assert len(json.loads((folder / "result.json").read_text())["cells"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--n", "many"), "--n is 'many'; give whole numbers"),
+        (("--n", "1.5"), "--n is '1.5'"),
+        (("--n=-2",), "n is -2"),
+        (("--eta", "nan"), "eta is nan"),
+        (("--rule", "plane"), "Did you mean 'plain'"),
+        (("--out", "{bundle}/policy.json"), "choose another --out"),
+    ],
+)
+def test_refine_refuses_bad_input(
+    run: Run, with_critic: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, _, err = run("refine", str(with_critic), *(text.format(bundle=with_critic) for text in arguments))
+    assert status == 2
+    assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_refine_needs_a_critic(run: Run, bundle: Path) -> None:
+    status, _, err = run("refine", str(bundle), "--n", "1")
+    assert status == 2 and "has no critic" in err
