@@ -24,6 +24,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.value_passes import Layers, forward, layers_of, parameter_gradients
 from rayrl_dt.precision import resolve
 from rayrl_dt.seeding import derive_seed, numpy_generator
@@ -84,11 +85,11 @@ class CriticTraining:
         return asdict(self)
 
 
-def new_critic(model: SequenceModel, *, hidden: int, seed: int) -> IQLCritic:
+def new_critic(spec: PolicySpec, *, hidden: int, seed: int) -> IQLCritic:
     """Returns an untrained critic whose weights are a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init-critic"))
-        return IQLCritic(model.spec, hidden=hidden)
+        return IQLCritic(spec, hidden=hidden)
 
 
 def fit_critic(
@@ -112,7 +113,7 @@ def fit_critic(
         UserError: the policy has discrete actions or image observations, or the data are of another task.
         TrainingDiverged: a loss became NaN, or the values left what rewards can add up to.
     """
-    critic = new_critic(model, hidden=training.hidden, seed=seed)
+    critic = new_critic(model.spec, hidden=training.hidden, seed=seed)
     trainer = IQLTrainer(critic, transitions_of(store, model), training, seed=seed)
     while trainer.steps_done < training.steps:
         trainer.run(min(_BLOCK, training.steps - trainer.steps_done))

@@ -39,7 +39,7 @@ def weights(critic: IQLCritic) -> dict[str, torch.Tensor]:
 
 
 def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceModel) -> None:
-    critic = new_critic(model, hidden=16, seed=0)
+    critic = new_critic(model.spec, hidden=16, seed=0)
     other = copy.deepcopy(critic)
     transitions = transitions_of(store, model)
     trainer = IQLTrainer(critic, transitions, SMALL, seed=0)
@@ -61,13 +61,13 @@ def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceMode
             for slow, fast in zip(other.target.parameters(), other.q.parameters(), strict=True):
                 slow.lerp_(fast, 0.005)
     found, expected = weights(critic), weights(other)
-    start = weights(new_critic(model, hidden=16, seed=0))
+    start = weights(new_critic(model.spec, hidden=16, seed=0))
     assert all((found[name] != start[name]).any() for name in found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_slow_copy_starts_equal(model: SequenceModel) -> None:
-    critic = new_critic(model, hidden=16, seed=0)
+    critic = new_critic(model.spec, hidden=16, seed=0)
     for slow, fast in zip(critic.target.parameters(), critic.q.parameters(), strict=True):
         assert torch.equal(slow, fast) and not slow.requires_grad
 
@@ -83,7 +83,7 @@ def test_a_run_is_a_function_of_its_seed(store: TrajectoryStore, model: Sequence
 def test_batches_do_not_hang_on_how_steps_are_grouped(store: TrajectoryStore, model: SequenceModel) -> None:
     found = []
     for groups in ((150,), (99, 2, 49)):
-        critic = new_critic(model, hidden=16, seed=0)
+        critic = new_critic(model.spec, hidden=16, seed=0)
         trainer = IQLTrainer(critic, transitions_of(store, model), SMALL, seed=0)
         for steps in groups:
             trainer.run(steps)
@@ -118,7 +118,7 @@ def chain(*, terminated: bool) -> Transitions:
 @pytest.mark.parametrize("terminated", [True, False])
 def test_values_of_a_chain(make_store: MakeStore, terminated: bool) -> None:
     model = build_model(make_store(observation_dim=1, action_dim=1))
-    critic = new_critic(model, hidden=32, seed=0)
+    critic = new_critic(model.spec, hidden=32, seed=0)
     training = CriticTraining(
         batch_size=32, lr=3e-3, gamma=0.5, expectile=0.7, polyak=0.05, hidden=32, precision="fp32"
     )
@@ -139,14 +139,14 @@ def test_nan_stops_it(store: TrajectoryStore, model: SequenceModel) -> None:
     rewards = transitions.rewards.clone()
     rewards[::2] = torch.nan
     trainer = IQLTrainer(
-        new_critic(model, hidden=16, seed=0), transitions._replace(rewards=rewards), SMALL, seed=0
+        new_critic(model.spec, hidden=16, seed=0), transitions._replace(rewards=rewards), SMALL, seed=0
     )
     with pytest.raises(TrainingDiverged, match="nan"):
         trainer.run(1)
 
 
 def test_exploding_values_stop_it(store: TrajectoryStore, model: SequenceModel) -> None:
-    critic = new_critic(model, hidden=16, seed=0)
+    critic = new_critic(model.spec, hidden=16, seed=0)
     with torch.no_grad():
         critic.q.q1[-1].bias.fill_(1e5)
     trainer = IQLTrainer(critic, transitions_of(store, model), SMALL, seed=0)

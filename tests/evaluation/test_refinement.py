@@ -27,7 +27,7 @@ def bundle(tmp_path: Path) -> Path:
     store = store_for(env)
     model = build_model(store)
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "policy")
-    return save_critic(path, new_critic(model, hidden=16, seed=0), model.spec, record={"steps": 7})
+    return save_critic(path, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
 
 
 def grid_of(bundle: Path, **options: object) -> RefinementGrid:

@@ -44,7 +44,7 @@ def saved(model: SequenceModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def critic(model: SequenceModel) -> IQLCritic:
-    return new_critic(model, hidden=16, seed=3)
+    return new_critic(model.spec, hidden=16, seed=3)
 
 
 def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
@@ -64,7 +64,7 @@ def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> Non
 
 
 def test_a_critic_is_replaced(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    save_critic(saved, new_critic(model, hidden=8, seed=1), model.spec, record={"steps": 1})
+    save_critic(saved, new_critic(model.spec, hidden=8, seed=1), model.spec, record={"steps": 1})
     save_critic(saved, critic, model.spec, record={"steps": 2})
     assert read_header(saved)["critic"]["steps"] == 2
     assert torch.equal(load_critic(saved).value[0].weight, critic.value[0].weight)

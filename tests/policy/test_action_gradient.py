@@ -35,7 +35,7 @@ def model(make_store: MakeStore) -> SequenceModel:
 
 @pytest.fixture
 def critic(model: SequenceModel) -> IQLCritic:
-    built = new_critic(model, hidden=32, seed=0)
+    built = new_critic(model.spec, hidden=32, seed=0)
     scramble(built)
     return built
 
@@ -136,7 +136,7 @@ def test_actions_stay_within_bounds(critic: IQLCritic, rows: tuple[Tensor, Tenso
 
 def test_it_finds_the_top_of_a_concave_critic(make_store: MakeStore) -> None:
     # -(|u - .5| + |u| + |u + .5|) / 3 by ReLUs: concave and piecewise linear, highest at u = 0.
-    critic = new_critic(build_model(make_store(observation_dim=1, action_dim=1)), hidden=6, seed=0)
+    critic = new_critic(build_model(make_store(observation_dim=1, action_dim=1)).spec, hidden=6, seed=0)
     with torch.no_grad():
         for network in (critic.q.q1, critic.q.q2):
             for parameter in network.parameters():
