@@ -35,6 +35,12 @@ def test_a_critic_goes_beyond_it(outcomes: list[action_bandit.Outcome]) -> None:
     assert all(outcome.gain > 0 for outcome in outcomes)
 
 
+def test_more_steps_climb_past_the_best_action(outcomes: list[action_bandit.Outcome]) -> None:
+    for outcome in outcomes:
+        assert outcome.actions[action_bandit.FARTHER] < outcome.actions["AG"] < outcome.actions["DT"]
+    assert rewards(outcomes, action_bandit.FARTHER).mean() < rewards(outcomes, "AG").mean()
+
+
 def test_the_critic_fits_the_reward_where_there_are_data(outcomes: list[action_bandit.Outcome]) -> None:
     grid = np.linspace(-1, 1, 101)
     inside = grid > 0.55
