@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from rayrl_dt.algorithms.radt import RADT, RADTConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
+    from rayrl_dt.policy.action_gradient import ActionGradient
     from rayrl_dt.policy.sequence_policy import SequencePolicy
 
 _HOMES = {
+    "ActionGradient": ("rayrl_dt.policy.action_gradient", "ActionGradient"),
     "BC": ("rayrl_dt.algorithms.bc", "BC"),
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
@@ -35,6 +37,7 @@ __all__ = [
     "BC",
     "DT",
     "RADT",
+    "ActionGradient",
     "BCConfig",
     "DTConfig",
     "OnlineDT",

@@ -18,6 +18,9 @@ from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = [
     "cross_entropy",
+    "expectile_loss",
+    "iql_critic_loss",
+    "iql_target",
     "masked_mse",
     "smooth_actions",
     "squashed_gaussian_entropy",
@@ -178,6 +181,50 @@ def td3_actor_loss(values: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
         size = _mean(values.detach().float().abs(), mask)
         loss = loss / size.clamp(min=torch.finfo(size.dtype).tiny)
     return loss
+
+
+def expectile_loss(predicted: Tensor, target: Tensor, *, expectile: float) -> Tensor:
+    """Mean of |tau - 1(u < 0)| u^2 with u = target - predicted (IQL; Action Gradient paper, equation 5).
+
+    At tau = 1/2 it is half the squared error, and the best prediction is the target's mean; at tau towards 1 the best
+    prediction rises towards the target's maximum.
+
+    Args:
+        predicted: `(...)`.
+        target: `(...)`.
+        expectile: tau, between 0 and 1.
+    """
+    error = target.float() - predicted.float()
+    return (torch.where(error < 0, 1.0 - expectile, expectile) * error.square()).mean()
+
+
+def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma: float) -> Tensor:
+    """One-step target of both critics, r + gamma V(s'), without the last term at terminal states (IQL).
+
+    No action of any policy enters: the critic never values what the data do not hold. Time limits are not terminal
+    states.
+
+    Args:
+        rewards: `(B,)` raw.
+        terminated: `(B,)` bool.
+        next_values: `(B,)`, V of the next step's observation.
+        gamma: discount.
+
+    Returns:
+        `(B,)`, detached.
+    """
+    following = next_values.detach().float().masked_fill(terminated.bool(), 0.0)
+    return rewards.detach().float() + gamma * following
+
+
+def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each critic, summed over the critics (Action Gradient paper, equation 4).
+
+    Args:
+        values: `(2, B)`.
+        target: `(B,)` from `iql_target`.
+    """
+    return (values.float() - target.float()).square().mean(dim=-1).sum()
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:

@@ -329,3 +329,52 @@ def test_the_normalised_actor_loss_ignores_the_scale_of_rewards_but_has_a_gradie
     # All values are positive: with the divisor attached, the loss would be constant.
     expected = -1.0 / values.detach()[MASK].sum()
     torch.testing.assert_close(values.grad[MASK], expected.expand(7))
+
+
+SAMPLE = torch.tensor([0.0, 1.0, 4.0])
+
+
+def expectile_of_sample(expectile: float) -> float:
+    """The prediction with the smallest loss, by bisection of the slope."""
+    low, high = -1.0, 5.0
+    for _ in range(60):
+        middle = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
+        losses.expectile_loss(middle.expand(3), SAMPLE, expectile=expectile).backward()
+        low, high = (middle.item(), high) if middle.grad < 0 else (low, middle.item())
+    return (low + high) / 2
+
+
+def test_the_middle_expectile_is_half_the_squared_error() -> None:
+    _, predicted, target = batch("mse")
+    loss = losses.expectile_loss(predicted, target, expectile=0.5)
+    torch.testing.assert_close(loss, 0.5 * (predicted - target).square().mean())
+    assert expectile_of_sample(0.5) == pytest.approx(5 / 3, abs=1e-5)
+
+
+def test_expectiles_rise_to_the_maximum() -> None:
+    found = [expectile_of_sample(expectile) for expectile in (0.01, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)]
+    assert found == sorted(found) and len(set(found)) == len(found)
+    assert found[0] < 0.1 and found[-1] == pytest.approx(4.0, abs=1e-2)
+    # tau sum of what lies above = (1 - tau) sum of what lies below: 0.7 (4 - x) = 0.3 (x + x - 1).
+    assert found[3] == pytest.approx(31 / 13, abs=1e-5)
+
+
+def test_errors_of_the_two_sides_weigh_differently() -> None:
+    above = losses.expectile_loss(torch.zeros(1), torch.full((1,), 2.0), expectile=0.7)
+    below = losses.expectile_loss(torch.zeros(1), torch.full((1,), -2.0), expectile=0.7)
+    assert (above.item(), below.item()) == (pytest.approx(2.8), pytest.approx(1.2))
+
+
+def test_a_terminal_step_is_worth_its_reward() -> None:
+    rewards, terminated = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
+    values = torch.tensor([torch.inf, 10.0], requires_grad=True)
+    target = losses.iql_target(rewards, terminated, values, gamma=0.9)
+    assert target.tolist() == pytest.approx([1.0, 11.0]) and not target.requires_grad
+
+
+def test_both_critics_learn_the_same_target() -> None:
+    values = torch.tensor([[1.0, 2.0], [5.0, 2.0]], requires_grad=True)
+    loss = losses.iql_critic_loss(values, torch.tensor([1.0, 4.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx((0 + 4) / 2 + (16 + 4) / 2)
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, -2.0], [4.0, -2.0]]))

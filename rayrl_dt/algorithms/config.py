@@ -19,6 +19,7 @@ from rayrl_dt.data.windows import WINDOW_STARTS
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import parse_targets
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.precision import PRECISIONS
 
 __all__ = ["SequenceConfig", "at_least"]
@@ -78,6 +79,8 @@ class SequenceConfig(AlgorithmConfig):
         self.action_selection = "auto"
         self.max_evaluation_slots = 32
         self.evaluation_context_length: int | None = None
+        self.action_gradient: dict[str, Any] | None = None
+        self.critic_from: str | None = None
         # rl_module()
         self.model_defaults: dict[str, Any] = {}
         # Resolved from the data when the algorithm is built.
@@ -173,6 +176,8 @@ class SequenceConfig(AlgorithmConfig):
         action_selection: str = NotProvided,
         max_evaluation_slots: int = NotProvided,
         evaluation_context_length: int | None = NotProvided,
+        action_gradient: dict[str, Any] | None = NotProvided,
+        critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
         """Sets the evaluation on many targets.
@@ -186,6 +191,10 @@ class SequenceConfig(AlgorithmConfig):
             max_evaluation_slots: environments per evaluation runner.
             evaluation_context_length: steps that the policy sees when it acts (while collecting, too); None for all
                 that it was trained with.
+            action_gradient: refine actions in evaluations with a critic, for instance `{eta: 0.03, n: 10, rule:
+                plain}` (`rayrl_dt.policy.action_gradient`); None leaves them.
+            critic_from: the run or bundle whose critic does it, where the evaluation runs. Its policy must have learnt
+                from the same data: critics are for one normaliser.
             **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
         """
         super().evaluation(**kwargs)
@@ -195,6 +204,8 @@ class SequenceConfig(AlgorithmConfig):
             action_selection=action_selection,
             max_evaluation_slots=max_evaluation_slots,
             evaluation_context_length=evaluation_context_length,
+            action_gradient=action_gradient,
+            critic_from=critic_from,
         )
 
     def _set(self, **values: Any) -> SequenceConfig:
@@ -307,6 +318,13 @@ class SequenceConfig(AlgorithmConfig):
         if acts_on is not None and (not isinstance(acts_on, int) or acts_on < 1):
             raise UserError(
                 f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
+            )
+        if self.action_gradient is not None:
+            ActionGradient.from_dict(self.action_gradient)
+        if (self.action_gradient is None) != (self.critic_from is None):
+            raise UserError(
+                f"evaluation.action_gradient is {self.action_gradient!r} and evaluation.critic_from "
+                f"{self.critic_from!r}; set both or neither (rayrl-dt critic RUN trains a critic)"
             )
         if self.top_percent is not None and not 0 < self.top_percent <= 100:
             raise UserError(

@@ -17,6 +17,8 @@ from rayrl_dt.algorithms.module import SequenceRLModule
 from rayrl_dt.algorithms.streams import Arrival, Continue
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
+from rayrl_dt.interop.critics import load_refiner
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
 from rayrl_dt.precision import resolve
@@ -93,6 +95,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
             seed = derive_seed(slots[0].seed, "actions")
             actor = self._actor(len(slots), sample_actions, seed, precision="fp32")
+            actor.refiner = self._refiner()
             return run_slots(Collector(env, actor, record=False), slots)
         finally:
             env.close()
@@ -227,6 +230,14 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             context_length=self.config.evaluation_context_length,
             precision=precision,
         )
+
+    def _refiner(self) -> ActionRefiner | None:
+        """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
+        config = self.config
+        if config.action_gradient is None:
+            return None
+        settings = ActionGradient.from_dict(config.action_gradient)
+        return load_refiner(config.critic_from, self.module.model.spec, settings)
 
     def _vector_env(self, slots: int) -> Any:
         return envs.make_vector(

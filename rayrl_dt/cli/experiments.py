@@ -104,6 +104,29 @@ def vitamin_bandit(
     finish("report:", folder / "report.html", then="rayrl-dt finetune --help")
 
 
+@app.command("action-gradient")
+def action_gradient(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
+    """Go beyond the data with a critic, in one state: DT, TP, PG and AG on ten seeds (Action Gradient paper).
+
+    Examples:
+      rayrl-dt experiment action-gradient
+      rayrl-dt experiment action-gradient --seed 100 --out runs/bandit-100
+    """
+    from rayrl_dt.experiments import action_bandit as experiment
+
+    folder = out or Path("runs") / f"action-gradient-seed{seed}"
+    with counting("seeds") as progress:
+        result = experiment.run(
+            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
+        )
+    table = Table("method", "mean reward", "± std", "lowest", box=None, header_style="bold")
+    for name, numbers in result["methods"].items():
+        table.add_row(name, *(f"{numbers[key]:.3f}" for key in ("mean", "std", "min")))
+    console.print(table)
+    console.print(f"best reward in the data {result['data_best']:.3f}")
+    finish("report:", folder / "report.html", then="rayrl-dt critic RUN")
+
+
 def _show_probabilities(kinds: Mapping[str, Any]) -> None:
     moments = list(next(iter(kinds.values()))["at"])
     table = Table("predicted success", *moments, "episodes", box=None, header_style="bold")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, data, diagnosis, experiments, training
+from rayrl_dt.cli import alignment, critic, data, diagnosis, experiments, training
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
 
@@ -29,6 +29,7 @@ app.add_typer(data.app, name="data")
 training.register(app)
 experiments.register(app)
 diagnosis.register(app)
+critic.register(app)
 app.command()(alignment.align)
 
 

@@ -137,36 +137,56 @@ def evaluate(
     across_versions: Annotated[
         bool, typer.Option(help="normalise with reference scores of another version of the environment")
     ] = False,
+    action_gradient: Annotated[
+        str | None,
+        typer.Option(help="also act with the bundle's critic, for instance eta=0.03,n=10,rule=plain"),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
-    Example: rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
+    With an action gradient the same checkpoint is always evaluated without it, too.
+
+    Examples:
+      rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
+      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.03,n=10,rule=adam
     """
+    from rayrl_dt.policy.action_gradient import ActionGradient
+
+    settings = None if action_gradient is None else ActionGradient.parse(action_gradient)
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}; it must be at least 1")
     if actions not in ("sample", "mode"):
         raise UserError(f"--actions is {actions!r}.{suggest(actions, ('sample', 'mode'))}")
-    result = _evaluate(
-        run,
-        targets=targets,
-        episodes=episodes,
-        env=env,
-        seed=seed,
-        sample_actions=actions == "sample",
-        across_versions=across_versions,
-    )
+    options: dict[str, Any] = {
+        "targets": targets,
+        "episodes_per_target": episodes,
+        "env": env,
+        "seed": seed,
+        "sample_actions": actions == "sample",
+        "across_versions": across_versions,
+    }
+    if settings is not None:
+        # First what needs a critic: without one it fails at once.
+        refined = _evaluate(run, action_gradient=settings, **options)
+    result = _evaluate(run, **options)
+    values = result.to_json()
+    if settings is not None:
+        console.print("[bold]n = 0[/bold]")
     show(result)
+    if settings is not None:
+        console.print(f"[bold]{escape(action_gradient or '')}[/bold]")
+        show(refined)
+        values = {**refined.to_json(), "action_gradient": settings.to_json(), "unrefined": values}
     for warning in result.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
     if json_file is not None:
-        new_file(json_file).write_text(json.dumps(result.to_json(), indent=2))
+        new_file(json_file).write_text(json.dumps(values, indent=2))
         finish("result:", json_file)
 
 
-def _evaluate(
-    run: Path, *, targets: str, episodes: int, across_versions: bool, **options: Any
-) -> EvaluationResult:
+def _evaluate(run: Path, **options: Any) -> EvaluationResult:
+    """Evaluates with a progress bar; the options are those of `evaluate_bundle`."""
     from rayrl_dt.evaluation.evaluate import evaluate_bundle
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
@@ -176,14 +196,7 @@ def _evaluate(
         def advance(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        return evaluate_bundle(
-            run,
-            targets=targets,
-            episodes_per_target=episodes,
-            across_versions=across_versions,
-            progress=advance,
-            **options,
-        )
+        return evaluate_bundle(run, progress=advance, **options)
 
 
 def show(result: EvaluationResult) -> None:

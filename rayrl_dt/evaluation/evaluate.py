@@ -14,11 +14,12 @@ from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
 from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, parse_targets
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed, torch_generator
 
-__all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
+__all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
 
 
 def evaluate_model(
@@ -31,6 +32,7 @@ def evaluate_model(
     precision: str = "fp32",
     max_slots: int = 32,
     seed: int = 0,
+    refiner: ActionRefiner | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Runs a policy on every target in one vector environment.
@@ -44,6 +46,7 @@ def evaluate_model(
         precision: "fp32" or "bf16".
         max_slots: environments at a time (at least one per target).
         seed: of environments and sampled actions.
+        refiner: improves each action with a critic; None leaves it.
         progress: called with the number of episodes that just ended.
 
     Raises:
@@ -60,6 +63,7 @@ def evaluate_model(
     try:
         sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
         actor = VectorActor(model, len(slots), sample=sample, precision=precision)
+        actor.refiner = refiner
         return run_slots(Collector(vector, actor, record=False), slots, progress=progress)
     finally:
         vector.close()
@@ -119,6 +123,7 @@ def evaluate_bundle(
     sample_actions: bool = True,
     across_versions: bool = False,
     seed: int = 0,
+    action_gradient: ActionGradient | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Evaluates the policy of a bundle, checkpoint or run folder.
@@ -131,16 +136,20 @@ def evaluate_bundle(
         sample_actions: draw discrete actions from the softmax.
         across_versions: normalise with scores of another version of the environment.
         seed: of environments and sampled actions.
+        action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
         progress: called with (episodes done, episodes in total).
 
     Raises:
-        UserError: there is no whole bundle, the targets cannot be read, or the environment does not fit.
+        UserError: there is no whole bundle, or no critic for its action gradient; the targets cannot be read, or the
+            environment does not fit.
     """
     # interop stands beside evaluation, above the model.
     from rayrl_dt.interop.bundle import load_model, read_header
+    from rayrl_dt.interop.critics import load_refiner
 
     model, header = load_model(path), read_header(path)
     spec = model.spec
+    refiner = None if action_gradient is None else load_refiner(path, spec, action_gradient)
     known = spec.data_returns
     data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
     plan = parse_targets(targets, data=data)
@@ -159,9 +168,10 @@ def evaluate_bundle(
         episodes_per_target=episodes_per_target,
         sample_actions=sample_actions,
         seed=seed,
+        refiner=refiner,
         progress=count,
     )
-    env_id = _env_id(env or spec.env)
+    env_id = env_id_of(env or spec.env)
     reference, note = reference_for(spec.dataset_info, env_id, across_versions=across_versions)
     return assemble(
         rollouts,
@@ -176,6 +186,6 @@ def evaluate_bundle(
     )
 
 
-def _env_id(env: str | None) -> str | None:
+def env_id_of(env: str | None) -> str | None:
     """The id of an environment given as an id or as a specification in JSON."""
     return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

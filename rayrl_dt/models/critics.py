@@ -1,16 +1,19 @@
-"""State-action values for online finetuning."""
+"""Values of states and actions: for online finetuning, and for acting with a critic."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["TwinCritic"]
+__all__ = ["IQLCritic", "TwinCritic", "units_of"]
 
 
 class TwinCritic(nn.Module):
@@ -67,6 +70,40 @@ class TwinCritic(nn.Module):
         """Returns Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3)."""
         values: Tensor = self.q1(torch.cat([observations, actions], dim=-1))
         return values.squeeze(-1)
+
+
+class IQLCritic(nn.Module):
+    """The value functions of implicit Q-learning (Kostrikov et al. 2022): V, twin Q, and Q's slow copy.
+
+    They are learnt from logged data alone, and from no policy's actions (`rayrl_dt.critic.training`).
+
+    Differs from RLlib's IQL, whose targets and expectile have faults of their own: nothing is shared with it.
+
+    Args:
+        spec: of the policy whose units the critic shares: normalised observations, actions in [-1, 1].
+        hidden: width of both hidden layers of each network.
+
+    Attributes:
+        value: V, `(..., S)` normalised to `(..., 1)`.
+        q: twin Q.
+        target: slow copy of `q`; only training reads it, and a bundle does not keep it.
+
+    Raises:
+        UserError: the actions are discrete, or the observations are not vectors.
+    """
+
+    def __init__(self, spec: PolicySpec, *, hidden: int = 256) -> None:
+        super().__init__()
+        self.q = TwinCritic(spec, hidden=hidden)
+        self.value = _mlp(((spec.observation_space.shape or ())[0], hidden, hidden), layer_norm=False)
+        self.target = copy.deepcopy(self.q).requires_grad_(False)
+
+
+def units_of(spec: PolicySpec) -> str:
+    """Returns a fingerprint of what a critic of this policy sees: equal exactly where the units are."""
+    low, high = (np.array(bound, np.float64) for bound in (spec.action_low, spec.action_high))
+    parts = (spec.normaliser.mean, spec.normaliser.std, low, high)
+    return hashlib.sha256(b"|".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]
 
 
 def _mlp(widths: tuple[int, ...], layer_norm: bool) -> nn.Sequential:

@@ -123,13 +123,16 @@ class SequenceModel(nn.Module):
             actions = actions.clamp(0, self.spec.action_size - 1)
         return TrunkInputs(
             returns_to_go=_blank((window.returns_to_go / self.spec.return_scale).to(dtype), mask),
-            observations=_blank(
-                ((window.observations - self.observation_mean) / self.observation_std).to(dtype), mask
-            ),
+            observations=_blank(self.to_model_observations(window.observations), mask),
             actions=_blank(actions, mask),
             timesteps=_blank(window.timesteps, mask),
             mask=mask,
         )
+
+    def to_model_observations(self, observations: Tensor) -> Tensor:
+        """Normalises raw observations `(..., *obs)`."""
+        normalised = (observations - self.observation_mean) / self.observation_std
+        return normalised.to(self.head.weight.dtype)
 
     def to_model_actions(self, actions: Tensor) -> Tensor:
         """Converts environment actions to indices from 0, or to [-1, 1] (clipped).
@@ -142,7 +145,11 @@ class SequenceModel(nn.Module):
         return scaled.clamp(-1.0, 1.0).to(self.head.weight.dtype)
 
     def to_env_actions(
-        self, outputs: Tensor, *, sample: torch.Generator | None = None
+        self,
+        outputs: Tensor,
+        *,
+        sample: torch.Generator | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
     ) -> np.ndarray[Any, Any]:
         """Converts head outputs `(B, A, 2A or n)` to environment actions `(B, A)` or `(B,)`.
 
@@ -150,6 +157,7 @@ class SequenceModel(nn.Module):
             outputs: of one step.
             sample: draw from the softmax, or from the squashed Gaussian, with this generator; None takes the most
                 likely action, or tanh(mean). A deterministic head has nothing to draw.
+            refine: maps continuous actions `(B, A)` in [-1, 1] to those to take instead; None takes them.
         """
         if isinstance(self.spec.action_space, gym.spaces.Discrete):
             if sample is None:
@@ -163,6 +171,8 @@ class SequenceModel(nn.Module):
             shape = (len(outputs), self.spec.action_size)
             noise = torch.randn(shape, generator=sample, device=sample.device).to(outputs.device)
         inside = self.to_model_units(outputs, noise).float()
+        if refine is not None:
+            inside = refine(inside)
         values = (inside * self.action_half + self.action_middle).cpu().numpy()
         low, high = self._action_bounds
         # Rounding may step over a bound.

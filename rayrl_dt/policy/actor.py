@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rayrl_dt.data.returns import next_return_to_go
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import ActingPlan
 from rayrl_dt.policy.acting.select import acting_plan
+from rayrl_dt.policy.action_gradient import ActionRefiner
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.types import ACTION_LIMIT
 
@@ -30,6 +32,10 @@ class VectorActor:
         noise: standard deviation of the normal noise on continuous actions, in units of [-1, 1]; needs `sample`.
         context_length: steps to act on, at most the model's K; None for K.
         precision: "fp32" or "bf16" (autocast).
+
+    Attributes:
+        refiner: improves the actions of the policy before they are taken and remembered; None leaves them. Assign to
+            change.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class VectorActor:
         self.sample = sample
         self.noise = noise
         self.precision = precision
+        self.refiner: ActionRefiner | None = None
         space = spec.observation_space
         self._context = ContextBuffer(
             slots,
@@ -110,7 +117,10 @@ class VectorActor:
             outputs = outputs.float()
             noise = torch.randn(outputs.shape, generator=self.sample).to(outputs.device)
             outputs = (outputs + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
-        actions = self.model.to_env_actions(outputs, sample=self.sample)
+        refine = None
+        if self.refiner is not None:
+            refine = partial(self.refiner, observations if rows is None else observations[rows])
+        actions = self.model.to_env_actions(outputs, sample=self.sample, refine=refine)
         if rows is None:
             self._actions = actions
         else:

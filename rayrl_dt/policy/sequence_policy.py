@@ -10,6 +10,7 @@ import numpy as np
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.seeding import torch_generator
 
@@ -30,25 +31,47 @@ class SequencePolicy:
         model: the policy network.
         sample_seed: draw actions from the softmax, or from a Gaussian head, with this seed; None takes the
             most likely.
+        refiner: improves each action with a critic before it is taken; None leaves it.
     """
 
-    def __init__(self, model: SequenceModel, *, sample_seed: int | None = None) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        *,
+        sample_seed: int | None = None,
+        refiner: ActionRefiner | None = None,
+    ) -> None:
         self.model = model
         sample = None if sample_seed is None else torch_generator(sample_seed, "policy-actions")
         self._actor = VectorActor(model, 1, sample=sample)
+        self._actor.refiner = refiner
         self._target: float | None = None
         self._starting = True
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, sample_seed: int | None = None) -> SequencePolicy:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        sample_seed: int | None = None,
+        action_gradient: ActionGradient | None = None,
+    ) -> SequencePolicy:
         """Loads a policy bundle, or the newest one of a run folder or checkpoint.
 
+        Args:
+            path: where it is.
+            sample_seed: as for the class.
+            action_gradient: refine each action with the bundle's critic (`rayrl-dt critic` trains it).
+
         Raises:
-            UserError: there is no whole bundle at `path`.
+            UserError: there is no whole bundle at `path`, or no critic for its action gradient.
         """
         from rayrl_dt.interop.bundle import load_model  # interop stands above policy
+        from rayrl_dt.interop.critics import load_refiner
 
-        return cls(load_model(path), sample_seed=sample_seed)
+        model = load_model(path)
+        refiner = None if action_gradient is None else load_refiner(path, model.spec, action_gradient)
+        return cls(model, sample_seed=sample_seed, refiner=refiner)
 
     @property
     def spec(self) -> PolicySpec:

@@ -67,6 +67,8 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
             "eval",
             "align",
             "diagnose",
+            "critic",
+            "refine",
             "report",
             "export",
             "bench",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayrl_dt.cli import main
-from rayrl_dt.experiments import return_critic, shortest_path, vitamin_bandit
+from rayrl_dt.experiments import action_bandit, return_critic, shortest_path, vitamin_bandit
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -23,6 +23,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(shortest_path, "WALKS", 60)
     monkeypatch.setattr(return_critic, "WALKS", 50)
     monkeypatch.setattr(return_critic, "HELD_OUT", 350)
+    monkeypatch.setattr(action_bandit, "SEEDS", 2)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rayrl-dt", "experiment", *arguments])
@@ -41,7 +42,7 @@ def test_help_shows_examples(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0 and "shortest-path" in out and "critic" in out
     assert "vitamin-bandit" in out
-    for command in ("shortest-path", "critic", "vitamin-bandit"):
+    for command in ("shortest-path", "critic", "vitamin-bandit", "action-gradient"):
         status, out, _ = run(command, "--help")
         assert status == 0 and f"rayrl-dt experiment {command} --seed" in out
 
@@ -51,6 +52,7 @@ def test_help_shows_examples(run: Run) -> None:
     [
         ("shortest-path", ["steps.png"], ["random walks", "% of the generated paths are absent"]),
         ("critic", ["attention.png", "success.png"], ["no key", "success", "door"]),
+        ("action-gradient", ["actions.png"], ["DT", "TP", "PG", "AG", "best reward in the data 0.7"]),
     ],
 )
 def test_an_experiment_says_where_its_output_is(
@@ -65,13 +67,13 @@ def test_an_experiment_says_where_its_output_is(
     assert (result["experiment"], result["seed"], result["gradient_steps"]) == (command, 3, 2)
 
 
-@pytest.mark.parametrize("command", ["shortest-path", "critic"])
+@pytest.mark.parametrize("command", ["shortest-path", "critic", "action-gradient"])
 def test_without_a_folder_it_writes_beside_the_runs(run: Run, tmp_path: Path, command: str) -> None:
     assert run(command, "--steps", "1")[0] == 0
     assert (tmp_path / "runs" / f"{command}-seed0" / "report.html").exists()
 
 
-@pytest.mark.parametrize("command", ["shortest-path", "critic"])
+@pytest.mark.parametrize("command", ["shortest-path", "critic", "action-gradient"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(("--steps", "0"), "--steps is 0; it must be at least 1"), (("--out", "taken"), "choose another --out")],

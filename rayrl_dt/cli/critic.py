@@ -1,0 +1,120 @@
+"""`rayrl-dt critic` and `refine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rayrl_dt.cli.console import command_line, console, finish
+from rayrl_dt.cli.data import counting
+from rayrl_dt.errors import UserError
+
+if TYPE_CHECKING:
+    from rayrl_dt.evaluation.refinement import RefinementGrid
+
+__all__ = ["register"]
+
+_Number = TypeVar("_Number", int, float)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the program."""
+    app.command()(critic)
+    app.command()(refine)
+
+
+def critic(
+    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
+    steps: Annotated[int, typer.Option(help="gradient steps")] = 20_000,
+    expectile: Annotated[
+        float, typer.Option(help="of V among the data's actions: 0.5 their mean, towards 1 the best of them")
+    ] = 0.7,
+    dataset: Annotated[str | None, typer.Option(help="other data than the run's own")] = None,
+    seed: Annotated[int, typer.Option(help="of weights and batches")] = 0,
+) -> None:
+    """Train a critic on a policy's data (IQL) and keep it in the policy's bundle, to act with. Needs no Ray.
+
+    Examples:
+      rayrl-dt critic runs/hopper
+      rayrl-dt critic runs/hopper --steps 100000 --seed 1
+    """
+    from rayrl_dt.critic.training import CriticTraining
+    from rayrl_dt.interop.critics import add_critic
+
+    training = CriticTraining(steps=steps, expectile=expectile)
+    with counting("training") as progress:
+        folder = add_critic(
+            run, training=training, seed=seed, dataset=dataset, command=command_line(), progress=progress
+        )
+    finish(
+        "critic:",
+        folder / "critic.safetensors",
+        then=f"rayrl-dt eval {run} --action-gradient eta=0.03,n=10,rule=plain",
+    )
+
+
+def refine(
+    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle, with a critic")],
+    eta: Annotated[str, typer.Option(help="step sizes")] = "0.01,0.03,0.1",
+    n: Annotated[str, typer.Option("--n", help="numbers of steps; 0 is always run")] = "0,1,5,10,30",
+    rule: Annotated[str, typer.Option(help="plain, momentum, rmsprop, adam")] = "plain,adam",
+    target: Annotated[str, typer.Option(help="dataset:max, or one raw return")] = "dataset:max",
+    episodes: Annotated[int, typer.Option(help="per cell")] = 10,
+    env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
+    seed: Annotated[int, typer.Option(help="of the episodes, the same in every cell")] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/refinement by default")] = None,
+) -> None:
+    """Act with a critic by many action gradients: one heat map, one table, no training. Needs no Ray.
+
+    Examples:
+      rayrl-dt refine runs/hopper
+      rayrl-dt refine runs/hopper --eta 0.01,0.03,0.1 --n 0,1,5,10,30 --rule plain,adam --episodes 20
+    """
+    from rayrl_dt.evaluation.refinement import sweep, write_refinement
+
+    folder = out or run / "refinement"
+    # Before minutes of work, not after.
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another --out")
+    with counting("evaluating") as progress:
+        grid = sweep(
+            run,
+            etas=_numbers("--eta", eta, float),
+            steps=_numbers("--n", n, int),
+            rules=[name.strip() for name in rule.split(",")],
+            target=target,
+            episodes=episodes,
+            env=env,
+            seed=seed,
+            progress=progress,
+        )
+    _show(grid)
+    page = write_refinement(grid, folder)
+    finish("heat map:", page)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option} is {text!r}; give {what} with commas between them, as in 1,5") from None
+
+
+def _show(grid: RefinementGrid) -> None:
+    rules, etas, steps = grid.axes
+    table = Table("rule", "eta", *(f"n = {n}" for n in steps), box=None, header_style="bold")
+    for rule in rules:
+        for eta in etas:
+            cells = (grid.cell(rule, eta, n) for n in steps)
+            table.add_row(rule, f"{eta:g}", *(f"{cell.mean:,.1f}" for cell in cells))
+    console.print(table)
+    better = sum(cell.mean > grid.control.mean for cell in grid.cells)
+    console.print(f"{better} of {len(grid.cells)} cells are above n = 0 of the same checkpoint")
+    for warning in grid.warnings:
+        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Critics learnt from logged data alone."""

@@ -1,0 +1,298 @@
+"""Action gradients on one checkpoint: a grid over rule, step size and number of steps, without any training.
+
+Policy, critic and environments are set up once. Every cell runs the same episodes (same seeds, same target), and
+n = 0 of the same checkpoint is always among them: it is what a cell is to be compared with. Picking the best cell of
+a grid flatters it; a claim needs episodes with other seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rayrl_dt import envs
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.document import Block, Heading, Paragraph, Picture, Table, Tiles, number, to_html
+from rayrl_dt.evaluation.evaluate import env_id_of
+from rayrl_dt.evaluation.plots import INK, canvas, finish, style_axes
+from rayrl_dt.evaluation.rollout import plan_slots, run_slots
+from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.collector import Collector
+from rayrl_dt.seeding import derive_seed
+
+__all__ = ["Cell", "RefinementGrid", "heat_map", "sweep", "write_refinement"]
+
+_PICTURE = "refinement.png"
+_RESULT = "result.json"
+_SLOTS = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The episodes of one action gradient.
+
+    Attributes:
+        settings: n is 0 for the control.
+        returns: raw return of each episode.
+        lengths: steps of each episode.
+    """
+
+    settings: ActionGradient
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean raw return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the episodes (divided by n, not n - 1)."""
+        return float(np.std(self.returns))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return {
+            **self.settings.to_json(),
+            "return_mean": self.mean,
+            "return_std": self.std,
+            "length_mean": float(np.mean(self.lengths)),
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+        }
+
+
+@dataclass(frozen=True)
+class RefinementGrid:
+    """A finished grid.
+
+    Attributes:
+        control: the same checkpoint and episodes with n = 0.
+        cells: one for each rule, eta and n > 0, in that order.
+        target: raw return asked for.
+        env: where.
+        checkpoint: what was evaluated.
+        critic: the record of the critic that refined.
+        seed: of the episodes.
+        env_steps: taken by all cells together.
+        warnings: one line each.
+    """
+
+    control: Cell
+    cells: tuple[Cell, ...]
+    target: float
+    env: str | None
+    checkpoint: str
+    critic: Mapping[str, Any]
+    seed: int
+    env_steps: int
+    warnings: tuple[str, ...] = ()
+
+    def cell(self, rule: str, eta: float, n: int) -> Cell:
+        """Returns the cell of these settings; the control for n = 0."""
+        if n == 0:
+            return self.control
+        return next(
+            cell
+            for cell in self.cells
+            if (cell.settings.rule, cell.settings.eta, cell.settings.n) == (rule, eta, n)
+        )
+
+    @property
+    def axes(self) -> tuple[list[str], list[float], list[int]]:
+        """The rules, step sizes and numbers of steps, 0 among the last."""
+        settings = [cell.settings for cell in self.cells]
+        rules = list(dict.fromkeys(item.rule for item in settings))
+        return rules, sorted({item.eta for item in settings}), sorted({0, *(item.n for item in settings)})
+
+    @property
+    def best(self) -> Cell:
+        """The cell with the highest mean return, the control among them."""
+        return max((self.control, *self.cells), key=lambda cell: cell.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return {
+            "checkpoint": self.checkpoint,
+            "env": self.env,
+            "target": self.target,
+            "seed": self.seed,
+            "env_steps": self.env_steps,
+            "critic": dict(self.critic),
+            "control": self.control.to_json(),
+            "cells": [cell.to_json() for cell in self.cells],
+            "warnings": list(self.warnings),
+        }
+
+
+def sweep(
+    path: str | os.PathLike[str],
+    *,
+    etas: Sequence[float],
+    steps: Sequence[int],
+    rules: Sequence[str],
+    target: str = "dataset:max",
+    episodes: int = 10,
+    env: str | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> RefinementGrid:
+    """Evaluates every combination of rule, eta and n on the policy of a bundle, and n = 0 once.
+
+    Args:
+        path: run folder, checkpoint or bundle, with a critic.
+        etas: step sizes.
+        steps: numbers of steps n; 0 is always run.
+        rules: of the action gradient.
+        target: one target as for `parse_targets`, by default the data's best return.
+        episodes: of each cell.
+        env: overrides the policy's environment.
+        seed: of the episodes, the same in every cell.
+        progress: called with (episodes done, episodes in total).
+
+    Raises:
+        UserError: there is no policy or critic, a setting is out of range, or the target is not one.
+    """
+    # interop stands beside evaluation, above the model.
+    from rayrl_dt.interop.bundle import load_model, read_header
+    from rayrl_dt.interop.critics import load_critic
+
+    if episodes < 1:
+        raise UserError(f"--episodes is {episodes}; it must be at least 1")
+    tried = [ActionGradient(eta=eta, n=n, rule=rule) for rule, eta, n in product(rules, etas, steps)]
+    wanted = list(dict.fromkeys(settings for settings in tried if not settings.idle))
+    if not wanted:
+        raise UserError("every cell of the grid has n = 0 or eta = 0; give an n and an eta above 0")
+    model, critic = load_model(path), load_critic(path)
+    spec = model.spec
+    known = spec.data_returns
+    data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
+    plan = parse_targets(target, data=data)
+    if len(plan.targets) != 1:
+        raise UserError(f"--target is {target!r}, which is {len(plan.targets)} targets; a grid takes one")
+    where = env or spec.env
+    if where is None:
+        raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
+    slots = plan_slots(plan.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation"))
+    vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
+    done, total = 0, episodes * (1 + len(wanted))
+
+    def count(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        actor = VectorActor(model, len(slots))
+        collector = Collector(vector, actor, record=False)
+        cells = []
+        for settings in (ActionGradient(n=0), *wanted):
+            actor.refiner = None if settings.idle else ActionRefiner(settings, critic, spec)
+            records = run_slots(collector, slots, progress=count).episodes
+            returns, lengths = zip(*((item.episode_return, item.length) for item in records), strict=True)
+            cells.append(Cell(settings, returns, lengths))
+    finally:
+        vector.close()
+    return RefinementGrid(
+        control=cells[0],
+        cells=tuple(cells[1:]),
+        target=plan.targets[0],
+        env=env_id_of(where),
+        checkpoint=str(path),
+        critic=read_header(path).get("critic", {}),
+        seed=seed,
+        env_steps=collector.env_steps,
+        warnings=plan.warnings,
+    )
+
+
+def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
+    """Draws the mean return of each cell, one panel per rule; white is the control's, and its column is n = 0.
+
+    Args:
+        grid: the results.
+        path: where to write a PNG.
+    """
+    rules, etas, steps = grid.axes
+    figure, every = canvas(
+        1, len(rules), (1.6 + len(rules) * (1.0 + 0.85 * len(steps)), 1.6 + 0.55 * len(etas))
+    )
+    reach = max(abs(cell.mean - grid.control.mean) for cell in grid.cells) or 1.0
+    low, high = grid.control.mean - reach, grid.control.mean + reach
+    for axes, rule in zip(every, rules, strict=True):
+        means = np.array([[grid.cell(rule, eta, n).mean for n in steps] for eta in etas])
+        image = axes.imshow(means, cmap="PuOr", vmin=low, vmax=high, aspect="auto", origin="lower")
+        for (row, column), mean in np.ndenumerate(means):
+            dark = abs(mean - grid.control.mean) > 0.6 * reach
+            colour = "white" if dark else INK
+            axes.text(column, row, number(mean), ha="center", va="center", fontsize=8.5, color=colour)
+        style_axes(axes, rule, "steps n", "step size η")
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(steps)), [str(n) for n in steps])
+        axes.set_yticks(range(len(etas)), [f"{eta:g}" for eta in etas])
+    bar = figure.colorbar(image, ax=every)
+    bar.set_label("mean return", fontsize=9, color=INK)
+    bar.outline.set_visible(False)
+    return finish(figure, path)
+
+
+def write_refinement(grid: RefinementGrid, folder: Path) -> Path:
+    """Writes `refinement.png`, `result.json` and `report.html`; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RESULT).write_text(json.dumps(grid.to_json(), indent=2) + "\n", encoding="utf-8")
+    heat_map(grid, folder / _PICTURE)
+    page = folder / "report.html"
+    title = "Action gradients on one checkpoint"
+    page.write_text(to_html(title, [Heading(title, 1), *_report(grid)], folder), encoding="utf-8")
+    return page
+
+
+def _report(grid: RefinementGrid) -> list[Block]:
+    rules, etas, steps = grid.axes
+    best, control = grid.best, grid.control
+    chosen = best.settings
+    words = "no cell" if chosen.idle else f"{chosen.rule}, η {chosen.eta:g}, n {chosen.n}"
+    better = sum(cell.mean > control.mean for cell in grid.cells)
+    return [
+        Paragraph(
+            f"{grid.checkpoint}, asked for {number(grid.target)}, {len(control.returns)} episodes a cell, "
+            f"seed {grid.seed}",
+            "muted",
+        ),
+        Tiles(
+            [
+                ("Without", number(control.mean), "n = 0"),
+                ("Highest cell", number(best.mean), words),
+                ("Cells above n = 0", f"{better} of {len(grid.cells)}", ""),
+            ]
+        ),
+        Picture(_PICTURE, "Mean return of each cell of the grid; the numbers are in the table below"),
+        Table(
+            ["rule, η", *(f"n = {n}" for n in steps)],
+            [
+                [f"{rule}, {eta:g}", *(_entry(grid.cell(rule, eta, n)) for n in steps)]
+                for rule, eta in product(rules, etas)
+            ],
+        ),
+        Paragraph(
+            "Mean return ± standard deviation over episodes; every cell runs the same seeds. The highest of many cells "
+            "is high by chance, too: confirm it with another seed before quoting it.",
+            "muted",
+        ),
+    ]
+
+
+def _entry(cell: Cell) -> str:
+    return f"{number(cell.mean)} ± {number(cell.std)}"

@@ -1,0 +1,277 @@
+"""Action Gradient: climbing a critic from the policy's action, while acting (Lin et al. 2025, section 4).
+
+From a^0 = policy(context) take n steps a^{i+1} = a^i + eta d_i along the critic's gradient (equation 1), and execute
+the a^i with the highest Q (equation 2). The rules differ in d_i; g_i is the gradient of Q with respect to the action:
+
+    plain       d = g                                       equation 1
+    momentum    v <- v + zeta1 g, d = v                     equation 6
+    rmsprop     r <- zeta2 r + (1 - zeta2) g^2,
+                d = g / (sqrt(r) + epsilon)                 equation 7
+    adam        both moments, each an average with
+                its own zeta, d = m / (sqrt(r) + epsilon)   equation 8
+
+As printed, momentum never forgets, and Adam divides its moments by 1 - zeta at every step. With `form="standard"`,
+momentum is v <- zeta1 v + g and Adam divides by 1 - zeta^i.
+
+Where the paper is silent: Q is the lower one of twin critics, for the gradient and for the choice; each iterate is
+projected onto the action bounds; the first of equally good iterates is taken. A critic's optimum is not the
+environment's: Q(s, a) never falls, the return may. Always compare with n = 0 of the same checkpoint.
+
+Shape legend: N rows (slots), S observation dimensions, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.models.critics import IQLCritic
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of
+from rayrl_dt.types import ACTION_LIMIT
+
+__all__ = ["FORMS", "RULES", "ActionGradient", "ActionRefiner", "check_continuous", "climb"]
+
+FORMS = ("printed", "standard")
+
+
+@dataclass(frozen=True)
+class ActionGradient:
+    """How actions are refined.
+
+    Attributes:
+        eta: step size, in units of [-1, 1] per unit of Q; for rmsprop and adam nearly the step itself.
+        n: steps; 0 leaves the policy as it is.
+        rule: "plain", "momentum", "rmsprop" or "adam".
+        zeta1: of the first moment (momentum, adam).
+        zeta2: of the second moment (rmsprop, adam).
+        epsilon: added to the root of the second moment.
+        form: "printed" in the paper, or "standard"; plain and rmsprop are the same in both.
+
+    Raises:
+        UserError: a value is out of range, or a name unknown.
+    """
+
+    eta: float = 0.03
+    n: int = 10
+    rule: str = "plain"
+    zeta1: float = 0.9
+    zeta2: float = 0.999
+    epsilon: float = 1e-8
+    form: str = "printed"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 0:
+            raise UserError(
+                f"the action gradient's n is {self.n!r}; it must be a whole number of at least 0 (0 switches it off)"
+            )
+        for name, low, high in (
+            ("eta", 0.0, math.inf),
+            ("zeta1", 0.0, 1.0),
+            ("zeta2", 0.0, 1.0),
+            ("epsilon", 0.0, math.inf),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            # Momentum as printed with zeta1 = 1 is the plain rule's running sum.
+            inclusive = name == "zeta1" and self.rule == "momentum"
+            if not number or not (low <= value < high or (inclusive and value == high)):
+                raise UserError(
+                    f"the action gradient's {name} is {value!r}; it must be a number of at least {low:g} and "
+                    f"below {'infinity' if high == math.inf else f'{high:g}'}"
+                )
+        for name, allowed in (("rule", RULES), ("form", FORMS)):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise UserError(f"the action gradient's {name} is {value!r}.{suggest(value, allowed)}")
+
+    @classmethod
+    def parse(cls, text: str) -> ActionGradient:
+        """Reads "eta=0.1,n=10,rule=plain"; what is not named keeps its default.
+
+        Raises:
+            UserError: it cannot be read, or a value is out of range.
+        """
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            key, found, value = (piece.strip() for piece in part.partition("="))
+            if not found or not key or not value:
+                raise UserError(
+                    f"the action gradient {text!r} cannot be read; write for instance eta=0.03,n=10,rule=plain"
+                )
+            values[key] = value
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ActionGradient:
+        """Builds it from a mapping, for instance of a config file; numbers may be written as text.
+
+        Raises:
+            UserError: a key is unknown, or a value cannot be read or is out of range.
+        """
+        kinds: dict[str, Callable[[str], Any]] = {"n": int, "rule": str, "form": str}
+        known = [field.name for field in fields(cls)]
+        read = dict(values)
+        for key, value in values.items():
+            if key not in known:
+                raise UserError(f"the action gradient has no {key!r}.{suggest(key, known)}")
+            if isinstance(value, str):
+                try:
+                    read[key] = kinds.get(key, float)(value)
+                except ValueError:
+                    what = "a whole number" if key == "n" else "a number"
+                    raise UserError(f"the action gradient's {key} is {value!r}; it must be {what}") from None
+        return cls(**read)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves every action as it is."""
+        return self.n == 0 or self.eta == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return asdict(self)
+
+
+class ActionRefiner:
+    """Refines the actions of all slots at once with a critic.
+
+    It reads the critic's weights without autograd: neither they nor any `.grad` change, and callers may run under
+    `torch.no_grad` or `torch.inference_mode`.
+
+    Args:
+        settings: how.
+        critic: in the units of the policy.
+        spec: of the policy; normalises observations.
+
+    Raises:
+        UserError: the policy's actions are discrete, or its observations differ from the critic's.
+    """
+
+    def __init__(self, settings: ActionGradient, critic: IQLCritic, spec: PolicySpec) -> None:
+        check_continuous(spec)
+        shape = spec.observation_space.shape or ()
+        expected, found = critic.q.q1[0].in_features, int(np.prod(shape)) + spec.action_size
+        if expected != found:
+            raise UserError(
+                f"the critic takes {expected} inputs, the policy has {found} observations and actions; "
+                "train a critic for this policy: rayrl-dt critic RUN"
+            )
+        self.settings = settings
+        self._twins = layers_of(critic.q.q1), layers_of(critic.q.q2)
+        device = self._twins[0].last_bias.device
+        self._mean = torch.as_tensor(spec.normaliser.mean, device=device)
+        self._std = torch.as_tensor(spec.normaliser.std, device=device)
+
+    def __call__(self, observations: np.ndarray[Any, Any], actions: Tensor) -> Tensor:
+        """Returns better actions.
+
+        Args:
+            observations: `(N, S)` raw.
+            actions: `(N, A)` of the policy, in [-1, 1].
+
+        Returns:
+            `(N, A)` float32; the same tensor where nothing is to be done (n = 0 or eta = 0).
+        """
+        if self.settings.idle:
+            return actions
+        with torch.no_grad():
+            raw = torch.as_tensor(observations, dtype=torch.float32, device=self._mean.device)
+            start = actions.to(raw.device, torch.float32)
+            return climb(self._twins, (raw - self._mean) / self._std, start, self.settings).to(actions.device)
+
+
+def check_continuous(spec: PolicySpec) -> None:
+    """Raises UserError if a policy's actions have no gradient."""
+    if spec.discrete:
+        raise UserError(
+            f"an action gradient needs continuous actions, and those of {spec.dataset} are {spec.action_space}; "
+            "leave it out, or choose a policy with continuous actions"
+        )
+
+
+def climb(
+    twins: tuple[Layers, Layers], observations: Tensor, actions: Tensor, settings: ActionGradient
+) -> Tensor:
+    """Returns the best of the iterates a^0, ..., a^n for each row, `(N, A)` (equations 1 and 2).
+
+    Args:
+        twins: weights of both critics.
+        observations: `(N, S)` normalised.
+        actions: `(N, A)` in [-1, 1], a^0; it is a candidate as it is, the others are projected.
+        settings: how.
+    """
+    direction, moments = _DIRECTIONS[settings.rule], _Moments(actions)
+    inputs = torch.cat([observations, actions], dim=-1)
+    columns = observations.shape[1]
+    # A view: stepping writes the next iterate where the networks read it.
+    iterate = inputs[:, columns:]
+    best, highest = actions, torch.empty(0)
+    for step in range(settings.n + 1):
+        one, other = (forward(layers, inputs) for layers in twins)
+        values = torch.minimum(one.values, other.values)
+        if step == 0:
+            highest = values
+        else:
+            # A value that is NaN is no improvement.
+            better = values > highest
+            best, highest = torch.where(better[:, None], iterate, best), torch.where(better, values, highest)
+        if step == settings.n:
+            break
+        first, second = (
+            input_gradients(layers, passed, skip=columns)
+            for layers, passed in zip(twins, (one, other), strict=True)
+        )
+        gradient = torch.where((one.values <= other.values)[:, None], first, second)
+        iterate += settings.eta * direction(settings, moments, gradient, step + 1)
+        iterate.clamp_(-ACTION_LIMIT, ACTION_LIMIT)
+    return best
+
+
+class _Moments:
+    """Running averages of the gradient and of its square, `(N, A)` each."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.first = torch.zeros_like(like)
+        self.second = torch.zeros_like(like)
+
+
+def _plain(settings: ActionGradient, moments: _Moments, gradient: Tensor, step: int) -> Tensor:
+    return gradient
+
+
+def _momentum(settings: ActionGradient, moments: _Moments, gradient: Tensor, step: int) -> Tensor:
+    if settings.form == "printed":
+        moments.first += settings.zeta1 * gradient
+    else:
+        moments.first = settings.zeta1 * moments.first + gradient
+    return moments.first
+
+
+def _rmsprop(settings: ActionGradient, moments: _Moments, gradient: Tensor, step: int) -> Tensor:
+    moments.second = settings.zeta2 * moments.second + (1 - settings.zeta2) * gradient.square()
+    return gradient / (moments.second.sqrt() + settings.epsilon)
+
+
+def _adam(settings: ActionGradient, moments: _Moments, gradient: Tensor, step: int) -> Tensor:
+    power = 1 if settings.form == "printed" else step
+    moments.first = settings.zeta1 * moments.first + (1 - settings.zeta1) * gradient
+    moments.second = settings.zeta2 * moments.second + (1 - settings.zeta2) * gradient.square()
+    mean = moments.first / (1 - settings.zeta1**power)
+    return mean / ((moments.second / (1 - settings.zeta2**power)).sqrt() + settings.epsilon)
+
+
+_DIRECTIONS: dict[str, Callable[[ActionGradient, _Moments, Tensor, int], Tensor]] = {
+    "plain": _plain,
+    "momentum": _momentum,
+    "rmsprop": _rmsprop,
+    "adam": _adam,
+}
+RULES = tuple(_DIRECTIONS)

@@ -1,0 +1,73 @@
+"""Evaluation runners refine actions with the critic of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrl_dt.critic.training import CriticTraining
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.critics import add_critic
+
+pytestmark = pytest.mark.ray
+SMALL = CriticTraining(steps=20, batch_size=16, hidden=16)
+
+
+def returns(config: Any) -> list[float]:
+    algorithm = config.evaluation(target_returns="-900", episodes_per_target=2).build_algo()
+    try:
+        targets = algorithm.evaluate()["alignment"]["targets"]
+    finally:
+        algorithm.stop()
+    return [value for target in targets for value in target["returns"]]
+
+
+@pytest.fixture
+def with_critic(tiny: Callable[..., Any], pendulum_data: str, tmp_path: Path) -> str:
+    algorithm = tiny(pendulum_data).build_algo()
+    path = save_bundle(algorithm.policy_spec, algorithm.policy_state(), tmp_path / "policy")
+    algorithm.stop()
+    add_critic(path, training=SMALL)
+    return str(path)
+
+
+def test_evaluations_refine_actions(tiny: Callable[..., Any], pendulum_data: str, with_critic: str) -> None:
+    def evaluated(**gradient: Any) -> list[float]:
+        return returns(tiny(pendulum_data).evaluation(action_gradient=gradient, critic_from=with_critic))
+
+    plain = returns(tiny(pendulum_data))
+    assert evaluated(n=0) == plain
+    assert evaluated(n=3, eta=0.1, rule="adam") != plain
+
+
+def test_a_critic_of_other_data_is_refused(
+    tiny: Callable[..., Any], pendulum_data: str, with_critic: str, tmp_path: Path
+) -> None:
+    from rayrl_dt.data.sources import load
+
+    other = load(pendulum_data)
+    half = other.__class__.from_trajectories([other.trajectory(1)], other.info)
+    source = f"store:{half.save(tmp_path / 'other')}"
+    config = tiny(source).evaluation(action_gradient={"n": 1}, critic_from=with_critic)
+    with pytest.raises(UserError, match="another normaliser"):
+        returns(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action_gradient": {"n": 1}}, "set both or neither"),
+        ({"critic_from": "runs/x"}, "set both or neither"),
+        ({"action_gradient": {"n": -1}, "critic_from": "runs/x"}, "n is -1"),
+        ({"action_gradient": {"rule": "sgd"}, "critic_from": "runs/x"}, "rule is 'sgd'"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_runs(
+    tiny: Callable[..., Any], pendulum_data: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny(pendulum_data).evaluation(**options).build_algo()

@@ -1,0 +1,154 @@
+"""`rayrl-dt critic`, and `eval` with an action gradient."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from builders import EVALUATION_KEYS, build_model, store_for
+
+from rayrl_dt.cli import main
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.interop.bundle import save_bundle
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = int(error.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """An untrained policy for Pendulum-v1, on data that are there."""
+    env = gym.make("Pendulum-v1")
+    store = store_for(env)
+    store.info = store.info.__class__(
+        f"store:{tmp_path / 'data'}", env.observation_space, env.action_space, env.spec
+    )
+    store.save(tmp_path / "data")
+    model = build_model(store)
+    return save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=0)
+
+
+@pytest.fixture
+def with_critic(run: Run, bundle: Path) -> Path:
+    assert run("critic", str(bundle), "--steps", "20")[0] == 0
+    return bundle
+
+
+def test_a_critic_is_trained_into_the_bundle(run: Run, bundle: Path) -> None:
+    status, out, err = run("critic", str(bundle), "--steps", "20", "--seed", "3")
+    assert status == 0, err
+    assert str(bundle / "critic.safetensors") in out
+    assert f"rayrl-dt eval {bundle} --action-gradient" in out
+    record = json.loads((bundle / "policy.json").read_text())["critic"]
+    assert (record["steps"], record["seed"]) == (20, 3)
+    assert record["command"].startswith("rayrl-dt critic")
+
+
+def test_eval_shows_the_same_checkpoint_without_it(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    file, plain = tmp_path / "refined.json", tmp_path / "plain.json"
+    shared = ("eval", str(with_critic), "--targets=-1200,-300", "--episodes", "1")
+    status, out, err = run(*shared, "--action-gradient", "eta=0.2,n=4,rule=adam", "--json", str(file))
+    assert status == 0, err
+    assert out.index("n = 0") < out.index("eta=0.2,n=4,rule=adam")
+    assert run(*shared, "--json", str(plain))[0] == 0
+    result, control = json.loads(file.read_text()), json.loads(plain.read_text())
+    assert result.keys() >= EVALUATION_KEYS
+    assert (result["action_gradient"]["eta"], result["action_gradient"]["n"]) == (0.2, 4)
+    assert result["unrefined"]["targets"] == control["targets"] != result["targets"]
+
+
+def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    arguments = ("eval", str(bundle), "--targets=-300", "--episodes", "1", "--action-gradient", "n=0")
+    assert run(*arguments, "--json", str(file))[0] == 0
+    result = json.loads(file.read_text())
+    assert result["targets"] == result["unrefined"]["targets"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "{bundle}", "--action-gradient", "n=3"), "has no critic"),
+        (("eval", "{bundle}", "--action-gradient", "n=-3"), "n is -3"),
+        (("eval", "{bundle}", "--action-gradient", "eta=nan"), "eta is nan"),
+        (("eval", "{bundle}", "--action-gradient", "rule=plane"), "Did you mean 'plain'"),
+        (("eval", "{bundle}", "--action-gradient", "fast"), "cannot be read"),
+        (("critic", "nowhere"), "does not exist"),
+        (("critic", "{bundle}", "--steps", "0"), "steps is 0"),
+        (("critic", "{bundle}", "--expectile", "1"), "expectile is 1.0"),
+        (("critic", "{bundle}", "--dataset", "store:gone"), "gone"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Run, bundle: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    status, _, err = run(*(argument.format(bundle=bundle) for argument in arguments))
+    assert status == 2
+    assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
+def test_a_discrete_policy_is_refused(
+    run: Run, make_store: Callable[..., TrajectoryStore], tmp_path: Path
+) -> None:
+    model = build_model(make_store(actions=4))
+    path: Any = save_bundle(model.spec, model.state_dict(), tmp_path / "discrete")
+    for arguments in (("critic", path), ("eval", path, "--targets=1", "--action-gradient", "n=0")):
+        status, _, err = run(*map(str, arguments))
+        assert status == 2 and "continuous actions" in err
+
+
+def test_refine_draws_a_grid(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grid"
+    arguments = ("--eta", "0.1,1", "--n", "0,2", "--rule", "plain", "--target=-500", "--episodes", "1")
+    status, out, err = run("refine", str(with_critic), *arguments, "--out", str(folder))
+    assert status == 0, err
+    assert "n = 0" in out and "of 2 cells are above n = 0" in out and str(folder / "report.html") in out
+    assert len(json.loads((folder / "result.json").read_text())["cells"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--n", "many"), "--n is 'many'; give whole numbers"),
+        (("--n", "1.5"), "--n is '1.5'"),
+        (("--n=-2",), "n is -2"),
+        (("--eta", "nan"), "eta is nan"),
+        (("--rule", "plane"), "Did you mean 'plain'"),
+        (("--out", "{bundle}/policy.json"), "choose another --out"),
+    ],
+)
+def test_refine_refuses_bad_input(
+    run: Run, with_critic: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, _, err = run("refine", str(with_critic), *(text.format(bundle=with_critic) for text in arguments))
+    assert status == 2
+    assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_refine_needs_a_critic(run: Run, bundle: Path) -> None:
+    status, _, err = run("refine", str(bundle), "--n", "1")
+    assert status == 2 and "has no critic" in err

@@ -1,0 +1,157 @@
+"""The critic of a bundle: what is kept, what is refused, which data it learns from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from builders import build_model
+
+from rayrl_dt.critic.training import CriticTraining, new_critic
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.interop.bundle import load_model, read_header, save_bundle
+from rayrl_dt.interop.critics import add_critic, load_critic, run_data, save_critic
+from rayrl_dt.models.critics import IQLCritic, units_of
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.types import Normaliser
+
+MakeStore = Callable[..., TrajectoryStore]
+SMALL = CriticTraining(steps=5, batch_size=8, hidden=16, precision="fp32")
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> TrajectoryStore:
+    return make_store()
+
+
+@pytest.fixture
+def model(store: TrajectoryStore) -> SequenceModel:
+    return build_model(store)
+
+
+@pytest.fixture
+def saved(model: SequenceModel, tmp_path: Path) -> Path:
+    return save_bundle(model.spec, model.state_dict(), tmp_path / "run" / "policy", gradient_steps=7)
+
+
+@pytest.fixture
+def critic(model: SequenceModel) -> IQLCritic:
+    return new_critic(model.spec, hidden=16, seed=3)
+
+
+def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
+    assert save_critic(saved.parent, critic, model.spec, record={"steps": 5}) == saved
+    again = load_critic(saved)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in critic.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "critic.safetensors",
+        "policy.json",
+        "policy.safetensors",
+    ]
+    header = read_header(saved)
+    assert header["critic"] == {"steps": 5, "units": units_of(model.spec)} and header["gradient_steps"] == 7
+    assert torch.equal(load_model(saved).head.bias, model.head.bias)
+    assert [path.name for path in saved.parent.iterdir()] == ["policy"]
+
+
+def test_a_critic_is_replaced(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
+    save_critic(saved, new_critic(model.spec, hidden=8, seed=1), model.spec, record={"steps": 1})
+    save_critic(saved, critic, model.spec, record={"steps": 2})
+    assert read_header(saved)["critic"]["steps"] == 2
+    assert torch.equal(load_critic(saved).value[0].weight, critic.value[0].weight)
+
+
+def test_a_bundle_without_a_critic_says_how_to_get_one(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"has no critic.*train one: rayrl-dt critic"):
+        load_critic(saved)
+
+
+def test_a_discrete_policy_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
+    model = build_model(make_store(actions=4))
+    path = save_bundle(model.spec, model.state_dict(), tmp_path / "discrete")
+    for refused in (lambda: load_critic(path), lambda: add_critic(path, training=SMALL)):
+        with pytest.raises(UserError, match="continuous actions"):
+            refused()
+
+
+@pytest.mark.parametrize("what", ["mean", "std", "action_low"])
+def test_a_critic_of_other_units_is_refused(
+    saved: Path, model: SequenceModel, critic: IQLCritic, tmp_path: Path, what: str
+) -> None:
+    save_critic(saved, critic, model.spec, record={})
+    spec, normaliser = model.spec, model.spec.normaliser
+    changed = {
+        "mean": replace(spec, normaliser=Normaliser(normaliser.mean + np.float32(1e-3), normaliser.std)),
+        "std": replace(spec, normaliser=Normaliser(normaliser.mean, normaliser.std * np.float32(2))),
+        "action_low": replace(spec, action_low=tuple(low - 0.5 for low in spec.action_low)),
+    }[what]
+    with pytest.raises(UserError, match=r"another normaliser or other action bounds.*rayrl-dt critic"):
+        load_critic(saved, changed)
+    # A file that was copied into another policy's bundle brings its own fingerprint.
+    other = save_bundle(changed, SequenceModel(changed).state_dict(), tmp_path / "other")
+    shutil.copy(saved / "critic.safetensors", other)
+    with pytest.raises(UserError, match="another normaliser"):
+        load_critic(other)
+
+
+def test_a_truncated_critic_is_reported(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
+    save_critic(saved, critic, model.spec, record={})
+    file = saved / "critic.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"truncated.*train it again"):
+        load_critic(saved)
+
+
+def test_training_puts_it_into_the_bundle(saved: Path, store: TrajectoryStore, tmp_path: Path) -> None:
+    source = f"store:{store.save(tmp_path / 'data')}"
+    seen: list[tuple[int, int]] = []
+    found = add_critic(
+        saved.parent,
+        training=SMALL,
+        seed=4,
+        dataset=source,
+        command="rayrl-dt critic",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert found == saved and seen == [(5, 5)]
+    record = read_header(saved)["critic"]
+    assert (record["seed"], record["dataset"], record["command"]) == (4, source, "rayrl-dt critic")
+    assert record.items() >= SMALL.to_json().items()
+    before = load_critic(saved).state_dict()
+    with pytest.raises(TrainingDiverged):
+        add_critic(saved, training=replace(SMALL, steps=100, lr=1e30), dataset=source)
+    assert all(torch.equal(load_critic(saved).state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("inside", [".", "policy", "checkpoints/000000010/policy"])
+def test_the_runs_own_data_are_used(
+    store: TrajectoryStore, model: SequenceModel, tmp_path: Path, inside: str
+) -> None:
+    data, run = store.save(tmp_path / "data"), tmp_path / "run"
+    (run / inside).mkdir(parents=True)
+    limit = float(np.median(store.episode_returns))
+    section = {"dataset": f"store:{data}", "below_return": limit, "top_percent": None, "delayed_reward": True}
+    (run / "config.yaml").write_text(yaml.safe_dump({"offline_data": section}))
+    (run / "run.json").write_text(json.dumps({}))
+    found = run_data(run / inside, model.spec)
+    assert 0 < found.num_episodes < store.num_episodes and found.delayed_reward
+    assert (found.episode_returns < limit).all()
+
+
+def test_without_a_run_the_policys_data_are_used(
+    store: TrajectoryStore, model: SequenceModel, saved: Path, tmp_path: Path
+) -> None:
+    data = store.save(tmp_path / "data")
+    found = run_data(saved, replace(model.spec, dataset=f"store:{data}"))
+    assert found.num_steps == store.num_steps
+    with pytest.raises(UserError, match="--dataset"):
+        run_data(saved, replace(model.spec, dataset=f"store:{tmp_path / 'gone'}"))
