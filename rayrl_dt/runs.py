@@ -261,6 +261,11 @@ class _Run:
             shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
             publish(aside, target, replace=True)
             publish(newest_aside, newest, replace=True)
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint {target} could not be written ({error.strerror or error}); those before it are whole: "
+                "make room, then go on with --resume"
+            ) from error
         finally:
             # A full disk gets back what could not be finished.
             for rest in (aside, newest_aside):

@@ -218,7 +218,7 @@ def test_json_holds_every_policy(make: Make) -> None:
     assert first["attention"]["layers"][0]["shares"].keys() == {"return", "state", "action"}
     assert second["attention"] is None and len(first["sensitivity"]["values"]) == 9
     assert [course["target"] for course in first["courses"]] == [-40.0, -10.0]
-    assert first["cost"]["forward_ms"].keys() == {"1", "32"}
+    assert first["cost"]["acting_ms"].keys() == {"1", "32"}
 
 
 def test_out_must_be_a_folder(make: Make, tmp_path: Path) -> None:
