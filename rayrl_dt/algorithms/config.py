@@ -53,6 +53,9 @@ class SequenceConfig(AlgorithmConfig):
 
             algo_class = SequenceAlgorithm
         super().__init__(algo_class=algo_class)
+        # Our runners have no connectors: there is no state to merge, and asking for it would wait for every runner.
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
         # training()
         self.gradient_steps = 6_000
         self.gradient_steps_per_iteration = 500

@@ -72,6 +72,11 @@ def same(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> bool:
     return all(np.array_equal(one[name], other[name]) for name in names)
 
 
+def standing(algorithm: Any) -> dict[str, Any]:
+    """What the algorithm reports, less the rate of the clock."""
+    return {name: value for name, value in algorithm.report().items() if name != "env_steps_per_s"}
+
+
 def train(algorithm: Any) -> None:
     for _ in range(50):
         if algorithm.done:
@@ -100,7 +105,7 @@ def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     assert (resumed.gradient_steps, resumed.env_steps, resumed.rounds) == (7, 200, 1)
     train(resumed)
     assert same(state(whole), state(resumed))
-    assert whole.report() == resumed.report()
+    assert standing(whole) == standing(resumed)
     for name, value in whole.replay.state()["steps"].items():
         np.testing.assert_array_equal(value, resumed.replay.state()["steps"][name])
     one, other = whole.evaluate()["alignment"], resumed.evaluate()["alignment"]
