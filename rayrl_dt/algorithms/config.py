@@ -187,7 +187,7 @@ class SequenceConfig(AlgorithmConfig):
 
         Args:
             target_returns: "dataset:7" (from the 5th to the 95th percentile of the data's returns),
-                "R1,R2,..." or a list of raw returns.
+                "R1,R2,..." or a list of raw returns. A policy that predicts its own returns is asked for none.
             episodes_per_target: fixed quota, divided among the slots of a target.
             action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax, "auto"
                 to sample (as Decision Transformer does on Atari). Continuous actions are deterministic.

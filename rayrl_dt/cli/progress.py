@@ -78,7 +78,8 @@ class TrainingProgress:
         if evaluation is not None:
             means = [target["return_mean"] for target in evaluation["targets"]]
             parts.append(f"return {sum(means) / len(means):,.1f}")
-            parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
+            if evaluation["alignment_error"] is not None:
+                parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
             if evaluation["spearman"] is not None:
                 parts.append(f"Spearman {evaluation['spearman']:.2f}")
         console.print("  ".join(parts), soft_wrap=True)

@@ -166,6 +166,13 @@ def test_delayed_rewards_and_targets_out_of_reach_are_kept_in_mind(make: Make, t
     assert "Keep in mind" in text_of(write_diagnosis(examination, tmp_path / "out"))
 
 
+def test_a_policy_that_predicts_its_returns_is_not_rolled_out(make: Make) -> None:
+    (policy,) = look([make("rf", backbone="reinformer")]).policies
+    assert policy.courses == () and policy.attention is None
+    assert policy.sensitivity is not None and policy.sensitivity.at_data > 0
+    assert any("it predicts its own returns" in remark for remark in policy.remarks)
+
+
 def test_windows_are_of_delayed_rewards_where_the_policy_learned_from_them(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
