@@ -32,15 +32,18 @@ def baseline_of(groups: Mapping[str, Sequence[EvaluationResult]]) -> str | None:
 def error_reduction(
     baseline: Sequence[EvaluationResult], method: Sequence[EvaluationResult], *, seed: int = 0
 ) -> Interval | None:
-    """Returns 1 - E(method) / E(baseline) with its 95% interval; None if a side is empty or the baseline's E is 0.
+    """Returns 1 - E(method) / E(baseline) with its 95% interval.
+
+    None if a side is empty, if they were not all asked for the same targets, or if the baseline's E is 0.
 
     Args:
         baseline: one evaluation per seed.
-        method: one evaluation per seed, of the same targets.
+        method: one evaluation per seed.
         seed: of the bootstrap.
     """
     baseline_errors, method_errors = _defined(baseline), _defined(method)
-    if not (baseline_errors and method_errors):
+    asked = {tuple(item.target for item in result.targets) for result in (*baseline, *method)}
+    if not (baseline_errors and method_errors) or len(asked) > 1:
         return None
     reference = float(np.mean(baseline_errors))
     if reference == 0:

@@ -1,7 +1,8 @@
 """How collection scales with env runners, and what it saves to collect while learning.
 
     python tests/benchmarks/scaling.py sleeping          # an environment that waits 20 ms a step: not bound by the CPU
-    python tests/benchmarks/scaling.py hopper            # one that is
+    python tests/benchmarks/scaling.py hopper            # one that is, in episodes of 1,000 steps
+    python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
     python tests/benchmarks/scaling.py turns             # async against sync: the same updates, the same samples
 
 Each figure is measured through `algorithm.train()` of asynchronous finetuning, after all runners have brought episodes.
@@ -63,10 +64,12 @@ def record(env: gym.Env[Any, Any], name: str, folder: Path) -> str:
     return f"store:{folder}"
 
 
-def configure(data: str, env: str, runners: int, **online: Any) -> OnlineDTConfig:
+def configure(
+    data: str, env: str, runners: int, *, env_config: dict[str, Any] | None = None, **online: Any
+) -> OnlineDTConfig:
     config = OnlineDTConfig()
     config.offline_data(dataset=data)
-    config.environment(env)
+    config.environment(env, env_config=env_config or {})
     config.rl_module(
         model_config={"context_length": 5, "embed_dim": 32, "num_layers": 1, "max_episode_steps": 1000}
     )
@@ -77,10 +80,12 @@ def configure(data: str, env: str, runners: int, **online: Any) -> OnlineDTConfi
     return config
 
 
-def rate(data: str, env: str, runners: int, seconds: float) -> float:
+def rate(data: str, env: str, runners: int, seconds: float, env_config: dict[str, Any]) -> float:
     """Environment steps a second of finished episodes, with a learner that has next to nothing to do."""
-    endless = {"env_steps": 10**9, "env_steps_per_iteration": 200, "updates_per_iteration": 1}
-    algorithm = configure(data, env, runners, mode="async", max_rounds_ahead=1e9, **endless).build_algo()
+    endless = {"env_steps": 10**9, "env_steps_per_iteration": 2_000, "updates_per_iteration": 1}
+    algorithm = configure(
+        data, env, runners, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
+    ).build_algo()
     try:
         while algorithm.streams is None or len(algorithm.streams.lives) < runners:
             algorithm.train()
@@ -117,14 +122,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("sleeping", "hopper", "turns"))
+    parser.add_argument("what", choices=("sleeping", "hopper", "falling", "turns"))
     parser.add_argument("--runners", help="how many, separated by commas")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
     ray.init(num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.what == "hopper":
+        hopper = arguments.what in ("hopper", "falling")
+        if hopper:
             env, made = "Hopper-v5", gym.make("Hopper-v5")
         else:
             # Runners import this file by its name.
@@ -138,10 +144,11 @@ def main() -> None:
                     flush=True,
                 )
             return
-        counts = arguments.runners or ("1,2" if arguments.what == "hopper" else "1,2,4,8,16")
+        counts = arguments.runners or ("1,2" if hopper else "1,2,4,8,16")
+        env_config = {"terminate_when_unhealthy": False} if arguments.what == "hopper" else {}
         first = None
         for runners in map(int, counts.split(",")):
-            found = rate(data, env, runners, arguments.seconds)
+            found = rate(data, env, runners, arguments.seconds, env_config)
             first = first or found / runners
             print(
                 f"{runners:3} runners {found:9.1f} env-steps/s  {found / runners / first:.2f} of linear",

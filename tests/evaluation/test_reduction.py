@@ -49,6 +49,10 @@ def test_nothing_to_compare() -> None:
     assert error_reduction([], [result(1)]) is None
     assert error_reduction([result(1)], []) is None
     assert error_reduction([result(0)], [result(1)]) is None
+    # A policy that was asked for one return of its own is measured against nobody.
+    other = EvaluationResult((TargetResult(30.0, (29.0,) * 20, (10,) * 20),))
+    assert error_reduction([result(10)], [other]) is None
+    assert error_reduction([result(10), other], [result(5)]) is None
 
 
 def test_the_baseline_is_found_by_its_name() -> None:
