@@ -80,9 +80,11 @@ def configure(
     return config
 
 
-def rate(data: str, env: str, runners: int, seconds: float, env_config: dict[str, Any]) -> float:
+def rate(
+    data: str, env: str, runners: int, seconds: float, *, per_round: int, env_config: dict[str, Any]
+) -> float:
     """Environment steps a second of finished episodes, with a learner that has next to nothing to do."""
-    endless = {"env_steps": 10**9, "env_steps_per_iteration": 2_000, "updates_per_iteration": 1}
+    endless = {"env_steps": 10**9, "env_steps_per_iteration": per_round, "updates_per_iteration": 1}
     algorithm = configure(
         data, env, runners, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
     ).build_algo()
@@ -145,10 +147,11 @@ def main() -> None:
                 )
             return
         counts = arguments.runners or ("1,2" if hopper else "1,2,4,8,16")
+        per_round = 2_000 if hopper else 200
         env_config = {"terminate_when_unhealthy": False} if arguments.what == "hopper" else {}
         first = None
         for runners in map(int, counts.split(",")):
-            found = rate(data, env, runners, arguments.seconds, env_config)
+            found = rate(data, env, runners, arguments.seconds, per_round=per_round, env_config=env_config)
             first = first or found / runners
             print(
                 f"{runners:3} runners {found:9.1f} env-steps/s  {found / runners / first:.2f} of linear",
