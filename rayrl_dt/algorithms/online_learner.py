@@ -26,14 +26,13 @@ from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
 from rayrl_dt.policy.imitation import imitation_loss
+from rayrl_dt.policy.objective import BC_LOSS, Q_MEAN
 from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Window
 
 __all__ = ["ONLINE_METRICS", "OnlineLearner"]
 
-BC_LOSS = "bc_loss"
 CRITIC_LOSS = "critic_loss"
-Q_MEAN = "q_mean"
 ACTION_DISTANCE = "action_distance"
 ENTROPY = "entropy"
 TEMPERATURE = "temperature"
