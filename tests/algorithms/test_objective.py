@@ -152,7 +152,7 @@ def test_a_run_keeps_its_own_copy(ray_session: None, pendulum_data: str, critic:
         ({"objective": "pg"}, "rayrl-dt critic RUN, and set training.critic_from"),
         ({"objective": "awac"}, "rayrl-dt critic RUN, and set training.critic_from"),
         ({"critic_from": "runs/x"}, "imitation asks no critic; remove it"),
-        ({"objective": "pg", "critic_from": "runs/x", "pg_weight": -1}, "pg_weight is -1"),
+        ({"objective": "pg", "critic_from": "runs/x", "pg_weight": -0.5}, "pg_weight is -0.5"),
         ({"objective": "pg", "critic_from": "runs/x", "pg_weight": float("nan")}, "pg_weight is nan"),
         ({"objective": "awac", "critic_from": "runs/x", "awac_temperature": 0}, "awac_temperature is 0"),
         ({"objective": "awac", "critic_from": "runs/x", "awac_cap": "big"}, "awac_cap is 'big'"),
