@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayrl_dt.algorithms.bc import BC, BCConfig
     from rayrl_dt.algorithms.dt import DT, DTConfig
+    from rayrl_dt.algorithms.iql import IQL, IQLConfig
     from rayrl_dt.algorithms.online_dt import OnlineDT, OnlineDTConfig
     from rayrl_dt.algorithms.radt import RADT, RADTConfig
     from rayrl_dt.algorithms.reinformer import Reinformer, ReinformerConfig
+    from rayrl_dt.algorithms.td3bc import TD3BC, TD3BCConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
     from rayrl_dt.policy.action_gradient import ActionGradient
@@ -25,6 +27,8 @@ _HOMES = {
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
     "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
+    "IQL": ("rayrl_dt.algorithms.iql", "IQL"),
+    "IQLConfig": ("rayrl_dt.algorithms.iql", "IQLConfig"),
     "OnlineDT": ("rayrl_dt.algorithms.online_dt", "OnlineDT"),
     "OnlineDTConfig": ("rayrl_dt.algorithms.online_dt", "OnlineDTConfig"),
     "RADT": ("rayrl_dt.algorithms.radt", "RADT"),
@@ -32,6 +36,8 @@ _HOMES = {
     "Reinformer": ("rayrl_dt.algorithms.reinformer", "Reinformer"),
     "ReinformerConfig": ("rayrl_dt.algorithms.reinformer", "ReinformerConfig"),
     "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
+    "TD3BC": ("rayrl_dt.algorithms.td3bc", "TD3BC"),
+    "TD3BCConfig": ("rayrl_dt.algorithms.td3bc", "TD3BCConfig"),
     "UserError": ("rayrl_dt.errors", "UserError"),
     "load_dataset": ("rayrl_dt.data.sources", "load"),
 }
@@ -39,16 +45,20 @@ _HOMES = {
 __all__ = [
     "BC",
     "DT",
+    "IQL",
     "RADT",
+    "TD3BC",
     "ActionGradient",
     "BCConfig",
     "DTConfig",
+    "IQLConfig",
     "OnlineDT",
     "OnlineDTConfig",
     "RADTConfig",
     "Reinformer",
     "ReinformerConfig",
     "SequencePolicy",
+    "TD3BCConfig",
     "UserError",
     "load_dataset",
 ]

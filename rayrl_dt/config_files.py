@@ -13,9 +13,11 @@ import yaml
 from rayrl_dt.algorithms.bc import BCConfig
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.dt import DTConfig
+from rayrl_dt.algorithms.iql import IQLConfig
 from rayrl_dt.algorithms.online_dt import OnlineDTConfig
 from rayrl_dt.algorithms.radt import RADTConfig
 from rayrl_dt.algorithms.reinformer import ReinformerConfig
+from rayrl_dt.algorithms.td3bc import TD3BCConfig
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = ["ALGORITHMS", "SECTIONS", "apply_overrides", "build_config", "read_yaml", "search_spaces"]
@@ -26,6 +28,8 @@ ALGORITHMS: dict[str, type[SequenceConfig]] = {
     "BC": BCConfig,
     "Reinformer": ReinformerConfig,
     "OnlineDT": OnlineDTConfig,
+    "TD3BC": TD3BCConfig,
+    "IQL": IQLConfig,
 }
 SECTIONS = (
     "environment",

@@ -17,6 +17,7 @@ from torch.nn import functional
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = [
+    "advantage_weights",
     "cross_entropy",
     "expectile_loss",
     "iql_critic_loss",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error over real steps and action dimensions (Decision Transformer, section 3).
 
     Long windows weigh more than short ones: the mean is over steps, not over windows.
@@ -43,10 +44,12 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         predicted: `(B, P, A)`.
         target: `(B, P, A)`.
         mask: `(B, P)` bool; steps that are False have no influence, whatever they hold.
+        weights: `(B, P)` of the steps' errors; None for 1 each.
     """
     # Selecting before squaring keeps the gradient of padding at zero even where it holds infinities.
     error = (predicted.float() - target.float()).where(mask[..., None], 0.0)
-    return error.square().mean(dim=-1).sum() / mask.sum()
+    error = error.square().mean(dim=-1)
+    return _mean(error if weights is None else error * weights, mask)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -80,7 +83,9 @@ def squashed_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -
     return _log_prob(standard, log_std.float(), before_tanh)
 
 
-def squashed_gaussian_nll(mean: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+def squashed_gaussian_nll(
+    mean: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Mean negative log-density of the actions of real steps (Online DT).
 
     Args:
@@ -88,9 +93,10 @@ def squashed_gaussian_nll(mean: Tensor, log_std: Tensor, actions: Tensor, mask: 
         log_std: `(B, P, A)`.
         actions: `(B, P, A)` in [-1, 1].
         mask: `(B, P)`.
+        weights: `(B, P)` of the steps; None for 1 each.
     """
     log_prob = squashed_gaussian_log_prob(*(_blank(values, mask) for values in (mean, log_std, actions)))
-    return -_mean(log_prob, mask)
+    return -_mean(log_prob if weights is None else log_prob * weights, mask)
 
 
 def squashed_gaussian_entropy(mean: Tensor, log_std: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
@@ -171,8 +177,10 @@ def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def td3_actor_loss(values: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
     """Minus the mean value of the policy's actions at real steps (TD3+ODT, equation 2, the term that alpha weighs).
 
+    Normalised, it is the term of TD3+BC and of PG (Action Gradient, equation 9).
+
     Args:
-        values: `(B, P)`, Q1 of the policy's own actions.
+        values: `(B, P)`, Q of the policy's own actions.
         mask: `(B, P)`.
         normalise: divide by the mean absolute value, detached, so that the scale of the rewards does not matter
             (as TD3+BC does).
@@ -182,6 +190,23 @@ def td3_actor_loss(values: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
         size = _mean(values.detach().float().abs(), mask)
         loss = loss / size.clamp(min=torch.finfo(size.dtype).tiny)
     return loss
+
+
+def advantage_weights(advantages: Tensor, *, temperature: float, cap: float) -> Tensor:
+    """How much each logged action counts: exp(advantage / temperature), detached and bounded.
+
+    AWAC (Action Gradient paper, equation 10) and IQL's policy extraction, whose beta is 1 / temperature.
+
+    Args:
+        advantages: `(...)`, how much better the logged action is than what it is compared with.
+        temperature: towards infinity all weights become 1.
+        cap: largest weight, which also keeps them finite.
+
+    Returns:
+        `(...)` in [0, cap].
+    """
+    # Bounded before the exponential, which overflows from 89 on.
+    return (advantages.detach().float() / temperature).clamp(max=math.log(cap)).exp()
 
 
 def expectile_loss(predicted: Tensor, target: Tensor, *, expectile: float) -> Tensor:

@@ -107,16 +107,28 @@ def train(
             shutil.copytree(find_bundle(config.start_from), kept)
         values = {**values, "online": {**values["online"], "start_from": str(kept)}}
         config = build_config(values)
+    if config.objective_critic is not None and (folder / "critic").exists():
+        values = _asking(values, folder / "critic")
+        config = build_config(values)
     start_ray(config)
     algorithm = _build(config, newest)
     run = _Run(folder, algorithm, command=command)
     try:
+        if config.objective_critic is not None and not (folder / "critic").exists():
+            # The original may move, or be trained again.
+            shutil.copytree(find_bundle(config.objective_critic), folder / "critic")
+            values = _asking(values, folder / "critic")
         run.describe(values)
         if observer is not None:
             observer.started(algorithm)
         return run.loop(observer)
     finally:
         run.close()
+
+
+def _asking(values: Mapping[str, Any], critic: Path) -> dict[str, Any]:
+    """A config file's content whose objective asks another critic."""
+    return {**values, "training": {**values["training"], "critic_from": str(critic)}}
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -43,7 +44,18 @@ class SequenceAlgorithm(Algorithm):
         self.last_update_seconds = 0.0
         self.config = self.config.copy(copy_frozen=False)
         super().setup(self.config)
+        if self.config.objective_critic is not None:
+            self._take_over_critic(self.config.objective_critic)
+            # From here on a checkpoint needs nothing but itself.
+            self.config.objective_critic = None
         self.config.freeze()
+
+    def _take_over_critic(self, path: str) -> None:
+        """Puts the critic of a bundle into the learners' module."""
+        weights = load_critic(path, self.policy_spec).state_dict()
+        state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
+        state[DEFAULT_MODULE_ID].update({f"critic.{name}": value.numpy() for name, value in weights.items()})
+        self.learner_group.set_weights(state)
 
     def training_step(self) -> None:
         """Takes `gradient_steps_per_iteration` gradient steps, or as many as are left."""

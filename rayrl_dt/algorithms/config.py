@@ -10,6 +10,7 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, FrozenCriticRLModule
 from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
@@ -18,8 +19,10 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.data.windows import WINDOW_STARTS
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import parse_targets
+from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.objective import OBJECTIVES, AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.precision import PRECISIONS
 
 __all__ = ["SequenceConfig", "at_least"]
@@ -68,6 +71,13 @@ class SequenceConfig(AlgorithmConfig):
         self.grad_clip_by = "global_norm"
         self.return_scale: float | None = None
         self.precision = "auto"
+        self.objective = "imitation"
+        self.pg_weight = 1.0
+        self.awac_temperature = 1.0
+        self.awac_cap = 100.0
+        self.objective_critic: str | None = None
+        # Set when the critic is taken over, so that a checkpoint needs nothing but itself.
+        self.critic_hidden: int | None = None
         # offline_data()
         self.dataset: str | None = None
         self.top_percent: float | None = None
@@ -109,9 +119,14 @@ class SequenceConfig(AlgorithmConfig):
         weight_decay: float = NotProvided,
         return_scale: float | None = NotProvided,
         precision: str = NotProvided,
+        objective: str = NotProvided,
+        pg_weight: float = NotProvided,
+        awac_temperature: float = NotProvided,
+        awac_cap: float = NotProvided,
+        critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
-        """Sets the optimisation.
+        """Sets the optimisation, and what is optimised.
 
         Args:
             gradient_steps: total; training is done after them.
@@ -121,6 +136,15 @@ class SequenceConfig(AlgorithmConfig):
             weight_decay: AdamW's, on every parameter.
             return_scale: raw returns are divided by it; None for the power of ten below the largest one.
             precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
+            objective: "imitation" fits the data's actions; "pg" also climbs a critic, "awac" weighs the data's actions
+                by their advantage (`rayrl_dt.policy.objective`). Both need continuous actions.
+            pg_weight: alpha of "pg", the critic's share; the values are normalised. QT, which the papers take it from,
+                uses 0.4 to 5.
+            awac_temperature: lambda of "awac", in units of Q, which are raw rewards.
+            awac_cap: largest weight of an action in "awac".
+            critic_from: run or bundle with the critic that "pg" or "awac" asks (`rayrl-dt critic` trains it); it stays
+                as it is. Its policy must have learnt from the same data: critics are for one normaliser. Evaluations
+                have a critic of their own.
             **kwargs: RLlib's own (`lr`, `grad_clip`, `train_batch_size_per_learner`, ...).
         """
         super().training(**kwargs)
@@ -132,6 +156,11 @@ class SequenceConfig(AlgorithmConfig):
             weight_decay=weight_decay,
             return_scale=return_scale,
             precision=precision,
+            objective=objective,
+            pg_weight=pg_weight,
+            awac_temperature=awac_temperature,
+            awac_cap=awac_cap,
+            objective_critic=critic_from,
         )
 
     def offline_data(
@@ -249,6 +278,24 @@ class SequenceConfig(AlgorithmConfig):
         self.action_space = store.info.action_space
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
         self.policy_spec = spec.to_json()
+        if self.objective == "imitation":
+            return
+        if spec.discrete:
+            raise UserError(
+                f"training.objective {self.objective} needs continuous actions, and those of {store.info.source} are "
+                f"{spec.action_space}; set training.objective: imitation"
+            )
+        if self.objective_critic is not None:
+            self.critic_hidden = load_critic(self.objective_critic, spec).hidden
+
+    @property
+    def training_objective(self) -> Objective:
+        """The loss of the policy's outputs."""
+        if self.objective == "pg":
+            return PolicyGradient(self.pg_weight)
+        if self.objective == "awac":
+            return AdvantageWeighted(self.awac_temperature, self.awac_cap)
+        return Imitation()
 
     def rollout_target(self) -> float:
         """The target return of training rollouts (raw): the 95th percentile of the data."""
@@ -268,12 +315,17 @@ class SequenceConfig(AlgorithmConfig):
         return SequenceLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of `SequenceRLModule`."""
-        return RLModuleSpec(module_class=SequenceRLModule)
+        """Returns the spec of `SequenceRLModule`, with a frozen critic if the objective asks one."""
+        asks = self.objective != "imitation"
+        return RLModuleSpec(module_class=FrozenCriticRLModule if asks else SequenceRLModule)
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
-        return {POLICY_SPEC: self.policy_spec, INIT_SEED: self.seed}
+        return {
+            POLICY_SPEC: self.policy_spec,
+            INIT_SEED: self.seed,
+            CRITIC_HIDDEN: self.critic_hidden,
+        }
 
     def build_learner_connector(self, *args: Any, **kwargs: Any) -> Any:
         """Returns an empty pipeline: windows leave the sampler ready for the model."""
@@ -314,6 +366,7 @@ class SequenceConfig(AlgorithmConfig):
                 f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
                 "attention scores away; set training.precision: fp32"
             )
+        self._validate_objective()
         if self.action_selection not in _ACTION_SELECTION:
             value = self.action_selection
             raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
@@ -342,6 +395,27 @@ class SequenceConfig(AlgorithmConfig):
         if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
             parse_targets(self.target_returns, None)
         super().validate()
+
+    def _validate_objective(self) -> None:
+        value = self.objective
+        if value not in OBJECTIVES:
+            raise UserError(f"training.objective is {value!r}.{suggest(value, OBJECTIVES)}")
+        at_least(self, "training", 0, "pg_weight")
+        for name in ("awac_temperature", "awac_cap"):
+            found = getattr(self, name)
+            if isinstance(found, bool) or not isinstance(found, (int, float)) or not found > 0:
+                raise UserError(f"training.{name} is {found!r}; it must be a positive number")
+        asks, has = value != "imitation", (self.objective_critic, self.critic_hidden) != (None, None)
+        if asks and not has:
+            raise UserError(
+                f"training.objective {value} asks a critic, and there is none; train one beside any policy of the same "
+                "data with rayrl-dt critic RUN, and set training.critic_from: RUN"
+            )
+        if has and not asks:
+            raise UserError(
+                "training.critic_from is given, and training.objective imitation asks no critic; remove it, or set "
+                "training.objective: pg or awac (evaluation.critic_from is for acting)"
+            )
 
 
 def at_least(config: Any, section: str, least: int, *names: str) -> None:

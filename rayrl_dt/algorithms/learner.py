@@ -17,7 +17,8 @@ from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.memory import keep_freed_memory
-from rayrl_dt.policy.imitation import imitation_loss, return_loss
+from rayrl_dt.policy.imitation import return_loss
+from rayrl_dt.policy.objective import Objective
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
@@ -55,7 +56,7 @@ def scheduled_lr(
 
 
 class SequenceLearner(TorchLearner):
-    """Fits the policy to the actions of the data.
+    """Fits the policy to the actions of the data, in the light of a frozen critic if the objective asks one.
 
     Attributes:
         gradient_step: gradient steps taken; saved, and the only clock of warm-up, batches and dropout.
@@ -73,6 +74,7 @@ class SequenceLearner(TorchLearner):
         self._sums: dict[str, Tensor] = {}
         self._last_loss = torch.zeros(())
         self._updates = 0
+        self._objective: Objective = self.config.training_objective
         self.sequence_module.precision = precision.resolve(self.config.precision, self._device)
 
     @property
@@ -83,7 +85,9 @@ class SequenceLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
-        parameters = self.get_parameters(self._module[module_id])
+        # A frozen critic is no business of the optimiser.
+        found = self.get_parameters(self._module[module_id])
+        parameters = [parameter for parameter in found if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=self._device.type == "cpu"
         )
@@ -130,10 +134,13 @@ class SequenceLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """Returns the supervised loss over the real steps of the batch, that of predicted returns included."""
-        window = Window.from_dict(batch)
-        model = self.sequence_module.model
-        loss = imitation_loss(model, fwd_out[PREDICTIONS], window)
+        """Returns the objective's loss over the real steps of the batch, that of predicted returns included."""
+        window, module = Window.from_dict(batch), self.sequence_module
+        model = module.model
+        terms = self._objective(model, module.judge, fwd_out[PREDICTIONS], window)
+        loss = terms.loss
+        for name, value in terms.logged.items():
+            self._add(name, value)
         if RETURNS in fwd_out:
             predicted = return_loss(model, fwd_out[RETURNS], window)
             self._add(RETURN_LOSS, predicted.detach())

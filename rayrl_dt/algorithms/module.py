@@ -9,6 +9,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
+from rayrl_dt.models.critics import TwinCritic
 from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec
@@ -41,6 +42,11 @@ class SequenceRLModule(TorchRLModule):
             torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init"))
             self.model = SequenceModel(spec)
         self.precision = "fp32"
+
+    @property
+    def judge(self) -> TwinCritic | None:
+        """The twin Q that a training objective may ask; None without a critic."""
+        return None
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Loads weights that must fit exactly; RLlib would skip missing ones without a word.

@@ -300,6 +300,11 @@ class OnlineConfig(SequenceConfig):
                 "rl_module.model_config and online.start_from exclude each other: the model is that of the policy "
                 "started from; remove model_config"
             )
+        if self.objective != "imitation":
+            raise UserError(
+                f"training.objective {self.objective} is for training on logged data alone; finetuning trains a critic "
+                "of its own: remove it, and see online.rl_gradient"
+            )
         if self.delayed_reward:
             raise UserError(
                 "offline_data.delayed_reward cannot be finetuned online: the environment pays its rewards at once; "

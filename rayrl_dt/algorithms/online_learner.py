@@ -13,27 +13,25 @@ its alpha is smaller by that factor).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayrl_dt import losses, precision
-from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
+from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS
+from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, MultiLossLearner
 from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
 from rayrl_dt.policy.imitation import imitation_loss
+from rayrl_dt.policy.objective import BC_LOSS, Q_MEAN
 from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Window
 
 __all__ = ["ONLINE_METRICS", "OnlineLearner"]
 
-BC_LOSS = "bc_loss"
-CRITIC_LOSS = "critic_loss"
-Q_MEAN = "q_mean"
 ACTION_DISTANCE = "action_distance"
 ENTROPY = "entropy"
 TEMPERATURE = "temperature"
@@ -41,13 +39,18 @@ ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPER
 """What the learner logs beside the loss, where it applies."""
 
 _POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
-_CRITIC_WEIGHT_DECAY = 0.01
 # No return is larger than max |r| / (1 - gamma); values this many times beyond it are not going to come back.
 _EXPLODED = 10.0
 
 
-class OnlineLearner(SequenceLearner):
-    """Fits the policy to the actions of its data and pushes it up the critic's gradient."""
+class OnlineLearner(MultiLossLearner):
+    """Fits the policy to the actions of its data and pushes it up the critic's gradient.
+
+    Attributes:
+        critic_weight_decay: AdamW's, on the critic.
+    """
+
+    critic_weight_decay = 0.01
 
     def build(self) -> None:
         """Builds module and optimisers."""
@@ -75,7 +78,7 @@ class OnlineLearner(SequenceLearner):
         ]
         if module.has_critic:
             critic = list(module.critic.parameters())
-            settings = {"lr": config.critic_lr, "weight_decay": _CRITIC_WEIGHT_DECAY, "fused": fused}
+            settings = {"lr": config.critic_lr, "weight_decay": self.critic_weight_decay, "fused": fused}
             found.append((_CRITIC, torch.optim.AdamW(critic, **settings), critic, config.critic_lr))
         if module.model.spec.gaussian:
             temperature = [module.log_temperature]
@@ -89,12 +92,6 @@ class OnlineLearner(SequenceLearner):
                 params=parameters,
                 lr_or_lr_schedule=lr,
             )
-
-    def _make_modules_ddp_if_necessary(self) -> None:
-        # DDP averages what flows through one forward; here there are several losses. See `_gradients`.
-        if self.config.num_learners > 1:
-            for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
-                torch.distributed.broadcast(value, src=0)
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
         """One gradient step."""
@@ -152,7 +149,7 @@ class OnlineLearner(SequenceLearner):
             raise TrainingDiverged(
                 f"the critic's values exploded: their mean is {mean:.3g} at gradient step {self.gradient_step}, "
                 f"{_EXPLODED:g} times what rewards up to {self._largest_reward:.3g} can add up to; the last "
-                "checkpoint is intact: set online.critic_layer_norm: true, or lower online.critic_lr"
+                "checkpoint is intact: set critic_layer_norm: true, or lower critic_lr"
             )
 
     def _policy_step(self, window: Window[Tensor], generator: torch.Generator, *, online: bool) -> None:
@@ -202,42 +199,3 @@ class OnlineLearner(SequenceLearner):
         balance = losses.temperature_loss(module.log_temperature, entropy.detach(), aim)
         self._apply(_TEMPERATURE, balance, "the temperature's loss", clip=None)
         return temperature * entropy
-
-    def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
-        """Takes one optimiser step; returns the norm of the gradient before clipping."""
-        optimiser = self.get_optimizer(DEFAULT_MODULE_ID, name)
-        parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
-        gradients = self._gradients(loss, parameters)
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
-            raise TrainingDiverged(
-                f"{what} became {float(loss):.3g} with a gradient of {float(norm):.3g} at gradient step "
-                f"{self.gradient_step}; the last checkpoint is intact: lower training.lr or online.critic_lr"
-            )
-        if clip is not None:
-            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return norm
-
-    def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Gradients of `parameters` alone, averaged over the learners."""
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for gradient, parameter in zip(found, parameters, strict=True)
-        ]
-        if self.config.num_learners > 1:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            torch.distributed.all_reduce(flat)
-            flat /= self.config.num_learners
-            sizes = [gradient.numel() for gradient in gradients]
-            pieces = zip(flat.split(sizes), gradients, strict=True)
-            gradients = [piece.view_as(gradient) for piece, gradient in pieces]
-        return gradients
-
-    def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal numbers from a CPU generator, so that they are the same on every device."""
-        return torch.randn(like.shape, generator=generator).to(like.device)

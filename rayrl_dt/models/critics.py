@@ -84,6 +84,7 @@ class IQLCritic(nn.Module):
         hidden: width of both hidden layers of each network.
 
     Attributes:
+        hidden: as given.
         value: V, `(..., S)` normalised to `(..., 1)`.
         q: twin Q.
         target: slow copy of `q`; only training reads it, and a bundle does not keep it.
@@ -94,6 +95,7 @@ class IQLCritic(nn.Module):
 
     def __init__(self, spec: PolicySpec, *, hidden: int = 256) -> None:
         super().__init__()
+        self.hidden = hidden
         self.q = TwinCritic(spec, hidden=hidden)
         self.value = _mlp(((spec.observation_space.shape or ())[0], hidden, hidden), layer_norm=False)
         self.target = copy.deepcopy(self.q).requires_grad_(False)

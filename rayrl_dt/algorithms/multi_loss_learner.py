@@ -1,0 +1,68 @@
+"""A learner whose gradient step is several optimiser steps, each on a loss of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from torch import Tensor, nn
+
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.errors import TrainingDiverged
+
+__all__ = ["CRITIC_LOSS", "MultiLossLearner"]
+
+CRITIC_LOSS = "critic_loss"
+
+
+class MultiLossLearner(SequenceLearner):
+    """What learners of a policy and a critic share; `_update` is theirs.
+
+    Every loss moves the weights of its own optimiser and no others, and learners average their gradients.
+    """
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        # DDP averages what flows through one forward; here there are several losses. See `_gradients`.
+        if self.config.num_learners > 1:
+            for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
+                torch.distributed.broadcast(value, src=0)
+
+    def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
+        """Takes one optimiser step; returns the norm of the gradient before clipping."""
+        optimiser = self.get_optimizer(DEFAULT_MODULE_ID, name)
+        parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
+        gradients = self._gradients(loss, parameters)
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
+            raise TrainingDiverged(
+                f"{what} became {float(loss):.3g} with a gradient of {float(norm):.3g} at gradient step "
+                f"{self.gradient_step}; the last checkpoint is intact: lower training.lr or critic_lr"
+            )
+        if clip is not None:
+            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradients of `parameters` alone, averaged over the learners."""
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for gradient, parameter in zip(found, parameters, strict=True)
+        ]
+        if self.config.num_learners > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(flat)
+            flat /= self.config.num_learners
+            sizes = [gradient.numel() for gradient in gradients]
+            pieces = zip(flat.split(sizes), gradients, strict=True)
+            gradients = [piece.view_as(gradient) for piece, gradient in pieces]
+        return gradients
+
+    def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers from a CPU generator, so that they are the same on every device."""
+        return torch.randn(like.shape, generator=generator).to(like.device)
