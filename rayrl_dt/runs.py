@@ -32,6 +32,7 @@ from rayrl_dt.config_files import build_config
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle, save_bundle
+from rayrl_dt.interop.critics import carry_critic
 from rayrl_dt.versions import git_commit, package_versions
 
 __all__ = ["Observer", "RunOutcome", "checkpoints", "latest_checkpoint", "train"]
@@ -270,6 +271,8 @@ class _Run:
                 command=self.command,
                 gradient_steps=self.algorithm.gradient_steps,
             )
+            # One that was trained since, with the policy before this one, is still a critic of the same data.
+            carry_critic(newest, bundle)
             shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
             publish(aside, target, replace=True)
             publish(newest_aside, newest, replace=True)

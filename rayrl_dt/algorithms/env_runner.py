@@ -18,9 +18,10 @@ from rayrl_dt.algorithms.streams import Arrival, Continue
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
 from rayrl_dt.interop.critics import load_refiner
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
+from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.precision import resolve
 from rayrl_dt.seeding import derive_seed, torch_generator
 
@@ -231,7 +232,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             precision=precision,
         )
 
-    def _refiner(self) -> ActionRefiner | None:
+    def _refiner(self) -> Refiner | None:
         """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
         config = self.config
         if config.action_gradient is None:

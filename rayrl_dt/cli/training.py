@@ -141,19 +141,28 @@ def evaluate(
         str | None,
         typer.Option(help="also act with the bundle's critic, for instance eta=0.03,n=10,rule=plain"),
     ] = None,
+    sampled_actions: Annotated[
+        str | None,
+        typer.Option(
+            help="take the best of sampled actions by the bundle's critic, for instance n=50,noise=0.1"
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
-    With an action gradient the same checkpoint is always evaluated without it, too.
+    With an action gradient, or sampled actions, the same checkpoint is always evaluated without, too.
 
     Examples:
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
       rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.03,n=10,rule=adam
     """
     from rayrl_dt.policy.action_gradient import ActionGradient
+    from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 
-    settings = None if action_gradient is None else ActionGradient.parse(action_gradient)
+    gradient = None if action_gradient is None else ActionGradient.parse(action_gradient)
+    sampled = None if sampled_actions is None else SampledActions.parse(sampled_actions)
+    settings = only_one(gradient, sampled)
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}; it must be at least 1")
     if actions not in ("sample", "mode"):
@@ -168,16 +177,17 @@ def evaluate(
     }
     if settings is not None:
         # First what needs a critic: without one it fails at once.
-        refined = _evaluate(run, action_gradient=settings, **options)
+        refined = _evaluate(run, action_gradient=gradient, sampled_actions=sampled, **options)
     result = _evaluate(run, **options)
     values = result.to_json()
     if settings is not None:
         console.print("[bold]n = 0[/bold]")
     show(result)
     if settings is not None:
-        console.print(f"[bold]{escape(action_gradient or '')}[/bold]")
+        console.print(f"[bold]{escape(action_gradient or sampled_actions or '')}[/bold]")
         show(refined)
-        values = {**refined.to_json(), "action_gradient": settings.to_json(), "unrefined": values}
+        how = "sampled_actions" if gradient is None else "action_gradient"
+        values = {**refined.to_json(), how: settings.to_json(), "unrefined": values}
     for warning in result.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
     if json_file is not None:

@@ -14,9 +14,11 @@ from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
 from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, plan_targets
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
+from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 from rayrl_dt.seeding import derive_seed, torch_generator
 
 __all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
@@ -32,7 +34,7 @@ def evaluate_model(
     precision: str = "fp32",
     max_slots: int = 32,
     seed: int = 0,
-    refiner: ActionRefiner | None = None,
+    refiner: Refiner | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Runs a policy on every target in one vector environment.
@@ -125,6 +127,7 @@ def evaluate_bundle(
     across_versions: bool = False,
     seed: int = 0,
     action_gradient: ActionGradient | None = None,
+    sampled_actions: SampledActions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Evaluates the policy of a bundle, checkpoint or run folder.
@@ -138,10 +141,11 @@ def evaluate_bundle(
         across_versions: normalise with scores of another version of the environment.
         seed: of environments and sampled actions.
         action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
+        sampled_actions: take the best of several actions, as that critic sees them, instead.
         progress: called with (episodes done, episodes in total).
 
     Raises:
-        UserError: there is no whole bundle, or no critic for its action gradient; the targets cannot be read, or the
+        UserError: there is no whole bundle, or no critic to act with; the targets cannot be read, or the
             environment does not fit.
     """
     # interop stands beside evaluation, above the model.
@@ -150,7 +154,8 @@ def evaluate_bundle(
 
     model, header = load_model(path), read_header(path)
     spec = model.spec
-    refiner = None if action_gradient is None else load_refiner(path, spec, action_gradient)
+    settings = only_one(action_gradient, sampled_actions)
+    refiner = None if settings is None else load_refiner(path, spec, settings)
     known = spec.data_returns
     data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
     plan = plan_targets(spec, targets, data=data)

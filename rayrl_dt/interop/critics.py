@@ -28,8 +28,10 @@ from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import check_architecture
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous
+from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
 
-__all__ = ["add_critic", "load_critic", "load_refiner", "run_data", "save_critic"]
+__all__ = ["add_critic", "carry_critic", "load_critic", "load_refiner", "run_data", "save_critic"]
 
 _WEIGHTS = "critic.safetensors"
 _HEADER = "policy.json"
@@ -109,6 +111,21 @@ def save_critic(
     return folder
 
 
+def carry_critic(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies the critic of a policy into a newer bundle of the same policy; does nothing where there is none.
+
+    Args:
+        source: bundle that may hold a critic; it need not exist.
+        target: bundle without one. The critic's fingerprint goes along, so that it is refused where units differ.
+    """
+    old, new = Path(source), Path(target)
+    if not (old / _WEIGHTS).is_file() or not (old / _HEADER).is_file():
+        return
+    header = {**read_header(new), "critic": read_header(old).get("critic")}
+    shutil.copy(old / _WEIGHTS, new / _WEIGHTS)
+    (new / _HEADER).write_text(json.dumps(header, indent=2))
+
+
 def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) -> IQLCritic:
     """Loads the critic of a bundle.
 
@@ -147,20 +164,25 @@ def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) ->
 
 
 def load_refiner(
-    path: str | os.PathLike[str], spec: PolicySpec, settings: ActionGradient
-) -> ActionRefiner | None:
+    path: str | os.PathLike[str], spec: PolicySpec, settings: ActionGradient | SampledActions
+) -> Refiner | None:
     """Returns what refines a policy's actions with the critic of a bundle; None where the settings are idle.
 
     Args:
         path: run folder, checkpoint or bundle that holds the critic.
         spec: of the policy that acts.
-        settings: of the action gradient.
+        settings: of the action gradient, or of the sampled actions.
 
     Raises:
         UserError: as `load_critic`; discrete actions are refused even if the settings are idle.
     """
     check_continuous(spec)
-    return None if settings.idle else ActionRefiner(settings, load_critic(path, spec), spec)
+    if settings.idle:
+        return None
+    critic = load_critic(path, spec)
+    if isinstance(settings, SampledActions):
+        return SamplingRefiner(settings, critic, spec)
+    return ActionRefiner(settings, critic, spec)
 
 
 def run_data(path: str | os.PathLike[str], spec: PolicySpec) -> TrajectoryStore:

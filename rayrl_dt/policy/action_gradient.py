@@ -35,6 +35,7 @@ from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of
+from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["FORMS", "RULES", "ActionGradient", "ActionRefiner", "check_continuous", "climb"]
@@ -170,16 +171,20 @@ class ActionRefiner:
         self._mean = torch.as_tensor(spec.normaliser.mean, device=device)
         self._std = torch.as_tensor(spec.normaliser.std, device=device)
 
-    def __call__(self, observations: np.ndarray[Any, Any], actions: Tensor) -> Tensor:
-        """Returns better actions.
+    def __call__(
+        self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
+    ) -> Tensor:
+        """Returns better actions; see `Refiner`.
 
         Args:
             observations: `(N, S)` raw.
             actions: `(N, A)` of the policy, in [-1, 1].
+            draw: not asked.
 
         Returns:
             `(N, A)` float32; the same tensor where nothing is to be done (n = 0 or eta = 0).
         """
+        del draw
         if self.settings.idle:
             return actions
         with torch.no_grad():
@@ -192,7 +197,7 @@ def check_continuous(spec: PolicySpec) -> None:
     """Raises UserError if a policy's actions have no gradient."""
     if spec.discrete:
         raise UserError(
-            f"an action gradient needs continuous actions, and those of {spec.dataset} are {spec.action_space}; "
+            f"acting with a critic needs continuous actions, and those of {spec.dataset} are {spec.action_space}; "
             "leave it out, or choose a policy with continuous actions"
         )
 

@@ -12,8 +12,8 @@ from rayrl_dt.data.returns import next_return_to_go
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import ActingPlan
 from rayrl_dt.policy.acting.select import acting_plan
-from rayrl_dt.policy.action_gradient import ActionRefiner
 from rayrl_dt.policy.context import ContextBuffer
+from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["VectorActor"]
@@ -54,7 +54,7 @@ class VectorActor:
         self.sample = sample
         self.noise = noise
         self.precision = precision
-        self.refiner: ActionRefiner | None = None
+        self.refiner: Refiner | None = None
         space = spec.observation_space
         self._context = ContextBuffer(
             slots,
@@ -128,7 +128,9 @@ class VectorActor:
             outputs = (outputs + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
         refine = None
         if self.refiner is not None:
-            refine = partial(self.refiner, observations if rows is None else observations[rows])
+            seen = observations if rows is None else observations[rows]
+            draw = partial(self.model.to_model_units, outputs) if self.model.spec.gaussian else None
+            refine = partial(self.refiner, seen, draw=draw)
         actions = self.model.to_env_actions(outputs, sample=self.sample, refine=refine)
         if rows is None:
             self._actions = actions

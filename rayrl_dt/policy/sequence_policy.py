@@ -10,8 +10,10 @@ import numpy as np
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 from rayrl_dt.seeding import torch_generator
 
 __all__ = ["SequencePolicy"]
@@ -39,7 +41,7 @@ class SequencePolicy:
         model: SequenceModel,
         *,
         sample_seed: int | None = None,
-        refiner: ActionRefiner | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.model = model
         sample = None if sample_seed is None else torch_generator(sample_seed, "policy-actions")
@@ -55,6 +57,7 @@ class SequencePolicy:
         *,
         sample_seed: int | None = None,
         action_gradient: ActionGradient | None = None,
+        sampled_actions: SampledActions | None = None,
     ) -> SequencePolicy:
         """Loads a policy bundle, or the newest one of a run folder or checkpoint.
 
@@ -62,15 +65,17 @@ class SequencePolicy:
             path: where it is.
             sample_seed: as for the class.
             action_gradient: refine each action with the bundle's critic (`rayrl-dt critic` trains it).
+            sampled_actions: take the best of several actions, as that critic sees them, instead.
 
         Raises:
-            UserError: there is no whole bundle at `path`, or no critic for its action gradient.
+            UserError: there is no whole bundle at `path`, or no critic to act with; both ways are asked for.
         """
         from rayrl_dt.interop.bundle import load_model  # interop stands above policy
         from rayrl_dt.interop.critics import load_refiner
 
         model = load_model(path)
-        refiner = None if action_gradient is None else load_refiner(path, model.spec, action_gradient)
+        settings = only_one(action_gradient, sampled_actions)
+        refiner = None if settings is None else load_refiner(path, model.spec, settings)
         return cls(model, sample_seed=sample_seed, refiner=refiner)
 
     @property

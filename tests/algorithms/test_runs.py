@@ -19,7 +19,10 @@ from safetensors.numpy import load_file
 
 from rayrl_dt import SequencePolicy, UserError, runs
 from rayrl_dt.config_files import build_config, read_yaml
+from rayrl_dt.critic.training import CriticTraining
 from rayrl_dt.evaluation.report import write_report
+from rayrl_dt.interop.bundle import read_header
+from rayrl_dt.interop.critics import add_critic, load_critic
 
 pytestmark = pytest.mark.ray
 
@@ -112,6 +115,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert same(weights(whole), weights(broken))
     lines = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert [line["gradient_steps"] for line in lines] == [4, 6, 10, 12]
+
+
+def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    add_critic(folder, training=CriticTraining(steps=5, batch_size=8, hidden=8), seed=3)
+    critic, before = load_critic(folder).state_dict(), weights(folder)
+    runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
+    assert not same(before, weights(folder))
+    for place in (folder, folder / "checkpoints" / "000000008"):
+        header = read_header(place)
+        assert (header["critic"]["seed"], header["gradient_steps"]) == (3, 8)
+        again = load_critic(place).state_dict()
+        assert all(np.array_equal(critic[name], again[name]) for name in critic)
 
 
 def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(

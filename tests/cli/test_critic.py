@@ -79,6 +79,25 @@ def test_eval_shows_the_same_checkpoint_without_it(run: Run, with_critic: Path, 
     assert result["unrefined"]["targets"] == control["targets"] != result["targets"]
 
 
+def test_eval_takes_the_best_of_sampled_actions(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sampled.json"
+    shared = (
+        "eval",
+        str(with_critic),
+        "--targets=-300",
+        "--episodes",
+        "1",
+        "--sampled-actions",
+        "n=9,noise=0.3",
+    )
+    assert run(*shared, "--json", str(file))[0] == 0
+    result = json.loads(file.read_text())
+    assert result["sampled_actions"] == {"n": 9, "noise": 0.3, "seed": 0}
+    assert result["unrefined"]["targets"] != result["targets"]
+    status, _, err = run(*shared, "--action-gradient", "n=3")
+    assert status == 2 and "choose one" in err
+
+
 def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     arguments = ("eval", str(bundle), "--targets=-300", "--episodes", "1", "--action-gradient", "n=0")
@@ -92,6 +111,8 @@ def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None
     [
         (("eval", "{bundle}", "--action-gradient", "n=3"), "has no critic"),
         (("eval", "{bundle}", "--action-gradient", "n=-3"), "n is -3"),
+        (("eval", "{bundle}", "--sampled-actions", "n=3"), "has no critic"),
+        (("eval", "{bundle}", "--sampled-actions", "n=-3"), "n is -3"),
         (("eval", "{bundle}", "--action-gradient", "eta=nan"), "eta is nan"),
         (("eval", "{bundle}", "--action-gradient", "rule=plane"), "Did you mean 'plain'"),
         (("eval", "{bundle}", "--action-gradient", "fast"), "cannot be read"),

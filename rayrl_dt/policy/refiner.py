@@ -1,0 +1,32 @@
+"""What improves a policy's actions while acting: one interface for all ways of asking a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["Draw", "Refiner"]
+
+Draw = Callable[[Tensor], Tensor]
+"""Maps standard normal numbers `(M, N, A)` to M actions of the policy for each of N slots, `(M, N, A)`."""
+
+
+class Refiner(Protocol):
+    """Refines the actions of all slots at once."""
+
+    def __call__(
+        self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
+    ) -> Tensor:
+        """Returns better actions.
+
+        Args:
+            observations: `(N, S)` raw.
+            actions: `(N, A)` of the policy, in [-1, 1].
+            draw: other actions of a stochastic policy; None for a deterministic one.
+
+        Returns:
+            `(N, A)` in [-1, 1].
+        """

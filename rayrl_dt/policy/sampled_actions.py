@@ -1,0 +1,157 @@
+"""Acting by the best of several sampled actions, as a critic sees it (Hu et al. 2024, Q-value regularized Transformer).
+
+Beside the policy's action, n more are drawn and the one with the highest Q is executed. A Gaussian policy draws its
+own; a deterministic one has none to draw, and the candidates are its action plus clipped normal noise (ours, as an
+option). Unlike Action Gradient it needs no gradient of the critic, and stays where the policy has support.
+
+Differs from QT, which chooses among the actions for several target returns too: here the target is the user's. Q is
+the lower one of twin critics, as in training. Q never falls, the return may: compare with n = 0 of the same checkpoint.
+
+Shape legend: M candidates, N rows (slots), S observation dimensions, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.models.critics import IQLCritic
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.policy.action_gradient import ActionGradient, check_continuous
+from rayrl_dt.policy.refiner import Draw
+from rayrl_dt.seeding import torch_generator
+from rayrl_dt.types import ACTION_LIMIT
+
+__all__ = ["SampledActions", "SamplingRefiner", "only_one"]
+
+
+@dataclass(frozen=True)
+class SampledActions:
+    """How actions are sampled.
+
+    Attributes:
+        n: actions drawn beside the policy's; 0 leaves the policy as it is.
+        noise: standard deviation around a deterministic policy's action, in units of [-1, 1]; a Gaussian policy draws
+            from itself.
+        seed: of the draws.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    n: int = 50
+    noise: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UserError(
+                    f"the sampled actions' {name} is {value!r}; it must be a whole number of at least 0"
+                )
+        number = isinstance(self.noise, (int, float)) and not isinstance(self.noise, bool)
+        if not number or not 0 <= self.noise < math.inf:
+            raise UserError(
+                f"the sampled actions' noise is {self.noise!r}; it must be a number of at least 0"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> SampledActions:
+        """Reads "n=50,noise=0.1"; what is not named keeps its default.
+
+        Raises:
+            UserError: it cannot be read, or a value is out of range.
+        """
+        kinds: Mapping[str, Callable[[str], Any]] = {"n": int, "noise": float, "seed": int}
+        known = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            key, found, value = (piece.strip() for piece in part.partition("="))
+            if not found or not key or not value:
+                raise UserError(
+                    f"the sampled actions {text!r} cannot be read; write for instance n=50,noise=0.1"
+                )
+            if key not in known:
+                raise UserError(f"the sampled actions have no {key!r}.{suggest(key, known)}")
+            try:
+                values[key] = kinds[key](value)
+            except ValueError:
+                what = "a number" if key == "noise" else "a whole number"
+                raise UserError(f"the sampled actions' {key} is {value!r}; it must be {what}") from None
+        return cls(**values)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves every action as it is."""
+        return self.n == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return asdict(self)
+
+
+class SamplingRefiner:
+    """Takes the best of sampled actions for all slots at once; the draws go on from call to call.
+
+    Args:
+        settings: how.
+        critic: in the units of the policy.
+        spec: of the policy; normalises observations.
+
+    Raises:
+        UserError: the policy's actions are discrete.
+    """
+
+    def __init__(self, settings: SampledActions, critic: IQLCritic, spec: PolicySpec) -> None:
+        check_continuous(spec)
+        self.settings = settings
+        self._critic = critic.q
+        self._generator = torch_generator(settings.seed, "sampled-actions")
+        device = next(critic.q.parameters()).device
+        self._mean = torch.as_tensor(spec.normaliser.mean, device=device)
+        self._std = torch.as_tensor(spec.normaliser.std, device=device)
+
+    def __call__(
+        self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
+    ) -> Tensor:
+        """Returns the candidate with the highest Q for each row; see `Refiner`."""
+        settings = self.settings
+        if settings.idle:
+            return actions
+        with torch.no_grad():
+            shape = (settings.n, *actions.shape)
+            noise = torch.randn(shape, generator=self._generator).to(actions.device)
+            if draw is None:
+                drawn = (actions + settings.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+            else:
+                drawn = draw(noise)
+            device = self._mean.device
+            # The policy's own comes first: of equally good ones it is taken.
+            candidates = torch.cat([actions[None], drawn]).to(device, torch.float32)
+            raw = torch.as_tensor(observations, dtype=torch.float32, device=device)
+            normalised = ((raw - self._mean) / self._std).expand(len(candidates), -1, -1)
+            values = self._critic(normalised, candidates).amin(dim=0)
+            # A value that is NaN is no improvement.
+            best = values.nan_to_num(nan=-math.inf).argmax(dim=0)
+            return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
+
+
+def only_one(
+    action_gradient: ActionGradient | None, sampled_actions: SampledActions | None
+) -> ActionGradient | SampledActions | None:
+    """Returns the one that is given, or None.
+
+    Raises:
+        UserError: both are.
+    """
+    if action_gradient is not None and sampled_actions is not None:
+        raise UserError("an action gradient and sampled actions exclude each other; choose one")
+    return action_gradient if action_gradient is not None else sampled_actions

@@ -1,0 +1,131 @@
+"""The best of sampled actions: never worse for the critic, the policy's own where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import build_model, scramble
+from torch import Tensor
+
+from rayrl_dt.critic.training import new_critic
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.critics import IQLCritic
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner, only_one
+
+MakeStore = Callable[..., TrajectoryStore]
+N = 32
+
+
+@pytest.fixture(params=["deterministic", "gaussian"])
+def model(make_store: MakeStore, request: pytest.FixtureRequest) -> SequenceModel:
+    return build_model(make_store(), head=request.param)
+
+
+@pytest.fixture
+def critic(model: SequenceModel) -> IQLCritic:
+    built = new_critic(model.spec, hidden=32, seed=0)
+    scramble(built)
+    return built
+
+
+def acted(model: SequenceModel, settings: SampledActions | None, critic: IQLCritic) -> np.ndarray[Any, Any]:
+    """The first actions of N slots."""
+    actor = VectorActor(model, N)
+    actor.refiner = None if settings is None else SamplingRefiner(settings, critic, model.spec)
+    return actor.act(observations(), np.zeros(N), np.ones(N, bool), np.full(N, 3.0))
+
+
+def observations() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
+
+
+def lower(model: SequenceModel, critic: IQLCritic, actions: np.ndarray[Any, Any]) -> Tensor:
+    seen = model.to_model_observations(torch.from_numpy(observations()))
+    return critic.q(seen, model.to_model_actions(torch.from_numpy(actions))).amin(dim=0).detach()
+
+
+def test_no_samples_and_no_noise_leave_the_policy(model: SequenceModel, critic: IQLCritic) -> None:
+    plain = acted(model, None, critic)
+    assert np.array_equal(acted(model, SampledActions(n=0), critic), plain)
+    still = acted(model, SampledActions(n=5, noise=0.0), critic)
+    # A Gaussian policy draws from itself, whatever the noise.
+    assert np.array_equal(still, plain) is not model.spec.gaussian
+
+
+def test_q_never_falls_and_more_samples_find_more(model: SequenceModel, critic: IQLCritic) -> None:
+    values = [lower(model, critic, acted(model, None, critic))]
+    for n in (1, 10, 200):
+        taken = acted(model, SampledActions(n=n), critic)
+        assert (np.abs(taken) <= 1).all()
+        values.append(lower(model, critic, taken))
+        assert (values[-1] >= values[0] - 1e-5).all()
+    means = [float(value.mean()) for value in values]
+    assert means == sorted(means) and means[-1] > means[0]
+
+
+def test_draws_are_the_policys_own(model: SequenceModel, critic: IQLCritic) -> None:
+    """A critic that asks for a certain candidate gets what the formula draws."""
+    seed, settings = 5, SampledActions(n=1, noise=0.3, seed=5)
+    from rayrl_dt.seeding import torch_generator
+
+    noise = torch.randn(1, N, 2, generator=torch_generator(seed, "sampled-actions"))[0]
+    plain = torch.from_numpy(acted(model, None, critic))
+    if model.spec.gaussian:
+        actor = VectorActor(model, N)
+        actor.act(observations(), np.zeros(N), np.ones(N, bool), np.full(N, 3.0))
+        assert actor._plan is not None
+        expected = model.to_model_units(actor._plan.outputs(None), noise).detach()
+    else:
+        expected = (plain + 0.3 * noise).clamp(-1, 1)
+    taken = torch.from_numpy(acted(model, settings, critic))
+    changed = (taken - plain).abs().sum(dim=1) > 0
+    assert 0 < changed.sum() < N
+    torch.testing.assert_close(taken[changed], expected[changed], rtol=1e-5, atol=1e-5)
+    better = lower(model, critic, expected.numpy()) > lower(model, critic, plain.numpy())
+    assert torch.equal(better, changed)
+
+
+def test_it_is_repeatable_and_leaves_all_weights(model: SequenceModel, critic: IQLCritic) -> None:
+    before = {name: value.clone() for name, value in critic.state_dict().items()}
+    with torch.inference_mode():
+        one = acted(model, SampledActions(n=8), critic)
+    assert np.array_equal(one, acted(model, SampledActions(n=8), critic))
+    assert not np.array_equal(one, acted(model, SampledActions(n=8, seed=1), critic))
+    assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
+    assert all(parameter.grad is None for parameter in (*critic.parameters(), *model.parameters()))
+
+
+def test_text_is_read() -> None:
+    assert SampledActions.parse("n=7, noise=0.2") == SampledActions(n=7, noise=0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("many", "cannot be read"),
+        ("n=-1", "n is -1"),
+        ("n=1.5", "n is '1.5'"),
+        ("noise=nan", "noise is nan"),
+        ("noize=1", "Did you mean 'noise'"),
+    ],
+)
+def test_bad_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SampledActions.parse(text)
+
+
+def test_one_way_at_a_time_and_continuous_actions_only(make_store: MakeStore) -> None:
+    with pytest.raises(UserError, match="choose one"):
+        only_one(ActionGradient(), SampledActions())
+    continuous, discrete = build_model(make_store()), build_model(make_store(actions=3))
+    critic = new_critic(continuous.spec, hidden=8, seed=0)
+    with pytest.raises(UserError, match="continuous actions"):
+        SamplingRefiner(SampledActions(), critic, discrete.spec)
