@@ -111,6 +111,7 @@ def test_online_compares_the_methods_at_each_size(
             **{f"online/8x1/{name}": "updates/s" for name in benchmarks.online.METHODS},
             "online/8x1/cost_odt_deterministic_to_odt": "ratio",
             "online/8x1/cost_td3_odt_to_odt": "ratio",
+            "online/8x1/cost_td3_odt_interval_2_to_odt": "ratio",
         },
     )
     assert all("width and layers 8x1, context 3" in measurement.detail for measurement in found)
