@@ -1,0 +1,57 @@
+"""`rayrl-dt tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayrl_dt.cli.console import console, finish
+
+__all__ = ["tune"]
+
+
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML file with a tune section, as in tune_configs/")],
+    samples: Annotated[int | None, typer.Option(help="overrides tune.num_samples")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the sweep; sweeps/CONFIG by default")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="run the trials of the folder that did not finish")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="of a running Ray cluster; --out must lie on storage its nodes share")
+    ] = None,
+) -> None:
+    """Search a config's spaces with Ray Tune. Ctrl-C keeps what is there; --resume goes on.
+
+    The folder gets a table (results.json), a page (sweep.html) and the best policy (policy/).
+
+    Examples:
+      rayrl-dt tune tune_configs/smoke.yaml
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha --resume
+      rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/sweeps/radt
+    """
+    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.tuning.plan import make_plan
+    from rayrl_dt.tuning.sweep import sweep
+
+    values = apply_overrides(read_yaml(config), overrides or [])
+    plan = make_plan(values, default_name=config.stem, samples=samples)
+    folder = out or Path("sweeps") / config.stem
+    outcome = sweep(plan, folder, resume=resume, address=address)
+    failed = [trial for trial in outcome.trials if trial.status == "failed"]
+    console.print(f"table: {outcome.table}", soft_wrap=True)
+    if outcome.bundle is not None:
+        console.print(f"best policy: {outcome.bundle}", soft_wrap=True)
+    if not outcome.finished:
+        done = sum(trial.status == "finished" for trial in outcome.trials)
+        what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
+        count = f" --samples {samples}" if samples is not None else ""
+        finish(what, outcome.page, then=f"rayrl-dt tune {config}{count} --out {folder} --resume")
+        raise typer.Exit(1)
+    finish(f"{len(outcome.trials)} trials:", outcome.page, then=f"rayrl-dt eval {outcome.bundle}")

@@ -1,0 +1,187 @@
+"""Sweeps with the real Ray Tune: what they leave, and that a killed one goes on without repeating what it had."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+
+from rayrl_dt import SequencePolicy
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.tuning.plan import Plan, make_plan
+from rayrl_dt.tuning.results import best_group, group_trials, read_trials
+from rayrl_dt.tuning.sweep import conclude, sweep
+from rayrl_dt.types import Trajectory
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    """A sweep of seconds over a store of random episodes: 3 gradient steps a report, 2 reports a trial."""
+    env = gym.make("Pendulum-v1")
+    rng = np.random.default_rng(0)
+    episodes = [
+        Trajectory(
+            rng.normal(size=(21, 3)).astype(np.float32),
+            rng.uniform(-2, 2, (20, 1)).astype(np.float32),
+            -rng.uniform(0, 8, 20).astype(np.float32),
+            terminated=False,
+        )
+        for _ in range(4)
+    ]
+    info = DatasetInfo("test", env.observation_space, env.action_space, env.spec)
+    TrajectoryStore.from_trajectories(episodes, info).save(tmp_path / "store")
+    return {
+        "algorithm": "DT",
+        "offline_data": {"dataset": f"store:{tmp_path / 'store'}"},
+        "rl_module": {"model_config": {"context_length": 3, "embed_dim": 8, "num_layers": 1, "num_heads": 1}},
+        "training": {
+            "gradient_steps": 6,
+            "gradient_steps_per_iteration": 3,
+            "train_batch_size_per_learner": 8,
+            "lr": {"grid": [1e-3, 1e-2]},
+        },
+        "evaluation": {"target_returns": "dataset:2", "episodes_per_target": 1},
+        "tune": {"seeds": [0, 1]},
+    }
+
+
+def write_trial(folder: Path, lr: float, seed: int, errors: list[float], *, done: bool) -> None:
+    """Writes what Ray Tune leaves of a trial, but for checkpoints."""
+    folder.mkdir(parents=True)
+    config = {"training": {"lr": lr}, "debugging": {"seed": seed}}
+    (folder / "params.json").write_text(json.dumps(config))
+    lines = [
+        {
+            "config": config,
+            "gradient_steps": 3 * number,
+            "time_this_iter_s": 2.0,
+            "evaluation": {"alignment_error": error},
+            "done": done and number == len(errors),
+        }
+        for number, error in enumerate(errors, start=1)
+    ]
+    (folder / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_results_are_read_from_the_folder_and_grouped_over_seeds(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    plan = make_plan(values, default_name="test")
+    out = tmp_path / "out"
+    write_trial(out / "a", 1e-3, 0, [9.0, 5.0, 6.0], done=True)
+    write_trial(out / "b", 1e-3, 1, [4.0, 8.0], done=True)
+    write_trial(out / "c", 1e-2, 0, [1.0], done=False)
+    write_trial(out / "d", 1e-2, 1, [], done=False)
+    (out / "c" / "error.txt").write_text("killed")
+    with (out / "a" / "result.json").open("a") as lines:
+        lines.write('{"gradient_st')
+    trials = {trial.name: trial for trial in read_trials(out, plan)}
+    assert {name: trial.status for name, trial in trials.items()} == {
+        "a": "finished",
+        "b": "finished",
+        "c": "failed",
+        "d": "unfinished",
+    }
+    assert (trials["a"].last, trials["a"].best, trials["a"].seconds) == (6.0, (6, 5.0), 6.0)
+    assert trials["d"].last is None and trials["d"].best is None
+    groups = group_trials(list(trials.values()), "min")
+    assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-2, 1.0), (1e-3, 7.0)]
+    assert [trial.name for trial in groups[1].trials] == ["a", "b"]
+    assert best_group(groups) is None, "without a checkpoint there is no policy"
+    outcome = conclude(plan, out)
+    assert outcome.bundle is None and not outcome.finished and outcome.expected == 4
+    page = outcome.page.read_text()
+    assert "Trials that did not finish" in page and "c: failed" in page and "No trial has left" in page
+
+
+@pytest.mark.ray
+def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    plan = make_plan(values, default_name="tiny")
+    out = tmp_path / "out"
+    outcome = sweep(plan, out)
+    assert outcome.finished and outcome.expected == 4 == len(outcome.trials)
+    assert {tuple(trial.parameters.values()) for trial in outcome.trials} == {
+        (rate, seed) for rate in (1e-3, 1e-2) for seed in (0, 1)
+    }
+    assert all([step for step, _ in trial.curve] == [3, 6] for trial in outcome.trials)
+    table = json.loads(outcome.table.read_text())
+    medians = [setting["median"] for setting in table["settings"]]
+    lasts = {row["trial"]: row["last"] for row in table["trials"]}
+    assert len(medians) == 2 and medians == sorted(medians)
+    assert medians[0] == pytest.approx(np.median([lasts[name] for name in table["settings"][0]["trials"]]))
+    assert table["best"]["trial"] in table["settings"][0]["trials"]
+    assert outcome.bundle is not None
+    assert SequencePolicy.load(outcome.bundle).gradient_steps == table["best"]["best_gradient_steps"]
+    page = outcome.page.read_text()
+    assert page.count("data:image/png;base64") == 1 and all(trial.name in page for trial in outcome.trials)
+    assert list(out.glob("*/events.out.tfevents.*"))
+    with pytest.raises(UserError, match="exists already"):
+        sweep(plan, out)
+    other = make_plan(values, default_name="tiny", samples=2)
+    with pytest.raises(UserError, match="another config"):
+        sweep(other, out, resume=True)
+
+
+@pytest.mark.ray
+def test_what_the_cluster_cannot_hold_is_refused_before_anything_is_scheduled(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    greedy = {**values, "env_runners": {"num_env_runners": 64}}
+    with pytest.raises(UserError, match=r"a trial needs 65 CPU, the cluster has \d+ CPU; lower"):
+        sweep(make_plan(greedy, default_name="greedy"), out)
+    graphics = {**values, "learners": {"num_learners": 1, "num_gpus_per_learner": 512}}
+    with pytest.raises(UserError, match=r"512 GPU on one node, the largest of 1 has .*GPU"):
+        sweep(make_plan(graphics, default_name="graphics"), out)
+    assert not out.exists()
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["tune"]["max_concurrent"] = 1
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(values))
+    plan = make_plan(values, default_name="tiny")
+    command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
+    # A Ray of its own, whatever the tests beside this one have started.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    log = (tmp_path / "log").open("wb")
+    driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    try:
+        before = _wait_for_two_trials(driver, plan, out)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        log.close()
+    assert before and len(before) < 4
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    trials = read_trials(out, plan)
+    assert len(trials) == 4 and all(trial.status == "finished" for trial in trials)
+    after = {trial.name: (trial.folder / "result.json").read_bytes() for trial in trials}
+    assert {name: after[name] for name in before} == before
+    assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
+
+
+def _wait_for_two_trials(driver: subprocess.Popen[bytes], plan: Plan, out: Path) -> dict[str, bytes]:
+    """Waits until one trial is finished and the next has begun; returns the reports of the finished ones."""
+    while driver.poll() is None:
+        trials = read_trials(out, plan) if out.exists() else []
+        finished = [trial for trial in trials if trial.status == "finished"]
+        if finished and any(trial.curve and trial.status == "unfinished" for trial in trials):
+            return {trial.name: (trial.folder / "result.json").read_bytes() for trial in finished}
+        time.sleep(0.05)
+    raise AssertionError("the sweep ended before it could be killed")
