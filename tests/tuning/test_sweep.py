@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from rayrl_dt import SequencePolicy
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import read_header
 from rayrl_dt.tuning.plan import Plan, make_plan
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
 from rayrl_dt.tuning.sweep import conclude, sweep
@@ -124,7 +126,8 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
     assert medians[0] == pytest.approx(np.median([lasts[name] for name in table["settings"][0]["trials"]]))
     assert table["best"]["trial"] in table["settings"][0]["trials"]
     assert outcome.bundle is not None
-    assert SequencePolicy.load(outcome.bundle).gradient_steps == table["best"]["best_gradient_steps"]
+    assert SequencePolicy.load(outcome.bundle).spec.env is not None
+    assert read_header(outcome.bundle)["gradient_steps"] == table["best"]["best_gradient_steps"]
     page = outcome.page.read_text()
     assert page.count("data:image/png;base64") == 1 and all(trial.name in page for trial in outcome.trials)
     assert list(out.glob("*/events.out.tfevents.*"))
@@ -150,38 +153,91 @@ def test_what_the_cluster_cannot_hold_is_refused_before_anything_is_scheduled(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("scheduler", ["asha", "median", "pbt"])
+def test_schedulers_run_to_the_end(
+    tmp_path: Path, values: dict[str, Any], ray_session: None, scheduler: str
+) -> None:
+    values["training"]["lr"] = {"loguniform": [1e-3, 1e-2]}
+    values["tune"] = {"num_samples": 2, "scheduler": scheduler}
+    outcome = sweep(make_plan(values, default_name=scheduler), tmp_path / "out")
+    assert outcome.finished and len(outcome.trials) == 2 and outcome.bundle is not None
+    assert all(1e-3 <= trial.parameters["training.lr"] <= 1e-2 for trial in outcome.trials)
+
+
+@pytest.mark.ray
+def test_a_trial_that_dies_goes_on_from_its_checkpoint(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    reports = 20
+    values["training"].update(gradient_steps=3 * reports, lr={"grid": [1e-3]})
+    del values["tune"]["seeds"]
+    plan, out = make_plan(values, default_name="dying"), tmp_path / "out"
+    killed: list[int] = []
+    watcher = threading.Thread(target=_kill_trial, args=(out, 5, killed), daemon=True)
+    watcher.start()
+    outcome = sweep(plan, out)
+    watcher.join()
+    assert outcome.finished and len(killed) == 1
+    (trial,) = outcome.trials
+    lines = [json.loads(line) for line in _lines(trial.folder)]
+    assert len({line["pid"] for line in lines}) == 2
+    assert len(trial.curve) == reports and len(lines) < 5 + reports
+
+
+def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
+    """Kills the process of the only trial once it has sent some reports."""
+    while not killed:
+        for result in out.glob("*/result.json"):
+            lines = result.read_text().splitlines()
+            if len(lines) >= reports:
+                killed.append(json.loads(lines[0])["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, values: dict[str, Any]) -> None:
-    values["tune"]["max_concurrent"] = 1
+    reports = 20
+    values["training"]["gradient_steps"] = 3 * reports
+    values["tune"] = {"max_concurrent": 1}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(values))
     plan = make_plan(values, default_name="tiny")
     command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
     # A Ray of its own, whatever the tests beside this one have started.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    log = (tmp_path / "log").open("wb")
-    driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
-        before = _wait_for_two_trials(driver, plan, out)
+        finished, begun = _wait_for_second_trial(driver, plan, out)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        log.close()
-    assert before and len(before) < 4
+    before = {name: _lines(out / name) for name in (finished, begun)}
+    assert len(before[finished]) == reports
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     trials = read_trials(out, plan)
-    assert len(trials) == 4 and all(trial.status == "finished" for trial in trials)
-    after = {trial.name: (trial.folder / "result.json").read_bytes() for trial in trials}
-    assert {name: after[name] for name in before} == before
+    assert {trial.name for trial in trials} == {finished, begun}
+    assert all(trial.status == "finished" for trial in trials)
+    assert _lines(out / finished) == before[finished]
+    # The other trial went on from its checkpoint: not all of its reports came a second time.
+    assert _lines(out / begun)[: len(before[begun])] == before[begun]
+    assert reports <= len(_lines(out / begun)) < len(before[begun]) + reports
     assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
 
 
-def _wait_for_two_trials(driver: subprocess.Popen[bytes], plan: Plan, out: Path) -> dict[str, bytes]:
-    """Waits until one trial is finished and the next has begun; returns the reports of the finished ones."""
+def _wait_for_second_trial(driver: subprocess.Popen[bytes], plan: Plan, out: Path) -> tuple[str, str]:
+    """Waits until one trial is finished and the other has left checkpoints; returns their names in that order."""
     while driver.poll() is None:
         trials = read_trials(out, plan) if out.exists() else []
-        finished = [trial for trial in trials if trial.status == "finished"]
-        if finished and any(trial.curve and trial.status == "unfinished" for trial in trials):
-            return {trial.name: (trial.folder / "result.json").read_bytes() for trial in finished}
+        finished = [trial.name for trial in trials if trial.status == "finished"]
+        begun = [trial.name for trial in trials if trial.status == "unfinished" and len(trial.curve) >= 5]
+        if finished and begun:
+            return finished[0], begun[0]
         time.sleep(0.05)
     raise AssertionError("the sweep ended before it could be killed")
+
+
+def _lines(trial: Path) -> list[str]:
+    return (trial / "result.json").read_text().splitlines()
