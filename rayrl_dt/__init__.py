@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rayrl_dt.algorithms.dt import DT, DTConfig
     from rayrl_dt.algorithms.online_dt import OnlineDT, OnlineDTConfig
     from rayrl_dt.algorithms.radt import RADT, RADTConfig
+    from rayrl_dt.algorithms.reinformer import Reinformer, ReinformerConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
     from rayrl_dt.policy.action_gradient import ActionGradient
@@ -28,6 +29,8 @@ _HOMES = {
     "OnlineDTConfig": ("rayrl_dt.algorithms.online_dt", "OnlineDTConfig"),
     "RADT": ("rayrl_dt.algorithms.radt", "RADT"),
     "RADTConfig": ("rayrl_dt.algorithms.radt", "RADTConfig"),
+    "Reinformer": ("rayrl_dt.algorithms.reinformer", "Reinformer"),
+    "ReinformerConfig": ("rayrl_dt.algorithms.reinformer", "ReinformerConfig"),
     "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
     "UserError": ("rayrl_dt.errors", "UserError"),
     "load_dataset": ("rayrl_dt.data.sources", "load"),
@@ -43,6 +46,8 @@ __all__ = [
     "OnlineDT",
     "OnlineDTConfig",
     "RADTConfig",
+    "Reinformer",
+    "ReinformerConfig",
     "SequencePolicy",
     "UserError",
     "load_dataset",

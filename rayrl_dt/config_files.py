@@ -15,6 +15,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.dt import DTConfig
 from rayrl_dt.algorithms.online_dt import OnlineDTConfig
 from rayrl_dt.algorithms.radt import RADTConfig
+from rayrl_dt.algorithms.reinformer import ReinformerConfig
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = ["ALGORITHMS", "SECTIONS", "apply_overrides", "build_config", "read_yaml", "search_spaces"]
@@ -23,6 +24,7 @@ ALGORITHMS: dict[str, type[SequenceConfig]] = {
     "DT": DTConfig,
     "RADT": RADTConfig,
     "BC": BCConfig,
+    "Reinformer": ReinformerConfig,
     "OnlineDT": OnlineDTConfig,
 }
 SECTIONS = (

@@ -22,6 +22,7 @@ __all__ = [
     "iql_critic_loss",
     "iql_target",
     "masked_mse",
+    "reinformer_return_loss",
     "smooth_actions",
     "squashed_gaussian_entropy",
     "squashed_gaussian_log_prob",
@@ -196,6 +197,25 @@ def expectile_loss(predicted: Tensor, target: Tensor, *, expectile: float) -> Te
     """
     error = target.float() - predicted.float()
     return (torch.where(error < 0, 1.0 - expectile, expectile) * error.square()).mean()
+
+
+def reinformer_return_loss(predicted: Tensor, target: Tensor, mask: Tensor, *, expectile: float) -> Tensor:
+    """Expectile loss of predicted returns-to-go at real steps, in units of their mean size (Reinformer, section 4).
+
+    |tau - 1(u < 0)| u^2 with u = (R - predicted) / mean|R|: scaling all returns changes nothing. With tau towards 1 the
+    prediction rises towards the highest return that the data show for the state. Where all returns are 0, u is the
+    plain difference.
+
+    Args:
+        predicted: `(B, P)`, in the units of `target`.
+        target: `(B, P)` returns-to-go.
+        mask: `(B, P)`.
+        expectile: tau, between 0 and 1.
+    """
+    wanted = target.detach().float().where(mask, 0.0)
+    size = _mean(wanted.abs(), mask)
+    error = (wanted - predicted.float().where(mask, 0.0)) / size.where(size > 0, 1.0)
+    return _mean(torch.where(error < 0, 1.0 - expectile, expectile) * error.square(), mask)
 
 
 def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma: float) -> Tensor:

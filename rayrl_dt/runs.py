@@ -148,7 +148,7 @@ class _Run:
         self.seconds = float(self.records[-1]["time_total_s"]) if self.records else 0.0
         self.tensorboard = SummaryWriter(str(folder))
         best = folder / "evaluations" / "best.json"
-        self.best = float(json.loads(best.read_text())["alignment_error"]) if best.exists() else math.inf
+        self.best = _badness(json.loads(best.read_text())) if best.exists() else math.inf
 
     def describe(self, values: Mapping[str, Any]) -> None:
         """Writes `config.yaml` and `run.json`."""
@@ -261,6 +261,11 @@ class _Run:
             shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
             publish(aside, target, replace=True)
             publish(newest_aside, newest, replace=True)
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint {target} could not be written ({error.strerror or error}); those before it are whole: "
+                "make room, then go on with --resume"
+            ) from error
         finally:
             # A full disk gets back what could not be finished.
             for rest in (aside, newest_aside):
@@ -268,13 +273,13 @@ class _Run:
         return target
 
     def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
-        """Writes the last evaluation, and the best one: the one with the smallest alignment error."""
+        """Writes the last evaluation, and the best one, by `_badness`."""
         folder = self.folder / "evaluations"
         folder.mkdir(exist_ok=True)
         named = {**evaluation, "checkpoint": str(checkpoint.relative_to(self.folder))}
         _write_json(folder / "last.json", named)
-        if evaluation["alignment_error"] < self.best:
-            self.best = evaluation["alignment_error"]
+        if _badness(evaluation) < self.best:
+            self.best = _badness(evaluation)
             _write_json(folder / "best.json", named)
 
     def _prune(self) -> None:
@@ -347,6 +352,12 @@ def _records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
     kept = [record for record in records if record[GRADIENT_STEPS] <= gradient_steps]
     _write(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
+
+
+def _badness(evaluation: Mapping[str, Any]) -> float:
+    """What the best checkpoint has least of: alignment error, or minus the return where no target was asked for."""
+    error = evaluation["alignment_error"]
+    return -float(evaluation["targets"][0]["return_mean"]) if error is None else float(error)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

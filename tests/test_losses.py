@@ -378,3 +378,69 @@ def test_both_critics_learn_the_same_target() -> None:
     loss.backward()
     assert loss.item() == pytest.approx((0 + 4) / 2 + (16 + 4) / 2)
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, -2.0], [4.0, -2.0]]))
+
+
+@pytest.mark.parametrize("expectile", [0.2, 0.5, 0.99])
+def test_predicted_returns_are_compared_in_units_of_their_mean_size(expectile: float) -> None:
+    target = torch.tensor([[4.0, -2.0, 3.0], [99.0, 1.0, 0.0]])
+    mask = torch.tensor([[True, True, True], [False, True, True]])
+    predicted = torch.tensor([[5.0, -3.0, 3.0], [-99.0, 0.0, 2.0]])
+    size = (4 + 2 + 3 + 1 + 0) / 5
+    expected = sum(
+        abs(expectile - (r < p)) * ((r - p) / size) ** 2
+        for r, p in ((4, 5), (-2, -3), (3, 3), (1, 0), (0, 2))
+    )
+    found = losses.reinformer_return_loss(predicted, target, mask, expectile=expectile)
+    assert float(found) == pytest.approx(expected / 5, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 1000.0])
+def test_the_scale_of_returns_does_not_matter(scale: float) -> None:
+    """Invariant 21: value and direction of the gradient stay, whatever unit both are in."""
+    generator = torch.Generator().manual_seed(0)
+    target, predicted = torch.randn(2, 8, 5, generator=generator)
+    mask = torch.rand(8, 5, generator=generator) < 0.7
+    found = []
+    for factor in (1.0, scale):
+        scaled = (factor * predicted).requires_grad_()
+        loss = losses.reinformer_return_loss(scaled, factor * target, mask, expectile=0.9)
+        loss.backward()
+        assert scaled.grad is not None and (scaled.grad[~mask] == 0).all()
+        found.append((loss.detach(), factor * scaled.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_high_expectile_predicts_the_best_return() -> None:
+    """Invariant 20, for returns: the mean at 1/2, and towards the maximum as tau rises."""
+    returns = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    best = []
+    for expectile in (0.5, 0.9, 0.99, 0.999):
+        guess = torch.linspace(0, 11, 11_001)
+        rows = [
+            losses.reinformer_return_loss(
+                value.expand(1, 4), returns[None], torch.ones(1, 4, dtype=torch.bool), expectile=expectile
+            )
+            for value in guess[::10]
+        ]
+        best.append(float(guess[::10][torch.stack(rows).argmin()]))
+    assert best[0] == pytest.approx(4.0, abs=0.02)
+    assert best == sorted(best) and best[-1] > 9.9
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_returns_at_padding_do_not_count(garbage: float) -> None:
+    mask = torch.tensor([[False, True]])
+    clean = losses.reinformer_return_loss(
+        torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), mask, expectile=0.9
+    )
+    predicted = torch.tensor([[garbage, 1.0]], requires_grad=True)
+    loss = losses.reinformer_return_loss(predicted, torch.tensor([[garbage, 2.0]]), mask, expectile=0.9)
+    loss.backward()
+    assert torch.equal(loss, clean) and predicted.grad is not None and predicted.grad.isfinite().all()
+
+
+def test_returns_of_zero_alone_can_be_learnt() -> None:
+    predicted, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    loss = losses.reinformer_return_loss(predicted, torch.zeros(1, 2), mask, expectile=0.9)
+    assert float(loss) == pytest.approx((0.1 + 0.9) / 2)

@@ -53,6 +53,9 @@ class SequenceConfig(AlgorithmConfig):
 
             algo_class = SequenceAlgorithm
         super().__init__(algo_class=algo_class)
+        # Our runners have no connectors: there is no state to merge, and asking for it would wait for every runner.
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
         # training()
         self.gradient_steps = 6_000
         self.gradient_steps_per_iteration = 500
@@ -184,7 +187,7 @@ class SequenceConfig(AlgorithmConfig):
 
         Args:
             target_returns: "dataset:7" (from the 5th to the 95th percentile of the data's returns),
-                "R1,R2,..." or a list of raw returns.
+                "R1,R2,..." or a list of raw returns. A policy that predicts its own returns is asked for none.
             episodes_per_target: fixed quota, divided among the slots of a target.
             action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax, "auto"
                 to sample (as Decision Transformer does on Atari). Continuous actions are deterministic.

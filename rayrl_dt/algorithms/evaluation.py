@@ -8,7 +8,7 @@ from rayrl_dt.algorithms.runner_calls import Evaluate, run_on_runners
 from rayrl_dt.data import scores
 from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.rollout import plan_slots
-from rayrl_dt.evaluation.targets import parse_targets
+from rayrl_dt.evaluation.targets import plan_targets
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["ALIGNMENT", "evaluate_alignment"]
@@ -31,7 +31,8 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
     """
     config = algorithm.config
     info = algorithm.offline_data.full.info
-    plan = parse_targets(config.target_returns, algorithm.offline_data.full.episode_returns)
+    returns = algorithm.offline_data.full.episode_returns
+    plan = plan_targets(config.resolved_spec, config.target_returns, returns)
     workers = max(1, runners.num_healthy_remote_workers())
     slots = plan_slots(
         plan.targets,

@@ -13,18 +13,27 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from rayrl_dt import precision
-from rayrl_dt.algorithms.module import PREDICTIONS, SequenceRLModule
+from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.memory import keep_freed_memory
-from rayrl_dt.policy.imitation import imitation_loss
+from rayrl_dt.policy.imitation import imitation_loss, return_loss
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
-__all__ = ["GRADIENT_STEPS", "GRAD_NORM", "LEARNING_RATE", "LOSS", "SequenceLearner", "scheduled_lr"]
+__all__ = [
+    "GRADIENT_STEPS",
+    "GRAD_NORM",
+    "LEARNING_RATE",
+    "LOSS",
+    "RETURN_LOSS",
+    "SequenceLearner",
+    "scheduled_lr",
+]
 
 GRADIENT_STEPS = "gradient_steps"
 LOSS = "loss"
+RETURN_LOSS = "return_loss"
 GRAD_NORM = "grad_norm"
 LEARNING_RATE = "lr"
 
@@ -121,9 +130,14 @@ class SequenceLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """Returns the supervised loss over the real steps of the batch."""
+        """Returns the supervised loss over the real steps of the batch, that of predicted returns included."""
         window = Window.from_dict(batch)
-        loss = imitation_loss(self.sequence_module.model, fwd_out[PREDICTIONS], window)
+        model = self.sequence_module.model
+        loss = imitation_loss(model, fwd_out[PREDICTIONS], window)
+        if RETURNS in fwd_out:
+            predicted = return_loss(model, fwd_out[RETURNS], window)
+            self._add(RETURN_LOSS, predicted.detach())
+            loss = loss + predicted
         self._last_loss = loss.detach()
         self._add(LOSS, self._last_loss)
         return loss

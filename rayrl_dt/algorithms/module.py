@@ -9,17 +9,19 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
+from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.precision import autocast
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
-__all__ = ["POLICY_SPEC", "PREDICTIONS", "SequenceRLModule"]
+__all__ = ["POLICY_SPEC", "PREDICTIONS", "RETURNS", "SequenceRLModule"]
 
 POLICY_SPEC = "policy_spec"
 INIT_SEED = "init_seed"
 PREDICTIONS = "predictions"
+RETURNS = "predicted_returns"
 
 
 class SequenceRLModule(TorchRLModule):
@@ -50,9 +52,13 @@ class SequenceRLModule(TorchRLModule):
         super().set_state(state)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        device = self.model.head.weight.device
-        with autocast(device, self.precision):
-            return {PREDICTIONS: self.model(Window.from_dict(batch))}
+        window, trunk = Window.from_dict(batch), self.model.trunk
+        with autocast(self.model.head.weight.device, self.precision):
+            if not isinstance(trunk, ReinformerTrunk):
+                return {PREDICTIONS: self.model(window)}
+            # Returns and actions leave one forward, as DistributedDataParallel wants it.
+            features, returns = trunk.features_and_returns(self.model.inputs(window))
+            return {PREDICTIONS: self.model.read_out(features), RETURNS: returns}
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Acts on a batch of raw windows; runners use `VectorActor`, which calls the model itself."""

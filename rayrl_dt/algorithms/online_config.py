@@ -314,4 +314,9 @@ class OnlineConfig(SequenceConfig):
             raise UserError(
                 "model_config.backbone mlp has one output per window; finetune a sequence backbone"
             )
+        if self.sequence_model.backbone == "reinformer":
+            raise UserError(
+                "model_config.backbone reinformer cannot be finetuned online: its return prediction would not be "
+                "trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
+            )
         super().validate()

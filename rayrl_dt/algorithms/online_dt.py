@@ -92,7 +92,7 @@ class OnlineDT(SequenceAlgorithm):
         self.streams: RunnerStreams | None = None
         self._policy: tuple[Any, int] | None = None
         self._lags: list[int] = []
-        self._collect_seconds = 0.0
+        self._collected = 0, 0.0  # environment steps of this iteration, and the seconds that they took
         super().setup(config)
         if self.config.env is None:
             raise UserError("there is no environment to finetune in; set environment.env in the config")
@@ -131,7 +131,7 @@ class OnlineDT(SequenceAlgorithm):
         """Pretrains for some steps, or collects and takes one round of updates."""
         if self.done:
             return
-        self._collect_seconds = 0.0
+        self._collected = 0, 0.0
         if not self.online:
             left = self.config.pretrain_steps - self.gradient_steps
             iterators = self.offline_data.iterators(self.config.num_learners)
@@ -187,7 +187,7 @@ class OnlineDT(SequenceAlgorithm):
         self._take_in(collected, replay)
         self.rounds += 1
         self.updates_due += config.updates_per_iteration
-        self._collect_seconds = time.perf_counter() - begin
+        self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
         """Adds finished episodes to the replay and counts them."""
@@ -223,7 +223,7 @@ class OnlineDT(SequenceAlgorithm):
                 break  # an observer wants to stop
             seconds = self.last_update_seconds - seconds
             chunk = max(1, int(allowed * _SECONDS_OF_UPDATES / max(seconds, 1e-6)))
-        self._collect_seconds = time.perf_counter() - begin
+        self._collected = self._collected[0], time.perf_counter() - begin
 
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Takes in what the runners have sent, and gives them their next calls."""
@@ -238,6 +238,7 @@ class OnlineDT(SequenceAlgorithm):
             self.stream_calls = self.streams.calls
         for arrival in self.streams.receive(timeout=timeout):
             self._lags.append(self.gradient_steps - arrival.weights)
+            self._collected = self._collected[0] + arrival.env_steps, 0.0
             if arrival.episodes:
                 self._take_in(arrival.episodes, replay)
                 share = min(self.env_steps, config.env_steps) / config.env_steps_per_iteration
@@ -260,11 +261,13 @@ class OnlineDT(SequenceAlgorithm):
         replay, config = self.replay, self.config
         updates = max(0, self.gradient_steps - config.pretrain_steps)
         steps = 0 if replay is None else replay.num_steps
+        collected, seconds = self._collected
         return {
             "phase": "pretraining" if replay is None else "online",
             ENV_STEPS: self.env_steps,
             _EPISODES: self.collected_episodes,
             "collected_return": self.collected_return,
+            "env_steps_per_s": collected / seconds if seconds else None,
             "update_to_data": updates / self.env_steps if self.env_steps else None,
             "replay_episodes": 0 if replay is None else len(replay),
             "replay_steps": steps,

@@ -79,7 +79,7 @@ def _show(examination: Examination) -> None:
     for policy in examination.policies:
         share = policy.attention.return_share if policy.attention else None
         felt = policy.sensitivity.at_data if policy.sensitivity else None
-        figures = (share, felt, policy.left, policy.cost.forward_ms[1])
+        figures = (share, felt, policy.left, policy.cost.acting_ms[1])
         cells = ("-" if value is None else f"{value:.3f}" for value in figures)
         table.add_row(escape(policy.label), policy.backbone, *cells)
     console.print(table)

@@ -73,15 +73,30 @@ class TrainingProgress:
             f"{record['steps_per_s']:.1f} steps/s",
         ]
         if record.get("phase") == "online":
-            parts.append(f"{record['env_steps']:,} env steps")
-            parts.append(f"collected return {record['collected_return']:,.1f}")
-            parts.append(f"updates/step {record['update_to_data']:.2f}")
-            parts.append(f"replay {record['replay_episodes']:,} episodes")
+            parts += _finetuning(record)
         evaluation = record.get("evaluation")
         if evaluation is not None:
             means = [target["return_mean"] for target in evaluation["targets"]]
             parts.append(f"return {sum(means) / len(means):,.1f}")
-            parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
+            if evaluation["alignment_error"] is not None:
+                parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
             if evaluation["spearman"] is not None:
                 parts.append(f"Spearman {evaluation['spearman']:.2f}")
         console.print("  ".join(parts), soft_wrap=True)
+
+
+def _finetuning(record: Mapping[str, Any]) -> list[str]:
+    """How collection and updates go together; an asynchronous iteration may have brought no episode yet."""
+    parts = [f"{record['env_steps']:,} env steps"]
+    if record["env_steps_per_s"] is not None:
+        parts[0] += f" ({record['env_steps_per_s']:,.0f}/s)"
+    if record["collected_return"] is not None:
+        parts.append(f"collected return {record['collected_return']:,.1f}")
+    if record["update_to_data"] is not None:
+        parts.append(f"updates/step {record['update_to_data']:.2f}")
+    if record["policy_lag_max"] is not None:
+        parts.append(f"policy lag {record['policy_lag_mean']:.0f} (at most {record['policy_lag_max']})")
+    parts.append(f"replay {record['replay_episodes']:,} episodes")
+    if record["runner_restarts"]:
+        parts.append(f"runners restarted {record['runner_restarts']}")
+    return parts

@@ -204,7 +204,7 @@ def show(result: EvaluationResult) -> None:
     table = Table("asked", "achieved", "± std", "length", "episodes", box=None, header_style="bold")
     for target in result.targets:
         table.add_row(
-            f"{target.target:,.1f}",
+            "nothing" if result.targets_ignored else f"{target.target:,.1f}",
             f"{target.return_mean:,.1f}",
             f"{target.return_std:,.1f}",
             f"{target.length_mean:,.0f}",
@@ -212,13 +212,17 @@ def show(result: EvaluationResult) -> None:
         )
     console.print(table)
     relative = result.alignment_error_relative
-    parts = [f"alignment error {result.alignment_error:,.4g}"]
+    parts = []
+    if result.alignment_error is not None:
+        parts.append(f"alignment error {result.alignment_error:,.4g}")
     if relative is not None:
         parts.append(f"relative {relative:.3f}")
     if result.spearman is not None:
         parts.append(f"Spearman {result.spearman:.2f}")
     if result.normalized_score is not None:
-        parts.append(f"normalised score at the highest target {result.normalized_score:.1f}")
-    console.print("; ".join(parts))
+        where = "" if result.targets_ignored else " at the highest target"
+        parts.append(f"normalised score{where} {result.normalized_score:.1f}")
+    if parts:
+        console.print("; ".join(parts))
     if result.score_note:
         console.print(f"[dim]{escape(result.score_note)}[/dim]", soft_wrap=True)

@@ -101,6 +101,8 @@ class EvaluationResult:
         gradient_steps: gradient steps behind the evaluated weights.
         seed: of the bootstrap.
         warnings: one line each.
+        targets_ignored: whether the policy was asked for nothing, because it predicts its own returns. Then `targets`
+            holds all episodes under one nominal target, and every measure of alignment is None.
 
     Raises:
         UserError: there is no target, or the reference is not a (low, high) pair.
@@ -118,6 +120,7 @@ class EvaluationResult:
     gradient_steps: int | None = None
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    targets_ignored: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("env_steps", int), ("env_steps_per_s", float), ("gradient_steps", int)):
@@ -127,6 +130,10 @@ class EvaluationResult:
         object.__setattr__(self, "warnings", tuple(self.warnings))
         if not self.targets:
             raise UserError("an evaluation needs at least one target; see --targets")
+        if self.targets_ignored and len(self.targets) > 1:
+            raise UserError(
+                f"the evaluation has {len(self.targets)} targets, and its policy ignores them; give it one"
+            )
         if self.score_reference is not None:
             low, high = (float(value) for value in self.score_reference)
             object.__setattr__(self, "score_reference", (low, high))
@@ -134,26 +141,30 @@ class EvaluationResult:
                 raise UserError(f"the reference scores ({low:g}, {high:g}) must be (low, high); correct them")
 
     @cached_property
-    def alignment_error(self) -> float:
-        """E, in raw return."""
+    def alignment_error(self) -> float | None:
+        """E, in raw return; None if the policy was asked for nothing."""
+        if self.targets_ignored:
+            return None
         return float(np.mean(np.abs(self._means - self._asked)))
 
     @property
     def alignment_error_relative(self) -> float | None:
         """E over the span of the targets; None if they do not span anything."""
         span = float(np.ptp(self._asked))
-        return self.alignment_error / span if span > 0 else None
+        return self.alignment_error / span if span > 0 and self.alignment_error is not None else None
 
     @property
     def alignment_error_points(self) -> float | None:
-        """E in points of the normalised score; None without a reference."""
-        if self.score_reference is None:
+        """E in points of the normalised score; None without a reference or without E."""
+        if self.score_reference is None or self.alignment_error is None:
             return None
         return 100 * self.alignment_error / (self.score_reference[1] - self.score_reference[0])
 
     @cached_property
-    def alignment_error_interval(self) -> Interval:
-        """E with its 95% bootstrap interval over the episodes of each target."""
+    def alignment_error_interval(self) -> Interval | None:
+        """E with its 95% bootstrap interval over the episodes of each target; None without E."""
+        if self.targets_ignored:
+            return None
         asked = self._asked[:, None]
 
         def error(draws: Sequence[Array]) -> Array:
@@ -163,8 +174,10 @@ class EvaluationResult:
         return stratified_bootstrap([item.returns for item in self.targets], error, seed=self.seed)
 
     @property
-    def per_episode_error(self) -> float:
-        """Mean over the targets of the mean of |G - R| over their episodes, in raw return."""
+    def per_episode_error(self) -> float | None:
+        """Mean over the targets of the mean of |G - R| over their episodes, in raw return; None without E."""
+        if self.targets_ignored:
+            return None
         return float(np.mean([np.abs(np.subtract(t.returns, t.target)).mean() for t in self.targets]))
 
     @property
@@ -221,15 +234,18 @@ class EvaluationResult:
             "env": self.env,
             "dataset": self.dataset,
             "checkpoint": self.checkpoint,
-            "alignment_error_interval": [interval.low, interval.high],
+            "alignment_error_interval": None if interval is None else [interval.low, interval.high],
             "alignment_error_points": self.alignment_error_points,
-            "normalized_score_target": None if self.score_reference is None else self.highest.target,
+            "normalized_score_target": None
+            if self.score_reference is None or self.targets_ignored
+            else self.highest.target,
             "score_reference": None if self.score_reference is None else list(self.score_reference),
             "score_note": self.score_note,
             "data": None if self.data is None else self.data.to_json(),
             "gradient_steps": self.gradient_steps,
             "seed": self.seed,
             "warnings": list(self.warnings),
+            "targets_ignored": self.targets_ignored,
         }
 
     @classmethod
@@ -257,6 +273,7 @@ class EvaluationResult:
                 gradient_steps=values.get("gradient_steps"),
                 seed=int(values.get("seed") or 0),
                 warnings=tuple(values.get("warnings") or ()),
+                targets_ignored=bool(values.get("targets_ignored", False)),
             )
         except UserError:
             raise

@@ -90,11 +90,11 @@ def reductions(runs: Sequence[RunFolder]) -> list[Block]:
 
 
 def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[EvaluationResult]]:
-    """The last evaluations of each group that has some."""
+    """The last evaluations of each group that has some, of policies that were asked for something."""
     return {
         label: results
         for label, group in groups.items()
-        if (results := [run.last for run in group if run.last is not None])
+        if (results := [run.last for run in group if run.last is not None and not run.last.targets_ignored])
     }
 
 
@@ -119,7 +119,9 @@ def _at_maximum(run: RunFolder) -> str:
         return MISSING
     item, score = run.maximum.highest, run.maximum.normalized_score
     places = places_of(run.maximum)
-    text = f"{number(item.return_mean, places)} of {number(item.target, places)}"
+    text = number(item.return_mean, places)
+    if not run.maximum.targets_ignored:
+        text += f" of {number(item.target, places)}"
     return text if score is None else f"{text} (score {number(score, 1)})"
 
 
@@ -130,6 +132,8 @@ def _over_seeds(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[Block]
         return []
     rows = []
     for label, results in groups.items():
+        errors = [error for result in results if (error := result.alignment_error) is not None]
+        each = [error for result in results if (error := result.per_episode_error) is not None]
         spans = [error for result in results if (error := result.alignment_error_relative) is not None]
         # The middle half of fewer than four values is all of them.
         iqm = stratified_bootstrap([spans], interquartile_mean) if len(spans) > 3 else None
@@ -138,9 +142,9 @@ def _over_seeds(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[Block]
             [
                 label,
                 number(len(results)),
-                _spread([result.alignment_error for result in results], places_of(results[0])),
+                _spread(errors, places_of(results[0])),
                 _spread(spans, 3),
-                _spread([result.per_episode_error for result in results], places_of(results[0])),
+                _spread(each, places_of(results[0])),
                 f"{iqm.estimate:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]" if iqm else MISSING,
                 _percent(reduction),
             ]
@@ -169,7 +173,7 @@ def _target_grid(runs: Sequence[RunFolder]) -> list[Block]:
     """Mean achieved return, one row per run and one column per target, for each set of targets in use."""
     grids: dict[tuple[float, ...], list[list[str]]] = {}
     for run in runs:
-        if run.last is not None:
+        if run.last is not None and not run.last.targets_ignored:
             items = sorted(run.last.targets, key=lambda item: item.target)
             row = [run.name, *(number(item.return_mean, places_of(run.last)) for item in items)]
             grids.setdefault(tuple(item.target for item in items), []).append(row)

@@ -1,4 +1,4 @@
-"""What policies cost: parameters, the time of a forward pass in acting, the time of a training step."""
+"""What policies cost: parameters, the time of a step of acting, the time of a training step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.precision import autocast, resolve
 from rayrl_dt.seeding import numpy_generator
@@ -21,7 +23,7 @@ from rayrl_dt.seeding import numpy_generator
 __all__ = ["Cost", "measure"]
 
 SLOTS = (1, 32)
-"""How many environments a forward pass acts for."""
+"""In how many environments a policy acts at once."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Cost:
     Attributes:
         label: which policy.
         parameters: number of trainable parameters.
-        forward_ms: of the action for 1 and for 32 environments (full windows, last step only, no gradient), the
-            network alone.
+        acting_ms: of the next actions in 1 and in 32 environments with full windows, the environments left out.
         training_ms: of forward, backward and AdamW on one batch of windows.
         batch_size: windows of that batch.
         context_length: K, steps of a window.
@@ -43,7 +44,7 @@ class Cost:
 
     label: str
     parameters: int
-    forward_ms: dict[int, float]
+    acting_ms: dict[int, float]
     training_ms: float
     batch_size: int
     context_length: int
@@ -53,7 +54,7 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-ready dict."""
-        return {**asdict(self), "forward_ms": {str(n): value for n, value in self.forward_ms.items()}}
+        return {**asdict(self), "acting_ms": {str(n): value for n, value in self.acting_ms.items()}}
 
 
 def measure(
@@ -85,14 +86,14 @@ def measure(
     for index, (_, model) in enumerate(models):
         chosen.append(resolve(precision, model.head.weight.device))
         for slots in SLOTS:
-            jobs[index, f"forward {slots}"] = _forward(model, store, slots, chosen[-1], seed)
+            jobs[index, f"acting {slots}"] = _acting(model, store, slots, chosen[-1], seed)
         jobs[index, "training"] = _training(model, store, batch_size, chosen[-1], seed)
     milliseconds = _take_turns(jobs, repeats=repeats, seconds=seconds)
     return tuple(
         Cost(
             label=label,
             parameters=sum(value.numel() for value in model.parameters() if value.requires_grad),
-            forward_ms={slots: milliseconds[index, f"forward {slots}"] for slots in SLOTS},
+            acting_ms={slots: milliseconds[index, f"acting {slots}"] for slots in SLOTS},
             training_ms=milliseconds[index, "training"],
             batch_size=batch_size,
             context_length=model.spec.model.context_length,
@@ -104,23 +105,28 @@ def measure(
     )
 
 
-def _forward(
+def _acting(
     model: SequenceModel, store: TrajectoryStore, slots: int, precision: str, seed: int
 ) -> Callable[[], object]:
-    """A call that chooses actions for `slots` environments."""
-    model.eval()
+    """A call that chooses the next actions in `slots` environments, whose observations come from the data."""
+    steps = model.spec.model.context_length
+    rng = numpy_generator(seed, "cost/acting", slots)
+    observations = store.observations[rng.integers(store.num_steps, size=(steps, slots))]
+    rewards, targets = np.zeros(slots), np.full(slots, store.episode_returns.mean())
+    actor = VectorActor(model, slots, precision=precision)
     device = model.head.weight.device
-    # Deep into an episode the windows of a rollout are full.
-    rng = numpy_generator(seed, "cost/forward", slots)
-    window = windows.sample(store, rng, slots, model.spec.model.context_length, starts="full").to_torch(
-        device
-    )
+    step = 0
 
     def call() -> None:
-        with torch.no_grad(), autocast(device, precision):
-            model(window, last_only=True)
+        nonlocal step
+        starting = np.full(slots, step == 0)
+        actor.act(observations[step % steps], rewards, starting, targets)
+        step += 1
         _wait(device)
 
+    # From here on the windows are full.
+    for _ in range(steps):
+        call()
     return call
 
 

@@ -222,7 +222,7 @@ def _courses(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -
 def _costs(policies: Sequence[PolicyExamination]) -> list[Block]:
     costs = [policy.cost for policy in policies]
     first = costs[0]
-    header = [f"Forward, {slots} slot{'s' if slots > 1 else ''} (ms)" for slots in first.forward_ms]
+    header = [f"Acting, {slots} slot{'s' if slots > 1 else ''} (ms)" for slots in first.acting_ms]
     return [
         Heading("Cost", 3),
         Table(
@@ -231,16 +231,16 @@ def _costs(policies: Sequence[PolicyExamination]) -> list[Block]:
                 [
                     each.label,
                     number(each.parameters),
-                    *(number(value, 2) for value in each.forward_ms.values()),
+                    *(number(value, 2) for value in each.acting_ms.values()),
                     number(each.training_ms, 1),
                 ]
                 for each in costs
             ],
         ),
         Paragraph(
-            f"Medians of repeats in turns; {first.device}, {first.precision}, torch threads: {first.threads}. Forward: "
-            "the network alone, full windows, the last step only. Training step: forward, backward and AdamW on "
-            f"{first.batch_size} windows.",
+            f"Medians of repeats in turns; {first.device}, {first.precision}, torch threads: {first.threads}. Acting: "
+            "the next actions with full windows, without the environments. Training step: forward, backward and AdamW "
+            f"on {first.batch_size} windows.",
             "muted",
         ),
     ]

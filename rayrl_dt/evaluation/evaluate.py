@@ -12,7 +12,7 @@ from rayrl_dt.data.scores import ReferenceScore, reference_for
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
 from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
-from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, parse_targets
+from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, plan_targets
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
 from rayrl_dt.policy.actor import VectorActor
@@ -111,6 +111,7 @@ def assemble(
         gradient_steps=gradient_steps,
         seed=seed,
         warnings=plan.warnings,
+        targets_ignored=plan.ignored,
     )
 
 
@@ -152,7 +153,7 @@ def evaluate_bundle(
     refiner = None if action_gradient is None else load_refiner(path, spec, action_gradient)
     known = spec.data_returns
     data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
-    plan = parse_targets(targets, data=data)
+    plan = plan_targets(spec, targets, data=data)
     total, done = len(plan.targets) * episodes_per_target, 0
 
     def count(finished: int) -> None:

@@ -205,6 +205,8 @@ def _roll(
     spec = model.spec
     if (env or spec.env) is None:
         return (), ["its environment is not recorded, so it was not rolled out; name one with --env"]
+    if spec.model.target_rule == "predicted":
+        return (), ["it predicts its own returns, so it was not rolled out: there is no target to follow"]
     total, done = len(plan.targets) * episodes, 0
 
     def count(finished: int) -> None:

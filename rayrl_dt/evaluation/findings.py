@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rayrl_dt.evaluation.alignment import EvaluationResult, blind_error
-from rayrl_dt.evaluation.document import decimals, number
+from rayrl_dt.evaluation.document import MISSING, decimals, number
 
 __all__ = ["LEGEND", "METRICS", "compare", "describe", "metrics", "places_of"]
 
@@ -26,9 +26,9 @@ def describe(
 ) -> list[str]:
     """Returns a few sentences: how the last checkpoint follows its targets, how the best one differs."""
     sentences = [_following(last)]
-    if len(last.targets) > 1 and last.alignment_error > 0:
+    if len(last.targets) > 1 and last.alignment_error:
         sentences.append(_largest_gap(last))
-    if data_max is not None and last.highest.return_mean > data_max:
+    if data_max is not None and last.highest.return_mean > data_max and not last.targets_ignored:
         top = last.highest
         sentences.append(
             f"Asked for {number(top.target)} it achieved {number(top.return_mean)}: "
@@ -44,12 +44,12 @@ def compare(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[str]:
     ranges: dict[str, tuple[float, float, float]] = {}
     for label, results in groups.items():
         errors = [error for result in results if (error := result.alignment_error_relative) is not None]
+        interval = results[0].alignment_error_interval
         if len(errors) > 1:
             ranges[label] = (sum(errors) / len(errors), min(errors), max(errors))
-        elif errors:
+        elif errors and interval is not None:
             # One seed: its episodes are the only noise that can be seen.
             scale = errors[0] / results[0].alignment_error if results[0].alignment_error else 0.0
-            interval = results[0].alignment_error_interval
             ranges[label] = (errors[0], interval.low * scale, interval.high * scale)
     if len(ranges) < 2:
         return []
@@ -70,9 +70,12 @@ def compare(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[str]:
 def metrics(result: EvaluationResult) -> list[str]:
     """Returns one formatted cell for each of `METRICS`."""
     interval, places = result.alignment_error_interval, places_of(result)
-    low, high = number(interval.low, places), number(interval.high, places)
+    error = MISSING
+    if interval is not None:
+        low, high = number(interval.low, places), number(interval.high, places)
+        error = f"{number(interval.estimate, places)} [{low}, {high}]"
     return [
-        f"{number(interval.estimate, places)} [{low}, {high}]",
+        error,
         number(result.alignment_error_relative, 3),
         number(result.per_episode_error, places),
         number(result.spearman, 2),
@@ -88,6 +91,11 @@ def places_of(result: EvaluationResult) -> int:
 
 def _following(result: EvaluationResult) -> str:
     error, rho = result.alignment_error_relative, result.spearman
+    if result.targets_ignored:
+        return (
+            "The policy predicts its own returns and was asked for none; the last checkpoint achieved "
+            f"{number(result.highest.return_mean, places_of(result))} on average."
+        )
     blind = blind_error([item.target for item in result.targets])
     if error is None or blind is None:
         item, places = result.highest, places_of(result)
@@ -130,10 +138,9 @@ def _largest_gap(result: EvaluationResult) -> str:
 def _last_and_best(last: EvaluationResult, best: EvaluationResult) -> str:
     if best == last or (best.gradient_steps is not None and best.gradient_steps == last.gradient_steps):
         return "The last checkpoint is also the best one that was evaluated."
-    if len(last.targets) == 1:
-        name, a, b = "return", last.highest.return_mean, best.highest.return_mean
-    else:
-        name, a, b = "alignment error", last.alignment_error, best.alignment_error
+    single = len(last.targets) == 1
+    name = "return" if single else "alignment error"
+    a, b = (result.highest.return_mean if single else result.alignment_error for result in (last, best))
     places = places_of(last)
     return (
         f"The best checkpoint{_at(best)} has {name} {number(b, places)} against {number(a, places)} of the "

@@ -39,17 +39,24 @@ def error_reduction(
         method: one evaluation per seed, of the same targets.
         seed: of the bootstrap.
     """
-    if not baseline or not method:
+    baseline_errors, method_errors = _defined(baseline), _defined(method)
+    if not (baseline_errors and method_errors):
         return None
-    reference = float(np.mean([result.alignment_error for result in baseline]))
+    reference = float(np.mean(baseline_errors))
     if reference == 0:
         return None
-    estimate = 1 - float(np.mean([result.alignment_error for result in method])) / reference
+    estimate = 1 - float(np.mean(method_errors)) / reference
     generator = numpy_generator(seed, "evaluation/reduction")
     below = _errors(baseline, generator)
     ratios = _errors(method, generator) / np.where(below > 0, below, np.nan)
     low, high = np.nanpercentile(1 - ratios, [2.5, 97.5])
     return Interval(estimate, float(low), float(high))
+
+
+def _defined(results: Sequence[EvaluationResult]) -> list[float]:
+    """E of each evaluation; none at all if one has none."""
+    errors = [result.alignment_error for result in results if result.alignment_error is not None]
+    return errors if len(errors) == len(results) else []
 
 
 def _errors(results: Sequence[EvaluationResult], generator: np.random.Generator) -> Array:

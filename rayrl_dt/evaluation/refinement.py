@@ -24,7 +24,7 @@ from rayrl_dt.evaluation.document import Block, Heading, Paragraph, Picture, Tab
 from rayrl_dt.evaluation.evaluate import env_id_of
 from rayrl_dt.evaluation.plots import INK, canvas, finish, style_axes
 from rayrl_dt.evaluation.rollout import plan_slots, run_slots
-from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
+from rayrl_dt.evaluation.targets import ReturnRange, plan_targets
 from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
@@ -178,7 +178,7 @@ def sweep(
     spec = model.spec
     known = spec.data_returns
     data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
-    plan = parse_targets(target, data=data)
+    plan = plan_targets(spec, target, data=data)
     if len(plan.targets) != 1:
         raise UserError(f"--target is {target!r}, which is {len(plan.targets)} targets; a grid takes one")
     where = env or spec.env

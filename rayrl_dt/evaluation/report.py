@@ -120,6 +120,8 @@ def _run(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
 
 
 def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: str) -> list[Block]:
+    if last.targets_ignored:
+        return _unasked(run, last)
     blind = blind_error([item.target for item in last.targets])
     remark = "needs several targets" if blind is None else f"of the span; blind policy {number(blind, 3)}"
     top = last.highest
@@ -160,6 +162,39 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
         _targets(last, run.best),
         Heading("Normalised score", 3),
         Paragraph(_score(last)),
+    ]
+
+
+def _unasked(run: RunFolder, last: EvaluationResult) -> list[Block]:
+    """The evaluation of a policy that predicts its own returns: what it achieved, and nothing about targets."""
+    rows = [
+        [_checkpoint(name, result), *_achieved(result)]
+        for name, result in (("Last", last), ("Best", run.best))
+        if result
+    ]
+    return [
+        Tiles(
+            [
+                ("Return", number(last.highest.return_mean), f"{last.highest.episodes} episodes"),
+                ("Normalised score", number(last.normalized_score, 1), _score_remark(last)),
+            ]
+        ),
+        Paragraph(" ".join(findings.describe(last, run.best, data_max=run.data_max))),
+        Heading("Last checkpoint, and the best beside it", 3),
+        Table(["Checkpoint", "Return", "Std", "Episodes", "Mean length", "Score"], rows),
+        Heading("Normalised score", 3),
+        Paragraph(_score(last)),
+    ]
+
+
+def _achieved(result: EvaluationResult) -> list[str]:
+    item, places = result.highest, places_of(result)
+    return [
+        number(item.return_mean, places),
+        number(item.return_std, places),
+        number(item.episodes),
+        number(item.length_mean, 1),
+        number(result.normalized_score, 1),
     ]
 
 
@@ -239,7 +274,9 @@ def _checkpoint(name: str, result: EvaluationResult) -> str:
 
 
 def _score_remark(result: EvaluationResult) -> str:
-    return "no reference scores" if result.score_reference is None else "at the highest target"
+    if result.score_reference is None:
+        return "no reference scores"
+    return "its own returns" if result.targets_ignored else "at the highest target"
 
 
 def _score(result: EvaluationResult) -> str:
@@ -247,10 +284,11 @@ def _score(result: EvaluationResult) -> str:
     if result.score_reference is None:
         return f"Not given: {result.score_note or f'no reference scores are known for {environment}'}."
     low, high = result.score_reference
+    points = result.alignment_error_points
     return (
-        f"{number(result.normalized_score, 1)} points at the highest target in {environment}, where "
-        f"{number(low)} raw return scores 0 and {number(high)} scores 100; "
-        f"E is {number(result.alignment_error_points, 1)} points. "
+        f"{number(result.normalized_score, 1)} points{'' if points is None else ' at the highest target'} in "
+        f"{environment}, where {number(low)} raw return scores 0 and {number(high)} scores 100"
+        f"{'' if points is None else f'; E is {number(points, 1)} points'}. "
         f"Reference: {result.score_note or 'source not recorded'}."
     )
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["ReturnRange", "TargetPlan", "parse_targets"]
+__all__ = ["ReturnRange", "TargetPlan", "parse_targets", "plan_targets"]
 
+_IGNORED = (
+    "the policy predicts its own returns and was asked for none: all episodes count as one target, and there is no "
+    "alignment error"
+)
 _REMEDY = 'use "dataset:7", "dataset:max" or raw returns such as "500,1500,3000"'
 
 
@@ -60,11 +65,31 @@ class TargetPlan:
         targets: raw returns, in the order asked for; ascending for `dataset:N`.
         data: where the data's returns lie, None if no data was at hand.
         warnings: one line each on what a reader of the results must know.
+        ignored: whether the policy takes no notice of them; there is one then, in name only.
     """
 
     targets: tuple[float, ...]
     data: ReturnRange | None = None
     warnings: tuple[str, ...] = ()
+    ignored: bool = False
+
+
+def plan_targets(
+    policy: PolicySpec,
+    spec: str | float | Sequence[float],
+    returns: Sequence[float] | np.ndarray[Any, Any] | None = None,
+    *,
+    data: ReturnRange | None = None,
+) -> TargetPlan:
+    """Returns what a policy is to be asked for; see `parse_targets`.
+
+    A policy that predicts its own returns gets one nominal target, the highest, whatever the user wrote: the others
+    would be the same episodes once more.
+    """
+    plan = parse_targets(spec, returns, data=data)
+    if policy.model.target_rule != "predicted":
+        return plan
+    return replace(plan, targets=(max(plan.targets),), warnings=(_IGNORED,), ignored=True)
 
 
 def parse_targets(

@@ -252,7 +252,7 @@ def _draw(outcomes: list[Outcome], file: Path) -> None:
         name = "critic of each seed" if index == 0 else None
         axes.plot(_GRID, outcome.critic, color=page.FAINT, lw=0.7, alpha=0.6, label=name)
     axes.plot(_GRID, reward_of(_GRID), color=page.INK, lw=1.6, label="reward")
-    styles = zip(METHODS, (*page.COLOURS, "#CC79A7"), "os^D", strict=True)
+    styles = zip(METHODS, page.COLOURS[: len(METHODS)], "os^D", strict=True)
     for name, colour, marker in styles:
         actions = np.array([outcome.actions[name] for outcome in outcomes])
         axes.plot(

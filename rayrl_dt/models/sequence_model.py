@@ -15,6 +15,7 @@ from rayrl_dt.models.convformer import ConvFormerTrunk
 from rayrl_dt.models.decision_transformer import MLPTrunk, TransformerTrunk
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.radt import RADTTrunk
+from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.starformer import StARformerTrunk
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
@@ -27,6 +28,7 @@ _TRUNKS: dict[str, Callable[[PolicySpec, DropoutSource], Trunk]] = {
     "radt": lambda spec, source: RADTTrunk(spec, source=source),
     "convformer": lambda spec, source: ConvFormerTrunk(spec, source=source),
     "starformer": lambda spec, source: StARformerTrunk(spec, source=source),
+    "reinformer": lambda spec, source: ReinformerTrunk(spec, source=source),
     "no-return": lambda spec, source: TransformerTrunk(spec, with_returns=False, source=source),
     "mlp": lambda spec, source: MLPTrunk(spec, source=source),
 }

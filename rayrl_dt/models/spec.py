@@ -14,12 +14,13 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Normaliser
 
-__all__ = ["BACKBONES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
+__all__ = ["BACKBONES", "CONTEXT_RULES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
 
-BACKBONES = ("dt", "radt", "convformer", "starformer", "no-return", "mlp")
+BACKBONES = ("dt", "radt", "convformer", "starformer", "reinformer", "no-return", "mlp")
 HEADS = ("auto", "deterministic", "gaussian", "categorical")
-TARGET_RULES = ("auto", "decrement", "constant")
-_GELU_BACKBONES = ("radt", "convformer", "starformer")
+TARGET_RULES = ("auto", "decrement", "constant", "predicted")
+CONTEXT_RULES = ("consecutive", "newest", "elastic", "whole")
+_GELU_BACKBONES = ("radt", "convformer", "starformer", "reinformer")
 _COUNTS = (
     "context_length",
     "embed_dim",
@@ -39,6 +40,9 @@ _OPTIONS_OF_ONE_BACKBONE: dict[str, tuple[str, Any]] = {
     "conv_window": ("convformer", 6),
     "local_dim": ("starformer", 16),
     "local_heads": ("starformer", 4),
+    "shared_networks": ("reinformer", False),
+    "return_expectile": ("reinformer", 0.99),
+    "context_rule": ("reinformer", "consecutive"),
 }
 
 
@@ -49,18 +53,21 @@ class ModelConfig:
     Attributes:
         backbone: "dt" (return, state and action tokens), "radt" (state and action tokens that consult the
             returns in every layer), "convformer" (DT's tokens, mixed by short convolutions instead of
-            attention), "starformer" (attention within each step, then among the steps), "no-return" (transformer
-            BC: state and action tokens), "mlp" (BC on the last `context_length` states).
+            attention), "starformer" (attention within each step, then among the steps), "reinformer" (state, return and
+            action tokens, and a prediction of each step's return), "no-return" (transformer BC: state and action
+            tokens), "mlp" (BC on the last `context_length` states).
         context_length: K, steps that the policy sees.
         embed_dim: width d of the tokens, or of the MLP's hidden layers.
         num_layers: transformer blocks, or hidden layers of the MLP.
         num_heads: attention heads; divides `embed_dim`. ConvFormer has none.
         dropout: probability on embeddings, attention weights and residual branches.
-        activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer and StARformer, relu for the others.
+        activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer, StARformer and Reinformer, relu for
+            the others.
         head: "deterministic" (tanh) or "gaussian" (tanh of a normal variable, to be sampled in training: stochastic
             ODT) for continuous actions, "categorical" for discrete ones; "auto" is never "gaussian".
-        target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), or
-            "auto": constant exactly when the training rewards were delayed.
+        target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), act on the
+            return that the policy itself "predicted" and ignore the target (Reinformer alone), or "auto": predicted
+            for Reinformer, else constant exactly when the training rewards were delayed.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
             environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
         use_seqra: RADT's cross-attention to the returns.
@@ -72,6 +79,11 @@ class ModelConfig:
         conv_window: tokens that a filter of ConvFormer spans, its own included (a step has three).
         local_dim: width of StARformer's tokens within a step.
         local_heads: attention heads within a step of StARformer; divides `local_dim`.
+        shared_networks: of Reinformer: one network for returns and actions instead of one each.
+        return_expectile: tau of Reinformer's return prediction; towards 1 it predicts the best return of the data.
+        context_rule: steps that Reinformer acts on with target rule "predicted": as many as its predictions fell,
+            "consecutive" ones compared or each with the "newest"; those of which it predicts the highest return
+            ("elastic"); or the "whole" context.
     """
 
     backbone: str = "dt"
@@ -92,6 +104,9 @@ class ModelConfig:
     conv_window: int = 6
     local_dim: int = 16
     local_heads: int = 4
+    shared_networks: bool = False
+    return_expectile: float = 0.99
+    context_rule: str = "consecutive"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -111,6 +126,7 @@ class ModelConfig:
             ("activation", ("auto", "relu", "gelu")),
             ("norm", ("auto", "post", "pre")),
             ("padding_mask", ("correct", "inverted")),
+            ("context_rule", CONTEXT_RULES),
         ):
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
@@ -144,6 +160,7 @@ class ModelConfig:
                 raise UserError(
                     f"model_config.{name} {value!r} is for backbone {backbone!r}, not {self.backbone!r}; remove it"
                 )
+        self._validate_prediction()
         if not (self.use_seqra or self.use_stepra):
             raise UserError(
                 "model_config.use_seqra and use_stepra are both false, so nothing reads the returns; "
@@ -151,6 +168,21 @@ class ModelConfig:
             )
         if not (self.use_seqra or self.adaptive_scaling):
             raise UserError("model_config.adaptive_scaling false needs use_seqra: it scales that attention")
+
+    def _validate_prediction(self) -> None:
+        expectile = self.return_expectile
+        if isinstance(expectile, bool) or not isinstance(expectile, int | float) or not 0 < expectile < 1:
+            raise UserError(f"model_config.return_expectile is {expectile!r}; it must be a number in (0, 1)")
+        if self.target_rule == "predicted" and self.backbone != "reinformer":
+            raise UserError(
+                f"model_config.target_rule 'predicted' needs backbone 'reinformer': {self.backbone!r} predicts no "
+                "returns; choose that backbone, or target_rule: auto"
+            )
+        if self.target_rule not in ("auto", "predicted") and self.context_rule != "consecutive":
+            raise UserError(
+                f"model_config.context_rule {self.context_rule!r} compares predicted returns, and target_rule is "
+                f"{self.target_rule!r}; remove it, or set target_rule: predicted"
+            )
 
     def resolved(self) -> ModelConfig:
         """Returns the config with what hangs on the backbone alone decided."""
@@ -250,6 +282,8 @@ class PolicySpec:
                 f"use {', '.join(map(repr, heads))} or 'auto'"
             )
         rule = "constant" if store.delayed_reward else "decrement"
+        if model.backbone == "reinformer":
+            rule = "predicted"
         spec = store.info.env_spec
         limit = max(int(store.lengths.max()), (spec.max_episode_steps or 0) if spec else 0)
         low, high = ((), ()) if discrete else _action_bounds(store)

@@ -67,6 +67,7 @@ class VectorActor:
         self._return_to_go = np.zeros(slots, np.float64)
         self._timestep = np.zeros(slots, np.int64)
         self._delayed = spec.model.target_rule == "constant"
+        self._predicted = spec.model.target_rule == "predicted"
         self._plan: ActingPlan | None = None
         self._actions = np.zeros(
             (slots,) if spec.discrete else (slots, spec.action_size),
@@ -75,7 +76,10 @@ class VectorActor:
 
     @property
     def returns_to_go(self) -> Array:
-        """`(N,)` raw return-to-go of each slot at its newest step."""
+        """`(N,)` raw return-to-go of each slot at its newest step.
+
+        Where the policy predicts them, 0 for a slot that was not active.
+        """
         return self._return_to_go
 
     def act(
@@ -92,7 +96,7 @@ class VectorActor:
             observations: `(N, *obs)`.
             rewards: `(N,)` raw rewards that came with the observations; ignored where `starting`.
             starting: `(N,)` bool, True where the observation is the first of an episode.
-            targets: `(N,)` raw target return of the episodes that start.
+            targets: `(N,)` raw target return of the episodes that start; ignored where the policy predicts its own.
             active: `(N,)` bool, the slots that need an action; None for all. Others get their last action.
 
         Returns:
@@ -105,6 +109,9 @@ class VectorActor:
         self._return_to_go = np.where(
             starting, targets, next_return_to_go(self._return_to_go, rewards, delayed=self._delayed)
         )
+        if self._predicted:
+            # No trace of the target; the plan fills in the prediction.
+            self._return_to_go = np.zeros(self.slots)
         self._timestep = np.where(starting, 0, self._timestep + 1)
         self._context.append(self._return_to_go, observations, self._timestep)
         rows = None if active is None or active.all() else np.flatnonzero(active)
@@ -113,6 +120,8 @@ class VectorActor:
         if self._plan is None or not self._plan.holds():
             self._plan = acting_plan(self.model, self._context, self.precision)
         outputs = self._plan.outputs(rows)
+        if self._predicted:
+            self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)
         if self.noise > 0:
             outputs = outputs.float()
             noise = torch.randn(outputs.shape, generator=self.sample).to(outputs.device)

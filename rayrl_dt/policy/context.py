@@ -91,6 +91,10 @@ class ContextBuffer:
         """Fills in the actions `(N, A)` or `(N,)` of the newest step."""
         self._actions[:, self._end - 1] = actions
 
+    def set_returns(self, returns_to_go: Array, slots: Array | None = None) -> None:
+        """Replaces the returns-to-go `(n,)` (raw) of the newest step of some slots; None for all."""
+        self._returns[slice(None) if slots is None else slots, self._end - 1, 0] = returns_to_go
+
     def window(self, slots: Array | None = None) -> Window[Array]:
         """Returns the windows `(N, K, ...)` of all slots as views, or copies for the given slots."""
         span = slice(self._end - self.context_length, self._end)

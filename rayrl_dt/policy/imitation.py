@@ -1,4 +1,4 @@
-"""How well a policy's outputs fit the actions of a window, by the kind of its head."""
+"""How well a policy's outputs fit the actions of a window, by the kind of its head, and its returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayrl_dt import losses
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Window
 
-__all__ = ["imitation_loss"]
+__all__ = ["imitation_loss", "return_loss"]
 
 
 def imitation_loss(model: SequenceModel, outputs: Tensor, window: Window[Tensor]) -> Tensor:
@@ -26,3 +26,16 @@ def imitation_loss(model: SequenceModel, outputs: Tensor, window: Window[Tensor]
     if model.spec.gaussian:
         return losses.squashed_gaussian_nll(*model.gaussian(outputs.float()), wanted, mask)
     return losses.masked_mse(outputs, wanted, mask)
+
+
+def return_loss(model: SequenceModel, predicted: Tensor, window: Window[Tensor]) -> Tensor:
+    """Returns the loss of predicted returns-to-go.
+
+    Args:
+        model: the policy network, of backbone "reinformer".
+        predicted: `(B, K)` scaled, from its trunk.
+        window: raw window.
+    """
+    wanted = window.returns_to_go[..., 0] / model.spec.return_scale
+    expectile = model.spec.model.return_expectile
+    return losses.reinformer_return_loss(predicted, wanted, window.mask, expectile=expectile)

@@ -82,8 +82,19 @@ class SequencePolicy:
         """Starts an episode.
 
         Args:
-            target_return: raw return to ask for; None for the 95th percentile of the training data.
+            target_return: raw return to ask for; None for the 95th percentile of the training data, and for a policy
+                that predicts its own returns.
+
+        Raises:
+            UserError: there is no such percentile, the target is not finite, or the policy takes none.
         """
+        if self.spec.model.target_rule == "predicted":
+            if target_return is not None:
+                raise UserError(
+                    f"target_return is {target_return}, but this policy predicts its own returns; call reset() "
+                    "without it"
+                )
+            target_return = 0.0
         if target_return is None:
             if "p95" not in self.spec.data_returns:
                 raise UserError(

@@ -125,7 +125,7 @@ def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "save_bundle", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"could not be written \(No space left.*--resume"):
         runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
     monkeypatch.undo()
     assert [path.name for path in runs.checkpoints(folder)] == ["000000004"]

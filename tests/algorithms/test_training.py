@@ -75,7 +75,9 @@ def test_every_policy_trains_evaluates_and_comes_back(
     assert np.isfinite(result["learners"]["default_policy"]["loss"])
     assert not same(before, weights(algorithm))
     evaluation = algorithm.evaluate()["alignment"]
-    assert [target["episodes"] for target in evaluation["targets"]] == [2, 2, 2]
+    # Reinformer predicts its own returns, and is asked for none.
+    targets = 1 if backbone == "reinformer" else 3
+    assert [target["episodes"] for target in evaluation["targets"]] == [2] * targets
     algorithm.save_to_path(str(tmp_path / "checkpoint"))
     restored = type(algorithm).from_checkpoint(str(tmp_path / "checkpoint"))
     assert same(weights(algorithm), weights(restored))

@@ -45,6 +45,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def bundle(make_store: Callable[..., TrajectoryStore], tmp_path: Path) -> Path:
     """An untrained policy for Pendulum-v1."""
+    return pendulum_policy(make_store, tmp_path / "policy")
+
+
+def pendulum_policy(make_store: Callable[..., TrajectoryStore], path: Path, **model: Any) -> Path:
+    """Saves an untrained policy for Pendulum-v1."""
     import gymnasium as gym
 
     env = gym.make("Pendulum-v1")
@@ -52,9 +57,9 @@ def bundle(make_store: Callable[..., TrajectoryStore], tmp_path: Path) -> Path:
     info = store.info.__class__("test", env.observation_space, env.action_space, env.spec)
     store.info = info
     torch.manual_seed(0)
-    config = ModelConfig(context_length=4, embed_dim=8, num_layers=1)
+    config = ModelConfig(context_length=4, embed_dim=8, num_layers=1, **model)
     spec = PolicySpec.from_store(config, store, return_scale=1000.0)
-    return save_bundle(spec, SequenceModel(spec).state_dict(), tmp_path / "policy", gradient_steps=0)
+    return save_bundle(spec, SequenceModel(spec).state_dict(), path, gradient_steps=0)
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
@@ -97,6 +102,18 @@ def test_eval_writes_the_contract(run: Run, bundle: Path, tmp_path: Path) -> Non
     assert [(t["target"], t["episodes"]) for t in result["targets"]] == [(-1200.0, 2), (-300.0, 2)]
     assert result["env"] == "Pendulum-v1" and result["env_steps"] == 800
     assert {"target", "return_mean", "return_std", "length_mean", "episodes"} <= result["targets"][0].keys()
+
+
+def test_eval_of_a_policy_that_predicts_its_returns_says_so(
+    run: Run, make_store: Callable[..., TrajectoryStore], tmp_path: Path
+) -> None:
+    policy = pendulum_policy(make_store, tmp_path / "policy", backbone="reinformer")
+    status, out, err = run("eval", str(policy), "--targets=-1200,-300", "--episodes", "2")
+    assert status == 0, err
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[-1] for row in rows if row and row[0] == "nothing"] == ["2"]
+    assert "predicts its own returns" in out and "there is no alignment error" in out
+    assert "alignment error" not in out.replace("no alignment error", "")
 
 
 def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Path) -> None:

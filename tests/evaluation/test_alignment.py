@@ -171,3 +171,22 @@ def test_blind_policy():
     # It is what a policy that always achieves the middle target scores.
     blind = result([0, 1, 5], [[1], [1], [1]])
     assert blind.alignment_error_relative == pytest.approx(blind_error([0, 1, 5]))
+
+
+def test_a_policy_that_was_asked_for_nothing_has_no_alignment():
+    evaluation = result([300], [[90, 110]], targets_ignored=True, score_reference=(0, 200))
+    assert evaluation.highest.return_mean == 100.0 and evaluation.normalized_score == 50.0
+    values = json.loads(json.dumps(evaluation.to_json()))
+    assert values.keys() >= EVALUATION_KEYS
+    none = {key for key in values if key.startswith("alignment") or key in ("per_episode_error", "spearman")}
+    assert len(none) == 6 and all(values[key] is None for key in none)
+    assert values["normalized_score"] == 50.0 and values["normalized_score_target"] is None
+    assert EvaluationResult.from_json(values) == evaluation
+    with pytest.raises(UserError, match="has 2 targets, and its policy ignores them"):
+        result([1, 2], [[1], [2]], targets_ignored=True)
+
+
+def test_results_from_before_policies_could_ignore_targets_can_be_read():
+    values = result([0, 100], [[10], [90]]).to_json()
+    del values["targets_ignored"]
+    assert EvaluationResult.from_json(values).alignment_error == 10.0

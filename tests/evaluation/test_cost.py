@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.evaluation import cost
+from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Window
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -27,10 +29,10 @@ def test_every_backbone_is_measured(make_store: MakeStore, backbone: str, action
     assert found.parameters == sum(value.numel() for value in model.state_dict().values()) - sum(
         buffer.numel() for name, buffer in model.named_buffers() if name in model.state_dict()
     )
-    assert list(found.forward_ms) == [1, 32]
-    assert min(found.training_ms, *found.forward_ms.values()) > 0
+    assert list(found.acting_ms) == [1, 32]
+    assert min(found.training_ms, *found.acting_ms.values()) > 0
     assert (found.precision, found.device, found.threads) == ("fp32", "cpu", torch.get_num_threads())
-    assert json.loads(json.dumps(found.to_json()))["forward_ms"]["32"] == found.forward_ms[32]
+    assert json.loads(json.dumps(found.to_json()))["acting_ms"]["32"] == found.acting_ms[32]
 
 
 def test_a_larger_network_costs_more(make_store: MakeStore) -> None:
@@ -39,7 +41,7 @@ def test_a_larger_network_costs_more(make_store: MakeStore) -> None:
     one, other = cost.measure([("small", small), ("large", large)], store, repeats=3, seconds=0.0)
     assert (one.label, other.label) == ("small", "large")
     assert other.parameters > 100 * one.parameters
-    assert other.training_ms > 2 * one.training_ms and other.forward_ms[32] > 2 * one.forward_ms[32]
+    assert other.training_ms > 2 * one.training_ms and other.acting_ms[32] > 2 * one.acting_ms[32]
 
 
 def test_the_models_are_left_as_they_are(make_store: MakeStore) -> None:
@@ -51,27 +53,37 @@ def test_the_models_are_left_as_they_are(make_store: MakeStore) -> None:
     assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_forwards_act_and_training_learns(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acting_goes_on_in_full_windows_and_training_learns(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rayrl_dt.models.sequence_model import SequenceModel
 
     store = make_store(lengths=(30, 30))
-    seen: list[tuple[int, bool, bool, bool, bool]] = []
-    forward = SequenceModel.forward
-
-    def spy(self: SequenceModel, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
-        full = bool(window.mask.all())
-        seen.append((window.batch_size, last_only, self.training, torch.is_grad_enabled(), full))
-        return forward(self, window, last_only=last_only)
-
-    monkeypatch.setattr(SequenceModel, "forward", spy)
+    model = build_model(store)
+    acted: list[tuple[int, bool]] = []
+    trained: list[tuple[int, bool, bool]] = []
     stepped: list[int] = []
-    step = torch.optim.AdamW.step
+    act, forward, step = VectorActor.act, SequenceModel.forward, torch.optim.AdamW.step
+
+    def spy_act(self: VectorActor, observations: Any, rewards: Any, starting: Any, targets: Any) -> Any:
+        acted.append((self.slots, bool(starting.any())))
+        return act(self, observations, rewards, starting, targets)
+
+    def spy_forward(self: SequenceModel, window: Window[Tensor], **options: Any) -> Tensor:
+        if self.training:
+            trained.append((window.batch_size, self is model, torch.is_grad_enabled()))
+        return forward(self, window, **options)
+
+    monkeypatch.setattr(VectorActor, "act", spy_act)
+    monkeypatch.setattr(SequenceModel, "forward", spy_forward)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: (stepped.append(1), step(*args)))
-    cost.measure([("it", build_model(store))], store, batch_size=7, repeats=1, seconds=0.0)
-    acting = [(1, True, False, False, True), (32, True, False, False, True)]
-    assert [each[:4] for each in seen] == [each[:4] for each in [*acting, (7, False, True, True, True)]] * 2
-    assert all(full for slots, *_, full in seen if slots != 7), "deep in an episode windows are full"
-    assert len(stepped) == 2
+    cost.measure([("it", model)], store, batch_size=7, repeats=1, seconds=0.0)
+    context_length = model.spec.model.context_length
+    for slots in (1, 32):
+        calls = [starting for who, starting in acted if who == slots]
+        # One that is not counted, and one that is, after the windows have filled.
+        assert calls == [True] + [False] * (context_length + 1)
+    assert trained == [(7, False, True)] * 2 and len(stepped) == 2
 
 
 def test_repeats_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:

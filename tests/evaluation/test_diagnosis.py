@@ -166,6 +166,13 @@ def test_delayed_rewards_and_targets_out_of_reach_are_kept_in_mind(make: Make, t
     assert "Keep in mind" in text_of(write_diagnosis(examination, tmp_path / "out"))
 
 
+def test_a_policy_that_predicts_its_returns_is_not_rolled_out(make: Make) -> None:
+    (policy,) = look([make("rf", backbone="reinformer")]).policies
+    assert policy.courses == () and policy.attention is None
+    assert policy.sensitivity is not None and policy.sensitivity.at_data > 0
+    assert any("it predicts its own returns" in remark for remark in policy.remarks)
+
+
 def test_windows_are_of_delayed_rewards_where_the_policy_learned_from_them(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +225,7 @@ def test_json_holds_every_policy(make: Make) -> None:
     assert first["attention"]["layers"][0]["shares"].keys() == {"return", "state", "action"}
     assert second["attention"] is None and len(first["sensitivity"]["values"]) == 9
     assert [course["target"] for course in first["courses"]] == [-40.0, -10.0]
-    assert first["cost"]["forward_ms"].keys() == {"1", "32"}
+    assert first["cost"]["acting_ms"].keys() == {"1", "32"}
 
 
 def test_out_must_be_a_folder(make: Make, tmp_path: Path) -> None:

@@ -235,6 +235,29 @@ def test_findings_name_gaps_and_what_the_best_checkpoint_hides():
     assert "needs several targets" in findings.describe(evaluation([5.0], [7.0]))[0]
 
 
+def test_a_policy_that_was_asked_for_nothing_is_not_said_to_follow(tmp_path):
+    unasked = evaluation(
+        [573.0],
+        [1138.0],
+        targets_ignored=True,
+        score_reference=(0.0, 1146.0),
+        score_note="by hand",
+        warnings=["it predicts its own returns"],
+    )
+    run = make_run(tmp_path / "run")
+    (run / "evaluations/last.json").write_text(json.dumps(unasked.to_json()))
+    (run / "evaluations/best.json").write_text(json.dumps(unasked.to_json()))
+    text = visible_text(write_report([run], tmp_path / "report"))
+    assert "was asked for none; the last checkpoint achieved 573.0 on average" in text
+    assert "50.0 points in Hopper-v5, where" in text and "it predicts its own returns" in text
+    for word in ("Alignment error", "Highest target", "1,138.0", "needs several targets"):
+        assert word not in text
+    other = make_run(tmp_path / "other", algorithm="BC")
+    both = write_report([run, other], tmp_path / "both")
+    compared = visible_text(both)
+    assert "573.0" in compared and "Mean ± std over seeds" not in compared
+
+
 @pytest.mark.parametrize(
     ("value", "places", "text"),
     [

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from builders import build_model
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
+from rayrl_dt.evaluation.targets import ReturnRange, parse_targets, plan_targets
 
 RETURNS = np.random.default_rng(0).gamma(2.0, 300.0, size=501)
 
@@ -74,3 +75,16 @@ def test_targets_outside_the_data_are_kept_and_named():
 def test_broken_data_is_refused():
     with pytest.raises(UserError, match="NaN"):
         parse_targets("dataset:7", [1.0, np.nan])
+
+
+@pytest.mark.parametrize("spec", ["dataset:7", "dataset:max", "500,1500", 40.0])
+def test_a_policy_that_predicts_its_returns_has_one_target_in_name(make_store, spec):
+    asked = parse_targets(spec, RETURNS)
+    for rule, backbone in (("decrement", "dt"), ("constant", "reinformer")):
+        policy = build_model(make_store(), backbone=backbone, target_rule=rule).spec
+        assert plan_targets(policy, spec, RETURNS) == asked
+    plan = plan_targets(build_model(make_store(), backbone="reinformer").spec, spec, RETURNS)
+    assert plan.ignored and not asked.ignored
+    assert plan.targets == (max(asked.targets),) and plan.data == asked.data
+    (warning,) = plan.warnings
+    assert "predicts its own returns" in warning and "no alignment error" in warning

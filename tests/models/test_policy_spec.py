@@ -138,7 +138,10 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
     ("values", "message"),
     [
         ({"backbone": "no_return"}, "backbone is 'no_return'.*Did you mean 'no-return'"),
-        ({"backbone": "gpt2"}, "backbone.*Allowed: convformer, dt, mlp, no-return, radt, starformer"),
+        (
+            {"backbone": "gpt2"},
+            "backbone.*Allowed: convformer, dt, mlp, no-return, radt, reinformer, starformer",
+        ),
         ({"head": "determinstic"}, "Did you mean 'deterministic'"),
         ({"target_rule": "decrementing"}, "Did you mean 'decrement'"),
         ({"activation": "gelu_new"}, "Did you mean 'gelu'"),
@@ -165,6 +168,20 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
         ({"backbone": "convformer", "local_dim": 8}, "local_dim 8 is for backbone 'starformer'"),
         ({"backbone": "radt", "local_heads": 2}, "local_heads 2 is for backbone 'starformer', not 'radt'"),
         ({"backbone": "convformer", "norm": "pre"}, "norm 'pre' is for backbone 'radt', not 'convformer'"),
+        (
+            {"target_rule": "predicted"},
+            "'predicted' needs backbone 'reinformer': 'dt' predicts no returns; choose",
+        ),
+        ({"context_rule": "newest"}, "context_rule 'newest' is for backbone 'reinformer', not 'dt'; remove"),
+        ({"backbone": "reinformer", "context_rule": "elastc"}, "Did you mean 'elastic'"),
+        ({"backbone": "reinformer", "shared_networks": 1}, "shared_networks is 1; it must be true or false"),
+        ({"backbone": "reinformer", "return_expectile": 1.0}, r"return_expectile is 1.0.*in \(0, 1\)"),
+        ({"backbone": "reinformer", "return_expectile": "0.9"}, "return_expectile is '0.9'"),
+        ({"backbone": "reinformer", "return_expectile": float("nan")}, "return_expectile is nan"),
+        (
+            {"backbone": "reinformer", "target_rule": "decrement", "context_rule": "whole"},
+            "context_rule 'whole' compares predicted returns, and target_rule is 'decrement'; remove it",
+        ),
     ],
 )
 def test_bad_choices_name_the_remedy(values: dict[str, Any], message: str) -> None:
@@ -185,6 +202,7 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         ("radt", "gelu"),
         ("convformer", "gelu"),
         ("starformer", "gelu"),
+        ("reinformer", "gelu"),
         ("no-return", "relu"),
         ("mlp", "relu"),
     ],

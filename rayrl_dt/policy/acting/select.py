@@ -7,6 +7,7 @@ from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.decision_transformer import TransformerPlan
 from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan
+from rayrl_dt.policy.acting.predicted import PredictedReturnPlan
 from rayrl_dt.policy.acting.radt import RADTPlan
 from rayrl_dt.policy.acting.watch import can_be_watched
 from rayrl_dt.policy.context import ContextBuffer
@@ -27,6 +28,8 @@ def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) ->
         context: the windows that it acts on.
         precision: "fp32" or "bf16".
     """
+    if model.spec.model.target_rule == "predicted":
+        return PredictedReturnPlan(model, context, precision)
     if not _can_be_cached(model):
         return WholeWindowPlan(model, context, precision, lambda: not _can_be_cached(model))
     plan: CachedPlan = _PLANS[type(model.trunk)](model, context, precision)

@@ -1,0 +1,153 @@
+"""How collection scales with env runners, and what it saves to collect while learning.
+
+    python tests/benchmarks/scaling.py sleeping          # an environment that waits 20 ms a step: not bound by the CPU
+    python tests/benchmarks/scaling.py hopper            # one that is
+    python tests/benchmarks/scaling.py turns             # async against sync: the same updates, the same samples
+
+Each figure is measured through `algorithm.train()` of asynchronous finetuning, after all runners have brought episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+
+from rayrl_dt import OnlineDTConfig
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.types import Trajectory
+
+SLEEP = 0.02
+EPISODE = 50
+
+
+class Sleeping(gym.Env[Any, Any]):
+    """Waits at every step, as an environment does that asks another machine."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        time.sleep(SLEEP)
+        self.time += 1
+        return self.observation_space.sample(), 1.0, False, self.time == EPISODE, {}
+
+
+def record(env: gym.Env[Any, Any], name: str, folder: Path) -> str:
+    """Saves twenty random episodes as a store; returns its source id."""
+    rng, episodes = np.random.default_rng(0), []
+    for number in range(20):
+        observations, actions, rewards = [env.reset(seed=number)[0]], [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            actions.append(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+            observation, reward, terminated, truncated, _ = env.step(actions[-1])
+            observations.append(observation)
+            rewards.append(reward)
+        episodes.append(
+            Trajectory(np.stack(observations), np.stack(actions), np.array(rewards, np.float32), terminated)
+        )
+    info = DatasetInfo(name, env.observation_space, env.action_space)
+    TrajectoryStore.from_trajectories(episodes, info).save(folder)
+    return f"store:{folder}"
+
+
+def configure(data: str, env: str, runners: int, **online: Any) -> OnlineDTConfig:
+    config = OnlineDTConfig()
+    config.offline_data(dataset=data)
+    config.environment(env)
+    config.rl_module(
+        model_config={"context_length": 5, "embed_dim": 32, "num_layers": 1, "max_episode_steps": 1000}
+    )
+    config.training(gradient_steps_per_iteration=1, train_batch_size_per_learner=16)
+    config.evaluation(target_returns=[10.0])
+    config.env_runners(num_env_runners=runners)
+    config.online(pretrain_steps=0, exploration_target=10.0, **online)
+    return config
+
+
+def rate(data: str, env: str, runners: int, seconds: float) -> float:
+    """Environment steps a second of finished episodes, with a learner that has next to nothing to do."""
+    endless = {"env_steps": 10**9, "env_steps_per_iteration": 200, "updates_per_iteration": 1}
+    algorithm = configure(data, env, runners, mode="async", max_rounds_ahead=1e9, **endless).build_algo()
+    try:
+        while algorithm.streams is None or len(algorithm.streams.lives) < runners:
+            algorithm.train()
+        begin, steps = time.perf_counter(), algorithm.env_steps
+        while time.perf_counter() - begin < seconds:
+            algorithm.train()
+        return float((algorithm.env_steps - steps) / (time.perf_counter() - begin))
+    finally:
+        algorithm.stop()
+
+
+def wall_time(data: str, env: str, runners: int, mode: str, updates: int) -> tuple[float, int]:
+    """Seconds for the same updates and samples, without the start; and the samples."""
+    rounds, steps = 8, EPISODE * runners
+    settings = {
+        "env_steps": rounds * steps,
+        "env_steps_per_iteration": steps,
+        "updates_per_iteration": updates,
+    }
+    algorithm = configure(data, env, runners, mode=mode, **settings).build_algo()
+    try:
+        # The runners' processes are up once they have evaluated.
+        algorithm.evaluate()
+        begin = time.perf_counter()
+        while not algorithm.done:
+            algorithm.train()
+        assert algorithm.gradient_steps == rounds * updates
+        return time.perf_counter() - begin, algorithm.env_steps
+    finally:
+        algorithm.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("sleeping", "hopper", "turns"))
+    parser.add_argument("--runners", help="how many, separated by commas")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
+    arguments = parser.parse_args()
+    ray.init(num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.what == "hopper":
+            env, made = "Hopper-v5", gym.make("Hopper-v5")
+        else:
+            # Runners import this file by its name.
+            env, made = f"{Path(__file__).stem}:Sleeping", Sleeping()
+        data = record(made, env, Path(folder) / "store")
+        if arguments.what == "turns":
+            for mode in ("sync", "async"):
+                seconds, steps = wall_time(data, env, 4, mode, arguments.updates)
+                print(
+                    f"{mode:5} {seconds:6.1f} s for {8 * arguments.updates} updates, {steps} steps",
+                    flush=True,
+                )
+            return
+        counts = arguments.runners or ("1,2" if arguments.what == "hopper" else "1,2,4,8,16")
+        first = None
+        for runners in map(int, counts.split(",")):
+            found = rate(data, env, runners, arguments.seconds)
+            first = first or found / runners
+            print(
+                f"{runners:3} runners {found:9.1f} env-steps/s  {found / runners / first:.2f} of linear",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
