@@ -45,9 +45,15 @@ def tune(
     folder = out or Path("sweeps") / config.stem
     outcome = sweep(plan, folder, resume=resume, address=address)
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
+    if outcome.cost is not None and outcome.cost.wall_seconds > 0:
+        wall, inside = outcome.cost.wall_seconds, outcome.cost.trial_seconds
+        console.print(
+            f"{wall:,.0f} s; the trials' own compute is {inside:,.0f} s, {inside / wall:.1f} trials at a time"
+        )
     console.print(f"table: {outcome.table}", soft_wrap=True)
-    if outcome.bundle is not None:
+    if outcome.command is not None:
         console.print(f"best policy: {outcome.bundle}", soft_wrap=True)
+        console.print(f"best trial: {outcome.command}", soft_wrap=True, markup=False)
     if not outcome.finished:
         done = sum(trial.status == "finished" for trial in outcome.trials)
         what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"

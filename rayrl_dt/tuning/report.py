@@ -1,16 +1,17 @@
-"""The page of a sweep: every trial in a table, the median over seeds, and the metric over each parameter."""
+"""The page of a sweep: the best trial, every trial in a table, and drawings of parameters and learning curves."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rayrl_dt.evaluation import plots
 from rayrl_dt.evaluation.document import (
     MISSING,
     Block,
+    Code,
     Heading,
     Notice,
     Paragraph,
@@ -20,56 +21,65 @@ from rayrl_dt.evaluation.document import (
     number,
 )
 from rayrl_dt.evaluation.report import write_page
+from rayrl_dt.tuning import charts
+from rayrl_dt.tuning.charts import label
 from rayrl_dt.tuning.plan import SEED, Plan
-from rayrl_dt.tuning.results import Group, TrialResult, best_group
-from rayrl_dt.tuning.space import Space
+from rayrl_dt.tuning.results import Group, TrialResult
 
-__all__ = ["write_sweep_page"]
+__all__ = ["Winner", "write_sweep_page"]
 
-_COLUMNS = 2
 _LEGEND = (
     "Last is the metric of the last checkpoint, best that of the best one beside it. The median over the seeds of the "
-    "last ones ranks the settings. Trials that a scheduler stopped count with their last report."
+    "last ones ranks the settings; the best of many is high by chance, too: confirm it with other seeds before quoting "
+    "it. Trials that a scheduler stopped count with their last report. A click on a column's head sorts."
 )
+_HOVER = "Point at a line to see its trial, and its row in the table"
 
 
-def write_sweep_page(plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], out: Path) -> Path:
-    """Writes `sweep.html` (with Markdown and PNG files) into `out`, and returns the page's path."""
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """The best trial, ready to be used.
+
+    Attributes:
+        group: the setting with the best median.
+        trial: its best one.
+        bundle: the policy.
+        command: that runs the trial on its own.
+    """
+
+    group: Group
+    trial: TrialResult
+    bundle: Path
+    command: str
+
+
+def write_sweep_page(
+    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
+) -> Path:
+    """Writes `sweep.html`, which holds everything, with Markdown and SVG files beside it.
+
+    Args:
+        plan: of the sweep.
+        trials: all of them.
+        groups: the same over their seeds, the best first.
+        winner: the best trial, if one left a policy.
+        out: folder of the sweep.
+
+    Returns:
+        The page's path.
+    """
 
     def compose(folder: Path) -> list[Block]:
-        paths = [space.path for space in plan.spaces]
-        blocks: list[Block] = [
+        return [
             Paragraph(_describe(plan), "muted"),
-            *_missing(trials),
-            *_headline(plan, groups),
-        ]
-        if any(space.path == SEED for space in plan.spaces):
-            shared = [path for path in paths if path != SEED]
-            header = ["Setting", *shared, "Median", "Seeds"]
-            rows = [
-                [
-                    str(rank),
-                    *(_cell(group.parameters[path]) for path in shared),
-                    number(group.median),
-                    str(len(group.trials)),
-                ]
-                for rank, group in enumerate(groups, start=1)
-            ]
-            blocks += [Heading("Settings, over their seeds"), Table(header, rows)]
-        blocks += [
+            *_missing(plan, trials),
+            *_headline(plan, winner),
+            *_drawings(plan, trials, groups, folder),
+            *_settings(plan, groups),
             Heading("All trials"),
             Paragraph(_LEGEND, "muted"),
-            _table(paths, [trial for group in groups for trial in group.trials]),
+            _table(plan, [trial for group in groups for trial in group.trials]),
         ]
-        shown = [space for space in plan.spaces if space.path != SEED]
-        if shown and any(_finite(trial.last) for trial in trials):
-            _scatter(plan, shown, trials, folder / "sweep-parameters.png")
-            caption = "One point per trial, at its last report."
-            blocks += [
-                Heading("Metric over each parameter"),
-                Picture("sweep-parameters.png", f"{plan.settings.metric} over each parameter", caption),
-            ]
-        return blocks
 
     return write_page(out, "sweep", f"Sweep {plan.name}: {len(trials)} trials", compose)
 
@@ -82,35 +92,88 @@ def _describe(plan: Plan) -> str:
         f"search {settings.search}",
         f"scheduler {settings.scheduler}",
     ]
+    if plan.run is not None:
+        parts.append(f"evaluations of {plan.run}")
     return " \u00b7 ".join(parts)
 
 
-def _missing(trials: Sequence[TrialResult]) -> list[Block]:
+def _missing(plan: Plan, trials: Sequence[TrialResult]) -> list[Block]:
     lines = [f"{trial.name}: {trial.status}" for trial in trials if trial.status != "finished"]
+    if len(trials) < plan.expected:
+        lines.append(f"{plan.expected - len(trials)} of {plan.expected} trials have not begun")
     return [Notice("Trials that did not finish", lines)] if lines else []
 
 
-def _headline(plan: Plan, groups: Sequence[Group]) -> list[Block]:
-    winner = best_group(groups)
+def _headline(plan: Plan, winner: Winner | None) -> list[Block]:
     if winner is None:
         return [Paragraph("No trial has left a checkpoint and a report yet.")]
-    group, trial = winner
-    values = [(path, _cell(value), "of the best setting") for path, value in group.parameters.items()]
+    group, trial = winner.group, winner.trial
     remark = f"over {len(group.trials)} seeds" if len(group.trials) > 1 else "of one seed"
-    best = trial.best
-    exported = MISSING if best is None else number(best[1])
+    tiles = [(f"Best {plan.settings.metric}", number(group.median), f"last checkpoint, median {remark}")]
+    tiles += [(path, label(value), "of the best setting") for path, value in group.parameters.items()]
+    if plan.run is None:
+        best = None if trial.best is None else trial.best[1]
+        tiles.append(("Exported policy", number(best), f"trial {trial.name}, its best checkpoint"))
+    else:
+        alone = [member.unrefined for member in group.trials if member.unrefined is not None]
+        control = number(statistics.median(alone)) if alone else MISSING
+        tiles.append(("Without action gradient", control, f"the same episodes, median {remark}"))
     return [
-        Tiles(
-            [
-                (f"Best {plan.settings.metric}", number(group.median), f"last checkpoint, median {remark}"),
-                *values,
-                ("Exported policy", exported, f"trial {trial.name}, its best checkpoint"),
-            ]
-        )
+        Tiles(tiles),
+        Paragraph(f"Best policy: {winner.bundle}"),
+        Paragraph(f"Trial {trial.name} on its own:"),
+        Code(winner.command),
     ]
 
 
-def _table(paths: Sequence[str], trials: Sequence[TrialResult]) -> Table:
+def _drawings(
+    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], folder: Path
+) -> list[Block]:
+    shown = [space for space in plan.spaces if space.path != SEED]
+    reported = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last)]
+    metric = plan.settings.metric
+    blocks: list[Block] = []
+    if shown and reported:
+        charts.parallel_coordinates(shown, reported, metric, folder / "sweep-parallel.svg")
+        charts.scatter(shown, reported, metric, folder / "sweep-parameters.svg")
+        blocks += [
+            Heading("Parameters and metric"),
+            Picture(
+                "sweep-parallel.svg",
+                "Parallel coordinates: a line per trial through its parameters to its metric",
+                f"One line per trial, from its parameters to its last {metric}; darker is better. {_HOVER}.",
+            ),
+            Picture("sweep-parameters.svg", f"{metric} over each parameter", "One point per trial."),
+        ]
+    if any(len(trial.curve) > 1 for trial in trials):
+        charts.curves(groups, metric, folder / "sweep-curves.svg")
+        caption = f"One line per trial; the seeds of a setting share a colour. {_HOVER}."
+        blocks += [
+            Heading("Learning curves"),
+            Picture("sweep-curves.svg", f"{metric} over gradient steps", caption),
+        ]
+    return blocks
+
+
+def _settings(plan: Plan, groups: Sequence[Group]) -> list[Block]:
+    if not any(space.path == SEED for space in plan.spaces):
+        return []
+    shared = [space.path for space in plan.spaces if space.path != SEED]
+    rows = [
+        [
+            str(rank),
+            *(label(group.parameters[path]) for path in shared),
+            number(group.median),
+            str(len(group.trials)),
+        ]
+        for rank, group in enumerate(groups, start=1)
+    ]
+    header = ["Setting", *shared, "Median", "Seeds"]
+    return [Heading("Settings, over their seeds"), Table(header, rows, "sortable")]
+
+
+def _table(plan: Plan, trials: Sequence[TrialResult]) -> Table:
+    paths = [space.path for space in plan.spaces]
     header = ["Trial", *paths, "Last", "Best", "Gradient steps", "Seconds", "Status"]
     rows = []
     for trial in trials:
@@ -118,7 +181,7 @@ def _table(paths: Sequence[str], trials: Sequence[TrialResult]) -> Table:
         rows.append(
             [
                 trial.name,
-                *(_cell(trial.parameters[path]) for path in paths),
+                *(label(trial.parameters[path]) for path in paths),
                 number(trial.last),
                 number(None if best is None else best[1]),
                 number(steps),
@@ -126,38 +189,4 @@ def _table(paths: Sequence[str], trials: Sequence[TrialResult]) -> Table:
                 trial.status,
             ]
         )
-    return Table(header, rows)
-
-
-def _scatter(plan: Plan, spaces: Sequence[Space], trials: Sequence[TrialResult], path: Path) -> None:
-    columns = min(_COLUMNS, len(spaces))
-    rows = math.ceil(len(spaces) / columns)
-    figure, every = plots.canvas(rows, columns, (3.9 * columns, 3.0 * rows + 0.2))
-    for axes in every[len(spaces) :]:
-        axes.set_visible(False)
-    for axes, space in zip(every, spaces, strict=False):
-        points = [
-            (trial.parameters[space.path], trial.last)
-            for trial in trials
-            if space.path in trial.parameters and _finite(trial.last)
-        ]
-        numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x, _ in points)
-        # Names and truth values get places of their own, in the order of the file.
-        places = list(dict.fromkeys(_cell(option) for option in space.options))
-        xs = [x if numeric else places.index(_cell(x)) for x, _ in points]
-        if space.kind == "loguniform":
-            axes.set_xscale("log")
-        axes.scatter(xs, [y for _, y in points], s=26, color=plots.COLOURS[0], alpha=0.8, linewidths=0)
-        plots.style_axes(axes, space.path.rpartition(".")[2], space.path, plan.settings.metric)
-        if not numeric:
-            axes.set_xticks(range(len(places)), places)
-    plots.finish(figure, path)
-
-
-def _cell(value: Any) -> str:
-    """A parameter as the file would write it; rounded to four figures."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return Table(header, rows, "sortable")

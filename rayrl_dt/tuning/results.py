@@ -30,8 +30,10 @@ class TrialResult:
         parameters: value of each searched key; that of the last report where PBT has changed it.
         status: "finished" (by itself or by the scheduler), "failed" or "unfinished".
         curve: (gradient steps, metric) of each report.
-        seconds: spent on it, restarts included.
+        steps: (when it ended, how long it took) of each report, restarts included; s, as of `time.time`.
         mode: "min" or "max".
+        evaluated: the run that a trial evaluated; None where it trained.
+        unrefined: the metric of that run without its action gradient, in the same episodes.
     """
 
     name: str
@@ -39,8 +41,19 @@ class TrialResult:
     parameters: dict[str, Any]
     status: str
     curve: tuple[tuple[int, float], ...]
-    seconds: float
+    steps: tuple[tuple[float, float], ...]
     mode: str
+    evaluated: Path | None = None
+    unrefined: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in its steps."""
+        return self.seconds_since(-math.inf)
+
+    def seconds_since(self, moment: float) -> float:
+        """Returns the time spent in steps that ended after `moment` (as of `time.time`)."""
+        return sum(seconds for ended, seconds in self.steps if ended >= moment)
 
     @property
     def last(self) -> float | None:
@@ -56,7 +69,9 @@ class TrialResult:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the best metric among those that are kept."""
+        """The whole checkpoint with the best metric among those that are kept; the run that was only evaluated."""
+        if self.evaluated is not None:
+            return self.evaluated if self.best is not None else None
         metric = dict(self.curve)
         found = []
         for folder in sorted(self.folder.glob("checkpoint_*")):
@@ -82,8 +97,13 @@ class TrialResult:
             "gradient_steps": self.curve[-1][0] if self.curve else 0,
             "reports": len(self.curve),
             "seconds": self.seconds,
-            "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(self.folder.parent)),
+            "unrefined": self.unrefined,
+            "checkpoint": None if checkpoint is None else self._place(checkpoint),
         }
+
+    def _place(self, checkpoint: Path) -> str:
+        folder = self.folder.parent
+        return str(checkpoint.relative_to(folder) if self.evaluated is None else checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +169,12 @@ def _read(folder: Path, plan: Plan) -> TrialResult:
     if config is None:
         config = json.loads((folder / "params.json").read_text())
     curve: dict[int, float] = {}
-    seconds = 0.0
+    steps = []
     for record in records:
-        metric = value_at(record, plan.settings.metric.replace("/", "."))
+        metric = value_at(record, _path(plan))
         # After a restart a report may come twice: the later one is of the weights that went on.
         curve[int(record[_STEPS])] = math.nan if metric is None else float(metric)
-        seconds += float(record.get("time_this_iter_s", 0.0))
+        steps.append((float(record.get("timestamp", 0.0)), float(record.get("time_this_iter_s", 0.0))))
     if records and records[-1].get("done"):
         status = "finished"
     else:
@@ -165,9 +185,16 @@ def _read(folder: Path, plan: Plan) -> TrialResult:
         parameters={space.path: value_at(config, space.path) for space in plan.spaces},
         status=status,
         curve=tuple(sorted(curve.items())),
-        seconds=seconds,
+        steps=tuple(steps),
         mode=plan.settings.best,
+        evaluated=None if plan.run is None else Path(plan.run),
+        unrefined=value_at(records[-1], _path(plan, "unrefined")) if records else None,
     )
+
+
+def _path(plan: Plan, section: str = "evaluation") -> str:
+    """Where a report holds the metric."""
+    return f"{section}.{plan.settings.metric.rpartition('/')[2]}"
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

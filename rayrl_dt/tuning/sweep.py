@@ -1,13 +1,13 @@
-"""Runs a plan with Ray Tune, resumes it, and leaves a results table, a page and the best policy."""
+"""Runs a plan with Ray Tune, or goes on with one that was cut short."""
 
 from __future__ import annotations
 
-import functools
+import fcntl
 import json
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +16,21 @@ import yaml
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.config_files import build_config
 from rayrl_dt.data import sources
-from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import find_bundle
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.plan import Plan
-from rayrl_dt.tuning.report import write_sweep_page
+from rayrl_dt.tuning.refining import read_refining
 from rayrl_dt.tuning.resources import check_placement
-from rayrl_dt.tuning.results import TrialResult, best_group, group_trials, read_trials
-from rayrl_dt.tuning.space import Space, replaced, value_at
+from rayrl_dt.tuning.search import scheduler, searcher
+from rayrl_dt.tuning.storage import check_shared
 
-__all__ = ["SweepOutcome", "conclude", "sweep"]
+__all__ = ["sweep"]
 
-_SWEEP, _RESULTS, _POLICY = "sweep.yaml", "results.json", "policy"
-# Beyond any number of evaluations: a run ends itself.
-_NO_END = 1_000_000
-_KEPT_CHECKPOINTS = 2
-
-
-@dataclass(frozen=True, eq=False)
-class SweepOutcome:
-    """How a sweep ended.
-
-    Attributes:
-        page: the HTML page.
-        table: the results as JSON.
-        trials: all of them.
-        expected: how many trials there are to be.
-        bundle: the best policy; None if no trial has left a checkpoint.
-    """
-
-    page: Path
-    table: Path
-    trials: tuple[TrialResult, ...]
-    expected: int
-    bundle: Path | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether each trial came to its end."""
-        done = sum(trial.status == "finished" for trial in self.trials)
-        return done >= self.expected
+_LOCK = ".lock"
+# The best one, and always the newest; PBT's trials read each other's for a while.
+_KEPT_CHECKPOINTS = {"pbt": 4}
+_KEPT_BY_DEFAULT = 2
 
 
 def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = None) -> SweepOutcome:
@@ -70,64 +44,62 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
 
     Raises:
         UserError: the folder is taken or holds another sweep, there is nothing to resume, data or an environment is
-            missing, or the cluster cannot hold a trial.
+            missing, nodes do not share the folder, or the cluster cannot hold a trial.
     """
     from ray import tune
 
     out = out.resolve()
     # Tune saves its state every 10 s; what ended since then would be run again after a kill.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    # A relative path in the file means the same to a trial.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     restored = _check_folder(plan, out, resume=resume)
     _check_data(plan)
     start_ray(address=address)
+    check_shared(out)
     _check_resources(plan)
-    from rayrl_dt.tuning.trial import SweepTrial
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        if restored:
+            tuner = tune.Tuner.restore(
+                str(out), _trainable(plan), resume_unfinished=True, resume_errored=True
+            )
+        else:
+            (out / SWEEP).write_text(_text(plan))
+            tuner = _tuner(plan, out)
+        begin = time.time()
+        tuner.fit()
+        return conclude(plan, out, wall=(begin, time.time()))
 
-    if restored:
-        tuner = tune.Tuner.restore(str(out), SweepTrial, resume_unfinished=True, resume_errored=True)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / _SWEEP).write_text(_text(plan))
-        tuner = _tuner(plan, out)
-    tuner.fit()
-    return conclude(plan, out)
+
+def _trainable(plan: Plan) -> Any:
+    if plan.run is None:
+        from rayrl_dt.tuning.trial import SweepTrial
+
+        return SweepTrial
+    from rayrl_dt.tuning.refinement_trial import RefinementTrial
+
+    return RefinementTrial
 
 
-def conclude(plan: Plan, out: Path) -> SweepOutcome:
-    """Writes the results table, the page and the best policy from what the folder holds."""
-    trials = read_trials(out, plan)
-    groups = group_trials(trials, plan.settings.best)
-    winner = best_group(groups)
-    bundle = None
-    best: dict[str, Any] | None = None
-    if winner is not None:
-        group, trial = winner
-        checkpoint = trial.best_checkpoint
-        assert checkpoint is not None
-        bundle = _export(checkpoint, out / _POLICY)
-        best = {**trial.to_json(), "median": group.median}
-    settings = plan.settings
-    table = {
-        "name": plan.name,
-        "metric": settings.metric,
-        "mode": settings.best,
-        "best": best,
-        "settings": [group.to_json() for group in groups],
-        "trials": [trial.to_json() for trial in trials],
-    }
-    path = out / _RESULTS
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(table, indent=2))
-    aside.replace(path)
-    page = write_sweep_page(plan, trials, groups, out)
-    return SweepOutcome(page, path, tuple(trials), _expected(plan), bundle)
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps a second sweep out of the folder; the lock ends with the process, however that ends."""
+    with (out / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another sweep is running in {out}; wait for its end or choose another --out"
+            ) from error
+        yield
 
 
 def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
     """Returns whether there is a sweep in the folder to go on with."""
     from ray import tune
 
-    saved = out / _SWEEP
+    saved = out / SWEEP
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists already; continue it with --resume or choose another --out")
@@ -143,7 +115,11 @@ def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
 
 
 def _check_data(plan: Plan) -> None:
-    """Loads each data set once, before several trials want it, and makes sure that it can be evaluated on."""
+    """Loads what trials need once, before several want it, and makes sure that it can be evaluated."""
+    if plan.run is not None:
+        job = read_refining(plan.at({}))
+        RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
+        return
     for values in plan.corners:
         config = build_config(values)
         if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
@@ -158,11 +134,10 @@ def _check_data(plan: Plan) -> None:
 def _check_resources(plan: Plan) -> None:
     import ray
 
-    from rayrl_dt.tuning.trial import SweepTrial
-
+    trainable = _trainable(plan)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     requests = {
-        json.dumps(SweepTrial.default_resource_request(values).bundles, sort_keys=True)
+        json.dumps(trainable.default_resource_request(values).bundles, sort_keys=True)
         for values in plan.corners
     }
     for request in sorted(requests):
@@ -172,19 +147,21 @@ def _check_resources(plan: Plan) -> None:
 def _tuner(plan: Plan, out: Path) -> Any:
     from ray import tune
 
-    from rayrl_dt.tuning.trial import SweepTrial
-
     settings = plan.settings
+    # What is only evaluated leaves no checkpoint.
+    frequency = 1 if plan.run is None else 0
     return tune.Tuner(
-        SweepTrial,
+        _trainable(plan),
         param_space=plan.param_space,
         tune_config=tune.TuneConfig(
             metric=settings.metric,
             mode=settings.best,
             num_samples=settings.num_samples,
-            search_alg=_searcher(plan),
-            scheduler=_scheduler(plan),
+            search_alg=searcher(plan),
+            scheduler=scheduler(plan),
             max_concurrent_trials=settings.max_concurrent,
+            # A trial that begins in the process of one that ended saves the imports, most of a short trial's time.
+            reuse_actors=True,
             trial_dirname_creator=_trial_name,
             trial_name_creator=_trial_name,
         ),
@@ -193,13 +170,13 @@ def _tuner(plan: Plan, out: Path) -> Any:
             storage_path=str(out.parent),
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=tune.CheckpointConfig(
-                # The best one, and always the newest.
-                num_to_keep=_KEPT_CHECKPOINTS,
+                num_to_keep=_KEPT_CHECKPOINTS.get(settings.scheduler, _KEPT_BY_DEFAULT),
                 checkpoint_score_attribute=settings.metric,
                 checkpoint_score_order=settings.best,
-                checkpoint_frequency=1,
-                checkpoint_at_end=True,
+                checkpoint_frequency=frequency,
+                checkpoint_at_end=bool(frequency),
             ),
+            callbacks=_loggers(plan),
             verbose=1,
         ),
     )
@@ -209,61 +186,19 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _searcher(plan: Plan) -> Any:
-    seed = derive_seed(_seed(plan), "tune") % 2**31
-    if plan.settings.search == "optuna":
-        from ray.tune.search.optuna import OptunaSearch
+def _loggers(plan: Plan) -> list[Any]:
+    """Ray's own callbacks; TensorBoard, CSV and JSON it adds itself."""
+    callbacks: list[Any] = []
+    for logger in plan.settings.loggers:
+        if logger == "wandb":
+            from ray.air.integrations.wandb import WandbLoggerCallback
 
-        return OptunaSearch(metric=plan.settings.metric, mode=plan.settings.best, seed=seed)
-    from ray.tune.search.basic_variant import BasicVariantGenerator
+            callbacks.append(WandbLoggerCallback(project=plan.name))
+        else:
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    # Constant: each draw is tried at every point of the grids, with every seed.
-    return BasicVariantGenerator(
-        constant_grid_search=True, random_state=seed, max_concurrent=plan.settings.max_concurrent or 0
-    )
-
-
-def _scheduler(plan: Plan) -> Any:
-    from ray.tune import schedulers
-
-    kind, patience = plan.settings.scheduler, plan.settings.grace_period
-    time = "training_iteration"
-    if kind == "asha":
-        return schedulers.ASHAScheduler(time_attr=time, max_t=_NO_END, grace_period=patience)
-    if kind == "median":
-        return schedulers.MedianStoppingRule(time_attr=time, grace_period=patience)
-    if kind == "pbt":
-        return schedulers.PopulationBasedTraining(
-            time_attr=time,
-            perturbation_interval=patience,
-            hyperparam_mutations=_mutations(plan.spaces),
-            custom_explore_fn=functools.partial(_clip, plan.spaces),
-        )
-    return schedulers.FIFOScheduler()
-
-
-def _mutations(spaces: tuple[Space, ...]) -> dict[str, Any]:
-    # PBT walks along lists; a `choice` would be multiplied like a number.
-    return replaced(
-        {},
-        {space.path: list(space.options) if space.kind == "choice" else space.domain() for space in spaces},
-    )
-
-
-def _clip(spaces: tuple[Space, ...], config: Mapping[str, Any]) -> dict[str, Any]:
-    return replaced(config, {space.path: space.clipped(value_at(config, space.path)) for space in spaces})
-
-
-def _seed(plan: Plan) -> int:
-    seed = value_at(plan.at({}), "debugging.seed")
-    return seed if isinstance(seed, int) else 0
-
-
-def _expected(plan: Plan) -> int:
-    grids = 1
-    for space in plan.spaces:
-        grids *= len(space.options) if space.kind == "grid" else 1
-    return plan.settings.num_samples * grids
+            callbacks.append(MLflowLoggerCallback(experiment_name=plan.name))
+    return callbacks
 
 
 def _text(plan: Plan) -> str:
@@ -272,13 +207,3 @@ def _text(plan: Plan) -> str:
         key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan.settings).items()
     }
     return yaml.safe_dump({"name": plan.name, **plan.values, "tune": settings}, sort_keys=False)
-
-
-def _export(checkpoint: Path, target: Path) -> Path:
-    aside = stage(target)
-    try:
-        shutil.copytree(find_bundle(checkpoint), aside, dirs_exist_ok=True)
-        publish(aside, target, replace=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target

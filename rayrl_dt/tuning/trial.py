@@ -35,6 +35,12 @@ class SweepTrial(tune.Trainable):
         """Builds the algorithm."""
         self.algorithm = build_config(config).build_algo()
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Makes room for the next trial in this process, which has imported everything already."""
+        self.algorithm.stop()
+        self.setup(new_config)
+        return True
+
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
         """Returns what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayrl_dt.config_files import build_config
 from rayrl_dt.errors import UserError
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.tuning.plan import make_plan
+from rayrl_dt.tuning.refining import read_refining
 
 BASE: dict[str, Any] = {
     "algorithm": "OnlineDT",
@@ -82,6 +87,9 @@ def test_samples_override_the_file() -> None:
         ({"online": {"alhpa": {"uniform": [0, 1]}}}, "Did you mean 'alpha'"),
         ({"training": {"lr": {"uniform": [-1, 1]}}}, "training.lr is -1"),
         ({"evaluation": {"action_selection": {"choice": ["auto", "mod"]}}}, "action_selection is 'mod'"),
+        (tuned(loggers="wandb"), "list names"),
+        (tuned(loggers=["wandb", "mlfow"]), "Did you mean 'mlflow'"),
+        ({"run": "runs/x"}, "both run and algorithm"),
         (tuned(scheduler="pbt", seeds=[0, 1]), "cannot mutate a grid"),
         (tuned(scheduler="pbt", num_samples=1), "needs a population"),
         (
@@ -93,6 +101,57 @@ def test_samples_override_the_file() -> None:
 def test_a_wrong_sweep_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         planned(**changes)
+
+
+REFINING: dict[str, Any] = {
+    "run": "runs/x",
+    "evaluation": {
+        "target_returns": [-150, -300],
+        "action_gradient": {"eta": {"grid": [0.1, 1]}, "n": {"randint": [1, 9]}, "rule": "adam"},
+    },
+    "tune": {"num_samples": 3, "metric": "evaluation/return_mean", "seeds": [4, 5]},
+}
+
+
+def test_a_file_that_names_a_run_only_evaluates_it() -> None:
+    plan = make_plan(REFINING, default_name="test")
+    assert plan.run == str(Path("runs/x").resolve()) and plan.datasets == [] and plan.expected == 12
+    job = read_refining(plan.corners[0])
+    assert (job.targets, job.episodes, job.env, job.seed) == ("-150,-300", 10, None, 4)
+    assert job.settings == ActionGradient(eta=0.1, n=1, rule="adam")
+    options = shlex.split(job.command)
+    assert options[:3] == ["rayrl-dt", "eval", plan.run] and "--targets=-150,-300" in options
+    assert ActionGradient.parse(options[-1]) == job.settings
+    with pytest.raises(UserError, match="rayrl-dt tune"):
+        build_config(plan.corners[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": 3}, "run is 3; name a run folder"),
+        ({"training": {"lr": 1}}, "unknown section 'training' beside run"),
+        ({"evaluation": {"action_gradient": {"n": {"grid": [1, -1]}}}}, "n is -1"),
+        ({"evaluation": {"action_gradient": {"ruel": {"grid": ["adam"]}}}}, "Did you mean 'rule'"),
+        ({"evaluation": {"action_gradient": 3}, "debugging": {"seed": 0}}, "action_gradient is 3"),
+        ({"evaluation": {"interval": 2}}, "no key 'interval' beside run"),
+        ({"evaluation": {"episodes_per_target": {"grid": [1, 0]}}}, "episodes_per_target is 0"),
+        ({"evaluation": {}, "tune": {}}, "no search space"),
+        ({"tune": {"scheduler": "asha"}}, "reports once"),
+    ],
+)
+def test_a_wrong_sweep_of_a_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan({**REFINING, **changes}, default_name="test")
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_loggers_are_asked_for_where_they_are_missing(logger: str) -> None:
+    if importlib.util.find_spec(logger) is not None:
+        assert planned(**tuned(loggers=[logger])).settings.loggers == (logger,)
+        return
+    with pytest.raises(UserError, match=rf"pip install 'rayrl_dt\[{logger}\]'"):
+        planned(**tuned(loggers=[logger]))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="optuna is installed")

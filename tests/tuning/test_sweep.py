@@ -21,9 +21,10 @@ from rayrl_dt import SequencePolicy
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import read_header
+from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.plan import Plan, make_plan
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import conclude, sweep
+from rayrl_dt.tuning.sweep import sweep
 from rayrl_dt.types import Trajectory
 
 
