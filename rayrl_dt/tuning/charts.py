@@ -105,7 +105,7 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str,
     """
     columns = min(_COLUMNS, len(spaces))
     rows = math.ceil(len(spaces) / columns)
-    figure, every = plots.canvas(rows, columns, (3.9 * columns, 3.0 * rows + 0.2))
+    figure, every = plots.canvas(rows, columns, (7.8, 3.0 * rows + 0.2))
     for axes in every[len(spaces) :]:
         axes.set_visible(False)
     for axes, space in zip(every, spaces, strict=False):

@@ -16,15 +16,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from builders import build_model, store_for
 
 from rayrl_dt import SequencePolicy
+from rayrl_dt.critic.training import new_critic
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import read_header
+from rayrl_dt.evaluation.refinement import sweep as refine
+from rayrl_dt.interop.bundle import read_header, save_bundle
+from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.plan import Plan, make_plan
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import sweep
+from rayrl_dt.tuning.sweep import _alone, sweep
 from rayrl_dt.types import Trajectory
 
 
@@ -130,13 +134,79 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
     assert SequencePolicy.load(outcome.bundle).spec.env is not None
     assert read_header(outcome.bundle)["gradient_steps"] == table["best"]["best_gradient_steps"]
     page = outcome.page.read_text()
-    assert page.count("data:image/png;base64") == 1 and all(trial.name in page for trial in outcome.trials)
+    assert page.count("<svg") == 3 and all(trial.name in page for trial in outcome.trials)
+    assert table["best"]["command"] in page.replace("&#x27;", "'")
+    cost = table["cost"]
+    assert cost["trial_seconds"] == pytest.approx(sum(trial.seconds for trial in outcome.trials))
+    assert cost["wall_seconds"] > 0
     assert list(out.glob("*/events.out.tfevents.*"))
-    with pytest.raises(UserError, match="exists already"):
+
+
+def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    plan, out = make_plan(values, default_name="tiny"), tmp_path / "out"
+    with pytest.raises(UserError, match="no sweep to resume"):
+        sweep(plan, out, resume=True)
+    out.mkdir()
+    (out / "sweep.yaml").write_text("name: other")
+    with pytest.raises(UserError, match="exists already; continue it with --resume"):
         sweep(plan, out)
-    other = make_plan(values, default_name="tiny", samples=2)
-    with pytest.raises(UserError, match="another config"):
-        sweep(other, out, resume=True)
+    with pytest.raises(UserError, match="a sweep of another config"):
+        sweep(plan, out, resume=True)
+    with _alone(out), pytest.raises(UserError, match="another sweep is running in"), _alone(out):
+        pass
+    with _alone(out):
+        pass  # the lock has ended with the sweep
+
+
+def test_a_run_without_a_critic_is_refused(tmp_path: Path) -> None:
+    values = {
+        "run": str(tmp_path / "gone"),
+        "evaluation": {"action_gradient": {"eta": {"grid": [0.1, 1]}}},
+        "tune": {"metric": "evaluation/return_mean"},
+    }
+    with pytest.raises(UserError, match="gone does not exist"):
+        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+    model = build_model(store_for(gym.make("Pendulum-v1")))
+    save_bundle(model.spec, model.state_dict(), tmp_path / "gone")
+    with pytest.raises(UserError, match="has no critic"):
+        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
+    tmp_path: Path, ray_session: None
+) -> None:
+    model = build_model(store_for(gym.make("Pendulum-v1")))
+    bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=7)
+    save_critic(bundle, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
+    values = {
+        "run": str(bundle),
+        "environment": {"env": "Pendulum-v1"},
+        "evaluation": {
+            "target_returns": [-500],
+            "episodes_per_target": 2,
+            "action_gradient": {"eta": {"grid": [0.1, 1.0]}, "n": {"grid": [0, 2, 4]}, "rule": "adam"},
+        },
+        "tune": {"metric": "evaluation/return_mean", "max_concurrent": 1},
+    }
+    outcome = sweep(make_plan(values, default_name="refining"), tmp_path / "out")
+    assert outcome.finished and len(outcome.trials) == 6
+    reports = [json.loads(_lines(trial.folder)[0]) for trial in outcome.trials]
+    assert len({report["pid"] for report in reports}) == 1, "policy and critic were loaded more than once"
+    grid = refine(
+        bundle, etas=[0.1, 1.0], steps=[2, 4], rules=["adam"], target="-500", episodes=2, env="Pendulum-v1"
+    )
+    for trial in outcome.trials:
+        eta, n = (
+            trial.parameters["evaluation.action_gradient.eta"],
+            trial.parameters["evaluation.action_gradient.n"],
+        )
+        assert trial.last == pytest.approx(grid.cell("adam", eta, n).mean)
+        assert trial.unrefined == pytest.approx(grid.control.mean)
+    assert outcome.bundle == bundle and outcome.command is not None and str(bundle) in outcome.command
+    page = outcome.page.read_text()
+    assert "Without action gradient" in page and page.count("<svg") == 2
 
 
 @pytest.mark.ray
