@@ -33,6 +33,8 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
         per_learner = 1 if per_learner == "auto" else per_learner
         needed += runners * config.num_cpus_per_env_runner + config.num_learners * per_learner
     ray.init(
+        # Without it Ray would join whatever `ray start` has left running on this machine.
+        address="local",
         num_cpus=max(os.cpu_count() or 1, int(needed)),
         include_dashboard=False,
         logging_level="ERROR",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +29,14 @@ def tune(
 ) -> None:
     """Search a config's spaces with Ray Tune. Ctrl-C keeps what is there; --resume goes on.
 
-    The folder gets a table (results.json), a page (sweep.html) and the best policy (policy/).
+    The folder gets a table (results.json), a page (sweep.html) and the best policy (policy/). A file that names a
+    trained run instead of an algorithm searches the action gradient that it acts with, without training.
 
     Examples:
       rayrl-dt tune tune_configs/smoke.yaml
       rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha
       rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha --resume
+      rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/sweeps/radt
     """
     from rayrl_dt.config_files import apply_overrides, read_yaml
@@ -57,7 +60,11 @@ def tune(
     if not outcome.finished:
         done = sum(trial.status == "finished" for trial in outcome.trials)
         what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
-        count = f" --samples {samples}" if samples is not None else ""
-        finish(what, outcome.page, then=f"rayrl-dt tune {config}{count} --out {folder} --resume")
+        options = [part for override in overrides or [] for part in ("--set", override)]
+        options += ["--samples", str(samples)] if samples is not None else []
+        options += ["--address", address] if address is not None else []
+        again = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
+        finish(what, outcome.page, then=shlex.join(again))
         raise typer.Exit(1)
-    finish(f"{len(outcome.trials)} trials:", outcome.page, then=f"rayrl-dt eval {outcome.bundle}")
+    evaluate = f"rayrl-dt eval {outcome.bundle}" if plan.run is None else outcome.command
+    finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

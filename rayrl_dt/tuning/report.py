@@ -109,8 +109,13 @@ def _headline(plan: Plan, winner: Winner | None) -> list[Block]:
         return [Paragraph("No trial has left a checkpoint and a report yet.")]
     group, trial = winner.group, winner.trial
     remark = f"over {len(group.trials)} seeds" if len(group.trials) > 1 else "of one seed"
-    tiles = [(f"Best {plan.settings.metric}", number(group.median), f"last checkpoint, median {remark}")]
-    tiles += [(path, label(value), "of the best setting") for path, value in group.parameters.items()]
+    what = f"median {remark}" if plan.run is not None else f"last checkpoint, median {remark}"
+    tiles = [(f"Best {plan.settings.metric}", number(group.median), what)]
+    # The tables have the whole path.
+    tiles += [
+        (path.rpartition(".")[2], label(value), "of the best setting")
+        for path, value in group.parameters.items()
+    ]
     if plan.run is None:
         best = None if trial.best is None else trial.best[1]
         tiles.append(("Exported policy", number(best), f"trial {trial.name}, its best checkpoint"))

@@ -268,7 +268,7 @@ def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
 
 @pytest.mark.ray
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, values: dict[str, Any]) -> None:
-    reports = 20
+    reports = 30
     values["training"]["gradient_steps"] = 3 * reports
     values["tune"] = {"max_concurrent": 1}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
@@ -307,7 +307,9 @@ def _wait_for_second_trial(driver: subprocess.Popen[bytes], plan: Plan, out: Pat
         if finished and begun:
             return finished[0], begun[0]
         time.sleep(0.05)
-    raise AssertionError("the sweep ended before it could be killed")
+    raise AssertionError(
+        f"the sweep ended before it could be killed: {(out.parent / 'log').read_text()[-3000:]}"
+    )
 
 
 def _lines(trial: Path) -> list[str]:
