@@ -58,6 +58,7 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
     start_ray(address=address)
     check_shared(out)
     _check_resources(plan)
+    callbacks = _loggers(plan)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         if restored:
@@ -66,7 +67,7 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
             )
         else:
             (out / SWEEP).write_text(_text(plan))
-            tuner = _tuner(plan, out)
+            tuner = _tuner(plan, out, callbacks)
         begin = time.time()
         tuner.fit()
         return conclude(plan, out, wall=(begin, time.time()))
@@ -144,7 +145,7 @@ def _check_resources(plan: Plan) -> None:
         check_placement(json.loads(request), nodes)
 
 
-def _tuner(plan: Plan, out: Path) -> Any:
+def _tuner(plan: Plan, out: Path, callbacks: list[Any]) -> Any:
     from ray import tune
 
     settings = plan.settings
@@ -176,7 +177,7 @@ def _tuner(plan: Plan, out: Path) -> Any:
                 checkpoint_frequency=frequency,
                 checkpoint_at_end=bool(frequency),
             ),
-            callbacks=_loggers(plan),
+            callbacks=callbacks,
             verbose=1,
         ),
     )
@@ -187,17 +188,25 @@ def _trial_name(trial: Any) -> str:
 
 
 def _loggers(plan: Plan) -> list[Any]:
-    """Ray's own callbacks; TensorBoard, CSV and JSON it adds itself."""
+    """Ray's own callbacks, made sure that they can start; TensorBoard, CSV and JSON it adds itself."""
     callbacks: list[Any] = []
     for logger in plan.settings.loggers:
         if logger == "wandb":
             from ray.air.integrations.wandb import WandbLoggerCallback
 
-            callbacks.append(WandbLoggerCallback(project=plan.name))
+            callback = WandbLoggerCallback(project=plan.name)
         else:
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            callbacks.append(MLflowLoggerCallback(experiment_name=plan.name))
+            callback = MLflowLoggerCallback(experiment_name=plan.name)
+        try:
+            callback.setup()
+        except Exception as error:  # of another package, about keys, servers and folders
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"tune.loggers: {logger} cannot start ({reason}); log in, or leave it out"
+            ) from error
+        callbacks.append(callback)
     return callbacks
 
 
