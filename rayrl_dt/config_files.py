@@ -96,6 +96,10 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
     """
     if "variants" in values:
         raise UserError("this file describes several methods (variants); compare them with rayrl-dt align")
+    if "run" in values:
+        raise UserError(
+            "this file evaluates a trained run (run); search its action gradient with rayrl-dt tune"
+        )
     for key in values:
         if key not in _TOP_LEVEL:
             raise UserError(f"unknown section {key!r}.{suggest(key, _TOP_LEVEL)}")

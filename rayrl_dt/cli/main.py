@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, critic, data, diagnosis, experiments, training
+from rayrl_dt.cli import alignment, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
 
@@ -31,6 +31,7 @@ experiments.register(app)
 diagnosis.register(app)
 critic.register(app)
 app.command()(alignment.align)
+app.command()(tuning.tune)
 
 
 @app.callback()

@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import TypeAlias
 
+from rayrl_dt.evaluation import interaction
+
 __all__ = [
     "MISSING",
     "Block",
@@ -67,9 +69,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column holds row names, `numeric` tables align the others to the right.
+    """A table; the first column holds row names.
 
-    A header of empty cells is not shown.
+    `numeric` tables align the others to the right, `sortable` ones do so too, and a click on a column's head sorts
+    them. A header of empty cells is not shown.
     """
 
     header: Sequence[str]
@@ -79,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file of the report's folder."""
+    """A PNG or SVG file of the report's folder; the parts of an SVG (`save_drawing`) answer the mouse."""
 
     name: str
     alt: str
@@ -136,7 +139,16 @@ def number(value: object, places: int | None = None) -> str:
 def to_html(title: str, blocks: Sequence[Block], pictures: Path) -> str:
     """Returns the page, with the PNG files of folder `pictures` embedded."""
     body = "\n".join(_html(block, pictures) for block in blocks)
-    return _PAGE.replace("{title}", escape(title)).replace("{style}", _STYLE).replace("{body}", body)
+    # A page without anything to act on stays free of scripts.
+    acts = any(
+        block.style == "sortable" if isinstance(block, Table) else block.name.endswith(".svg")
+        for block in blocks
+        if isinstance(block, (Table, Picture))
+    )
+    page = _PAGE.replace("{title}", escape(title))
+    page = page.replace("{style}", _STYLE + (interaction.STYLE if acts else ""))
+    page = page.replace("{script}", f"<script>\n{interaction.SCRIPT}</script>\n" if acts else "")
+    return page.replace("{body}", body)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -167,11 +179,15 @@ def _html(block: Block, pictures: Path) -> str:
             for row in block.rows
         )
         head = f"<thead><tr>{head}</tr></thead>" if any(block.header) else ""
-        table = f'<table class="{block.style}">{head}<tbody>{rows}</tbody></table>'
+        style = "numeric sortable" if block.style == "sortable" else block.style
+        table = f'<table class="{style}">{head}<tbody>{rows}</tbody></table>'
         return f'<div class="scroll" tabindex="0">{table}</div>'
     if isinstance(block, Picture):
-        data = base64.b64encode((pictures / block.name).read_bytes()).decode()
         caption = f"<figcaption>{escape(block.caption)}</figcaption>" if block.caption else ""
+        if block.name.endswith(".svg"):
+            drawing = (pictures / block.name).read_text(encoding="utf-8")
+            return f'<figure role="group" aria-label="{escape(block.alt)}">{drawing}{caption}</figure>'
+        data = base64.b64encode((pictures / block.name).read_bytes()).decode()
         return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(block.alt)}">{caption}</figure>'
     code = f"<pre>{escape(block.text.rstrip())}</pre>"
     if not block.summary:
@@ -189,7 +205,7 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Tiles):
         return "\n".join(f"- {label}: **{value}** ({remark})" for label, value, remark in block.items)
     if isinstance(block, Table):
-        ruler = ["---", *("---" if block.style != "numeric" else "--:" for _ in block.header[1:])]
+        ruler = ["---", *("---" if block.style == "plain" else "--:" for _ in block.header[1:])]
         return "\n".join(_row(cells) for cells in (block.header, ruler, *block.rows))
     if isinstance(block, Picture):
         return f"![{block.alt}]({block.name})" + (f"\n\n*{block.caption}*" if block.caption else "")
@@ -221,7 +237,7 @@ _PAGE = """<!doctype html>
 <main>
 {body}
 </main>
-</body>
+{script}</body>
 </html>
 """
 

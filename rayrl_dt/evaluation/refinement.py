@@ -18,23 +18,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayrl_dt import envs
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.document import Block, Heading, Paragraph, Picture, Table, Tiles, number, to_html
-from rayrl_dt.evaluation.evaluate import env_id_of
 from rayrl_dt.evaluation.plots import INK, canvas, finish, style_axes
-from rayrl_dt.evaluation.rollout import plan_slots, run_slots
-from rayrl_dt.evaluation.targets import ReturnRange, plan_targets
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
-from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.collector import Collector
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.policy.action_gradient import ActionGradient
 
 __all__ = ["Cell", "RefinementGrid", "heat_map", "sweep", "write_refinement"]
 
 _PICTURE = "refinement.png"
 _RESULT = "result.json"
-_SLOTS = 32
 
 
 @dataclass(frozen=True)
@@ -164,28 +157,13 @@ def sweep(
     Raises:
         UserError: there is no policy or critic, a setting is out of range, or the target is not one.
     """
-    # interop stands beside evaluation, above the model.
-    from rayrl_dt.interop.bundle import load_model, read_header
-    from rayrl_dt.interop.critics import load_critic
-
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}; it must be at least 1")
     tried = [ActionGradient(eta=eta, n=n, rule=rule) for rule, eta, n in product(rules, etas, steps)]
     wanted = list(dict.fromkeys(settings for settings in tried if not settings.idle))
     if not wanted:
         raise UserError("every cell of the grid has n = 0 or eta = 0; give an n and an eta above 0")
-    model, critic = load_model(path), load_critic(path)
-    spec = model.spec
-    known = spec.data_returns
-    data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
-    plan = plan_targets(spec, target, data=data)
-    if len(plan.targets) != 1:
-        raise UserError(f"--target is {target!r}, which is {len(plan.targets)} targets; a grid takes one")
-    where = env or spec.env
-    if where is None:
-        raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
-    slots = plan_slots(plan.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation"))
-    vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
+    policy = RefinedPolicy(path, targets=target, episodes=episodes, env=env, seed=seed)
     done, total = 0, episodes * (1 + len(wanted))
 
     def count(finished: int) -> None:
@@ -194,27 +172,31 @@ def sweep(
         if progress is not None:
             progress(done, total)
 
+    cells, env_steps = [], 0
     try:
-        actor = VectorActor(model, len(slots))
-        collector = Collector(vector, actor, record=False)
-        cells = []
+        if len(policy.plan.targets) != 1:
+            raise UserError(
+                f"--target is {target!r}, which is {len(policy.plan.targets)} targets; a grid takes one"
+            )
         for settings in (ActionGradient(n=0), *wanted):
-            actor.refiner = None if settings.idle else ActionRefiner(settings, critic, spec)
-            records = run_slots(collector, slots, progress=count).episodes
-            returns, lengths = zip(*((item.episode_return, item.length) for item in records), strict=True)
+            rollouts = policy.run(settings, progress=count)
+            returns, lengths = zip(
+                *((item.episode_return, item.length) for item in rollouts.episodes), strict=True
+            )
             cells.append(Cell(settings, returns, lengths))
+            env_steps += rollouts.env_steps
     finally:
-        vector.close()
+        policy.close()
     return RefinementGrid(
         control=cells[0],
         cells=tuple(cells[1:]),
-        target=plan.targets[0],
-        env=env_id_of(where),
+        target=policy.plan.targets[0],
+        env=policy.env,
         checkpoint=str(path),
-        critic=read_header(path).get("critic", {}),
+        critic=policy.header.get("critic", {}),
         seed=seed,
-        env_steps=collector.env_steps,
-        warnings=plan.warnings,
+        env_steps=env_steps,
+        warnings=policy.plan.warnings,
     )
 
 

@@ -20,6 +20,7 @@ from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 
+CONFIGS = Path(__file__).parents[2] / "tune_configs"
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -71,6 +72,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
             "finetune",
             "eval",
             "align",
+            "tune",
             "diagnose",
             "critic",
             "refine",
@@ -136,6 +138,11 @@ def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Pat
         (("train", "absent.yaml"), "cannot read"),
         (("finetune", "nowhere"), "does not exist"),
         (("align", "absent.yaml"), "cannot read"),
+        (("tune", "absent.yaml"), "cannot read"),
+        (("tune", str(CONFIGS / "dt_pendulum.yaml")), "section tune"),
+        (("tune", str(CONFIGS / "smoke.yaml"), "--samples", "0"), "num_samples"),
+        (("tune", str(CONFIGS / "smoke.yaml"), "--resume", "--out", "{bundle}"), "no sweep to resume"),
+        (("tune", str(CONFIGS / "smoke.yaml"), "--out", "{bundle}"), "exists already"),
         (("align", "absent.yaml", "--seeds", "one"), "--seeds"),
         (("export", "{bundle}", "--out", "{bundle}"), "not empty"),
         (("export", "{bundle}", "--out", "x", "--format", "bundel"), "Did you mean 'bundle'"),
@@ -193,8 +200,13 @@ def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
 def test_every_shipped_config_builds(file: Path, tmp_path: Path) -> None:
     from rayrl_dt.alignment_suite import plan
     from rayrl_dt.config_files import read_yaml
+    from rayrl_dt.tuning.plan import make_plan
 
-    assert len(plan([file], tmp_path)) == len(read_yaml(file).get("variants", [None]))
+    values = read_yaml(file)
+    if "tune" in values:
+        assert make_plan(values, default_name=file.stem).spaces
+        return
+    assert len(plan([file], tmp_path)) == len(values.get("variants", [None]))
 
 
 def test_importing_the_command_line_is_quick() -> None:

@@ -1,0 +1,70 @@
+"""`rayrl-dt tune`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayrl_dt.cli.console import console, finish
+
+__all__ = ["tune"]
+
+
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML file with a tune section, as in tune_configs/")],
+    samples: Annotated[int | None, typer.Option(help="overrides tune.num_samples")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the sweep; sweeps/CONFIG by default")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="run the trials of the folder that did not finish")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="of a running Ray cluster; --out must lie on storage its nodes share")
+    ] = None,
+) -> None:
+    """Search a config's spaces with Ray Tune. Ctrl-C keeps what is there; --resume goes on.
+
+    The folder gets a table (results.json), a page (sweep.html) and the best policy (policy/). A file that names a
+    trained run instead of an algorithm searches the action gradient that it acts with, without training.
+
+    Examples:
+      rayrl-dt tune tune_configs/smoke.yaml
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha --resume
+      rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
+      rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/sweeps/radt
+    """
+    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.tuning.plan import make_plan
+    from rayrl_dt.tuning.sweep import sweep
+
+    values = apply_overrides(read_yaml(config), overrides or [])
+    plan = make_plan(values, default_name=config.stem, samples=samples)
+    folder = out or Path("sweeps") / config.stem
+    outcome = sweep(plan, folder, resume=resume, address=address)
+    failed = [trial for trial in outcome.trials if trial.status == "failed"]
+    if outcome.cost is not None and outcome.cost.wall_seconds > 0:
+        wall, inside = outcome.cost.wall_seconds, outcome.cost.trial_seconds
+        console.print(
+            f"{wall:,.0f} s; the trials' own compute is {inside:,.0f} s, {inside / wall:.1f} trials at a time"
+        )
+    console.print(f"table: {outcome.table}", soft_wrap=True)
+    if outcome.command is not None:
+        console.print(f"best policy: {outcome.bundle}", soft_wrap=True)
+        console.print(f"best trial: {outcome.command}", soft_wrap=True, markup=False)
+    if not outcome.finished:
+        done = sum(trial.status == "finished" for trial in outcome.trials)
+        what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
+        options = [part for override in overrides or [] for part in ("--set", override)]
+        options += ["--samples", str(samples)] if samples is not None else []
+        options += ["--address", address] if address is not None else []
+        again = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
+        finish(what, outcome.page, then=shlex.join(again))
+        raise typer.Exit(1)
+    evaluate = f"rayrl-dt eval {outcome.bundle}" if plan.run is None else outcome.command
+    finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

@@ -1,0 +1,92 @@
+"""One checkpoint with its critic and environments, to act by one action gradient after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from rayrl_dt import envs
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.evaluate import env_id_of
+from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
+from rayrl_dt.evaluation.targets import ReturnRange, plan_targets
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.collector import Collector
+from rayrl_dt.seeding import derive_seed
+
+__all__ = ["RefinedPolicy"]
+
+_SLOTS = 32
+
+
+class RefinedPolicy:
+    """The policy and the critic of a bundle, loaded once, in environments that are made once.
+
+    Every call of `run` plays the same episodes (same seeds, same targets), so only the action gradient differs.
+
+    Args:
+        path: run folder, checkpoint or bundle, with a critic.
+        targets: as for `parse_targets`.
+        episodes: per target.
+        env: overrides the policy's environment.
+        seed: of the episodes.
+
+    Attributes:
+        spec: of the policy.
+        header: of the bundle.
+        plan: the targets that are asked for.
+        env: the environment's id.
+
+    Raises:
+        UserError: there is no policy or critic, the targets cannot be read, or no environment is known.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        targets: str | float | Sequence[float],
+        episodes: int,
+        env: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        # interop stands beside evaluation, above the model.
+        from rayrl_dt.interop.bundle import load_model, read_header
+        from rayrl_dt.interop.critics import load_critic
+
+        model = load_model(path)
+        self.spec = spec = model.spec
+        self.header = read_header(path)
+        self._critic = load_critic(path)
+        known = spec.data_returns
+        data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
+        self.plan = plan_targets(spec, targets, data=data)
+        where = env or spec.env
+        if where is None:
+            raise UserError(
+                f"the environment of {spec.dataset} is not recorded; name one with --env (environment.env in a file)"
+            )
+        self.env = env_id_of(where)
+        self._slots = plan_slots(
+            self.plan.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation")
+        )
+        self._vector = envs.make_vector(
+            where, len(self._slots), spaces=(spec.observation_space, spec.action_space)
+        )
+        self._actor = VectorActor(model, len(self._slots))
+        self._collector = Collector(self._vector, self._actor, record=False)
+
+    def run(self, settings: ActionGradient, *, progress: Callable[[int], None] | None = None) -> Rollouts:
+        """Plays the episodes with an action gradient; with n = 0 the policy acts alone.
+
+        Args:
+            settings: of the action gradient.
+            progress: called with the number of episodes that just ended.
+        """
+        self._actor.refiner = None if settings.idle else ActionRefiner(settings, self._critic, self.spec)
+        return run_slots(self._collector, self._slots, progress=progress)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._vector.close()

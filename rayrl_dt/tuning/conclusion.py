@@ -1,0 +1,147 @@
+"""What a sweep leaves: a results table, a page and the best policy."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.interop.bundle import find_bundle
+from rayrl_dt.tuning.plan import Plan
+from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.tuning.report import Winner, write_sweep_page
+from rayrl_dt.tuning.results import TrialResult, best_group, group_trials, read_trials
+
+__all__ = ["SWEEP", "Cost", "SweepOutcome", "conclude"]
+
+SWEEP = "sweep.yaml"
+"""The sweep's file in its folder."""
+_RESULTS, _POLICY = "results.json", "policy"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The time of one call of `sweep`; a sweep that was resumed had several.
+
+    Attributes:
+        wall_seconds: from the first trial's scheduling to the last one's end.
+        trial_seconds: spent inside the trials' steps meanwhile, added up over trials that ran side by side.
+    """
+
+    wall_seconds: float
+    trial_seconds: float
+
+    def to_json(self) -> dict[str, float]:
+        """Returns it as JSON values."""
+        return {"wall_seconds": self.wall_seconds, "trial_seconds": self.trial_seconds}
+
+
+@dataclass(frozen=True, eq=False)
+class SweepOutcome:
+    """How a sweep ended.
+
+    Attributes:
+        page: the HTML page.
+        table: the results as JSON.
+        trials: all of them.
+        expected: how many trials there are to be.
+        bundle: the best policy, or the one that was evaluated; None if no trial has left a checkpoint.
+        command: that runs the best trial on its own; None as `bundle`.
+        cost: None where only the folder was read.
+    """
+
+    page: Path
+    table: Path
+    trials: tuple[TrialResult, ...]
+    expected: int
+    bundle: Path | None
+    command: str | None
+    cost: Cost | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether each trial came to its end."""
+        done = sum(trial.status == "finished" for trial in self.trials)
+        return done >= self.expected
+
+
+def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
+    """Writes the results table, the page and the best policy from what the folder holds.
+
+    Args:
+        plan: of the sweep.
+        out: its folder.
+        wall: when the trials were scheduled and when they had ended, as of `time.time`; None if none were.
+    """
+    trials = read_trials(out, plan)
+    groups = group_trials(trials, plan.settings.best)
+    cost = None
+    if wall is not None:
+        begin, end = wall
+        cost = Cost(end - begin, sum(trial.seconds_since(begin) for trial in trials))
+    best: dict[str, Any] | None = None
+    winner = None
+    found = best_group(groups)
+    if found is not None:
+        group, trial = found
+        checkpoint = trial.best_checkpoint
+        assert checkpoint is not None
+        bundle = _export(checkpoint, out / _POLICY) if plan.run is None else find_bundle(checkpoint)
+        winner = Winner(group, trial, bundle, _command(plan, trial, out))
+        best = {
+            **trial.to_json(),
+            "median": group.median,
+            "bundle": str(bundle),
+            "command": winner.command,
+        }
+    settings = plan.settings
+    table = {
+        "name": plan.name,
+        "metric": settings.metric,
+        "mode": settings.best,
+        "cost": None if cost is None else cost.to_json(),
+        "best": best,
+        "settings": [group.to_json() for group in groups],
+        "trials": [trial.to_json() for trial in trials],
+    }
+    path = out / _RESULTS
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(table, indent=2))
+    aside.replace(path)
+    page = write_sweep_page(plan, trials, groups, winner, out)
+    return SweepOutcome(
+        page=page,
+        table=path,
+        trials=tuple(trials),
+        expected=plan.expected,
+        bundle=None if winner is None else winner.bundle,
+        command=None if winner is None else winner.command,
+        cost=cost,
+    )
+
+
+def _command(plan: Plan, trial: TrialResult, out: Path) -> str:
+    """A single run with the trial's values; after PBT with its last ones from the start."""
+    if plan.run is not None:
+        return read_refining(plan.at(trial.parameters)).command
+    changes = [f"--set {shlex.quote(f'{path}={_yaml(value)}')}" for path, value in trial.parameters.items()]
+    return " ".join(["rayrl-dt train", shlex.quote(str(out / SWEEP)), *changes])
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (Mapping, list, bool)) or value is None else str(value)
+
+
+def _export(checkpoint: Path, target: Path) -> Path:
+    aside = stage(target)
+    try:
+        shutil.copytree(find_bundle(checkpoint), aside, dirs_exist_ok=True)
+        publish(aside, target, replace=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target

@@ -1,0 +1,163 @@
+"""What a sweep's file asks for: its `tune:` section, checked with its spaces before anything is scheduled."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rayrl_dt.config_files import build_config
+from rayrl_dt.errors import UserError
+from rayrl_dt.tuning.refining import RUN, absolute, read_refining
+from rayrl_dt.tuning.settings import LOGGERS, Settings, read_settings
+from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
+
+__all__ = ["SEED", "Plan", "make_plan"]
+
+SEED = "debugging.seed"
+_INTERVAL = "evaluation.evaluation_interval"
+_DATASET = "offline_data.dataset"
+# PBT goes on from another trial's weights: only what leaves their shapes and the data's scales alone may change.
+_MUTABLE = ("training", "online")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sweep, ready to be scheduled.
+
+    Attributes:
+        name: of the sweep.
+        values: the config file's content without `tune`, the seeds among its spaces.
+        spaces: what is searched.
+        settings: the section `tune:`.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    spaces: tuple[Space, ...]
+    settings: Settings
+
+    def at(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the content of a single run's file: each space at its first value, unless `changes` has one."""
+        return replaced(self.values, {space.path: space.edges[0] for space in self.spaces} | dict(changes))
+
+    @property
+    def corners(self) -> list[dict[str, Any]]:
+        """Single runs that between them show every space at its edges, one space at a time."""
+        varied = [{space.path: edge} for space in self.spaces for edge in space.edges[1:]]
+        return [self.at(changes) for changes in ({}, *varied)]
+
+    @property
+    def run(self) -> str | None:
+        """The trained run that all trials evaluate; None where they train."""
+        return self.values.get(RUN)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets that trials will load; none where they only evaluate."""
+        if self.run is not None:
+            return []
+        return list(dict.fromkeys(str(value_at(values, _DATASET)) for values in self.corners))
+
+    @property
+    def expected(self) -> int:
+        """How many trials there are to be."""
+        grids = math.prod(len(space.options) for space in self.spaces if space.kind == "grid")
+        return self.settings.num_samples * grids
+
+    @property
+    def param_space(self) -> dict[str, Any]:
+        """What Ray Tune draws the trials' configs from."""
+        return replaced(self.values, {space.path: space.domain() for space in self.spaces})
+
+
+def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | None = None) -> Plan:
+    """Reads a sweep from a config file's content.
+
+    Every trial is evaluated in each iteration, unless `evaluation.evaluation_interval` says how many make one report.
+
+    Args:
+        values: the file's content.
+        default_name: where the file has no `name`.
+        samples: overrides `tune.num_samples`.
+
+    Raises:
+        UserError: a key, value or space is wrong, there is nothing to search, or parts do not fit each other.
+    """
+    settings = read_settings(values, samples=samples)
+    name = str(values.get("name") or default_name)
+    content = {key: value for key, value in values.items() if key != "tune"}
+    content = absolute(content) if RUN in content else _with_interval(content, settings)
+    if settings.seeds is not None:
+        content = replaced(content, {SEED: {"grid": list(settings.seeds)}})
+        if isinstance(value_at(values, SEED), dict):
+            raise UserError(f"tune.seeds and a space at {SEED} say the same thing twice; keep tune.seeds")
+    spaces = find_spaces(content)
+    if not spaces:
+        raise UserError(
+            "there is no search space; give a key one, such as training.lr: {loguniform: [1e-4, 1e-2]}, "
+            "or train this file with rayrl-dt train"
+        )
+    plan = Plan(name, content, spaces, settings)
+    _check_together(plan)
+    for corner in plan.corners:
+        if plan.run is None:
+            build_config(corner)
+        else:
+            read_refining(corner)
+    return plan
+
+
+def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Returns the content with an evaluation in every iteration, unless it says how many make one report."""
+    interval = value_at(content, _INTERVAL)
+    if interval is None:
+        return replaced(content, {_INTERVAL: 1})
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        raise UserError(
+            f"{_INTERVAL} is {interval!r}, so no iteration would report {settings.metric}; set it to 1 or more"
+        )
+    return content
+
+
+def _check_together(plan: Plan) -> None:
+    """Refuses loggers that are not installed, and schedulers and searches that cannot work with the spaces."""
+    settings, spaces = plan.settings, plan.spaces
+    for logger in settings.loggers:
+        if importlib.util.find_spec(LOGGERS[logger]) is None:
+            raise UserError(
+                f"tune.loggers has {logger}, which needs its package: pip install 'rayrl_dt[{logger}]' "
+                "(or leave it out: TensorBoard is always written)"
+            )
+    if plan.run is not None and settings.scheduler != "none":
+        raise UserError(
+            f"tune.scheduler is {settings.scheduler!r}, but a trial that evaluates {RUN} reports once; set it to none"
+        )
+    grids = [space.path for space in spaces if space.kind == "grid"]
+    if settings.search == "optuna":
+        if importlib.util.find_spec("optuna") is None:
+            raise UserError(
+                "tune.search optuna needs the package: pip install 'rayrl_dt[optuna]' (or search: random)"
+            )
+        if grids:
+            raise UserError(
+                f"tune.search optuna knows no grids ({', '.join(grids)}); write choice, or set search: random"
+            )
+        if settings.scheduler == "pbt":
+            raise UserError("tune.scheduler pbt changes values itself; set tune.search: random")
+    if settings.scheduler != "pbt":
+        return
+    if grids:
+        raise UserError(f"tune.scheduler pbt cannot mutate a grid ({', '.join(grids)}); write choice")
+    fixed = [space.path for space in spaces if space.path.split(".")[0] not in _MUTABLE]
+    if fixed:
+        raise UserError(
+            f"tune.scheduler pbt goes on from other trials' weights, {fixed[0]} must not change under them; "
+            f"search sections {' and '.join(_MUTABLE)} only"
+        )
+    if settings.num_samples < 2:
+        raise UserError(
+            f"tune.scheduler pbt needs a population, num_samples is {settings.num_samples}; set 4"
+        )

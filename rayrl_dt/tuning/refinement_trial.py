@@ -1,0 +1,87 @@
+"""One trial of a sweep that only evaluates: an action gradient on a checkpoint that its process keeps loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+
+from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.evaluation.evaluate import assemble
+from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.tuning.refining import Refining, read_refining
+
+__all__ = ["RefinementTrial"]
+
+
+class RefinementTrial(tune.Trainable):
+    """Evaluates the action gradient that Ray Tune drew, in one report.
+
+    Policy, critic and environments stay where they are from one trial to the next; only another seed, target or run
+    loads them anew. What the same episodes give without an action gradient stands beside each report under
+    `unrefined`: it is what a trial is to be compared with.
+    """
+
+    job: Refining
+    policy: RefinedPolicy
+    unrefined: dict[str, float | None]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Loads policy, critic and environments, and evaluates the policy alone."""
+        self.job = read_refining(config)
+        self.policy = RefinedPolicy(
+            self.job.run,
+            targets=self.job.targets,
+            episodes=self.job.episodes,
+            env=self.job.env,
+            seed=self.job.seed,
+        )
+        self.unrefined = self._evaluate(ActionGradient(n=0))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial's action gradient."""
+        job = read_refining(new_config)
+        if replace(job, settings=self.job.settings) != self.job:
+            self.cleanup()
+            self.setup(new_config)
+        self.job = job
+        return True
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> Any:
+        """Returns one CPU, for the critic is small."""
+        return tune.PlacementGroupFactory([{"CPU": 1.0}])
+
+    def step(self) -> dict[str, Any]:
+        """Plays the episodes; the trial is done then."""
+        return {
+            "evaluation": self._evaluate(self.job.settings),
+            "unrefined": self.unrefined,
+            GRADIENT_STEPS: self.policy.header.get(GRADIENT_STEPS) or 0,
+            "done": True,
+        }
+
+    def cleanup(self) -> None:
+        """Closes the environments."""
+        self.policy.close()
+
+    def _evaluate(self, settings: ActionGradient) -> dict[str, float | None]:
+        policy = self.policy
+        result = assemble(
+            policy.run(settings),
+            policy.plan,
+            env=policy.env,
+            dataset=policy.spec.dataset,
+            reference=None,
+            score_note=None,
+            seed=self.job.seed,
+        )
+        returns = [target.return_mean for target in result.targets]
+        return {
+            "return_mean": sum(returns) / len(returns),
+            "alignment_error": result.alignment_error,
+            "alignment_error_relative": result.alignment_error_relative,
+            "spearman": result.spearman,
+        }

@@ -1,0 +1,108 @@
+"""A sweep over action gradients: a file that names a trained run instead of an algorithm, and only evaluates it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.policy.action_gradient import ActionGradient
+
+__all__ = ["RUN", "Refining", "absolute", "read_refining"]
+
+RUN = "run"
+_KEYS: dict[str, tuple[str, ...]] = {
+    "environment": ("env",),
+    "evaluation": ("target_returns", "episodes_per_target", "action_gradient"),
+    "debugging": ("seed",),
+}
+_TOP_LEVEL = ("name", "description", RUN, *_KEYS, "tune")
+
+
+@dataclass(frozen=True)
+class Refining:
+    """What one trial evaluates.
+
+    Attributes:
+        run: run folder, checkpoint or bundle, with a critic.
+        targets: as for `parse_targets`.
+        episodes: per target.
+        env: overrides the policy's environment.
+        seed: of the episodes.
+        settings: of the action gradient.
+    """
+
+    run: str
+    targets: str
+    episodes: int
+    env: str | None
+    seed: int
+    settings: ActionGradient
+
+    @property
+    def command(self) -> str:
+        """The command that evaluates the same on its own."""
+        gradient = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
+        place = "" if self.env is None else f" --env {self.env}"
+        return (
+            f"rayrl-dt eval {self.run} --targets={self.targets} --episodes {self.episodes}{place} "
+            f"--seed {self.seed} --action-gradient {gradient}"
+        )
+
+
+def read_refining(values: Mapping[str, Any]) -> Refining:
+    """Reads a file's content that holds no search space any more.
+
+    Raises:
+        UserError: a key is unknown, or a value is out of range.
+    """
+    for key in values:
+        if key == "algorithm":
+            raise UserError(
+                f"this file has both {RUN} and algorithm; keep {RUN} to evaluate, algorithm to train"
+            )
+        if key not in _TOP_LEVEL:
+            raise UserError(f"unknown section {key!r} beside {RUN}.{suggest(str(key), _TOP_LEVEL)}")
+    chosen: dict[str, dict[str, Any]] = {}
+    for section, known in _KEYS.items():
+        found = values.get(section) or {}
+        if not isinstance(found, dict):
+            raise UserError(f"section {section} must be a mapping, it is {found!r}")
+        for key in found:
+            if key not in known:
+                raise UserError(f"{section} has no key {key!r} beside {RUN}.{suggest(str(key), known)}")
+        chosen[section] = found
+    run, evaluation = values.get(RUN), chosen["evaluation"]
+    if not isinstance(run, str) or not run:
+        raise UserError(f"{RUN} is {run!r}; name a run folder, a checkpoint or a policy bundle")
+    gradient = evaluation.get("action_gradient") or {}
+    if not isinstance(gradient, dict):
+        raise UserError(
+            f"evaluation.action_gradient is {gradient!r}; write a mapping, such as {{eta: 0.03, n: 10, rule: plain}}"
+        )
+    return Refining(
+        run=run,
+        targets=_targets(evaluation.get("target_returns", "dataset:max")),
+        episodes=_whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
+        env=chosen["environment"].get("env"),
+        seed=_whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
+        settings=ActionGradient.from_dict(gradient),
+    )
+
+
+def _targets(value: Any) -> str:
+    return ",".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _whole(name: str, value: Any, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    return value
+
+
+def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content with the run's absolute path: trials on a cluster have working folders of their own."""
+    run = values[RUN]
+    return {**values, RUN: str(Path(run).resolve()) if isinstance(run, str) and run else run}

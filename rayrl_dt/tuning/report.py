@@ -1,0 +1,197 @@
+"""The page of a sweep: the best trial, every trial in a table, and drawings of parameters and learning curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayrl_dt.evaluation.document import (
+    MISSING,
+    Block,
+    Code,
+    Heading,
+    Notice,
+    Paragraph,
+    Picture,
+    Table,
+    Tiles,
+    number,
+)
+from rayrl_dt.evaluation.report import write_page
+from rayrl_dt.tuning import charts
+from rayrl_dt.tuning.charts import label
+from rayrl_dt.tuning.plan import SEED, Plan
+from rayrl_dt.tuning.results import Group, TrialResult
+
+__all__ = ["Winner", "write_sweep_page"]
+
+_LEGEND = (
+    "Last is the metric of the last checkpoint, best that of the best one beside it. The median over the seeds of the "
+    "last ones ranks the settings; the best of many is high by chance, too: confirm it with other seeds before quoting "
+    "it. Trials that a scheduler stopped count with their last report. A click on a column's head sorts."
+)
+_HOVER = "Point at a line to see its trial, and its row in the table"
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """The best trial, ready to be used.
+
+    Attributes:
+        group: the setting with the best median.
+        trial: its best one.
+        bundle: the policy.
+        command: that runs the trial on its own.
+    """
+
+    group: Group
+    trial: TrialResult
+    bundle: Path
+    command: str
+
+
+def write_sweep_page(
+    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
+) -> Path:
+    """Writes `sweep.html`, which holds everything, with Markdown and SVG files beside it.
+
+    Args:
+        plan: of the sweep.
+        trials: all of them.
+        groups: the same over their seeds, the best first.
+        winner: the best trial, if one left a policy.
+        out: folder of the sweep.
+
+    Returns:
+        The page's path.
+    """
+
+    def compose(folder: Path) -> list[Block]:
+        return [
+            Paragraph(_describe(plan), "muted"),
+            *_missing(plan, trials),
+            *_headline(plan, winner),
+            *_drawings(plan, trials, groups, folder),
+            *_settings(plan, groups),
+            Heading("All trials"),
+            Paragraph(_LEGEND, "muted"),
+            _table(plan, [trial for group in groups for trial in group.trials]),
+        ]
+
+    return write_page(out, "sweep", f"Sweep {plan.name}: {len(trials)} trials", compose)
+
+
+def _describe(plan: Plan) -> str:
+    settings = plan.settings
+    goal = "lower" if settings.best == "min" else "higher"
+    parts = [
+        f"{settings.metric}, {goal} is better",
+        f"search {settings.search}",
+        f"scheduler {settings.scheduler}",
+    ]
+    if plan.run is not None:
+        parts.append(f"evaluations of {plan.run}")
+    return " \u00b7 ".join(parts)
+
+
+def _missing(plan: Plan, trials: Sequence[TrialResult]) -> list[Block]:
+    lines = [f"{trial.name}: {trial.status}" for trial in trials if trial.status != "finished"]
+    if len(trials) < plan.expected:
+        lines.append(f"{plan.expected - len(trials)} of {plan.expected} trials have not begun")
+    return [Notice("Trials that did not finish", lines)] if lines else []
+
+
+def _headline(plan: Plan, winner: Winner | None) -> list[Block]:
+    if winner is None:
+        return [Paragraph("No trial has left a checkpoint and a report yet.")]
+    group, trial = winner.group, winner.trial
+    remark = f"over {len(group.trials)} seeds" if len(group.trials) > 1 else "of one seed"
+    what = f"median {remark}" if plan.run is not None else f"last checkpoint, median {remark}"
+    tiles = [(f"Best {plan.settings.metric}", number(group.median), what)]
+    # The tables have the whole path.
+    tiles += [
+        (path.rpartition(".")[2], label(value), "of the best setting")
+        for path, value in group.parameters.items()
+    ]
+    if plan.run is None:
+        best = None if trial.best is None else trial.best[1]
+        tiles.append(("Exported policy", number(best), f"trial {trial.name}, its best checkpoint"))
+    else:
+        alone = [member.unrefined for member in group.trials if member.unrefined is not None]
+        control = number(statistics.median(alone)) if alone else MISSING
+        tiles.append(("Without action gradient", control, f"the same episodes, median {remark}"))
+    return [
+        Tiles(tiles),
+        Paragraph(f"Best policy: {winner.bundle}"),
+        Paragraph(f"Trial {trial.name} on its own:"),
+        Code(winner.command),
+    ]
+
+
+def _drawings(
+    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], folder: Path
+) -> list[Block]:
+    shown = [space for space in plan.spaces if space.path != SEED]
+    reported = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last)]
+    metric = plan.settings.metric
+    blocks: list[Block] = []
+    if shown and reported:
+        charts.parallel_coordinates(shown, reported, metric, folder / "sweep-parallel.svg")
+        charts.scatter(shown, reported, metric, folder / "sweep-parameters.svg")
+        blocks += [
+            Heading("Parameters and metric"),
+            Picture(
+                "sweep-parallel.svg",
+                "Parallel coordinates: a line per trial through its parameters to its metric",
+                f"One line per trial, from its parameters to its last {metric}; darker is better. {_HOVER}.",
+            ),
+            Picture("sweep-parameters.svg", f"{metric} over each parameter", "One point per trial."),
+        ]
+    if any(len(trial.curve) > 1 for trial in trials):
+        charts.curves(groups, metric, folder / "sweep-curves.svg")
+        caption = f"One line per trial; the seeds of a setting share a colour. {_HOVER}."
+        blocks += [
+            Heading("Learning curves"),
+            Picture("sweep-curves.svg", f"{metric} over gradient steps", caption),
+        ]
+    return blocks
+
+
+def _settings(plan: Plan, groups: Sequence[Group]) -> list[Block]:
+    if not any(space.path == SEED for space in plan.spaces):
+        return []
+    shared = [space.path for space in plan.spaces if space.path != SEED]
+    rows = [
+        [
+            str(rank),
+            *(label(group.parameters[path]) for path in shared),
+            number(group.median),
+            str(len(group.trials)),
+        ]
+        for rank, group in enumerate(groups, start=1)
+    ]
+    header = ["Setting", *shared, "Median", "Seeds"]
+    return [Heading("Settings, over their seeds"), Table(header, rows, "sortable")]
+
+
+def _table(plan: Plan, trials: Sequence[TrialResult]) -> Table:
+    paths = [space.path for space in plan.spaces]
+    header = ["Trial", *paths, "Last", "Best", "Gradient steps", "Seconds", "Status"]
+    rows = []
+    for trial in trials:
+        best, steps = trial.best, trial.curve[-1][0] if trial.curve else 0
+        rows.append(
+            [
+                trial.name,
+                *(label(trial.parameters[path]) for path in paths),
+                number(trial.last),
+                number(None if best is None else best[1]),
+                number(steps),
+                number(trial.seconds, 1),
+                trial.status,
+            ]
+        )
+    return Table(header, rows, "sortable")

@@ -1,0 +1,209 @@
+"""What came of a sweep, read from its folder without Ray, so that a killed one can be looked at too."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import read_header
+from rayrl_dt.tuning.plan import SEED, Plan
+from rayrl_dt.tuning.space import value_at
+
+__all__ = ["Group", "TrialResult", "best_group", "group_trials", "read_trials"]
+
+_STEPS = "gradient_steps"
+
+
+@dataclass(frozen=True, eq=False)
+class TrialResult:
+    """One trial as its folder tells it.
+
+    Attributes:
+        name: Ray's identifier, which is its folder's name.
+        folder: with checkpoints, `result.json` and TensorBoard events.
+        parameters: value of each searched key; that of the last report where PBT has changed it.
+        status: "finished" (by itself or by the scheduler), "failed" or "unfinished".
+        curve: (gradient steps, metric) of each report.
+        steps: (when it ended, how long it took) of each report, restarts included; s, as of `time.time`.
+        mode: "min" or "max".
+        evaluated: the run that a trial evaluated; None where it trained.
+        unrefined: the metric of that run without its action gradient, in the same episodes.
+    """
+
+    name: str
+    folder: Path
+    parameters: dict[str, Any]
+    status: str
+    curve: tuple[tuple[int, float], ...]
+    steps: tuple[tuple[float, float], ...]
+    mode: str
+    evaluated: Path | None = None
+    unrefined: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in its steps."""
+        return self.seconds_since(-math.inf)
+
+    def seconds_since(self, moment: float) -> float:
+        """Returns the time spent in steps that ended after `moment` (as of `time.time`)."""
+        return sum(seconds for ended, seconds in self.steps if ended >= moment)
+
+    @property
+    def last(self) -> float | None:
+        """The metric at the last report."""
+        return self.curve[-1][1] if self.curve else None
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Gradient steps and metric of the best report; the earliest of equal ones."""
+        finite = [point for point in self.curve if math.isfinite(point[1])]
+        choose = min if self.mode == "min" else max
+        return choose(finite, key=lambda point: point[1]) if finite else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The whole checkpoint with the best metric among those that are kept; the run that was only evaluated."""
+        if self.evaluated is not None:
+            return self.evaluated if self.best is not None else None
+        metric = dict(self.curve)
+        found = []
+        for folder in sorted(self.folder.glob("checkpoint_*")):
+            try:
+                steps = read_header(folder).get(_STEPS)
+            except UserError:
+                continue  # what a killed process was writing
+            if steps in metric and math.isfinite(metric[steps]):
+                found.append((metric[steps], folder))
+        choose = min if self.mode == "min" else max
+        return choose(found, key=lambda item: item[0])[1] if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a row of the results table."""
+        best, checkpoint = self.best, self.best_checkpoint
+        return {
+            "trial": self.name,
+            "status": self.status,
+            "parameters": self.parameters,
+            "last": self.last,
+            "best": None if best is None else best[1],
+            "best_gradient_steps": None if best is None else best[0],
+            "gradient_steps": self.curve[-1][0] if self.curve else 0,
+            "reports": len(self.curve),
+            "seconds": self.seconds,
+            "unrefined": self.unrefined,
+            "checkpoint": None if checkpoint is None else self._place(checkpoint),
+        }
+
+    def _place(self, checkpoint: Path) -> str:
+        folder = self.folder.parent
+        return str(checkpoint.relative_to(folder) if self.evaluated is None else checkpoint)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Trials that differ in nothing but their seed.
+
+    Attributes:
+        parameters: those that they share.
+        trials: one per seed.
+        median: of the trials' last metrics; None where none has reported.
+    """
+
+    parameters: dict[str, Any]
+    trials: tuple[TrialResult, ...]
+    median: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as JSON values."""
+        names = [trial.name for trial in self.trials]
+        return {"parameters": self.parameters, "median": self.median, "trials": names}
+
+
+def read_trials(folder: Path, plan: Plan) -> list[TrialResult]:
+    """Returns the trials of a sweep's folder, by name."""
+    found = sorted(path.parent for path in folder.glob("*/params.json"))
+    return [_read(trial, plan) for trial in found]
+
+
+def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
+    """Returns the trials with equal parameters but for the seed, the best median first.
+
+    Trials that have not reported come last.
+    """
+    together: dict[str, list[TrialResult]] = {}
+    for trial in trials:
+        shared = {path: value for path, value in trial.parameters.items() if path != SEED}
+        together.setdefault(json.dumps(shared, sort_keys=True), []).append(trial)
+    groups = []
+    for key, members in together.items():
+        lasts = [trial.last for trial in members if trial.last is not None and math.isfinite(trial.last)]
+        groups.append(Group(json.loads(key), tuple(members), statistics.median(lasts) if lasts else None))
+    sign = 1 if mode == "min" else -1
+    return sorted(groups, key=lambda group: math.inf if group.median is None else sign * group.median)
+
+
+def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
+    """Returns the group with the best median that left a checkpoint, and its trial nearest to the top.
+
+    The median over seeds decides, not a lucky seed; within the group the trial with the best last metric does.
+    """
+    for group in groups:
+        sign = 1 if group.trials[0].mode == "min" else -1
+        reported = [(sign * trial.last, trial) for trial in group.trials if trial.last is not None]
+        for _, trial in sorted(reported, key=lambda item: item[0]):
+            if group.median is not None and trial.best_checkpoint is not None:
+                return group, trial
+    return None
+
+
+def _read(folder: Path, plan: Plan) -> TrialResult:
+    records = _records(folder / "result.json")
+    config = records[-1].get("config") if records else None
+    if config is None:
+        config = json.loads((folder / "params.json").read_text())
+    curve: dict[int, float] = {}
+    steps = []
+    for record in records:
+        metric = value_at(record, _path(plan))
+        # After a restart a report may come twice: the later one is of the weights that went on.
+        curve[int(record[_STEPS])] = math.nan if metric is None else float(metric)
+        steps.append((float(record.get("timestamp", 0.0)), float(record.get("time_this_iter_s", 0.0))))
+    if records and records[-1].get("done"):
+        status = "finished"
+    else:
+        status = "failed" if (folder / "error.txt").exists() else "unfinished"
+    return TrialResult(
+        name=folder.name,
+        folder=folder,
+        parameters={space.path: value_at(config, space.path) for space in plan.spaces},
+        status=status,
+        curve=tuple(sorted(curve.items())),
+        steps=tuple(steps),
+        mode=plan.settings.best,
+        evaluated=None if plan.run is None else Path(plan.run),
+        unrefined=value_at(records[-1], _path(plan, "unrefined")) if records else None,
+    )
+
+
+def _path(plan: Plan, section: str = "evaluation") -> str:
+    """Where a report holds the metric."""
+    return f"{section}.{plan.settings.metric.rpartition('/')[2]}"
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    if not path.exists():
+        return records
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # the line that a killed process was writing
+    return records

@@ -1,0 +1,68 @@
+"""What draws the values of a plan's trials, and what stops trials before their end: Ray Tune's own classes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from rayrl_dt.seeding import derive_seed
+from rayrl_dt.tuning.plan import SEED, Plan
+from rayrl_dt.tuning.space import Space, replaced, value_at
+
+__all__ = ["scheduler", "searcher"]
+
+# Beyond any number of evaluations: a run ends itself.
+_NO_END = 1_000_000
+
+
+def searcher(plan: Plan) -> Any:
+    """Returns what draws the trials' values; the same ones for the same seed."""
+    seed = derive_seed(_seed(plan), "tune") % 2**31
+    if plan.settings.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(metric=plan.settings.metric, mode=plan.settings.best, seed=seed)
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    # Constant: each draw is tried at every point of the grids, with every seed.
+    return BasicVariantGenerator(
+        constant_grid_search=True, random_state=seed, max_concurrent=plan.settings.max_concurrent or 0
+    )
+
+
+def scheduler(plan: Plan) -> Any:
+    """Returns what stops trials early, or (PBT) lets them take over the better ones' weights."""
+    from ray.tune import schedulers
+
+    kind, patience = plan.settings.scheduler, plan.settings.grace_period
+    time = "training_iteration"
+    if kind == "asha":
+        return schedulers.ASHAScheduler(time_attr=time, max_t=_NO_END, grace_period=patience)
+    if kind == "median":
+        return schedulers.MedianStoppingRule(time_attr=time, grace_period=patience)
+    if kind == "pbt":
+        return schedulers.PopulationBasedTraining(
+            time_attr=time,
+            perturbation_interval=patience,
+            hyperparam_mutations=_mutations(plan.spaces),
+            custom_explore_fn=functools.partial(_clip, plan.spaces),
+        )
+    return schedulers.FIFOScheduler()
+
+
+def _mutations(spaces: tuple[Space, ...]) -> dict[str, Any]:
+    # PBT walks along lists; a `choice` would be multiplied like a number.
+    return replaced(
+        {},
+        {space.path: list(space.options) if space.kind == "choice" else space.domain() for space in spaces},
+    )
+
+
+def _clip(spaces: tuple[Space, ...], config: Mapping[str, Any]) -> dict[str, Any]:
+    return replaced(config, {space.path: space.clipped(value_at(config, space.path)) for space in spaces})
+
+
+def _seed(plan: Plan) -> int:
+    seed = value_at(plan.at({}), SEED)
+    return seed if isinstance(seed, int) else 0

@@ -1,0 +1,147 @@
+"""Search spaces of a config file: leaves such as `{loguniform: [1e-5, 1e-3]}`, checked and handed to Ray Tune."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rayrl_dt.config_files import SECTIONS, search_spaces
+from rayrl_dt.errors import UserError, suggest
+
+__all__ = ["KINDS", "Space", "find_spaces", "replaced", "value_at"]
+
+KINDS = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
+_LISTS = ("grid", "choice")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values that one key of a config may take in a sweep.
+
+    Attributes:
+        path: dotted path of the key, `training.lr`.
+        kind: one of `KINDS`.
+        options: the values of "grid" (all are tried) and "choice" (drawn from); [low, high] of "uniform", "loguniform"
+            and "randint" (high excluded, as in Ray); [low, high, step] of "quniform".
+    """
+
+    path: str
+    kind: str
+    options: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind in _LISTS:
+            if not self.options:
+                raise UserError(
+                    f"{self.path} is an empty {self.kind}; list its values: {{{self.kind}: [1, 2]}}"
+                )
+            return
+        numbers = 3 if self.kind == "quniform" else 2
+        values = self.options
+        if len(values) != numbers or not all(_is_finite(value) for value in values):
+            shape = "[low, high, step]" if numbers == 3 else "[low, high]"
+            raise UserError(f"{self.path} is {{{self.kind}: {list(values)}}}; write {{{self.kind}: {shape}}}")
+        if not values[0] < values[1]:
+            raise UserError(
+                f"{self.path} is an empty space, {values[0]} is not below {values[1]}; exchange or widen its bounds"
+            )
+        if self.kind == "loguniform" and values[0] <= 0:
+            raise UserError(f"{self.path} is loguniform from {values[0]}; the lower bound must be positive")
+        if self.kind == "randint" and not all(isinstance(value, int) for value in values):
+            raise UserError(f"{self.path} is randint of {list(values)}; both bounds must be whole numbers")
+        if self.kind == "quniform" and values[2] <= 0:
+            raise UserError(f"{self.path} is quniform in steps of {values[2]}; the step must be positive")
+
+    @property
+    def edges(self) -> tuple[Any, ...]:
+        """The values that show whether the space fits its key: all listed ones, or both ends."""
+        if self.kind in _LISTS:
+            return self.options
+        low, high = self.options[:2]
+        return (low, high - 1) if self.kind == "randint" else (low, high)
+
+    def domain(self) -> Any:
+        """Returns the space as Ray Tune knows it."""
+        from ray import tune
+
+        if self.kind == "grid":
+            return tune.grid_search(list(self.options))
+        if self.kind == "choice":
+            return tune.choice(list(self.options))
+        return getattr(tune, self.kind)(*self.options)
+
+    def clipped(self, value: Any) -> Any:
+        """Returns `value`, or the bound that it has crossed; PBT multiplies without looking."""
+        return value if self.kind in _LISTS else min(max(value, self.edges[0]), self.edges[1])
+
+
+def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
+    """Returns the search spaces of a config file.
+
+    Raises:
+        UserError: one is empty, malformed, or of an unknown kind.
+    """
+    for path, name, options in _lonely_lists({key: values[key] for key in values if key in SECTIONS}, ""):
+        if name not in KINDS and difflib.get_close_matches(name, KINDS, n=1, cutoff=0.75):
+            raise UserError(
+                f"{path} is {{{name}: {options}}}, which is no search space.{suggest(name, KINDS)}"
+            )
+    found = []
+    for path in search_spaces(values):
+        ((kind, options),) = value_at(values, path).items()
+        if not isinstance(options, (list, tuple)):
+            raise UserError(
+                f"{path} is {{{kind}: {options!r}}}; a space lists its values, as {{{kind}: [1, 2]}}"
+            )
+        found.append(Space(path, kind, tuple(_number(option) for option in options)))
+    return tuple(found)
+
+
+def value_at(values: Any, path: str) -> Any:
+    """Returns the value at a dotted path; None where the path ends early."""
+    for key in path.split("."):
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(key)
+    return values
+
+
+def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of `values` with the value at each dotted path exchanged, its sections made where missing."""
+    result = copy.deepcopy(dict(values))
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        target = result
+        for section in sections:
+            if target.get(section) is None:
+                target[section] = {}
+            target = target[section]
+        target[key] = value
+    return result
+
+
+def _lonely_lists(node: Any, path: str) -> Iterator[tuple[str, str, list[Any]]]:
+    """Mappings that look like a space: one key, and a list behind it."""
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if len(node) == 1 and isinstance(value, list):
+            yield path, str(key), value
+        yield from _lonely_lists(value, inner)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text; here it is a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

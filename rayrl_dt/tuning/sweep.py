@@ -1,0 +1,218 @@
+"""Runs a plan with Ray Tune, or goes on with one that was cut short."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayrl_dt.algorithms.session import start_ray
+from rayrl_dt.config_files import build_config
+from rayrl_dt.data import sources
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
+from rayrl_dt.tuning.plan import Plan
+from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.tuning.resources import check_placement
+from rayrl_dt.tuning.search import scheduler, searcher
+from rayrl_dt.tuning.storage import check_shared
+
+__all__ = ["sweep"]
+
+_LOCK = ".lock"
+# The best one, and always the newest; PBT's trials read each other's for a while.
+_KEPT_CHECKPOINTS = {"pbt": 4}
+_KEPT_BY_DEFAULT = 2
+
+
+def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = None) -> SweepOutcome:
+    """Runs all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
+
+    Args:
+        plan: from `make_plan`.
+        out: folder of the sweep; new, unless `resume`.
+        resume: go on with the sweep in the folder; finished trials are not run again.
+        address: of a running Ray cluster; `out` must be storage that its nodes share.
+
+    Raises:
+        UserError: the folder is taken or holds another sweep, there is nothing to resume, data or an environment is
+            missing, nodes do not share the folder, or the cluster cannot hold a trial.
+    """
+    from ray import tune
+
+    out = out.resolve()
+    # Tune saves its state every 10 s; what ended since then would be run again after a kill.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    # A relative path in the file means the same to a trial.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    restored = _check_folder(plan, out, resume=resume)
+    _check_data(plan)
+    start_ray(address=address)
+    check_shared(out)
+    _check_resources(plan)
+    callbacks = _loggers(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        if restored:
+            tuner = tune.Tuner.restore(
+                str(out), _trainable(plan), resume_unfinished=True, resume_errored=True
+            )
+        else:
+            (out / SWEEP).write_text(_text(plan))
+            tuner = _tuner(plan, out, callbacks)
+        begin = time.time()
+        tuner.fit()
+        return conclude(plan, out, wall=(begin, time.time()))
+
+
+def _trainable(plan: Plan) -> Any:
+    if plan.run is None:
+        from rayrl_dt.tuning.trial import SweepTrial
+
+        return SweepTrial
+    from rayrl_dt.tuning.refinement_trial import RefinementTrial
+
+    return RefinementTrial
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps a second sweep out of the folder; the lock ends with the process, however that ends."""
+    with (out / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another sweep is running in {out}; wait for its end or choose another --out"
+            ) from error
+        yield
+
+
+def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
+    """Returns whether there is a sweep in the folder to go on with."""
+    from ray import tune
+
+    saved = out / SWEEP
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists already; continue it with --resume or choose another --out")
+        return False
+    if not saved.exists():
+        raise UserError(f"{out} holds no sweep to resume; start it without --resume")
+    if saved.read_text() != _text(plan):
+        raise UserError(
+            f"{out} holds a sweep of another config ({saved}); resume with the file and --samples that began it, "
+            "or choose another --out"
+        )
+    return bool(tune.Tuner.can_restore(str(out))) and any(out.glob("experiment_state-*.json"))
+
+
+def _check_data(plan: Plan) -> None:
+    """Loads what trials need once, before several want it, and makes sure that it can be evaluated."""
+    if plan.run is not None:
+        job = read_refining(plan.at({}))
+        RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
+        return
+    for values in plan.corners:
+        config = build_config(values)
+        if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
+            raise UserError(
+                f"{config.dataset} names no environment, so no iteration would report {plan.settings.metric}; "
+                "set environment.env"
+            )
+    for dataset in plan.datasets:
+        sources.load(dataset)
+
+
+def _check_resources(plan: Plan) -> None:
+    import ray
+
+    trainable = _trainable(plan)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    requests = {
+        json.dumps(trainable.default_resource_request(values).bundles, sort_keys=True)
+        for values in plan.corners
+    }
+    for request in sorted(requests):
+        check_placement(json.loads(request), nodes)
+
+
+def _tuner(plan: Plan, out: Path, callbacks: list[Any]) -> Any:
+    from ray import tune
+
+    settings = plan.settings
+    # What is only evaluated leaves no checkpoint.
+    frequency = 1 if plan.run is None else 0
+    return tune.Tuner(
+        _trainable(plan),
+        param_space=plan.param_space,
+        tune_config=tune.TuneConfig(
+            metric=settings.metric,
+            mode=settings.best,
+            num_samples=settings.num_samples,
+            search_alg=searcher(plan),
+            scheduler=scheduler(plan),
+            max_concurrent_trials=settings.max_concurrent,
+            # A trial that begins in the process of one that ended saves the imports, most of a short trial's time.
+            reuse_actors=True,
+            trial_dirname_creator=_trial_name,
+            trial_name_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=out.name,
+            storage_path=str(out.parent),
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=_KEPT_CHECKPOINTS.get(settings.scheduler, _KEPT_BY_DEFAULT),
+                checkpoint_score_attribute=settings.metric,
+                checkpoint_score_order=settings.best,
+                checkpoint_frequency=frequency,
+                checkpoint_at_end=bool(frequency),
+            ),
+            callbacks=callbacks,
+            verbose=1,
+        ),
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _loggers(plan: Plan) -> list[Any]:
+    """Ray's own callbacks, made sure that they can start; TensorBoard, CSV and JSON it adds itself."""
+    callbacks: list[Any] = []
+    for logger in plan.settings.loggers:
+        if logger == "wandb":
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            callback = WandbLoggerCallback(project=plan.name)
+        else:
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            callback = MLflowLoggerCallback(experiment_name=plan.name)
+        try:
+            callback.setup()
+        except Exception as error:  # of another package, about keys, servers and folders
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"tune.loggers: {logger} cannot start ({reason}); log in, or leave it out"
+            ) from error
+        callbacks.append(callback)
+    return callbacks
+
+
+def _text(plan: Plan) -> str:
+    """The sweep as YAML: what a later --resume must agree with."""
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan.settings).items()
+    }
+    return yaml.safe_dump({"name": plan.name, **plan.values, "tune": settings}, sort_keys=False)

@@ -1,0 +1,85 @@
+"""One trial of a sweep: every report holds an evaluation, and every checkpoint a policy bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
+from rayrl_dt.config_files import build_config
+from rayrl_dt.interop.bundle import save_bundle
+
+__all__ = ["SweepTrial"]
+
+_ALGORITHM, _BUNDLE = "algorithm", "policy"
+_FIGURES = ("return_mean", "alignment_error", "alignment_error_relative", "spearman")
+
+
+class SweepTrial(tune.Trainable):
+    """Trains the config that Ray Tune drew.
+
+    RLlib's own trainable reports iterations without an evaluation, and repeats the figures of the one before; a
+    scheduler would take them for new. Here a report is as many iterations as lie between two evaluations, and the last
+    one always is an evaluation of the last weights.
+
+    The trial's config is the content of a config file. Beside RLlib's checkpoint each checkpoint holds the policy
+    bundle, so `rayrl-dt eval` works on any of them.
+    """
+
+    algorithm: SequenceAlgorithm
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Builds the algorithm."""
+        self.algorithm = build_config(config).build_algo()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Makes room for the next trial in this process, which has imported everything already."""
+        self.algorithm.stop()
+        self.setup(new_config)
+        return True
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> Any:
+        """Returns what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""
+        built = build_config(config)
+        return built.algo_class.default_resource_request(built.to_dict())
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next evaluation, or to the end of the run."""
+        report: dict[str, Any] = {}
+        evaluation: dict[str, Any] | None = None
+        while evaluation is None and not self.algorithm.done:
+            result = self.algorithm.train()
+            evaluation = result.get("evaluation")
+            report = {LOSS: float(result["learners"]["default_policy"][LOSS])}
+        if evaluation is None:
+            evaluation = self.algorithm.evaluate()
+        return {
+            **report,
+            **self.algorithm.report(),
+            GRADIENT_STEPS: self.algorithm.gradient_steps,
+            "evaluation": {name: evaluation[name] for name in _FIGURES},
+            "done": self.algorithm.done,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes RLlib's checkpoint and the policy bundle."""
+        folder = Path(checkpoint_dir)
+        self.algorithm.save_to_path(str(folder / _ALGORITHM))
+        save_bundle(
+            self.algorithm.policy_spec,
+            self.algorithm.policy_state(),
+            folder / _BUNDLE,
+            gradient_steps=self.algorithm.gradient_steps,
+        )
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Goes on from a checkpoint, of this trial or (PBT) of a better one."""
+        self.algorithm.restore_from_path(str(Path(checkpoint_dir) / _ALGORITHM))
+
+    def cleanup(self) -> None:
+        """Stops runners and learners."""
+        self.algorithm.stop()

@@ -1,0 +1,169 @@
+"""Plans of sweeps: what a file asks for, and what is refused before anything is scheduled."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrl_dt.config_files import build_config
+from rayrl_dt.errors import UserError
+from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.tuning.plan import make_plan
+from rayrl_dt.tuning.refining import read_refining
+
+BASE: dict[str, Any] = {
+    "algorithm": "OnlineDT",
+    "offline_data": {"dataset": "recipe:pendulum-mixed"},
+    "online": {"alpha": {"loguniform": [0.01, 1.0]}, "actor_interval": {"choice": [1, 2]}},
+    "evaluation": {"target_returns": [-150]},
+    "tune": {"num_samples": 4, "metric": "evaluation/return_mean"},
+}
+
+
+def planned(**changes: Any) -> Any:
+    return make_plan({**BASE, **changes}, default_name="test")
+
+
+def tuned(**settings: Any) -> dict[str, Any]:
+    return {"tune": {**BASE["tune"], **settings}}
+
+
+def test_a_plan_has_the_spaces_and_evaluates_in_every_iteration() -> None:
+    plan = planned()
+    assert [space.path for space in plan.spaces] == ["online.alpha", "online.actor_interval"]
+    assert plan.name == "test" and plan.settings.best == "max" and plan.settings.num_samples == 4
+    assert plan.at({})["evaluation"] == {"target_returns": [-150], "evaluation_interval": 1}
+    assert plan.at({})["online"] == {"alpha": 0.01, "actor_interval": 1}
+    assert [corner["online"]["alpha"] for corner in plan.corners] == [0.01, 1.0, 0.01]
+    assert [corner["online"]["actor_interval"] for corner in plan.corners] == [1, 1, 2]
+    assert "tune" not in plan.param_space
+
+
+def test_the_files_own_evaluation_interval_stays() -> None:
+    assert planned(evaluation={"evaluation_interval": 10}).values["evaluation"] == {"evaluation_interval": 10}
+
+
+def test_seeds_are_a_grid() -> None:
+    plan = planned(**tuned(seeds=[3, 5]))
+    assert plan.param_space["debugging"] == {"seed": {"grid_search": [3, 5]}}
+    assert plan.settings.seeds == (3, 5)
+
+
+def test_the_mode_is_what_the_metric_means_unless_given() -> None:
+    assert planned(**tuned(metric="evaluation/alignment_error")).settings.best == "min"
+    assert planned(**tuned(metric="evaluation/alignment_error", mode="max")).settings.best == "max"
+
+
+def test_samples_override_the_file() -> None:
+    assert make_plan(BASE, default_name="test", samples=9).settings.num_samples == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (tuned(sampels=3), "tune has no key 'sampels'.*num_samples"),
+        (tuned(metric="evaluation/retrun_mean"), "no iteration reports.*evaluation/return_mean"),
+        (tuned(metric="loss"), "no iteration reports.*Allowed"),
+        ({"evaluation": {"evaluation_interval": 0}}, "no iteration would report"),
+        (tuned(scheduler="ahsa"), "Did you mean 'asha'"),
+        (tuned(search="grid"), "tune.search is 'grid'"),
+        (tuned(mode="best"), "tune.mode"),
+        (tuned(num_samples=0), "num_samples is 0.*at least 1"),
+        (tuned(max_concurrent=0.5), "max_concurrent is 0.5"),
+        (tuned(max_failures=-1), "max_failures is -1"),
+        (tuned(grace_period=True), "grace_period is True"),
+        (tuned(seeds=[1, 1]), r"tune.seeds is \[1, 1\]"),
+        (tuned(seeds=[]), "tune.seeds"),
+        (tuned(seeds=2), "tune.seeds is 2"),
+        ({**tuned(seeds=[0]), "debugging": {"seed": {"choice": [0, 1]}}}, "twice"),
+        ({"tune": None}, "section tune"),
+        ({"tune": [1]}, "section tune"),
+        ({"online": {"alpha": 0.1}}, "there is no search space.*rayrl-dt train"),
+        ({"onlin": {}}, "Did you mean 'online'"),
+        ({"online": {"alhpa": {"uniform": [0, 1]}}}, "Did you mean 'alpha'"),
+        ({"training": {"lr": {"uniform": [-1, 1]}}}, "training.lr is -1"),
+        ({"evaluation": {"action_selection": {"choice": ["auto", "mod"]}}}, "action_selection is 'mod'"),
+        (tuned(loggers="wandb"), "list names"),
+        (tuned(loggers=["wandb", "mlfow"]), "Did you mean 'mlflow'"),
+        ({"run": "runs/x"}, "both run and algorithm"),
+        (tuned(scheduler="pbt", seeds=[0, 1]), "cannot mutate a grid"),
+        (tuned(scheduler="pbt", num_samples=1), "needs a population"),
+        (
+            {**tuned(scheduler="pbt"), "rl_module": {"model_config": {"embed_dim": {"choice": [8, 16]}}}},
+            "rl_module.model_config.embed_dim must not change",
+        ),
+    ],
+)
+def test_a_wrong_sweep_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        planned(**changes)
+
+
+REFINING: dict[str, Any] = {
+    "run": "runs/x",
+    "evaluation": {
+        "target_returns": [-150, -300],
+        "action_gradient": {"eta": {"grid": [0.1, 1]}, "n": {"randint": [1, 9]}, "rule": "adam"},
+    },
+    "tune": {"num_samples": 3, "metric": "evaluation/return_mean", "seeds": [4, 5]},
+}
+
+
+def test_a_file_that_names_a_run_only_evaluates_it() -> None:
+    plan = make_plan(REFINING, default_name="test")
+    assert plan.run == str(Path("runs/x").resolve()) and plan.datasets == [] and plan.expected == 12
+    job = read_refining(plan.corners[0])
+    assert (job.targets, job.episodes, job.env, job.seed) == ("-150,-300", 10, None, 4)
+    assert job.settings == ActionGradient(eta=0.1, n=1, rule="adam")
+    options = shlex.split(job.command)
+    assert options[:3] == ["rayrl-dt", "eval", plan.run] and "--targets=-150,-300" in options
+    assert ActionGradient.parse(options[-1]) == job.settings
+    with pytest.raises(UserError, match="rayrl-dt tune"):
+        build_config(plan.corners[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": 3}, "run is 3; name a run folder"),
+        ({"training": {"lr": 1}}, "unknown section 'training' beside run"),
+        ({"evaluation": {"action_gradient": {"n": {"grid": [1, -1]}}}}, "n is -1"),
+        ({"evaluation": {"action_gradient": {"ruel": {"grid": ["adam"]}}}}, "Did you mean 'rule'"),
+        ({"evaluation": {"action_gradient": 3}, "debugging": {"seed": 0}}, "action_gradient is 3"),
+        ({"evaluation": {"interval": 2}}, "no key 'interval' beside run"),
+        ({"evaluation": {"episodes_per_target": {"grid": [1, 0]}}}, "episodes_per_target is 0"),
+        ({"evaluation": {}, "tune": {}}, "no search space"),
+        ({"tune": {"scheduler": "asha"}}, "reports once"),
+    ],
+)
+def test_a_wrong_sweep_of_a_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan({**REFINING, **changes}, default_name="test")
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_loggers_are_asked_for_where_they_are_missing(logger: str) -> None:
+    if importlib.util.find_spec(logger) is not None:
+        assert planned(**tuned(loggers=[logger])).settings.loggers == (logger,)
+        return
+    with pytest.raises(UserError, match=rf"pip install 'rayrl_dt\[{logger}\]'"):
+        planned(**tuned(loggers=[logger]))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="optuna is installed")
+def test_optuna_is_asked_for_where_it_is_missing() -> None:
+    with pytest.raises(UserError, match=r"pip install 'rayrl_dt\[optuna\]'"):
+        planned(**tuned(search="optuna"))
+
+
+def test_optuna_knows_no_grids() -> None:
+    pytest.importorskip("optuna")
+    assert planned(**tuned(search="optuna")).settings.search == "optuna"
+    with pytest.raises(UserError, match="no grids"):
+        planned(**tuned(search="optuna", seeds=[0, 1]))
+    with pytest.raises(UserError, match="pbt"):
+        planned(**tuned(search="optuna", scheduler="pbt"))

@@ -1,0 +1,316 @@
+"""Sweeps with the real Ray Tune: what they leave, and that a killed one goes on without repeating what it had."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from builders import build_model, store_for
+
+from rayrl_dt import SequencePolicy
+from rayrl_dt.critic.training import new_critic
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.refinement import sweep as refine
+from rayrl_dt.interop.bundle import read_header, save_bundle
+from rayrl_dt.interop.critics import save_critic
+from rayrl_dt.tuning.conclusion import conclude
+from rayrl_dt.tuning.plan import Plan, make_plan
+from rayrl_dt.tuning.results import best_group, group_trials, read_trials
+from rayrl_dt.tuning.sweep import _alone, sweep
+from rayrl_dt.types import Trajectory
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    """A sweep of seconds over a store of random episodes: 3 gradient steps a report, 2 reports a trial."""
+    env = gym.make("Pendulum-v1")
+    rng = np.random.default_rng(0)
+    episodes = [
+        Trajectory(
+            rng.normal(size=(21, 3)).astype(np.float32),
+            rng.uniform(-2, 2, (20, 1)).astype(np.float32),
+            -rng.uniform(0, 8, 20).astype(np.float32),
+            terminated=False,
+        )
+        for _ in range(4)
+    ]
+    info = DatasetInfo("test", env.observation_space, env.action_space, env.spec)
+    TrajectoryStore.from_trajectories(episodes, info).save(tmp_path / "store")
+    return {
+        "algorithm": "DT",
+        "offline_data": {"dataset": f"store:{tmp_path / 'store'}"},
+        "rl_module": {"model_config": {"context_length": 3, "embed_dim": 8, "num_layers": 1, "num_heads": 1}},
+        "training": {
+            "gradient_steps": 6,
+            "gradient_steps_per_iteration": 3,
+            "train_batch_size_per_learner": 8,
+            "lr": {"grid": [1e-3, 1e-2]},
+        },
+        "evaluation": {"target_returns": "dataset:2", "episodes_per_target": 1},
+        "tune": {"seeds": [0, 1]},
+    }
+
+
+def write_trial(folder: Path, lr: float, seed: int, errors: list[float], *, done: bool) -> None:
+    """Writes what Ray Tune leaves of a trial, but for checkpoints."""
+    folder.mkdir(parents=True)
+    config = {"training": {"lr": lr}, "debugging": {"seed": seed}}
+    (folder / "params.json").write_text(json.dumps(config))
+    lines = [
+        {
+            "config": config,
+            "gradient_steps": 3 * number,
+            "time_this_iter_s": 2.0,
+            "evaluation": {"alignment_error": error},
+            "done": done and number == len(errors),
+        }
+        for number, error in enumerate(errors, start=1)
+    ]
+    (folder / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_results_are_read_from_the_folder_and_grouped_over_seeds(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    plan = make_plan(values, default_name="test")
+    out = tmp_path / "out"
+    write_trial(out / "a", 1e-3, 0, [9.0, 5.0, 6.0], done=True)
+    write_trial(out / "b", 1e-3, 1, [4.0, 8.0], done=True)
+    write_trial(out / "c", 1e-2, 0, [1.0], done=False)
+    write_trial(out / "d", 1e-2, 1, [], done=False)
+    (out / "c" / "error.txt").write_text("killed")
+    with (out / "a" / "result.json").open("a") as lines:
+        lines.write('{"gradient_st')
+    trials = {trial.name: trial for trial in read_trials(out, plan)}
+    assert {name: trial.status for name, trial in trials.items()} == {
+        "a": "finished",
+        "b": "finished",
+        "c": "failed",
+        "d": "unfinished",
+    }
+    assert (trials["a"].last, trials["a"].best, trials["a"].seconds) == (6.0, (6, 5.0), 6.0)
+    assert trials["d"].last is None and trials["d"].best is None
+    groups = group_trials(list(trials.values()), "min")
+    assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-2, 1.0), (1e-3, 7.0)]
+    assert [trial.name for trial in groups[1].trials] == ["a", "b"]
+    assert best_group(groups) is None, "without a checkpoint there is no policy"
+    outcome = conclude(plan, out)
+    assert outcome.bundle is None and not outcome.finished and outcome.expected == 4
+    page = outcome.page.read_text()
+    assert "Trials that did not finish" in page and "c: failed" in page and "No trial has left" in page
+
+
+@pytest.mark.ray
+def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    plan = make_plan(values, default_name="tiny")
+    out = tmp_path / "out"
+    outcome = sweep(plan, out)
+    assert outcome.finished and outcome.expected == 4 == len(outcome.trials)
+    assert {tuple(trial.parameters.values()) for trial in outcome.trials} == {
+        (rate, seed) for rate in (1e-3, 1e-2) for seed in (0, 1)
+    }
+    assert all([step for step, _ in trial.curve] == [3, 6] for trial in outcome.trials)
+    table = json.loads(outcome.table.read_text())
+    medians = [setting["median"] for setting in table["settings"]]
+    lasts = {row["trial"]: row["last"] for row in table["trials"]}
+    assert len(medians) == 2 and medians == sorted(medians)
+    assert medians[0] == pytest.approx(np.median([lasts[name] for name in table["settings"][0]["trials"]]))
+    assert table["best"]["trial"] in table["settings"][0]["trials"]
+    assert outcome.bundle is not None
+    assert SequencePolicy.load(outcome.bundle).spec.env is not None
+    assert read_header(outcome.bundle)["gradient_steps"] == table["best"]["best_gradient_steps"]
+    page = outcome.page.read_text()
+    assert page.count("<svg") == 3 and all(trial.name in page for trial in outcome.trials)
+    assert table["best"]["command"] in page.replace("&#x27;", "'")
+    cost = table["cost"]
+    assert cost["trial_seconds"] == pytest.approx(sum(trial.seconds for trial in outcome.trials))
+    assert cost["wall_seconds"] > 0
+    assert list(out.glob("*/events.out.tfevents.*"))
+
+
+def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    plan, out = make_plan(values, default_name="tiny"), tmp_path / "out"
+    with pytest.raises(UserError, match="no sweep to resume"):
+        sweep(plan, out, resume=True)
+    out.mkdir()
+    (out / "sweep.yaml").write_text("name: other")
+    with pytest.raises(UserError, match="exists already; continue it with --resume"):
+        sweep(plan, out)
+    with pytest.raises(UserError, match="a sweep of another config"):
+        sweep(plan, out, resume=True)
+    with _alone(out), pytest.raises(UserError, match="another sweep is running in"), _alone(out):
+        pass
+    with _alone(out):
+        pass  # the lock has ended with the sweep
+
+
+def test_a_run_without_a_critic_is_refused(tmp_path: Path) -> None:
+    values = {
+        "run": str(tmp_path / "gone"),
+        "evaluation": {"action_gradient": {"eta": {"grid": [0.1, 1]}}},
+        "tune": {"metric": "evaluation/return_mean"},
+    }
+    with pytest.raises(UserError, match="gone does not exist"):
+        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+    model = build_model(store_for(gym.make("Pendulum-v1")))
+    save_bundle(model.spec, model.state_dict(), tmp_path / "gone")
+    with pytest.raises(UserError, match="has no critic"):
+        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
+    tmp_path: Path, ray_session: None
+) -> None:
+    model = build_model(store_for(gym.make("Pendulum-v1")))
+    bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=7)
+    save_critic(bundle, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
+    values = {
+        "run": str(bundle),
+        "environment": {"env": "Pendulum-v1"},
+        "evaluation": {
+            "target_returns": [-500],
+            "episodes_per_target": 2,
+            "action_gradient": {"eta": {"grid": [0.1, 1.0]}, "n": {"grid": [0, 2, 4]}, "rule": "adam"},
+        },
+        "tune": {"metric": "evaluation/return_mean", "max_concurrent": 1},
+    }
+    outcome = sweep(make_plan(values, default_name="refining"), tmp_path / "out")
+    assert outcome.finished and len(outcome.trials) == 6
+    reports = [json.loads(_lines(trial.folder)[0]) for trial in outcome.trials]
+    assert len({report["pid"] for report in reports}) == 1, "policy and critic were loaded more than once"
+    grid = refine(
+        bundle, etas=[0.1, 1.0], steps=[2, 4], rules=["adam"], target="-500", episodes=2, env="Pendulum-v1"
+    )
+    for trial in outcome.trials:
+        eta, n = (
+            trial.parameters["evaluation.action_gradient.eta"],
+            trial.parameters["evaluation.action_gradient.n"],
+        )
+        assert trial.last == pytest.approx(grid.cell("adam", eta, n).mean)
+        assert trial.unrefined == pytest.approx(grid.control.mean)
+    assert outcome.bundle == bundle and outcome.command is not None and str(bundle) in outcome.command
+    page = outcome.page.read_text()
+    assert "Without action gradient" in page and page.count("<svg") == 2
+
+
+@pytest.mark.ray
+def test_what_the_cluster_cannot_hold_is_refused_before_anything_is_scheduled(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    greedy = {**values, "env_runners": {"num_env_runners": 64}}
+    with pytest.raises(UserError, match=r"a trial needs 65 CPU, the cluster has \d+ CPU; lower"):
+        sweep(make_plan(greedy, default_name="greedy"), out)
+    graphics = {**values, "learners": {"num_learners": 1, "num_gpus_per_learner": 512}}
+    with pytest.raises(UserError, match=r"512 GPU on one node, the largest of 1 has .*GPU"):
+        sweep(make_plan(graphics, default_name="graphics"), out)
+    assert not out.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("scheduler", ["asha", "median", "pbt"])
+def test_schedulers_run_to_the_end(
+    tmp_path: Path, values: dict[str, Any], ray_session: None, scheduler: str
+) -> None:
+    values["training"]["lr"] = {"loguniform": [1e-3, 1e-2]}
+    values["tune"] = {"num_samples": 2, "scheduler": scheduler}
+    outcome = sweep(make_plan(values, default_name=scheduler), tmp_path / "out")
+    assert outcome.finished and len(outcome.trials) == 2 and outcome.bundle is not None
+    assert all(1e-3 <= trial.parameters["training.lr"] <= 1e-2 for trial in outcome.trials)
+
+
+@pytest.mark.ray
+def test_a_trial_that_dies_goes_on_from_its_checkpoint(
+    tmp_path: Path, values: dict[str, Any], ray_session: None
+) -> None:
+    reports = 20
+    values["training"].update(gradient_steps=3 * reports, lr={"grid": [1e-3]})
+    del values["tune"]["seeds"]
+    plan, out = make_plan(values, default_name="dying"), tmp_path / "out"
+    killed: list[int] = []
+    watcher = threading.Thread(target=_kill_trial, args=(out, 5, killed), daemon=True)
+    watcher.start()
+    outcome = sweep(plan, out)
+    watcher.join()
+    assert outcome.finished and len(killed) == 1
+    (trial,) = outcome.trials
+    lines = [json.loads(line) for line in _lines(trial.folder)]
+    assert len({line["pid"] for line in lines}) == 2
+    assert len(trial.curve) == reports and len(lines) < 5 + reports
+
+
+def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
+    """Kills the process of the only trial once it has sent some reports."""
+    while not killed:
+        for result in out.glob("*/result.json"):
+            lines = result.read_text().splitlines()
+            if len(lines) >= reports:
+                killed.append(json.loads(lines[0])["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, values: dict[str, Any]) -> None:
+    reports = 30
+    values["training"]["gradient_steps"] = 3 * reports
+    values["tune"] = {"max_concurrent": 1}
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(values))
+    plan = make_plan(values, default_name="tiny")
+    command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
+    # A Ray of its own, whatever the tests beside this one have started.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    try:
+        finished, begun = _wait_for_second_trial(driver, plan, out)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    before = {name: _lines(out / name) for name in (finished, begun)}
+    assert len(before[finished]) == reports
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    trials = read_trials(out, plan)
+    assert {trial.name for trial in trials} == {finished, begun}
+    assert all(trial.status == "finished" for trial in trials)
+    assert _lines(out / finished) == before[finished]
+    # The other trial went on from its checkpoint: not all of its reports came a second time.
+    assert _lines(out / begun)[: len(before[begun])] == before[begun]
+    assert reports <= len(_lines(out / begun)) < len(before[begun]) + reports
+    assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
+
+
+def _wait_for_second_trial(driver: subprocess.Popen[bytes], plan: Plan, out: Path) -> tuple[str, str]:
+    """Waits until one trial is finished and the other has left checkpoints; returns their names in that order."""
+    while driver.poll() is None:
+        trials = read_trials(out, plan) if out.exists() else []
+        finished = [trial.name for trial in trials if trial.status == "finished"]
+        begun = [trial.name for trial in trials if trial.status == "unfinished" and len(trial.curve) >= 5]
+        if finished and begun:
+            return finished[0], begun[0]
+        time.sleep(0.05)
+    raise AssertionError(
+        f"the sweep ended before it could be killed: {(out.parent / 'log').read_text()[-3000:]}"
+    )
+
+
+def _lines(trial: Path) -> list[str]:
+    return (trial / "result.json").read_text().splitlines()
