@@ -46,9 +46,16 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_T
 # Sockets lie in it, whose paths may have 107 characters: the job's own scratch folder is often too deep.
 export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
 
+# Nodes are shared with other users, and whoever reaches an open Ray runs code as its owner. Said to all nodes: Ray 2.60
+# otherwise asks for a token on the head and sends none from the others where the home folder holds one.
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH
+RAY_AUTH_TOKEN_PATH=$(dirname "$out")/.ray-token-$SLURM_JOB_ID
+(umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
+
 # A failed `ray start` is echoed, and ends with status 0. So success is what the command leaves behind.
 finished=$(dirname "$out")/.finished-$SLURM_JOB_ID
-rm -f "$finished"
+trap 'rm -f "$finished" "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 # shellcheck disable=SC2016  # the inner shell expands its own arguments
 srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
@@ -63,4 +70,3 @@ srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
   run.sh "$head_ip:$port" "$finished" "$@"
 
 [[ -e $finished ]] || fail "the command did not finish; read the log above, then submit the same line again"
-rm -f "$finished"

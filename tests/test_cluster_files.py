@@ -59,6 +59,7 @@ def test_the_launcher_takes_its_files(name: str) -> None:
     assert filled["available_node_types"][filled["head_node_type"]]["resources"] == {"CPU": 0}
     assert "/shared" in " ".join(config["initialization_commands"])
     assert any("/shared:/shared" in option for option in config["docker"]["run_options"])
+    assert any("RAY_AUTH_MODE=" in option for option in config["docker"]["run_options"])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,10 @@ _POD = closed(
             "name image resources",
             name=_NAME,
             image={"type": "string"},
+            env={
+                "type": "array",
+                "items": closed("name value", name={"type": "string"}, value={"type": "string"}),
+            },
             resources=closed("requests limits", requests=_AMOUNTS, limits=_AMOUNTS),
             ports={
                 "type": "array",
@@ -192,6 +197,7 @@ def test_the_ray_job_has_the_fields_of_its_definition() -> None:
         pod = group["template"]["spec"]
         assert {volume["name"] for volume in pod["volumes"]} == {"shared", "shm"}
         (container,) = pod["containers"]
+        assert "RAY_AUTH_MODE" in {variable["name"] for variable in container["env"]}
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]]
@@ -293,6 +299,8 @@ def slurm(tmp_path: Path) -> Any:
 
 # What `ray symmetric-run` does on the head: the command after --, whatever came before.
 _RUNS = """
+[[ $RAY_AUTH_MODE == token && $(stat -c %a "$RAY_AUTH_TOKEN_PATH") == 600 ]] || exit 3
+[[ $(wc -c < "$RAY_AUTH_TOKEN_PATH") == 64 ]] || exit 4
 echo "$* $RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" >> "$RECORD"
 while [[ $1 != -- ]]; do shift; done
 shift
