@@ -1,13 +1,13 @@
 """Runs a command on a Ray of three nodes on this machine: a head and two workers, each with a `ray start` of its own.
 
     python cluster/local_cluster.py -- rayrl-dt doctor --address auto --storage /tmp/shared
-    python cluster/local_cluster.py --kill-after 60 -- rayrl-dt finetune runs/dt --out /tmp/shared/online \
-        --set online.mode=async --set env_runners.num_env_runners=2
+    python cluster/local_cluster.py --kill-when /tmp/shared/online/metrics.jsonl -- rayrl-dt finetune runs/dt \
+        --out /tmp/shared/online --set online.mode=async --set env_runners.num_env_runners=2
 
 With root on Linux the nodes get network namespaces of their own, joined by a bridge, so that they talk over addresses
-as machines do; otherwise they share the machine's address and differ in their ports. `--kill-after` kills the second
-worker, all of its processes at once, as a machine that loses its power would. The command's exit status is this
-script's; only what this script started is stopped.
+as machines do; otherwise they share the machine's address and differ in their ports. `--kill-when` kills the second
+worker once a file exists, all of its processes at once, as a machine that loses its power would. The command's exit
+status is this script's; only what this script started is stopped.
 """
 
 from __future__ import annotations
@@ -166,11 +166,20 @@ def _namespaces_work() -> bool:
     return made and space
 
 
+def _lose(node: Node, when: Path, over: threading.Event) -> None:
+    """Waits for a file, unless all is over before, and kills a node."""
+    while not over.wait(0.2):
+        if when.exists():
+            node.kill()
+            sys.stderr.write(f"killed {node.name}\n")
+            return
+
+
 def main() -> int:
     """Starts the nodes, runs the command on the head, stops the nodes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpus", type=int, default=2, help="of each worker, as Ray counts them")
-    parser.add_argument("--kill-after", type=float, help="seconds until the second worker is killed")
+    parser.add_argument("--kill-when", type=Path, help="kill the second worker once this file exists")
     parser.add_argument("--one-network", action="store_true", help="no network namespaces")
     parser.add_argument("command", nargs="+", help="after --")
     arguments = parser.parse_args()
@@ -191,12 +200,13 @@ def main() -> int:
                 worker.start(head, arguments.cpus, folder)
             where = "network namespaces" if apart else "one network"
             sys.stderr.write(f"{len(nodes)} nodes in {where}, logs in {folder}\n")
-            timer = threading.Timer(arguments.kill_after or 0, workers[-1].kill)
-            if arguments.kill_after is not None:
-                timer.start()
+            over = threading.Event()
+            if arguments.kill_when is not None:
+                loss = (workers[-1], arguments.kill_when, over)
+                threading.Thread(target=_lose, args=loss, daemon=True).start()
             environment = {**os.environ, "RAY_ADDRESS": f"{head.address}:{_PORT}"}
             status = subprocess.run([*head.enter, *arguments.command], env=environment).returncode
-            timer.cancel()
+            over.set()
         finally:
             for node in reversed(nodes):
                 node.kill()
