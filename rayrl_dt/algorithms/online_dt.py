@@ -244,15 +244,6 @@ class OnlineDT(SequenceAlgorithm):
                 share = min(self.env_steps, config.env_steps) / config.env_steps_per_iteration
                 self.updates_due = max(self.updates_due, int(share * config.updates_per_iteration))
 
-    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Leaves lost runners of the asynchronous mode to the streams.
-
-        RLlib's own look at them, once an iteration, waits seconds for a runner that has no node to come back to.
-        """
-        if self.streams is not None and env_runner_group is self.env_runner_group:
-            return []
-        return super().restore_env_runners(env_runner_group)
-
     def _current_policy(self) -> tuple[Any, int]:
         """The policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
         step = self.gradient_steps
