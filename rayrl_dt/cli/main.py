@@ -123,17 +123,24 @@ def bench(
 @app.command()
 def doctor(
     storage: Annotated[Path | None, typer.Option(help="folder that runs are to be written to")] = None,
-    address: Annotated[str | None, typer.Option(help="a running Ray cluster to check")] = None,
+    dataset: Annotated[str | None, typer.Option(help="source that runs are to read")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster to check, node by node; auto for this node's")
+    ] = None,
     ray: Annotated[bool, typer.Option(help="start or join Ray")] = True,
 ) -> None:
     """Check versions, devices, Ray and storage; say what to do about each fault.
 
-    Example: rayrl-dt doctor --storage /mnt/shared/runs
+    With an address every node of the cluster is asked: versions, storage, data, GPUs.
+
+    Examples:
+      rayrl-dt doctor --storage /mnt/shared/runs
+      rayrl-dt doctor --address auto --storage /shared/runs --dataset recipe:pendulum-mixed
     """
     from rayrl_dt.doctor import diagnose
 
     with console.status("looking..."):
-        checks = diagnose(storage=storage, address=address, start_ray=ray)
+        checks = diagnose(storage=storage, dataset=dataset, address=address, start_ray=ray)
     marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "error": "[red]✗[/red]"}
     table = Table("", "check", "found", box=None, header_style="bold")
     for check in checks:
@@ -143,7 +150,9 @@ def doctor(
     failed = sum(check.status == "error" for check in checks)
     if failed:
         raise UserError(f"{failed} checks failed; the remedies stand beside them")
-    finish("all that is needed is here", then="rayrl-dt quickstart")
+    out = (storage or Path("runs")) / "CONFIG"
+    tune = f"rayrl-dt tune CONFIG.yaml --address {address} --out {out}"
+    finish("all that is needed is here", then="rayrl-dt quickstart" if address is None else tune)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Trajectory
 
-__all__ = ["cache_root", "load"]
+__all__ = ["cache_root", "load", "locate"]
 
 _LOG = logging.getLogger(__name__)
 # Raised whenever a reader gives other trajectories for the same file.
@@ -68,6 +68,25 @@ def load(
     if top_percent is not None:
         store = filters.top_percent(store, top_percent)
     return store.with_delayed_rewards() if delayed_reward else store
+
+
+def locate(source: str) -> list[Path]:
+    """Returns the files of a source on this machine; downloads and makes nothing.
+
+    Raises:
+        UserError: the source is malformed, or not here.
+    """
+    kind, rest = _parse(source)
+    if kind == "recipe":
+        # Late, as in `_recipe`.
+        from rayrl_dt.data import recipes
+
+        kind, rest = "minari", recipes.dataset_id(rest)
+    place = minari_io.data_folder(rest) if kind == "minari" else Path(rest).expanduser()
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    if not files:
+        raise UserError(f"there is no file at {place}; copy the data there, or name another source")
+    return files
 
 
 def cache_root() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from rayrl_dt.data import minari_io
 from rayrl_dt.errors import UserError, suggest
 
-__all__ = ["Recipe", "ensure", "get", "make", "names"]
+__all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,15 @@ def make(
         **recipe.settings,
         **options,
     )
+
+
+def dataset_id(name: str) -> str:
+    """Returns the Minari id of the data set that a recipe makes without options.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    return _id_of(get(name), {})
 
 
 def ensure(name: str, **options: Any) -> str:

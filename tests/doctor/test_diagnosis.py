@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayrl_dt import doctor, precision
-from rayrl_dt.doctor import Check
+from rayrl_dt.doctor import Check, folders, machine
 
 WITHOUT_RAY: dict[str, Any] = {"start_ray": False}
 
@@ -105,7 +105,7 @@ def test_storage_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check = by_name(doctor.diagnose(storage=tmp_path / "file" / "runs", **WITHOUT_RAY))["storage"]
     assert check.status == "error" and str(tmp_path / "file" / "runs") in check.found
-    assert check.remedy == doctor._STORAGE_REMEDY
+    assert check.remedy == folders.STORAGE_REMEDY
 
 
 def test_storage_that_cannot_rename_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_storage_that_cannot_rename_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LEAST_SPACE", 2**62)
+    monkeypatch.setattr(folders, "_LEAST_SPACE", 2**62)
     check = by_name(doctor.diagnose(storage=tmp_path, **WITHOUT_RAY))["storage"]
     assert check.status == "warning" and "free some space" in (check.remedy or "")
 
@@ -135,30 +135,11 @@ def test_minari_root_counts_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether or not another test's Ray is running: what Ray would take of this machine.
-    (check,) = doctor._shared_memory(None)
+    (check,) = machine.shared_memory(None)
     assert check.name == "shared memory"
-    monkeypatch.setattr(doctor, "_OBJECT_STORE_SHARE", 1e6)
-    (check,) = doctor._shared_memory(None)
+    monkeypatch.setattr(machine, "_OBJECT_STORE_SHARE", 1e6)
+    (check,) = machine.shared_memory(None)
     assert check.status == "warning" and "--shm-size=" in (check.remedy or "")
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [
-        ({"error": "No module named 'rayrl_dt'"}, "node-1: No module named 'rayrl_dt'"),
-        ({"versions": {"python": "3.9", "ray": "2.0.0"}}, "node-1 has python 3.9, ray 2.0.0"),
-    ],
-)
-def test_nodes_that_differ_are_an_error(answer: dict[str, Any], found: str) -> None:
-    here = doctor._describe_node(None)
-    (check,) = doctor._compare_versions({"node-0": here, "node-1": answer})
-    assert (check.status, check.found) == ("error", found)
-    assert f"ray {here['versions']['ray']}" in (check.remedy or "")
-
-
-def test_a_node_without_the_shared_folder_says_so(tmp_path: Path) -> None:
-    assert doctor._describe_node(str(tmp_path))["storage"] is None
-    assert "not the one" in doctor._describe_node(str(tmp_path / "elsewhere"))["storage"]
 
 
 @pytest.mark.ray

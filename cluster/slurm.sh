@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# A sweep or a finetuning on the nodes of a SLURM job, with one Ray over all of them.
+#
+#   sbatch --nodes=4 cluster/slurm.sh tune tune_configs/smoke.yaml /shared/runs/smoke
+#   sbatch --nodes=2 --gpus-per-node=1 cluster/slurm.sh finetune /shared/runs/hopper-dt /shared/runs/hopper-online
+#
+# The arguments are those of run.sh. Submitting the same line again resumes. Submit from the root of the repository,
+# in the Python environment of the project, both on storage that all nodes share.
+#
+# Whole nodes: `ray symmetric-run` refuses a node that runs a Ray already, and ends with `ray stop`, which stops every
+# Ray of the user on the node.
+#SBATCH --job-name=rayrl-dt
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+fail() {
+  echo "slurm.sh: $*" >&2
+  exit 2
+}
+
+[[ $# -ge 3 ]] || fail "usage: sbatch slurm.sh tune CONFIG.yaml OUT [OPTION]... | finetune RUN OUT [OPTION]..."
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "there is no SLURM job; start it with sbatch"
+nodes=$SLURM_JOB_NUM_NODES
+# Ray waits for exactly as many nodes as there are tasks; a second task on a node is refused by Ray.
+[[ $SLURM_NTASKS -eq $nodes ]] || fail "$SLURM_NTASKS tasks on $nodes nodes; set --ntasks-per-node=1"
+out=$3
+mkdir -p "$(dirname "$out")" || fail "$(dirname "$out") cannot be made; name an OUT on shared storage"
+[[ -f cluster/run.sh ]] || fail "no cluster/run.sh in $PWD; submit from the root of the repository"
+
+# An address that the other nodes can reach, and that the head finds among its own: some nodes resolve their own
+# name to 127.0.1.1, and then there would be no head.
+# (No `| head -n 1`: with pipefail, a list that is cut off would end the script.)
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head_node=${head_node%%$'\n'*}
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname -I)
+head_ip=${head_ip%% *}
+[[ -n $head_ip && $head_ip != 127.* ]] || fail "$head_node has no address but '$head_ip'"
+port=$((20000 + SLURM_JOB_ID % 10000))
+
+# Ray 2.60 waits 30 s for all nodes unless told otherwise, and nodes come later than that.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}
+# Sockets lie in it, whose paths may have 107 characters: the job's own scratch folder is often too deep.
+export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
+
+# Nodes are shared with other users, and whoever reaches an open Ray runs code as its owner. Said to all nodes: Ray 2.60
+# otherwise asks for a token on the head and sends none from the others where the home folder holds one.
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH
+RAY_AUTH_TOKEN_PATH=$(dirname "$out")/.ray-token-$SLURM_JOB_ID
+(umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
+
+# A failed `ray start` is echoed, and ends with status 0. So success is what the command leaves behind.
+finished=$(dirname "$out")/.finished-$SLURM_JOB_ID
+trap 'rm -f "$finished" "$RAY_AUTH_TOKEN_PATH"' EXIT
+
+# shellcheck disable=SC2016  # the inner shell expands its own arguments
+srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
+  ray symmetric-run \
+  --address "$head_ip:$port" \
+  --min-nodes "$nodes" \
+  --num-cpus="${SLURM_CPUS_ON_NODE:?}" \
+  --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+  --disable-usage-stats \
+  -- \
+  bash -c 'export RAY_ADDRESS=$1; finished=$2; shift 2; bash cluster/run.sh "$@" && touch "$finished"' \
+  run.sh "$head_ip:$port" "$finished" "$@"
+
+[[ -e $finished ]] || fail "the command did not finish; read the log above, then submit the same line again"

@@ -1,0 +1,54 @@
+"""One result of the diagnosis, and what all checks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["GIB", "PACKAGE", "Check", "Status", "guarded", "one_line", "size"]
+
+Status = Literal["ok", "warning", "error"]
+
+PACKAGE = "rayrl_dt"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        name: what was checked.
+        status: "ok", "warning" (works, but not for everything or not well) or "error".
+        found: what is there, in one line.
+        remedy: what to do, in one line; None if nothing.
+    """
+
+    name: str
+    status: Status
+    found: str
+    remedy: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return asdict(self)
+
+
+def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Check]:
+    """The check's result; an exception is a result too."""
+    try:
+        return check()
+    except Exception as error:  # whatever a broken installation raises
+        return [Check(name, "error", one_line(error), remedy)]
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / GIB:.1f} GiB"

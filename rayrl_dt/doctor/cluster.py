@@ -1,0 +1,125 @@
+"""Ray: its resources, and its nodes, each asked by a small task of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rayrl_dt.doctor import nodes
+from rayrl_dt.doctor.check import Check, one_line, size
+from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder
+from rayrl_dt.doctor.machine import shared_memory
+
+__all__ = ["check_ray"]
+
+_NODE_TIMEOUT_S = 60.0
+
+
+def check_ray(
+    *, storage: Path | None, dataset: str | None, address: str | None, start_ray: bool
+) -> list[Check]:
+    """Ray's resources, nodes and versions, and storage and data as the nodes see them.
+
+    Args:
+        storage: folder that all nodes are to share; looked at only in a cluster.
+        dataset: source that all nodes are to reach; looked at only in a cluster.
+        address: of a cluster; None for a small Ray on this machine.
+        start_ray: whether to start or join Ray if this process has not yet.
+    """
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine and not (start_ray or address):
+        return [Check("Ray", "ok", f"{ray.__version__}, not started"), *shared_memory(None)]
+    try:
+        if mine:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        where = address or ("started here" if mine else "already running")
+        checks = [Check("Ray", "ok", f"{ray.__version__}, {where}: {_resources(ray.cluster_resources())}")]
+        checks += _check_nodes(alive, storage, dataset) if address else _check_nodes(alive, None, None)
+        store = sum(
+            node["Resources"].get("object_store_memory", 0.0)
+            for node in alive
+            if node["NodeID"] == ray.get_runtime_context().get_node_id()
+        )
+        return checks + shared_memory(store)
+    finally:
+        if mine and ray.is_initialized():
+            ray.shutdown()
+
+
+def _resources(resources: dict[str, float]) -> str:
+    return (
+        f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
+        f"{size(resources.get('memory', 0))} memory, {size(resources.get('object_store_memory', 0))} object store"
+    )
+
+
+def _check_nodes(alive: list[dict[str, Any]], storage: Path | None, dataset: str | None) -> list[Check]:
+    ids = {f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})": node["NodeID"] for node in alive}
+    gpus = {name: node["Resources"].get("GPU", 0.0) for name, node in zip(ids, alive, strict=True)}
+    answers = _ask(ids, nodes.describe, {name: (dataset, gpus[name]) for name in ids})
+    checks = [*nodes.compare_versions(answers), *nodes.compare_gpus(answers, gpus)]
+    # A node without this package cannot say anything else either.
+    able = {name: ids[name] for name, answer in answers.items() if not isinstance(answer, str)}
+    if storage is not None and able:
+        checks += _check_storage(storage, able)
+    if dataset is not None and able:
+        checks += nodes.compare_data(dataset, answers)
+    return checks
+
+
+def _check_storage(storage: Path, ids: Mapping[str, str]) -> list[Check]:
+    """Lets every node write to a folder of the driver's, then lets every node read what all have written."""
+    marks = {name: uuid.uuid4().hex for name in ids}
+    try:
+        with probe_folder(storage) as probe:
+            wrote = _ask(ids, nodes.leave_mark, {name: (str(probe), marks[name]) for name in ids})
+            there = {name: mark for name, mark in marks.items() if wrote[name] is None}
+            unread = _ask(ids, nodes.unread_marks, {name: (str(probe), there) for name in there})
+    except OSError as error:
+        return [Check("storage on nodes", "error", f"{storage}: {one_line(error)}", STORAGE_REMEDY)]
+    return nodes.compare_storage(storage, wrote, unread)
+
+
+def _ask(
+    ids: Mapping[str, str], question: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """The answers by the node's name; a node that cannot answer gives its error as a string.
+
+    Args:
+        ids: Ray's ids of the nodes, by name.
+        question: runs on each node that there are arguments for.
+        arguments: of the question, by the node's name.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    asked = {}
+    for name, values in arguments.items():
+        there = NodeAffinitySchedulingStrategy(node_id=ids[name], soft=False)
+        asked[name] = task.options(scheduling_strategy=there).remote(*values)
+    references = list(asked.values())
+    ready, late = ray.wait(references, num_returns=len(references), timeout=_NODE_TIMEOUT_S)
+    for reference in late:
+        ray.cancel(reference, force=True)
+    answers: dict[str, Any] = {}
+    for name, reference in asked.items():
+        if reference not in ready:
+            answers[name] = f"no answer within {_NODE_TIMEOUT_S:.0f} s"
+            continue
+        try:
+            answers[name] = ray.get(reference)
+        except Exception as error:  # the node is gone, or our package is missing there
+            cause = getattr(error, "cause", None)
+            answers[name] = one_line(cause if isinstance(cause, Exception) else error)
+    return answers

@@ -1,0 +1,88 @@
+"""The folders: where data, caches and runs are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rayrl_dt.data import minari_local, sources
+from rayrl_dt.doctor.check import GIB, Check, one_line, size
+
+__all__ = ["STORAGE_REMEDY", "cache", "data", "minari", "probe_folder", "storage"]
+
+STORAGE_REMEDY = "choose a writable folder with --storage; on a cluster, one that all nodes share"
+_LEAST_SPACE = 2 * GIB
+
+
+def storage(folder: Path) -> list[Check]:
+    """Whether runs can be written to a folder."""
+    return _folder("storage", folder, STORAGE_REMEDY)
+
+
+def data(source: str) -> list[Check]:
+    """Whether a source is on this machine.
+
+    Raises:
+        UserError: it is not.
+    """
+    total = sum(file.stat().st_size for file in sources.locate(source))
+    return [Check("data", "ok", f"{source} is here, {size(total)}")]
+
+
+def minari() -> list[Check]:
+    """Whether there are local Minari data sets."""
+    root = minari_local.datasets_root()
+    count = len(minari_local.list_local()) if root.is_dir() else 0
+    if count:
+        return [Check("Minari data", "ok", f"{count} data set{'s' if count > 1 else ''} in {root}")]
+    where = "holds no data set" if root.is_dir() else "does not exist yet"
+    return [Check("Minari data", "warning", f"{root} {where}", "make one with `rayrl-dt data make RECIPE`")]
+
+
+def cache() -> list[Check]:
+    """Whether flat arrays can be cached."""
+    return _folder("cache", sources.cache_root(), "set RAYRL_DT_CACHE to a writable folder")
+
+
+def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
+    """Whether a folder, or the one that it would be made in, can be written to and has room."""
+    try:
+        with probe_folder(folder) as probe:
+            _write_rename_delete(probe)
+            free = shutil.disk_usage(probe).free
+    except OSError as error:
+        return [Check(name, "error", f"{folder} is not writable: {one_line(error)}", remedy)]
+    found = f"{folder} is writable, {size(free)} free" + ("" if folder.is_dir() else " (it will be created)")
+    if free < _LEAST_SPACE:
+        return [Check(name, "warning", found, f"free some space, or {remedy}")]
+    return [Check(name, "ok", found)]
+
+
+@contextmanager
+def probe_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder`, or inside its nearest parent that exists; gone afterwards."""
+    existing = folder.expanduser().absolute()
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    with tempfile.TemporaryDirectory(prefix=".rayrl_dt-probe-", dir=existing) as probe:
+        yield Path(probe)
+
+
+def _write_rename_delete(folder: Path) -> None:
+    """What a run needs of its storage: atomic replacement of files.
+
+    Raises:
+        OSError: something of it is not possible.
+    """
+    content = uuid.uuid4().hex
+    first, second = folder / f"{content}.tmp", folder / f"{content}.txt"
+    first.write_text(content)
+    first.replace(second)
+    if second.read_text() != content:
+        raise OSError("a file reads back differently")
+    second.unlink()

@@ -1,0 +1,102 @@
+"""This machine: its cores, memory, arithmetic, GPUs, and the shared memory that Ray keeps objects in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from rayrl_dt import precision as precisions
+from rayrl_dt.doctor.check import GIB, Check, size
+
+__all__ = ["cpu", "cuda", "memory", "precision", "shared_memory"]
+
+_LEAST_MEMORY = 4 * GIB
+_SHARED_MEMORY = Path("/dev/shm")
+# Ray's own default share of the memory.
+_OBJECT_STORE_SHARE = 0.3
+
+
+def cpu() -> list[Check]:
+    """Whether there are cores enough."""
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    found = f"{usable} of {cores} cores usable"
+    if usable >= 2:
+        return [Check("CPU", "ok", found)]
+    return [Check("CPU", "warning", found, "give the process 2 cores or more: Ray shares them with training")]
+
+
+def memory() -> list[Check]:
+    """Whether there is memory enough."""
+    total, available = _memory_sizes()
+    found = f"{size(available)} available of {size(total)}"
+    if available >= _LEAST_MEMORY:
+        return [Check("memory", "ok", found)]
+    return [
+        Check(
+            "memory",
+            "warning",
+            found,
+            f"free some: training, Ray and environments take {size(_LEAST_MEMORY)}",
+        )
+    ]
+
+
+def precision() -> list[Check]:
+    """Which arithmetic training takes on this CPU."""
+    native = "has" if precisions.cpu_has_bf16() else "has no"
+    chosen = precisions.resolve("auto", "cpu")
+    return [
+        Check("precision", "ok", f"the CPU {native} bf16 arithmetic; precision: auto gives {chosen} on it")
+    ]
+
+
+def cuda() -> list[Check]:
+    """Which GPUs torch can use."""
+    import torch
+
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = ", ".join(f"{device.name} ({size(device.total_memory)})" for device in devices)
+        return [
+            Check("CUDA", "ok", f"{names}; precision: auto gives {precisions.resolve('auto', 'cuda')} on it")
+        ]
+    if not Path("/proc/driver/nvidia").exists():
+        return [Check("CUDA", "ok", "no device: training runs on the CPU")]
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    remedy = "install the torch build that fits the driver: https://pytorch.org/get-started"
+    return [Check("CUDA", "warning", f"there is a driver, but torch {torch.__version__} is {built}", remedy)]
+
+
+def shared_memory(store: float | None) -> list[Check]:
+    """Whether the shared memory of this machine holds Ray's object store.
+
+    Args:
+        store: the object store of this machine in bytes; None if Ray does not run, for what it would take.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        return []
+    there = shutil.disk_usage(_SHARED_MEMORY).total
+    wanted = store or _OBJECT_STORE_SHARE * _memory_sizes()[0]
+    found = f"{_SHARED_MEMORY} has {size(there)}; the object store takes {size(wanted)}"
+    if there >= wanted:
+        return [Check("shared memory", "ok", found)]
+    remedy = f"start the container with --shm-size={max(1, round(wanted / GIB))}g, else Ray uses the disk"
+    return [Check("shared memory", "warning", found, remedy)]
+
+
+def _memory_sizes() -> tuple[int, int]:
+    """Total and available memory in bytes, within the container's limit."""
+    values = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, value = line.split(":")
+        values[name] = int(value.split()[0]) * 1024
+    total, available = values["MemTotal"], values["MemAvailable"]
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" is no number
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return total, available
+    return min(total, limit), min(available, max(0, limit - used))

@@ -1,0 +1,219 @@
+"""What each node of a cluster says of itself, and what is wrong where they do not agree.
+
+The comparisons are functions of the reports alone: nodes that differ are rare on a desk and common in a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TypeAlias
+
+from rayrl_dt.data import sources
+from rayrl_dt.doctor.check import PACKAGE, Check, one_line
+from rayrl_dt.doctor.folders import STORAGE_REMEDY
+from rayrl_dt.errors import UserError
+
+__all__ = [
+    "Answers",
+    "NodeReport",
+    "compare_data",
+    "compare_gpus",
+    "compare_storage",
+    "compare_versions",
+    "describe",
+    "leave_mark",
+    "unread_marks",
+    "versions",
+]
+
+_COMPARED = ("ray", "torch", PACKAGE, "gymnasium", "minari")
+_COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
+_COUNT_TIMEOUT_S = 40.0
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node says of itself.
+
+    Attributes:
+        versions: of Python and of the packages that all nodes must agree on.
+        gpus: GPUs that torch sees there; None if the node has none by Ray's account and no driver.
+        data_bytes: size of the data set's files there; None if they are not there, or none was asked for.
+        data_problem: why they are not there.
+    """
+
+    versions: dict[str, str]
+    gpus: int | None = None
+    data_bytes: int | None = None
+    data_problem: str | None = None
+
+
+# By the node's name; the error of a node that gave no report.
+Answers: TypeAlias = Mapping[str, "NodeReport | str"]
+
+
+def versions() -> dict[str, str]:
+    """The versions here. Builds for other devices are the same version: a head without a GPU is common."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    return found | {name: metadata.version(name).partition("+")[0] for name in _COMPARED}
+
+
+def describe(dataset: str | None, ray_gpus: float) -> NodeReport:
+    """Runs on a node: its report.
+
+    Args:
+        dataset: source to look for; None for none.
+        ray_gpus: GPUs that Ray offers there.
+    """
+    gpus = _torch_gpus() if ray_gpus > 0 or Path("/proc/driver/nvidia").exists() else None
+    if dataset is None:
+        return NodeReport(versions(), gpus)
+    try:
+        size = sum(file.stat().st_size for file in sources.locate(dataset))
+    except (OSError, UserError) as error:
+        return NodeReport(versions(), gpus, data_problem=one_line(error))
+    return NodeReport(versions(), gpus, data_bytes=size)
+
+
+def _torch_gpus() -> int:
+    """In a process of its own: Ray hides the GPUs from a task that asks for none."""
+    visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", _COUNT_GPUS]
+    done = subprocess.run(command, env=visible, capture_output=True, text=True, timeout=_COUNT_TIMEOUT_S)
+    if done.returncode != 0:
+        raise RuntimeError(f"torch does not count the GPUs: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout)
+
+
+def leave_mark(probe: str, mark: str) -> None:
+    """Runs on a node: writes a file that the other nodes are to read.
+
+    Raises:
+        OSError: the folder is not the driver's, or not writable.
+    """
+    folder = Path(probe)
+    if not folder.is_dir():
+        raise OSError("the folder is not the one that the driver sees")
+    aside = folder / f"{mark}.tmp"
+    aside.write_text(mark)
+    aside.replace(folder / mark)
+
+
+def unread_marks(probe: str, marks: Mapping[str, str]) -> list[str]:
+    """Runs on a node: the names of the nodes whose marks cannot be read there.
+
+    Args:
+        probe: the folder.
+        marks: by the name of the node that left it.
+    """
+    unread = []
+    for name, mark in marks.items():
+        try:
+            same = (Path(probe) / mark).read_text() == mark
+        except OSError:
+            same = False
+        if not same:
+            unread.append(name)
+    return unread
+
+
+def compare_versions(answers: Answers) -> list[Check]:
+    """One check: all nodes answer, with the versions of this process."""
+    here = versions()
+    problems = []
+    for name, answer in answers.items():
+        if isinstance(answer, str):
+            problems.append(f"{name}: {answer}")
+            continue
+        differing = [
+            f"{key} {answer.versions.get(key, 'missing')}"
+            for key in here
+            if answer.versions.get(key) != here[key]
+        ]
+        if differing:
+            problems.append(f"{name} has {', '.join(differing)}")
+    listed = ", ".join(f"{key} {value}" for key, value in here.items())
+    if problems:
+        remedy = f"install the same versions on every node (one image: cluster/Dockerfile): {listed}"
+        return [Check("Ray nodes", "error", "; ".join(problems), remedy)]
+    return [Check("Ray nodes", "ok", f"{_nodes(len(answers))}, all with {listed}")]
+
+
+def compare_gpus(answers: Answers, offered: Mapping[str, float]) -> list[Check]:
+    """One check: torch can use the GPUs that Ray offers, and Ray offers those that torch can use.
+
+    Args:
+        answers: of the nodes.
+        offered: GPUs that Ray offers, by the node's name.
+    """
+    unusable, unoffered = [], []
+    for name, answer in answers.items():
+        if isinstance(answer, str) or answer.gpus is None:
+            continue
+        if answer.gpus < offered[name]:
+            unusable.append(f"{name}: Ray offers {offered[name]:g} GPUs and torch sees {answer.gpus}")
+        elif answer.gpus > 0 and offered[name] == 0:
+            unoffered.append(f"{name}: torch sees {answer.gpus} GPUs and Ray offers none")
+    if unusable:
+        remedy = "install a CUDA build of torch there, or give the container its GPUs (--gpus all)"
+        return [Check("GPUs on nodes", "error", "; ".join(unusable + unoffered), remedy)]
+    if unoffered:
+        remedy = "start Ray there with --num-gpus, or leave them if you do not need them"
+        return [Check("GPUs on nodes", "warning", "; ".join(unoffered), remedy)]
+    holders = sum(count > 0 for count in offered.values())
+    found = f"{sum(offered.values()):g} on {_nodes(holders)}, seen by torch" if holders else "none"
+    return [Check("GPUs on nodes", "ok", found)]
+
+
+def compare_storage(
+    storage: Path, wrote: Mapping[str, str | None], unread: Mapping[str, list[str] | str]
+) -> list[Check]:
+    """One check: every node writes to the storage, and reads what every other has written.
+
+    Args:
+        storage: the folder.
+        wrote: by the node's name, what went wrong when it left its mark; None if nothing.
+        unread: by the node's name, the nodes whose marks it could not read, or the error of one that gave no answer.
+    """
+    problems = [f"{name}: {problem}" for name, problem in wrote.items() if problem]
+    for name, answer in unread.items():
+        if isinstance(answer, str):
+            problems.append(f"{name}: {answer}")
+        elif answer:
+            problems.append(f"{name} does not see what {', '.join(answer)} wrote")
+    if problems:
+        return [Check("storage on nodes", "error", "; ".join(problems), STORAGE_REMEDY)]
+    found = f"{storage} is shared, {_nodes(len(wrote))} wrote to it and read each other"
+    return [Check("storage on nodes", "ok", found)]
+
+
+def compare_data(dataset: str, answers: Answers) -> list[Check]:
+    """One check: the data set is on every node, and the same."""
+    problems, sizes = [], {}
+    for name, answer in answers.items():
+        if isinstance(answer, str):
+            continue
+        if answer.data_bytes is None:
+            problems.append(f"{name}: {answer.data_problem}")
+        else:
+            sizes[name] = answer.data_bytes
+    if len(set(sizes.values())) > 1:
+        problems += [f"{name} has {size:,} bytes of it" for name, size in sizes.items()]
+    if problems:
+        remedy = (
+            "keep it on storage that all nodes share, and set MINARI_DATASETS_PATH and RAYRL_DT_CACHE to it on every "
+            "node before Ray starts there"
+        )
+        return [Check("data on nodes", "error", "; ".join(problems), remedy)]
+    return [Check("data on nodes", "ok", f"{dataset} is on {_nodes(len(sizes))}")]
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count != 1 else ''}"
