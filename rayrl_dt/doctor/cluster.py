@@ -12,7 +12,7 @@ from rayrl_dt.doctor.check import Check, one_line, size
 from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder
 from rayrl_dt.doctor.machine import shared_memory
 
-__all__ = ["check_ray"]
+__all__ = ["check_ray", "check_storage"]
 
 _NODE_TIMEOUT_S = 60.0
 
@@ -64,21 +64,35 @@ def _resources(resources: dict[str, float]) -> str:
 
 
 def _check_nodes(alive: list[dict[str, Any]], storage: Path | None, dataset: str | None) -> list[Check]:
-    ids = {f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})": node["NodeID"] for node in alive}
+    ids = _names(alive)
     gpus = {name: node["Resources"].get("GPU", 0.0) for name, node in zip(ids, alive, strict=True)}
     answers = _ask(ids, nodes.describe, {name: (dataset, gpus[name]) for name in ids})
     checks = [*nodes.compare_versions(answers), *nodes.compare_gpus(answers, gpus)]
     # A node without this package cannot say anything else either.
     able = {name: ids[name] for name, answer in answers.items() if not isinstance(answer, str)}
     if storage is not None and able:
-        checks += _check_storage(storage, able)
+        checks.append(check_storage(storage, able))
     if dataset is not None and able:
         checks += nodes.compare_data(dataset, answers)
     return checks
 
 
-def _check_storage(storage: Path, ids: Mapping[str, str]) -> list[Check]:
-    """Lets every node write to a folder of the driver's, then lets every node read what all have written."""
+def _names(alive: list[dict[str, Any]]) -> dict[str, str]:
+    """Ray's ids of nodes, by the names that users read."""
+    return {f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})": node["NodeID"] for node in alive}
+
+
+def check_storage(storage: Path, ids: Mapping[str, str] | None = None) -> Check:
+    """Lets every node write to a folder of the driver's, then lets every node read what all have written.
+
+    Args:
+        storage: the folder; if it does not exist, the nearest parent that does is probed.
+        ids: Ray's ids of the nodes, by name; None for all of the Ray that this process has joined.
+    """
+    import ray
+
+    if ids is None:
+        ids = _names([node for node in ray.nodes() if node["Alive"]])
     marks = {name: uuid.uuid4().hex for name in ids}
     try:
         with probe_folder(storage) as probe:
@@ -86,7 +100,7 @@ def _check_storage(storage: Path, ids: Mapping[str, str]) -> list[Check]:
             there = {name: mark for name, mark in marks.items() if wrote[name] is None}
             unread = _ask(ids, nodes.unread_marks, {name: (str(probe), there) for name in there})
     except OSError as error:
-        return [Check("storage on nodes", "error", f"{storage}: {one_line(error)}", STORAGE_REMEDY)]
+        return Check("storage on nodes", "error", f"{storage}: {one_line(error)}", STORAGE_REMEDY)
     return nodes.compare_storage(storage, wrote, unread)
 
 

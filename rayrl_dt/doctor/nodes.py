@@ -174,7 +174,7 @@ def compare_gpus(answers: Answers, offered: Mapping[str, float]) -> list[Check]:
 
 def compare_storage(
     storage: Path, wrote: Mapping[str, str | None], unread: Mapping[str, list[str] | str]
-) -> list[Check]:
+) -> Check:
     """One check: every node writes to the storage, and reads what every other has written.
 
     Args:
@@ -189,9 +189,9 @@ def compare_storage(
         elif answer:
             problems.append(f"{name} does not see what {', '.join(answer)} wrote")
     if problems:
-        return [Check("storage on nodes", "error", "; ".join(problems), STORAGE_REMEDY)]
+        return Check("storage on nodes", "error", "; ".join(problems), STORAGE_REMEDY)
     found = f"{storage} is shared, {_nodes(len(wrote))} wrote to it and read each other"
-    return [Check("storage on nodes", "ok", found)]
+    return Check("storage on nodes", "ok", found)
 
 
 def compare_data(dataset: str, answers: Answers) -> list[Check]:

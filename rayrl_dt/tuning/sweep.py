@@ -16,6 +16,8 @@ import yaml
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.config_files import build_config
 from rayrl_dt.data import sources
+from rayrl_dt.doctor.check import Check
+from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
@@ -23,9 +25,8 @@ from rayrl_dt.tuning.plan import Plan
 from rayrl_dt.tuning.refining import read_refining
 from rayrl_dt.tuning.resources import check_placement
 from rayrl_dt.tuning.search import scheduler, searcher
-from rayrl_dt.tuning.storage import check_shared
 
-__all__ = ["sweep"]
+__all__ = ["require_shared", "sweep"]
 
 _LOCK = ".lock"
 # The best one, and always the newest; PBT's trials read each other's for a while.
@@ -56,7 +57,7 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
     restored = _check_folder(plan, out, resume=resume)
     _check_data(plan)
     start_ray(address=address)
-    check_shared(out)
+    require_shared(out, check_storage(out))
     _check_resources(plan)
     callbacks = _loggers(plan)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,6 +72,22 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
         begin = time.time()
         tuner.fit()
         return conclude(plan, out, wall=(begin, time.time()))
+
+
+def require_shared(folder: Path, found: Check) -> None:
+    """Refuses a folder that a node cannot read or write.
+
+    Args:
+        folder: of the sweep.
+        found: what the nodes found there.
+
+    Raises:
+        UserError: naming the nodes.
+    """
+    if found.status == "error":
+        raise UserError(
+            f"{folder} is not shared by all nodes ({found.found}); choose an --out on storage that each of them mounts"
+        )
 
 
 def _trainable(plan: Plan) -> Any:

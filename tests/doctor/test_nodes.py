@@ -69,10 +69,10 @@ def test_a_node_that_sees_another_folder_is_named(tmp_path: Path) -> None:
     nodes.leave_mark(str(shared), marks["node-1"])
     assert nodes.unread_marks(str(shared), marks) == []
     unread = nodes.unread_marks(str(other), marks)
-    (check,) = nodes.compare_storage(shared, dict.fromkeys(marks), {"node-0": [], "node-1": unread})
+    check = nodes.compare_storage(shared, dict.fromkeys(marks), {"node-0": [], "node-1": unread})
     assert check.status == "error" and check.found == "node-1 does not see what node-0, node-1 wrote"
     assert "all nodes share" in (check.remedy or "")
-    (check,) = nodes.compare_storage(shared, dict.fromkeys(marks), {"node-0": [], "node-1": []})
+    check = nodes.compare_storage(shared, dict.fromkeys(marks), {"node-0": [], "node-1": []})
     assert check.status == "ok"
     with pytest.raises(OSError, match="not the one that the driver sees"):
         nodes.leave_mark(str(tmp_path / "elsewhere"), "mark")

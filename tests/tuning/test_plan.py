@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from rayrl_dt.config_files import build_config
+from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.tuning.plan import make_plan
 from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.tuning.sweep import require_shared
 
 BASE: dict[str, Any] = {
     "algorithm": "OnlineDT",
@@ -167,3 +169,12 @@ def test_optuna_knows_no_grids() -> None:
         planned(**tuned(search="optuna", seeds=[0, 1]))
     with pytest.raises(UserError, match="pbt"):
         planned(**tuned(search="optuna", scheduler="pbt"))
+
+
+def test_storage_that_the_nodes_do_not_share_is_refused_by_name() -> None:
+    wrote, unread = {"head": None, "worker 3f": None}, {"head": [], "worker 3f": ["head"]}
+    with pytest.raises(
+        UserError, match=r"/home/out is not shared by all nodes \(worker 3f does not see.*choose an --out"
+    ):
+        require_shared(Path("/home/out"), compare_storage(Path("/home/out"), wrote, unread))
+    require_shared(Path("/shared"), compare_storage(Path("/shared"), wrote, {"head": [], "worker 3f": []}))
