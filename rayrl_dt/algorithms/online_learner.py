@@ -123,15 +123,15 @@ class OnlineLearner(MultiLossLearner):
         config, module = self.config, self.online_module
         model, following = module.model, window.next
         assert following is not None and window.rewards is not None and window.terminated is not None
-        rewards = window.rewards / config.reward_scale
+        rewards, dtype = window.rewards / config.reward_scale, precision.dtype_of(module.precision)
         with torch.no_grad():
             with precision.autocast(self._device, module.precision):
                 actions = module.target_model(following).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
-            values = module.target_critic(model.inputs(following).observations, actions)
+            values = module.target_critic(model.inputs(following).observations, actions, dtype)
             target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
         inputs = model.inputs(window)
-        values = module.critic(inputs.observations, inputs.actions)
+        values = module.critic(inputs.observations, inputs.actions, dtype)
         loss = losses.td3_critic_loss(values, target, window.mask)
         self._apply(_CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
@@ -166,7 +166,8 @@ class OnlineLearner(MultiLossLearner):
         if module.has_critic:
             alpha = config.alpha if online else config.alpha_pretrain
             if alpha > 0:
-                values = module.critic.first(model.inputs(window).observations, outputs.float())
+                observations, dtype = model.inputs(window).observations, precision.dtype_of(module.precision)
+                values = module.critic.first(observations, outputs.float(), dtype)
                 loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
         if online and module.holds_actions:
             distance = self._action_distance(outputs, window)
