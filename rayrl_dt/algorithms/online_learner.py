@@ -25,6 +25,7 @@ from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, MultiLossLearner
 from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
+from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.policy.objective import BC_LOSS, Q_MEAN
 from rayrl_dt.seeding import derive_seed, torch_generator
@@ -125,8 +126,7 @@ class OnlineLearner(MultiLossLearner):
         assert following is not None and window.rewards is not None and window.terminated is not None
         rewards, dtype = window.rewards / config.reward_scale, precision.dtype_of(module.precision)
         with torch.no_grad():
-            with precision.autocast(self._device, module.precision):
-                actions = module.target_model(following).float()
+            actions = outputs_at_every_step(module.target_model, following, module.precision).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
             values = module.target_critic(model.inputs(following).observations, actions, dtype)
             target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
