@@ -57,6 +57,8 @@ class OnlineLearner(MultiLossLearner):
         """Builds module and optimisers."""
         super().build()
         self._largest_reward = 0.0
+        if self.online_module.has_critic:
+            self.online_module.begin_training()
 
     @property
     def online_module(self) -> OnlineRLModule:
@@ -128,7 +130,8 @@ class OnlineLearner(MultiLossLearner):
         with torch.no_grad():
             actions = outputs_at_every_step(module.target_model, following, module.precision).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
-            values = module.target_critic(model.inputs(following).observations, actions, dtype)
+            observations = model.to_model_observations(following.observations)
+            values = module.target_critic(observations, actions, dtype)
             target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
         inputs = model.inputs(window)
         values = module.critic(inputs.observations, inputs.actions, dtype)
