@@ -13,6 +13,7 @@ from torch import Tensor
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.decision_transformer import TransformerTrunk
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
+from rayrl_dt.policy.acting.layers import attention_weights
 from rayrl_dt.types import Window
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -61,6 +62,16 @@ def test_outputs_are_the_model_s(
     rough = outputs_at_every_step(model, window, "bf16").float()
     error = (rough - expected)[window.mask].abs()
     assert 0 < error.mean() < 0.1 * expected[window.mask].abs().mean()
+
+
+@pytest.mark.parametrize("tokens", [3, 15, 16])
+def test_attention_weights_are_a_softmax(tokens: int) -> None:
+    """However many rows there are, and however short they are."""
+    query, key = torch.randn(2, 600, tokens, 4, generator=torch.Generator().manual_seed(0))
+    bias = torch.full((1, tokens, tokens), -torch.inf).triu_(1)
+    found = attention_weights(200 * query, key, bias)  # large scores, whose exponentials overflow
+    torch.testing.assert_close(found, (200 * query @ key.mT + bias).softmax(dim=-1))
+    torch.testing.assert_close(found[:2], attention_weights(200 * query[:2], key[:2], bias))
 
 
 def test_it_follows_the_weights_and_lets_hooks_listen(make_store: MakeStore) -> None:

@@ -32,12 +32,22 @@ __all__ = [
 ]
 
 
+_VECTOR = 16
+"""Numbers of a vector register. torch takes shorter rows of a softmax number by number: four times as long."""
+_MANY = 4096
+"""Numbers from which on that costs more than the further operations of a softmax written out."""
+
+
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Returns softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
     # Copying a slice costs less than transposing it, which the product would do.
     transposed = key.contiguous().transpose(1, 2)
     scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if scores.shape[-1] >= _VECTOR or scores.numel() < _MANY:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    scores = scores.float()
+    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(dim=-1, keepdim=True)).to(query.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
