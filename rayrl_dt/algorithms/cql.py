@@ -14,10 +14,12 @@ from torch import Tensor
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import at_least
-from rayrl_dt.algorithms.cql_module import CRITIC_WIDTH, INITIAL_TEMPERATURE, CQLRLModule
+from rayrl_dt.algorithms.cql_module import CQLRLModule
+from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
 from rayrl_dt.algorithms.memoryless_config import MemorylessConfig, positive
 from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERATURE, MultiLossLearner
+from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.objective import Q_MEAN
 from rayrl_dt.seeding import derive_seed, torch_generator
@@ -38,13 +40,13 @@ class CQLConfig(MemorylessConfig):
     climbs the lower critic, and holds its entropy at -A with a temperature that it learns.
 
     Own code: RLlib 2.60's CQL values the actions drawn at s' at s', not at s; draws the uniform actions in the
-    environment's units and all others in [-1, 1]; clones the data for good, because its counter `bc_iters` starts anew
-    with each update; and does not save its temperature.
+    environment's units and all others in [-1, 1]; goes on cloning the data past `bc_iters`, which it counts within one
+    call of `update`; and does not save its temperature.
 
     Differs from the paper: the Bellman error is not halved (as in its code, so alpha is that of the code), targets
-    carry no entropy (so do those of the code), and there is no Lagrange multiplier for alpha. The temperature's loss is
-    linear in it, as in soft actor-critic's paper, not in its logarithm. Critics step before the policy, which climbs
-    the new ones. PyTorch's initialisation but for the policy's head, and log-std within [-5, 2].
+    carry no entropy (nor do those of its code), and alpha has no Lagrange multiplier. The temperature's loss is linear
+    in it, as in soft actor-critic's paper, not in its logarithm. Critics step before the policy, which climbs the new
+    ones. PyTorch's initialisation but for the policy's head, and log-std within [-5, 2].
 
     Differs from CORL for the sake of a CPU: critics of two hidden layers instead of three, 4 actions of each kind
     instead of 10 (each costs both critics a pass: the time of a step is nearly proportional to it), 20,000 steps
@@ -101,7 +103,7 @@ class CQLConfig(MemorylessConfig):
     def _model_config_auto_includes(self) -> dict[str, Any]:
         return {
             **super()._model_config_auto_includes,
-            CRITIC_WIDTH: self.critic_width,
+            CRITIC_HIDDEN: self.critic_width,
             INITIAL_TEMPERATURE: self.initial_temperature,
         }
 

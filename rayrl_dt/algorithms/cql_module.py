@@ -9,14 +9,13 @@ import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from torch import nn
 
+from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
+from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
 from rayrl_dt.models.critics import TwinCritic
 from rayrl_dt.seeding import derive_seed
 
-__all__ = ["CRITIC_WIDTH", "INITIAL_TEMPERATURE", "CQLRLModule"]
-
-CRITIC_WIDTH = "critic_width"
-INITIAL_TEMPERATURE = "initial_temperature"
+__all__ = ["CQLRLModule"]
 
 
 class CQLRLModule(SequenceRLModule, InferenceOnlyAPI):
@@ -37,7 +36,7 @@ class CQLRLModule(SequenceRLModule, InferenceOnlyAPI):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init-critic"))
-            self.critic = TwinCritic(self.model.spec, hidden=self.model_config[CRITIC_WIDTH])
+            self.critic = TwinCritic(self.model.spec, hidden=self.model_config[CRITIC_HIDDEN])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(self.model_config[INITIAL_TEMPERATURE])))
 
