@@ -23,6 +23,7 @@ import yaml
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.cql import CONSERVATIVE_GAP
 from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.online_config import OnlineConfig
@@ -35,6 +36,9 @@ from rayrl_dt.run_checkpoints import latest_checkpoint, prune_checkpoints, write
 from rayrl_dt.versions import git_commit, package_versions
 
 __all__ = ["Observer", "RunOutcome", "train"]
+
+# Beside the loss, where they apply.
+_LEARNER_METRICS = (*ONLINE_METRICS, CONSERVATIVE_GAP)
 
 
 class Observer(Protocol):
@@ -224,7 +228,7 @@ class _Run:
             LEARNING_RATE: float(learner[LEARNING_RATE]),
             "steps_per_s": (self.algorithm.gradient_steps - steps_before) / max(update_seconds, 1e-9),
             "time_total_s": self.seconds,
-            **{name: float(learner[name]) for name in ONLINE_METRICS if name in learner},
+            **{name: float(learner[name]) for name in _LEARNER_METRICS if name in learner},
             **self.algorithm.report(),
         }
         keep = evaluation is not None or self.algorithm.done or self.stopping

@@ -23,6 +23,7 @@ from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.objective import OBJECTIVES, AdvantageWeighted, Imitation, Objective, PolicyGradient
+from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 from rayrl_dt.precision import PRECISIONS
 
 __all__ = ["SequenceConfig", "at_least"]
@@ -93,6 +94,7 @@ class SequenceConfig(AlgorithmConfig):
         self.max_evaluation_slots = 32
         self.evaluation_context_length: int | None = None
         self.action_gradient: dict[str, Any] | None = None
+        self.sampled_actions: int | dict[str, Any] | None = None
         self.critic_from: str | None = None
         # rl_module()
         self.model_defaults: dict[str, Any] = {}
@@ -209,6 +211,7 @@ class SequenceConfig(AlgorithmConfig):
         max_evaluation_slots: int = NotProvided,
         evaluation_context_length: int | None = NotProvided,
         action_gradient: dict[str, Any] | None = NotProvided,
+        sampled_actions: int | dict[str, Any] | None = NotProvided,
         critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
@@ -225,8 +228,10 @@ class SequenceConfig(AlgorithmConfig):
                 that it was trained with.
             action_gradient: refine actions in evaluations with a critic, for instance `{eta: 0.03, n: 10, rule:
                 plain}` (`rayrl_dt.policy.action_gradient`); None leaves them.
-            critic_from: the run or bundle whose critic does it, where the evaluation runs. Its policy must have learnt
-                from the same data: critics are for one normaliser.
+            sampled_actions: instead, take the one that a critic values most of the policy's action and so many sampled
+                ones: a number, or for instance `{n: 50, noise: 0.1}` (`rayrl_dt.policy.sampled_actions`).
+            critic_from: the run or bundle whose critic does either, where the evaluation runs. Its policy must have
+                learnt from the same data: critics are for one normaliser.
             **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
         """
         super().evaluation(**kwargs)
@@ -237,6 +242,7 @@ class SequenceConfig(AlgorithmConfig):
             max_evaluation_slots=max_evaluation_slots,
             evaluation_context_length=evaluation_context_length,
             action_gradient=action_gradient,
+            sampled_actions=sampled_actions,
             critic_from=critic_from,
         )
 
@@ -305,6 +311,19 @@ class SequenceConfig(AlgorithmConfig):
     def samples_successors(self) -> bool:
         """Whether batches carry rewards and the window shifted by one step, for TD targets."""
         return False
+
+    @property
+    def refinement(self) -> ActionGradient | SampledActions | None:
+        """How a critic improves the actions of evaluations, or None.
+
+        Raises:
+            UserError: a value cannot be read or is out of range, or there are two ways.
+        """
+        gradient, sampled = self.action_gradient, self.sampled_actions
+        return only_one(
+            None if gradient is None else ActionGradient.from_dict(gradient),
+            None if sampled is None else SampledActions.from_value(sampled),
+        )
 
     def samples_actions(self) -> bool:
         """Whether evaluation draws discrete actions from the softmax."""
@@ -375,12 +394,11 @@ class SequenceConfig(AlgorithmConfig):
             raise UserError(
                 f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
             )
-        if self.action_gradient is not None:
-            ActionGradient.from_dict(self.action_gradient)
-        if (self.action_gradient is None) != (self.critic_from is None):
+        if (self.refinement is None) != (self.critic_from is None):
+            how = "action_gradient" if self.sampled_actions is None else "sampled_actions"
             raise UserError(
-                f"evaluation.action_gradient is {self.action_gradient!r} and evaluation.critic_from "
-                f"{self.critic_from!r}; set both or neither (rayrl-dt critic RUN trains a critic)"
+                f"evaluation.{how} is {getattr(self, how)!r} and evaluation.critic_from {self.critic_from!r}; set both "
+                "or neither (rayrl-dt critic RUN trains a critic)"
             )
         if self.top_percent is not None and not 0 < self.top_percent <= 100:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from rayrl_dt.algorithms.config import SequenceConfig, at_least
@@ -75,12 +76,13 @@ class MemorylessConfig(SequenceConfig):
         Raises:
             UserError: the actions of the data are discrete.
         """
-        super().resolve(store)
-        if self.resolved_spec.discrete:
+        # First of all: no head fits then, and another head is no remedy.
+        if isinstance(store.info.action_space, gym.spaces.Discrete):
             raise UserError(
                 f"{self._name} needs continuous actions, and those of {store.info.source} are "
                 f"{store.info.action_space}; choose other data, or algorithm: BC"
             )
+        super().resolve(store)
 
     def validate(self) -> None:
         """Checks the values of the critics too.
