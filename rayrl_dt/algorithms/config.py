@@ -10,26 +10,21 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from rayrl_dt.algorithms.config_checks import check_values
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, FrozenCriticRLModule
 from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.data.windows import WINDOW_STARTS
-from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.evaluation.targets import parse_targets
+from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.objective import OBJECTIVES, AdvantageWeighted, Imitation, Objective, PolicyGradient
+from rayrl_dt.policy.objective import AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, only_one
-from rayrl_dt.precision import PRECISIONS
 
-__all__ = ["SequenceConfig", "at_least"]
-
-_LR_DECAY = ("constant", "cosine")
-_ACTION_SELECTION = ("auto", "mode", "sample")
+__all__ = ["SequenceConfig"]
 
 
 class SequenceConfig(AlgorithmConfig):
@@ -362,86 +357,8 @@ class SequenceConfig(AlgorithmConfig):
         Raises:
             UserError: a value is out of range or unknown.
         """
-        if self.dataset is None:
-            raise UserError(
-                'no data set is given; set offline_data.dataset, for instance "recipe:pendulum-mixed"'
-            )
-        self.sequence_model.validate()
-        at_least(self, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
-        at_least(self, "training", 1, "train_batch_size_per_learner")
-        at_least(self, "training", 0, "warmup_steps", "weight_decay")
-        at_least(self, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
-        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
-            raise UserError(f"training.lr is {self.lr!r}; it must be a positive number (see warmup_steps)")
-        if self.lr_decay not in _LR_DECAY:
-            raise UserError(f"training.lr_decay is {self.lr_decay!r}.{suggest(self.lr_decay, _LR_DECAY)}")
-        if self.return_scale is not None and not self.return_scale > 0:
-            raise UserError(f"training.return_scale is {self.return_scale}; it must be positive, or null")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"training.precision is {self.precision!r}.{suggest(self.precision, PRECISIONS)}")
-        if self.sequence_model.padding_mask == "inverted" and self.precision != "fp32":
-            # -1e4 on every score leaves bf16 no digit of it.
-            raise UserError(
-                f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
-                "attention scores away; set training.precision: fp32"
-            )
-        self._validate_objective()
-        if self.action_selection not in _ACTION_SELECTION:
-            value = self.action_selection
-            raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
-        acts_on = self.evaluation_context_length
-        if acts_on is not None and (not isinstance(acts_on, int) or acts_on < 1):
-            raise UserError(
-                f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
-            )
-        if (self.refinement is None) != (self.critic_from is None):
-            how = "action_gradient" if self.sampled_actions is None else "sampled_actions"
-            raise UserError(
-                f"evaluation.{how} is {getattr(self, how)!r} and evaluation.critic_from {self.critic_from!r}; set both "
-                "or neither (rayrl-dt critic RUN trains a critic)"
-            )
-        if self.top_percent is not None and not 0 < self.top_percent <= 100:
-            raise UserError(
-                f"offline_data.top_percent is {self.top_percent}; it must lie in (0, 100] or be null"
-            )
-        if self.window_starts not in WINDOW_STARTS:
-            value = self.window_starts
-            raise UserError(f"offline_data.window_starts is {value!r}.{suggest(value, WINDOW_STARTS)}")
-        at_least(self, "offline_data", 0, "return_balance")
-        if self.return_balance > 1:
-            raise UserError(f"offline_data.return_balance is {self.return_balance}; it must lie in [0, 1]")
-        if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
-            parse_targets(self.target_returns, None)
+        check_values(self)
         super().validate()
-
-    def _validate_objective(self) -> None:
-        value = self.objective
-        if value not in OBJECTIVES:
-            raise UserError(f"training.objective is {value!r}.{suggest(value, OBJECTIVES)}")
-        at_least(self, "training", 0, "pg_weight")
-        for name in ("awac_temperature", "awac_cap"):
-            found = getattr(self, name)
-            if isinstance(found, bool) or not isinstance(found, (int, float)) or not found > 0:
-                raise UserError(f"training.{name} is {found!r}; it must be a positive number")
-        asks, has = value != "imitation", (self.objective_critic, self.critic_hidden) != (None, None)
-        if asks and not has:
-            raise UserError(
-                f"training.objective {value} asks a critic, and there is none; train one beside any policy of the same "
-                "data with rayrl-dt critic RUN, and set training.critic_from: RUN"
-            )
-        if has and not asks:
-            raise UserError(
-                "training.critic_from is given, and training.objective imitation asks no critic; remove it, or set "
-                "training.objective: pg or awac (evaluation.critic_from is for acting)"
-            )
-
-
-def at_least(config: Any, section: str, least: int, *names: str) -> None:
-    """Raises UserError unless each named value of the config is a number of at least `least`."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise UserError(f"{section}.{name} is {value!r}; it must be a number of at least {least}")
 
 
 def _env_json(env: str | None, env_config: dict[str, Any]) -> str | None:

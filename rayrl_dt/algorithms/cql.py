@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.config import at_least
+from rayrl_dt.algorithms.config_checks import at_least, positive
 from rayrl_dt.algorithms.cql_module import CQLRLModule
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
-from rayrl_dt.algorithms.memoryless_config import MemorylessConfig, positive
+from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
 from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERATURE, MultiLossLearner
 from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
 from rayrl_dt.errors import UserError

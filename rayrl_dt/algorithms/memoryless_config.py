@@ -7,11 +7,12 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from rayrl_dt.algorithms.config import SequenceConfig, at_least
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.config_checks import at_least, positive
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 
-__all__ = ["MemorylessConfig", "positive"]
+__all__ = ["MemorylessConfig"]
 
 
 class MemorylessConfig(SequenceConfig):
@@ -109,12 +110,3 @@ class MemorylessConfig(SequenceConfig):
     @property
     def _name(self) -> str:
         return type(self).__name__.removesuffix("Config")
-
-
-def positive(config: Any, name: str, *, high: float | None = None) -> None:
-    """Raises UserError unless a value of the section `training` is a positive number, and at most `high`."""
-    value = getattr(config, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not value > 0 or (high is not None and value > high):
-        allowed = "a positive number" if high is None else f"a number in (0, {high:g}]"
-        raise UserError(f"training.{name} is {value!r}; it must be {allowed}")
