@@ -163,7 +163,7 @@ class IQLTrainer:
         self._batches = _batches(transitions, training.batch_size, seed)
         self._largest_reward = float(transitions.rewards.abs().max())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, steps: int) -> None:
         """Takes some steps and checks the last one.
 
@@ -175,7 +175,7 @@ class IQLTrainer:
         self.steps_done += steps
         self._check(outcome)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, batch: Transitions) -> Outcome:
         """Takes one gradient step on a batch and returns what it saw."""
         count, expectile, gamma = len(batch.rewards), self.training.expectile, self.training.gamma
