@@ -42,8 +42,8 @@ class Layers(NamedTuple):
 class Memory(NamedTuple):
     """What the passes of networks of one size work in, one after the other.
 
-    Memory in use is in the cache, fresh memory is not: a training step on the same memory throughout takes a tenth
-    less.
+    Memory in use is in the cache, fresh memory is not: a training step on the same memory throughout takes a
+    twentieth less.
     """
 
     first: Tensor  # (N, H) float32, after the ReLU
