@@ -281,8 +281,8 @@ def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
     Returns:
         `(B,)`, detached.
     """
-    following = next_values.detach().float().masked_fill(terminated.bool(), 0.0)
-    return rewards.detach().float() + gamma * following
+    ends = rewards.detach().float()
+    return torch.where(terminated.bool(), ends, torch.add(ends, next_values.detach().float(), alpha=gamma))
 
 
 def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
