@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayrl_dt.algorithms.bc import BC, BCConfig
+    from rayrl_dt.algorithms.cql import CQL, CQLConfig
     from rayrl_dt.algorithms.dt import DT, DTConfig
     from rayrl_dt.algorithms.iql import IQL, IQLConfig
     from rayrl_dt.algorithms.online_dt import OnlineDT, OnlineDTConfig
@@ -25,6 +26,8 @@ _HOMES = {
     "ActionGradient": ("rayrl_dt.policy.action_gradient", "ActionGradient"),
     "BC": ("rayrl_dt.algorithms.bc", "BC"),
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
+    "CQL": ("rayrl_dt.algorithms.cql", "CQL"),
+    "CQLConfig": ("rayrl_dt.algorithms.cql", "CQLConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
     "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
     "IQL": ("rayrl_dt.algorithms.iql", "IQL"),
@@ -44,12 +47,14 @@ _HOMES = {
 
 __all__ = [
     "BC",
+    "CQL",
     "DT",
     "IQL",
     "RADT",
     "TD3BC",
     "ActionGradient",
     "BCConfig",
+    "CQLConfig",
     "DTConfig",
     "IQLConfig",
     "OnlineDT",

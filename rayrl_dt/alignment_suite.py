@@ -22,7 +22,6 @@ from typing import Any
 
 import yaml
 
-from rayrl_dt import runs
 from rayrl_dt.config_files import apply_overrides, build_config, read_yaml, search_spaces
 from rayrl_dt.data import sources
 from rayrl_dt.errors import UserError
@@ -30,6 +29,7 @@ from rayrl_dt.evaluation.comparison import compare_runs, reductions
 from rayrl_dt.evaluation.document import Block, Notice
 from rayrl_dt.evaluation.report import write_page
 from rayrl_dt.evaluation.run_folder import MAXIMUM, load_runs
+from rayrl_dt.run_checkpoints import latest_checkpoint
 
 __all__ = ["Failure", "Member", "Progress", "plan", "run", "write_comparison"]
 
@@ -72,7 +72,7 @@ class Member:
     @property
     def finished(self) -> bool:
         """Whether the run is trained to its end and evaluated."""
-        newest = runs.latest_checkpoint(self.folder)
+        newest = latest_checkpoint(self.folder)
         trained = newest is not None and int(newest.name) >= self.gradient_steps
         return trained and (self.folder / MAXIMUM).exists()
 
@@ -301,7 +301,7 @@ def _prepare(member: Member) -> None:
         )
     member.folder.parent.mkdir(parents=True, exist_ok=True)
     member.config.write_text(text)
-    if runs.latest_checkpoint(member.folder) is None:
+    if latest_checkpoint(member.folder) is None:
         shutil.rmtree(member.folder, ignore_errors=True)
 
 
@@ -324,7 +324,7 @@ def _commands(member: Member, episodes_at_maximum: int) -> Iterator[list[str]]:
     """What is left to do for a run, one command after the other."""
     program = [sys.executable, "-m", "rayrl_dt"]
     folder = str(member.folder)
-    newest = runs.latest_checkpoint(member.folder)
+    newest = latest_checkpoint(member.folder)
     if newest is None or int(newest.name) < member.gradient_steps:
         again = [] if newest is None else ["--resume"]
         yield [*program, "train", str(member.config), "--out", folder, *again]

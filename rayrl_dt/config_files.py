@@ -12,6 +12,7 @@ import yaml
 
 from rayrl_dt.algorithms.bc import BCConfig
 from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.cql import CQLConfig
 from rayrl_dt.algorithms.dt import DTConfig
 from rayrl_dt.algorithms.iql import IQLConfig
 from rayrl_dt.algorithms.online_dt import OnlineDTConfig
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, type[SequenceConfig]] = {
     "OnlineDT": OnlineDTConfig,
     "TD3BC": TD3BCConfig,
     "IQL": IQLConfig,
+    "CQL": CQLConfig,
 }
 SECTIONS = (
     "environment",

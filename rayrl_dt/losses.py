@@ -1,6 +1,7 @@
 """Losses as pure functions.
 
-Shape legend: B batch, P predicted steps, K steps of a window, A action dimensions, n discrete actions.
+Shape legend: B batch, P predicted steps, K steps of a window, A action dimensions, M sampled actions, n discrete
+actions.
 
 Everywhere `mask` is bool, True at real steps. Other steps have no influence and get no gradient, whatever they hold.
 All is computed in float32.
@@ -18,6 +19,7 @@ from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = [
     "advantage_weights",
+    "conservative_gap",
     "cross_entropy",
     "expectile_loss",
     "iql_critic_loss",
@@ -28,6 +30,7 @@ __all__ = [
     "squashed_gaussian_entropy",
     "squashed_gaussian_log_prob",
     "squashed_gaussian_nll",
+    "squashed_gaussian_sample",
     "td3_actor_loss",
     "td3_critic_loss",
     "td3_target",
@@ -113,6 +116,26 @@ def squashed_gaussian_entropy(mean: Tensor, log_std: Tensor, mask: Tensor, noise
     """
     mean, log_std, noise = (_blank(values, mask) for values in (mean, log_std, noise))
     return -_mean(_log_prob(noise, log_std, mean + log_std.exp() * noise), mask)
+
+
+def squashed_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws actions with their log-density, both differentiable (soft actor-critic, appendix C).
+
+    The density is that of the very number before the tanh, so it stays exact where the tanh rounds to 1, where
+    `squashed_gaussian_log_prob` of the drawn action would not.
+
+    Args:
+        mean: `(..., A)` before the tanh.
+        log_std: `(..., A)`.
+        noise: `(..., A)` standard normal; may have more rows than the mean, to which that is broadcast.
+
+    Returns:
+        Actions `(..., A)` within +-`ACTION_LIMIT`, and `(...)`, summed over the dimensions.
+    """
+    mean, log_std, noise = mean.float(), log_std.float(), noise.float()
+    before_tanh = mean + log_std.exp() * noise
+    actions = torch.tanh(before_tanh).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+    return actions, _log_prob(noise, log_std, before_tanh)
 
 
 def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
@@ -258,8 +281,8 @@ def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
     Returns:
         `(B,)`, detached.
     """
-    following = next_values.detach().float().masked_fill(terminated.bool(), 0.0)
-    return rewards.detach().float() + gamma * following
+    ends = rewards.detach().float()
+    return torch.where(terminated.bool(), ends, torch.add(ends, next_values.detach().float(), alpha=gamma))
 
 
 def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
@@ -270,6 +293,28 @@ def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
         target: `(B,)` from `iql_target`.
     """
     return (values.float() - target.float()).square().mean(dim=-1).sum()
+
+
+def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Tensor:
+    """How far critics value all actions above the logged ones, softly (CQL, equation 4).
+
+    log of the integral of exp Q(s, a) over the actions, less Q(s, a) of the logged action. The integral is an
+    importance-weighted mean over M sampled actions (appendix F), so the gap is at least that of the mean,
+    mean(Q - log density) - Q(s, a). A constant added to all values of a state changes nothing.
+
+    Differs from the released code by log M, a constant: there it is a sum over the samples, and grows with them.
+
+    Args:
+        sampled: `(2, B, M)` values of the sampled actions.
+        log_density: `(B, M)` of these under what each was drawn from; gets no gradient.
+        logged: `(2, B)` values of the logged actions.
+
+    Returns:
+        `()`, summed over the critics, averaged over the batch.
+    """
+    weighted = sampled.float() - log_density.detach().float()
+    soft_maximum = weighted.logsumexp(dim=-1) - math.log(sampled.shape[-1])
+    return (soft_maximum - logged.float()).mean(dim=-1).sum()
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from rayrl_dt import runs
 from rayrl_dt.data import preview, sources
 from rayrl_dt.evaluation.report import write_report
+from rayrl_dt.run_checkpoints import latest_checkpoint
 
 __all__ = ["CONFIG", "DATASET", "FINETUNING", "METHODS", "run"]
 
@@ -89,7 +90,7 @@ def run(
     for stage, (name, what, config) in enumerate(stories, start=2):
         say(f"[bold]{stage}/{stages}[/bold] {what}")
         folder = out / name
-        resume = runs.latest_checkpoint(folder) is not None
+        resume = latest_checkpoint(folder) is not None
         values = {**config, "debugging": {"seed": seed}}
         observer = progress()
         with observer:

@@ -23,21 +23,22 @@ import yaml
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.cql import CONSERVATIVE_GAP
 from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.online_config import OnlineConfig
 from rayrl_dt.algorithms.online_learner import ONLINE_METRICS
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.config_files import build_config
-from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import find_bundle, save_bundle
-from rayrl_dt.interop.critics import carry_critic
+from rayrl_dt.interop.bundle import find_bundle
+from rayrl_dt.run_checkpoints import latest_checkpoint, prune_checkpoints, write_checkpoint
 from rayrl_dt.versions import git_commit, package_versions
 
-__all__ = ["Observer", "RunOutcome", "checkpoints", "latest_checkpoint", "train"]
+__all__ = ["Observer", "RunOutcome", "train"]
 
-_KEEP = 2
+# Beside the loss, where they apply.
+_LEARNER_METRICS = (*ONLINE_METRICS, CONSERVATIVE_GAP)
 
 
 class Observer(Protocol):
@@ -130,21 +131,6 @@ def train(
 def _asking(values: Mapping[str, Any], critic: Path) -> dict[str, Any]:
     """A config file's content whose objective asks another critic."""
     return {**values, "training": {**values["training"], "critic_from": str(critic)}}
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Returns the whole checkpoints of a run folder, oldest first.
-
-    A checkpoint is renamed into place only when whole, so every numbered folder is one.
-    """
-    root = folder / "checkpoints"
-    return sorted(path for path in root.glob("[0-9]*") if path.is_dir()) if root.is_dir() else []
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint of a run folder, or None."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
 
 
 class _Run:
@@ -242,50 +228,21 @@ class _Run:
             LEARNING_RATE: float(learner[LEARNING_RATE]),
             "steps_per_s": (self.algorithm.gradient_steps - steps_before) / max(update_seconds, 1e-9),
             "time_total_s": self.seconds,
-            **{name: float(learner[name]) for name in ONLINE_METRICS if name in learner},
+            **{name: float(learner[name]) for name in _LEARNER_METRICS if name in learner},
             **self.algorithm.report(),
         }
         keep = evaluation is not None or self.algorithm.done or self.stopping
         if evaluation is not None:
             record["evaluation"] = evaluation
         # The checkpoint comes first: a record without one would be dropped by a resume anyway.
-        checkpoint = self._checkpoint() if keep else None
+        checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.command) if keep else None
         with (self.folder / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(record) + "\n")
         if evaluation is not None and checkpoint is not None:
             self._judge(evaluation, checkpoint)
-        self._prune()
+        prune_checkpoints(self.folder, besides=self._best_checkpoint())
         self._to_tensorboard(record)
         return record
-
-    def _checkpoint(self) -> Path:
-        target = self.folder / "checkpoints" / f"{self.algorithm.gradient_steps:09d}"
-        newest = self.folder / "policy"
-        aside, newest_aside = stage(target), stage(newest)
-        try:
-            self.algorithm.save_to_path(str(aside.resolve()))
-            bundle = save_bundle(
-                self.algorithm.policy_spec,
-                self.algorithm.policy_state(),
-                aside / "policy",
-                command=self.command,
-                gradient_steps=self.algorithm.gradient_steps,
-            )
-            # One that was trained since, with the policy before this one, is still a critic of the same data.
-            carry_critic(newest, bundle)
-            shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
-            publish(aside, target, replace=True)
-            publish(newest_aside, newest, replace=True)
-        except OSError as error:
-            raise UserError(
-                f"the checkpoint {target} could not be written ({error.strerror or error}); those before it are whole: "
-                "make room, then go on with --resume"
-            ) from error
-        finally:
-            # A full disk gets back what could not be finished.
-            for rest in (aside, newest_aside):
-                shutil.rmtree(rest, ignore_errors=True)
-        return target
 
     def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
         """Writes the last evaluation, and the best one, by `_badness`."""
@@ -297,12 +254,9 @@ class _Run:
             self.best = _badness(evaluation)
             _write_json(folder / "best.json", named)
 
-    def _prune(self) -> None:
+    def _best_checkpoint(self) -> list[str]:
         best = self.folder / "evaluations" / "best.json"
-        kept = json.loads(best.read_text())["checkpoint"] if best.exists() else None
-        for old in checkpoints(self.folder)[:-_KEEP]:
-            if str(old.relative_to(self.folder)) != kept:
-                shutil.rmtree(old, ignore_errors=True)
+        return [json.loads(best.read_text())["checkpoint"]] if best.exists() else []
 
     def _to_tensorboard(self, record: Mapping[str, Any]) -> None:
         step = record[GRADIENT_STEPS]

@@ -25,7 +25,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"policy"}),
     frozenset({"evaluation", "interop", "experiments"}),
     frozenset({"algorithms"}),
-    frozenset({"config_files", "runs", "tuning", "benchmarks", "doctor", "quickstart", "alignment_suite"}),
+    frozenset(
+        {
+            "config_files",
+            "run_checkpoints",
+            "runs",
+            "tuning",
+            "benchmarks",
+            "doctor",
+            "quickstart",
+            "alignment_suite",
+        }
+    ),
     frozenset({"cli", "__main__"}),
 )
 CORE = frozenset[str]().union(*LAYERS[:5])

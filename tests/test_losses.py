@@ -444,3 +444,59 @@ def test_returns_of_zero_alone_can_be_learnt() -> None:
     predicted, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
     loss = losses.reinformer_return_loss(predicted, torch.zeros(1, 2), mask, expectile=0.9)
     assert float(loss) == pytest.approx((0.1 + 0.9) / 2)
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, -5.0), (0.7, -1.0), (3.0, 2.0)])
+def test_a_drawn_action_comes_with_its_density(mean: float, log_std: float) -> None:
+    noise = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    center, spread = torch.full((4, 1, 2), mean), torch.full((4, 1, 2), log_std)
+    actions, log_density = losses.squashed_gaussian_sample(center, spread, noise)
+    inside = mean + math.exp(log_std) * noise.double()
+    assert actions.shape == (4, 3, 2) and (actions.abs() <= ACTION_LIMIT).all()
+    torch.testing.assert_close(actions.double(), torch.tanh(inside), rtol=0, atol=2e-6)
+    normal = torch.distributions.Normal(mean, math.exp(log_std)).log_prob(inside)
+    # 1 - tanh(x)^2 = 4 / (exp(x) + exp(-x))^2, which does not cancel.
+    slope = math.log(4.0) - 2 * torch.logaddexp(inside, -inside)
+    torch.testing.assert_close(log_density.double(), (normal - slope).sum(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def gap_batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(*shape, generator=generator) for shape in ((2, 5, 7), (5, 7), (2, 5)))  # type: ignore[return-value]
+
+
+def test_the_conservative_gap_is_an_integral_over_the_actions() -> None:
+    """Of exp(-8 (a - 0.3)^2), from uniform actions and from those of a policy elsewhere, in equal parts."""
+    generator = torch.Generator().manual_seed(0)
+    drawn, density = losses.squashed_gaussian_sample(
+        torch.zeros(1), torch.tensor([0.3]), torch.randn(20_000, 1, generator=generator)
+    )
+    uniform = 2 * torch.rand(20_000, 1, generator=generator) - 1
+    actions = torch.cat([drawn, uniform])[:, 0]
+    log_density = torch.cat([density, torch.full((20_000,), -math.log(2.0))])[None]
+    values = (-8 * (actions - 0.3) ** 2).expand(2, 1, -1)
+    grid = np.linspace(-1, 1, 10_001)
+    expected = math.log(trapezoid(np.exp(-8 * (grid - 0.3) ** 2), grid))
+    gap = losses.conservative_gap(values, log_density, torch.tensor([[1.0], [3.0]]))
+    assert gap.item() == pytest.approx(2 * expected - 4.0, abs=0.03)
+
+
+def test_the_conservative_gap_is_above_that_of_the_mean() -> None:
+    values, log_density, logged = gap_batch()
+    gap = losses.conservative_gap(values, log_density, logged)
+    plain = ((values - log_density).mean(dim=-1) - logged).mean(dim=-1).sum()
+    assert gap > plain
+    # Equal exactly where exp Q is in proportion to the density: then there is nothing to gain by choosing.
+    flat = losses.conservative_gap(log_density.expand(2, -1, -1), log_density, torch.zeros(2, 5))
+    assert flat.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_conservative_gap_falls_for_logged_actions_and_ignores_a_constant() -> None:
+    values, log_density, logged = (tensor.requires_grad_() for tensor in gap_batch())
+    losses.conservative_gap(values, log_density, logged).backward()
+    assert values.grad is not None and logged.grad is not None
+    torch.testing.assert_close(logged.grad, torch.full((2, 5), -1 / 5))
+    torch.testing.assert_close(values.grad, torch.softmax(values - log_density, dim=-1).detach() / 5)
+    assert log_density.grad is None
+    moved = losses.conservative_gap(values + 1e2, log_density, logged + 1e2)
+    torch.testing.assert_close(moved, losses.conservative_gap(values, log_density, logged), rtol=1e-4, atol=0)

@@ -10,25 +10,21 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from rayrl_dt.algorithms.config_checks import check_values
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, FrozenCriticRLModule
 from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.data.windows import WINDOW_STARTS
-from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.evaluation.targets import parse_targets
+from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.objective import OBJECTIVES, AdvantageWeighted, Imitation, Objective, PolicyGradient
-from rayrl_dt.precision import PRECISIONS
+from rayrl_dt.policy.objective import AdvantageWeighted, Imitation, Objective, PolicyGradient
+from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 
-__all__ = ["SequenceConfig", "at_least"]
-
-_LR_DECAY = ("constant", "cosine")
-_ACTION_SELECTION = ("auto", "mode", "sample")
+__all__ = ["SequenceConfig"]
 
 
 class SequenceConfig(AlgorithmConfig):
@@ -93,6 +89,7 @@ class SequenceConfig(AlgorithmConfig):
         self.max_evaluation_slots = 32
         self.evaluation_context_length: int | None = None
         self.action_gradient: dict[str, Any] | None = None
+        self.sampled_actions: int | dict[str, Any] | None = None
         self.critic_from: str | None = None
         # rl_module()
         self.model_defaults: dict[str, Any] = {}
@@ -209,6 +206,7 @@ class SequenceConfig(AlgorithmConfig):
         max_evaluation_slots: int = NotProvided,
         evaluation_context_length: int | None = NotProvided,
         action_gradient: dict[str, Any] | None = NotProvided,
+        sampled_actions: int | dict[str, Any] | None = NotProvided,
         critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
@@ -225,8 +223,10 @@ class SequenceConfig(AlgorithmConfig):
                 that it was trained with.
             action_gradient: refine actions in evaluations with a critic, for instance `{eta: 0.03, n: 10, rule:
                 plain}` (`rayrl_dt.policy.action_gradient`); None leaves them.
-            critic_from: the run or bundle whose critic does it, where the evaluation runs. Its policy must have learnt
-                from the same data: critics are for one normaliser.
+            sampled_actions: instead, take the one that a critic values most of the policy's action and so many sampled
+                ones: a number, or for instance `{n: 50, noise: 0.1}` (`rayrl_dt.policy.sampled_actions`).
+            critic_from: the run or bundle whose critic does either, where the evaluation runs. Its policy must have
+                learnt from the same data: critics are for one normaliser.
             **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
         """
         super().evaluation(**kwargs)
@@ -237,6 +237,7 @@ class SequenceConfig(AlgorithmConfig):
             max_evaluation_slots=max_evaluation_slots,
             evaluation_context_length=evaluation_context_length,
             action_gradient=action_gradient,
+            sampled_actions=sampled_actions,
             critic_from=critic_from,
         )
 
@@ -306,6 +307,19 @@ class SequenceConfig(AlgorithmConfig):
         """Whether batches carry rewards and the window shifted by one step, for TD targets."""
         return False
 
+    @property
+    def refinement(self) -> ActionGradient | SampledActions | None:
+        """How a critic improves the actions of evaluations, or None.
+
+        Raises:
+            UserError: a value cannot be read or is out of range, or there are two ways.
+        """
+        gradient, sampled = self.action_gradient, self.sampled_actions
+        return only_one(
+            None if gradient is None else ActionGradient.from_dict(gradient),
+            None if sampled is None else SampledActions.from_value(sampled),
+        )
+
     def samples_actions(self) -> bool:
         """Whether evaluation draws discrete actions from the softmax."""
         return self.action_selection != "mode"
@@ -343,87 +357,8 @@ class SequenceConfig(AlgorithmConfig):
         Raises:
             UserError: a value is out of range or unknown.
         """
-        if self.dataset is None:
-            raise UserError(
-                'no data set is given; set offline_data.dataset, for instance "recipe:pendulum-mixed"'
-            )
-        self.sequence_model.validate()
-        at_least(self, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
-        at_least(self, "training", 1, "train_batch_size_per_learner")
-        at_least(self, "training", 0, "warmup_steps", "weight_decay")
-        at_least(self, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
-        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
-            raise UserError(f"training.lr is {self.lr!r}; it must be a positive number (see warmup_steps)")
-        if self.lr_decay not in _LR_DECAY:
-            raise UserError(f"training.lr_decay is {self.lr_decay!r}.{suggest(self.lr_decay, _LR_DECAY)}")
-        if self.return_scale is not None and not self.return_scale > 0:
-            raise UserError(f"training.return_scale is {self.return_scale}; it must be positive, or null")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"training.precision is {self.precision!r}.{suggest(self.precision, PRECISIONS)}")
-        if self.sequence_model.padding_mask == "inverted" and self.precision != "fp32":
-            # -1e4 on every score leaves bf16 no digit of it.
-            raise UserError(
-                f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
-                "attention scores away; set training.precision: fp32"
-            )
-        self._validate_objective()
-        if self.action_selection not in _ACTION_SELECTION:
-            value = self.action_selection
-            raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
-        acts_on = self.evaluation_context_length
-        if acts_on is not None and (not isinstance(acts_on, int) or acts_on < 1):
-            raise UserError(
-                f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
-            )
-        if self.action_gradient is not None:
-            ActionGradient.from_dict(self.action_gradient)
-        if (self.action_gradient is None) != (self.critic_from is None):
-            raise UserError(
-                f"evaluation.action_gradient is {self.action_gradient!r} and evaluation.critic_from "
-                f"{self.critic_from!r}; set both or neither (rayrl-dt critic RUN trains a critic)"
-            )
-        if self.top_percent is not None and not 0 < self.top_percent <= 100:
-            raise UserError(
-                f"offline_data.top_percent is {self.top_percent}; it must lie in (0, 100] or be null"
-            )
-        if self.window_starts not in WINDOW_STARTS:
-            value = self.window_starts
-            raise UserError(f"offline_data.window_starts is {value!r}.{suggest(value, WINDOW_STARTS)}")
-        at_least(self, "offline_data", 0, "return_balance")
-        if self.return_balance > 1:
-            raise UserError(f"offline_data.return_balance is {self.return_balance}; it must lie in [0, 1]")
-        if isinstance(self.target_returns, str) and not self.target_returns.startswith("dataset:"):
-            parse_targets(self.target_returns, None)
+        check_values(self)
         super().validate()
-
-    def _validate_objective(self) -> None:
-        value = self.objective
-        if value not in OBJECTIVES:
-            raise UserError(f"training.objective is {value!r}.{suggest(value, OBJECTIVES)}")
-        at_least(self, "training", 0, "pg_weight")
-        for name in ("awac_temperature", "awac_cap"):
-            found = getattr(self, name)
-            if isinstance(found, bool) or not isinstance(found, (int, float)) or not found > 0:
-                raise UserError(f"training.{name} is {found!r}; it must be a positive number")
-        asks, has = value != "imitation", (self.objective_critic, self.critic_hidden) != (None, None)
-        if asks and not has:
-            raise UserError(
-                f"training.objective {value} asks a critic, and there is none; train one beside any policy of the same "
-                "data with rayrl-dt critic RUN, and set training.critic_from: RUN"
-            )
-        if has and not asks:
-            raise UserError(
-                "training.critic_from is given, and training.objective imitation asks no critic; remove it, or set "
-                "training.objective: pg or awac (evaluation.critic_from is for acting)"
-            )
-
-
-def at_least(config: Any, section: str, least: int, *names: str) -> None:
-    """Raises UserError unless each named value of the config is a number of at least `least`."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise UserError(f"{section}.{name} is {value!r}; it must be a number of at least {least}")
 
 
 def _env_json(env: str | None, env_config: dict[str, Any]) -> str | None:

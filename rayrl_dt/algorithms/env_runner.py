@@ -18,7 +18,6 @@ from rayrl_dt.algorithms.streams import Arrival, Continue
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
 from rayrl_dt.interop.critics import load_refiner
-from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
 from rayrl_dt.policy.refiner import Refiner
@@ -234,11 +233,10 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
 
     def _refiner(self) -> Refiner | None:
         """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
-        config = self.config
-        if config.action_gradient is None:
+        settings = self.config.refinement
+        if settings is None:
             return None
-        settings = ActionGradient.from_dict(config.action_gradient)
-        return load_refiner(config.critic_from, self.module.model.spec, settings)
+        return load_refiner(self.config.critic_from, self.module.model.spec, settings)
 
     def _vector_env(self, slots: int) -> Any:
         return envs.make_vector(

@@ -11,9 +11,10 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.config_checks import positive
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, CriticRLModule
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
-from rayrl_dt.algorithms.memoryless_config import MemorylessConfig, positive
+from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
 from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, MultiLossLearner
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.imitation import imitation_loss

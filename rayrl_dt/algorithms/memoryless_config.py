@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from rayrl_dt.algorithms.config import SequenceConfig, at_least
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.config_checks import at_least, positive
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 
-__all__ = ["MemorylessConfig", "positive"]
+__all__ = ["MemorylessConfig"]
 
 
 class MemorylessConfig(SequenceConfig):
@@ -75,12 +77,13 @@ class MemorylessConfig(SequenceConfig):
         Raises:
             UserError: the actions of the data are discrete.
         """
-        super().resolve(store)
-        if self.resolved_spec.discrete:
+        # First of all: no head fits then, and another head is no remedy.
+        if isinstance(store.info.action_space, gym.spaces.Discrete):
             raise UserError(
                 f"{self._name} needs continuous actions, and those of {store.info.source} are "
                 f"{store.info.action_space}; choose other data, or algorithm: BC"
             )
+        super().resolve(store)
 
     def validate(self) -> None:
         """Checks the values of the critics too.
@@ -107,12 +110,3 @@ class MemorylessConfig(SequenceConfig):
     @property
     def _name(self) -> str:
         return type(self).__name__.removesuffix("Config")
-
-
-def positive(config: Any, name: str, *, high: float | None = None) -> None:
-    """Raises UserError unless a value of the section `training` is a positive number, and at most `high`."""
-    value = getattr(config, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not value > 0 or (high is not None and value > high):
-        allowed = "a positive number" if high is None else f"a number in (0, {high:g}]"
-        raise UserError(f"training.{name} is {value!r}; it must be {allowed}")

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.errors import TrainingDiverged
 
-__all__ = ["CRITIC_LOSS", "MultiLossLearner"]
+__all__ = ["CRITIC_LOSS", "ENTROPY", "TEMPERATURE", "MultiLossLearner"]
 
 CRITIC_LOSS = "critic_loss"
+ENTROPY = "entropy"
+TEMPERATURE = "temperature"
 
 
 class MultiLossLearner(SequenceLearner):

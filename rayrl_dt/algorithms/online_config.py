@@ -9,7 +9,8 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rayrl_dt.algorithms.config import SequenceConfig, at_least
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.config_checks import at_least
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.online_module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.data.store import TrajectoryStore

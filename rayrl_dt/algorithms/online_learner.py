@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, MultiLossLearner
+from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERATURE, MultiLossLearner
 from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
@@ -34,8 +34,6 @@ from rayrl_dt.types import Window
 __all__ = ["ONLINE_METRICS", "OnlineLearner"]
 
 ACTION_DISTANCE = "action_distance"
-ENTROPY = "entropy"
-TEMPERATURE = "temperature"
 ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPERATURE)
 """What the learner logs beside the loss, where it applies."""
 

@@ -8,7 +8,7 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.config import at_least
+from rayrl_dt.algorithms.config_checks import at_least
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
 from rayrl_dt.algorithms.online_learner import OnlineLearner

@@ -144,7 +144,7 @@ def evaluate(
     sampled_actions: Annotated[
         str | None,
         typer.Option(
-            help="take the best of sampled actions by the bundle's critic, for instance n=50,noise=0.1"
+            help="take the best of so many sampled actions by the bundle's critic, for instance 50 or n=50,noise=0.1"
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,

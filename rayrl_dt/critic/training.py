@@ -10,13 +10,15 @@ batches of 256. A step reads V(s') before V moves. Rewards are raw; CORL rescale
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rayrl_dt import losses
 from rayrl_dt.critic.transitions import Transitions, transitions_of
@@ -25,7 +27,7 @@ from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.value_passes import Layers, forward, layers_of, parameter_gradients
+from rayrl_dt.models.value_passes import Layers, forward, layers_of, memory_for, parameter_gradients
 from rayrl_dt.precision import resolve
 from rayrl_dt.seeding import derive_seed, numpy_generator
 
@@ -33,6 +35,8 @@ __all__ = ["CriticTraining", "IQLTrainer", "Outcome", "fit_critic", "new_critic"
 
 _BLOCK = 100
 """Steps whose batches come from one generator; results are checked and reported once in each."""
+_GATHERED = 10
+"""Steps whose batches are copied together; divides `_BLOCK`."""
 _EXPLODED = 10.0
 """Mean values this many times beyond what rewards can add up to have exploded."""
 
@@ -143,7 +147,6 @@ class IQLTrainer:
     ) -> None:
         self.training = training
         self.steps_done = 0
-        self._transitions, self._seed = transitions, seed
         value, twins = list(critic.value.parameters()), list(critic.q.parameters())
         self._weights = _one_vector([*value, *twins])
         self._slow = _one_vector(list(critic.target.parameters()))
@@ -154,54 +157,48 @@ class IQLTrainer:
         gradients = torch.zeros_like(self._weights)
         pieces = _pieces(gradients, [*value, *twins])
         self._gradients = [Layers(*pieces[start : start + 6]) for start in (0, 6, 12)]
-        self._weights.grad = gradients
-        self._optimiser = torch.optim.Adam([self._weights], lr=training.lr, fused=True)
+        self._adam = _Adam(self._weights, gradients, training.lr)
         self._dtype = torch.bfloat16 if resolve(training.precision, "cpu") == "bf16" else torch.float32
-        self._block: tuple[int, Tensor] = -1, torch.empty(0)
+        self._memory = memory_for(self._value, training.batch_size, self._dtype)
+        self._batches = _batches(transitions, training.batch_size, seed)
         self._largest_reward = float(transitions.rewards.abs().max())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, steps: int) -> None:
         """Takes some steps and checks the last one.
 
         Raises:
             TrainingDiverged: a loss is NaN or infinite, or the values left what rewards can add up to.
         """
-        for step in range(self.steps_done, self.steps_done + steps):
-            outcome = self.step(self._transitions.batch(self._rows(step)))
+        for batch in itertools.islice(self._batches, steps):
+            outcome = self.step(batch)
         self.steps_done += steps
         self._check(outcome)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, batch: Transitions) -> Outcome:
         """Takes one gradient step on a batch and returns what it saw."""
-        training, twice = self.training, 2 / len(batch.rewards)
-        observations = batch.pairs[:, : batch.following.shape[1]].contiguous()
-        following = forward(self._value, batch.following, self._dtype).values
-        target = losses.iql_target(batch.rewards, batch.terminated, following, gamma=training.gamma)
-        lower = torch.minimum(*(forward(slow, batch.pairs, self._dtype).values for slow in self._targets))
-        value = forward(self._value, observations, self._dtype)
-        above = value.values - lower
-        weight = torch.where(above > 0, twice * (1 - training.expectile), twice * training.expectile)
-        gradients = self._gradients
-        parameter_gradients(self._value, value, observations, above * weight, gradients[0])
+        count, expectile, gamma = len(batch.rewards), self.training.expectile, self.training.gamma
+        if len(self._memory.first) != count:
+            self._memory = memory_for(self._value, count, self._dtype)
+        memory, gradients = self._memory, self._gradients
+        following = forward(self._value, batch.following, memory).values
+        target = losses.iql_target(batch.rewards, batch.terminated, following, gamma=gamma)
+        lower = torch.minimum(*(forward(slow, batch.pairs, memory).values for slow in self._targets))
+        observations = batch.pairs[:, : batch.following.shape[1]]
+        value = forward(self._value, observations, memory)
+        # Where V is too high the loss has 1 - expectile of its slope, where it is too low the expectile.
+        slopes = functional.leaky_relu(value.values - lower, expectile / (1 - expectile))
+        slopes *= 2 * (1 - expectile) / count
+        parameter_gradients(self._value, value, observations, slopes, gradients[0])
         values = []
         for layers, into in zip(self._twins, gradients[1:], strict=True):
-            passed = forward(layers, batch.pairs, self._dtype)
-            parameter_gradients(layers, passed, batch.pairs, (passed.values - target) * twice, into)
+            passed = forward(layers, batch.pairs, memory)
+            parameter_gradients(layers, passed, batch.pairs, (passed.values - target).mul_(2 / count), into)
             values.append(passed.values)
-        self._optimiser.step()
-        self._slow.lerp_(self._followed, training.polyak)
+        self._adam.step()
+        self._slow.lerp_(self._followed, self.training.polyak)
         return Outcome(value.values, lower, (values[0], values[1]), target)
-
-    def _rows(self, step: int) -> Tensor:
-        """The transitions of a step's batch, drawn with replacement."""
-        block, offset = divmod(step, _BLOCK)
-        if self._block[0] != block:
-            rng = numpy_generator(self._seed, "critic-batches", block)
-            count, size = len(self._transitions.rewards), self.training.batch_size
-            self._block = block, torch.from_numpy(rng.integers(count, size=(_BLOCK, size)))
-        return self._block[1][offset]
 
     def _check(self, outcome: Outcome) -> None:
         values = torch.stack(outcome.q)
@@ -229,6 +226,51 @@ class Outcome(NamedTuple):
     lower: Tensor  # (B,) lower one of the slow Q(s, a), which V follows
     q: tuple[Tensor, Tensor]  # (B,) each
     target: Tensor  # (B,) which both Q follow
+
+
+class _Adam:
+    """`torch.optim.Adam` on one vector, without its bookkeeping, which takes as long as the step itself.
+
+    Args:
+        weights: changed in place.
+        gradients: read at each step.
+        lr: learning rate.
+    """
+
+    def __init__(self, weights: Tensor, gradients: Tensor, lr: float) -> None:
+        self._weights, self._gradients, self._lr = weights, gradients, lr
+        self._first, self._second = torch.zeros_like(weights), torch.zeros_like(weights)
+        self._steps = torch.zeros(())
+
+    def step(self) -> None:
+        """Moves the weights."""
+        self._steps += 1
+        torch._fused_adam_(
+            [self._weights],
+            [self._gradients],
+            [self._first],
+            [self._second],
+            [],
+            [self._steps],
+            lr=self._lr,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _batches(transitions: Transitions, size: int, seed: int) -> Iterator[Transitions]:
+    """Batches without end, drawn with replacement."""
+    count = len(transitions.rewards)
+    for block in itertools.count():
+        rng = numpy_generator(seed, "critic-batches", block)
+        rows = torch.from_numpy(rng.integers(count, size=_BLOCK * size))
+        for together in torch.split(rows, _GATHERED * size):
+            parts = (torch.split(values, size) for values in transitions.batch(together))
+            yield from (Transitions(*batch) for batch in zip(*parts, strict=True))
 
 
 def _one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -1,4 +1,4 @@
-"""One checkpoint with its critic and environments, to act by one action gradient after the other."""
+"""One checkpoint with its critic and environments, to act with the critic in one way after the other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import env_id_of
 from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange, plan_targets
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["RefinedPolicy"]
@@ -23,7 +24,7 @@ _SLOTS = 32
 class RefinedPolicy:
     """The policy and the critic of a bundle, loaded once, in environments that are made once.
 
-    Every call of `run` plays the same episodes (same seeds, same targets), so only the action gradient differs.
+    Every call of `run` plays the same episodes (same seeds, same targets), so only the way differs.
 
     Args:
         path: run folder, checkpoint or bundle, with a critic.
@@ -77,14 +78,19 @@ class RefinedPolicy:
         self._actor = VectorActor(model, len(self._slots))
         self._collector = Collector(self._vector, self._actor, record=False)
 
-    def run(self, settings: ActionGradient, *, progress: Callable[[int], None] | None = None) -> Rollouts:
-        """Plays the episodes with an action gradient; with n = 0 the policy acts alone.
+    def run(
+        self, settings: ActionGradient | SampledActions, *, progress: Callable[[int], None] | None = None
+    ) -> Rollouts:
+        """Plays the episodes with an action gradient or sampled actions; with n = 0 the policy acts alone.
 
         Args:
-            settings: of the action gradient.
+            settings: of either.
             progress: called with the number of episodes that just ended.
         """
-        self._actor.refiner = None if settings.idle else ActionRefiner(settings, self._critic, self.spec)
+        # interop stands beside evaluation, above the model.
+        from rayrl_dt.interop.critics import make_refiner
+
+        self._actor.refiner = make_refiner(settings, self._critic, self.spec)
         return run_slots(self._collector, self._slots, progress=progress)
 
     def close(self) -> None:

@@ -31,7 +31,15 @@ from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
 
-__all__ = ["add_critic", "carry_critic", "load_critic", "load_refiner", "run_data", "save_critic"]
+__all__ = [
+    "add_critic",
+    "carry_critic",
+    "load_critic",
+    "load_refiner",
+    "make_refiner",
+    "run_data",
+    "save_critic",
+]
 
 _WEIGHTS = "critic.safetensors"
 _HEADER = "policy.json"
@@ -179,7 +187,24 @@ def load_refiner(
     check_continuous(spec)
     if settings.idle:
         return None
-    critic = load_critic(path, spec)
+    return make_refiner(settings, load_critic(path, spec), spec)
+
+
+def make_refiner(
+    settings: ActionGradient | SampledActions, critic: IQLCritic, spec: PolicySpec
+) -> Refiner | None:
+    """Returns what refines a policy's actions with a critic; None where the settings are idle.
+
+    Args:
+        settings: of the action gradient, or of the sampled actions.
+        critic: in the units of the policy.
+        spec: of the policy that acts.
+
+    Raises:
+        UserError: the policy's actions are discrete.
+    """
+    if settings.idle:
+        return None
     if isinstance(settings, SampledActions):
         return SamplingRefiner(settings, critic, spec)
     return ActionRefiner(settings, critic, spec)

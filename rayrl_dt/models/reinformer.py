@@ -6,8 +6,8 @@ each step; the return of step t is read at s_t, the action at R_t. `shared_netwo
 
 Differences from Reinformer's released code: heads and action losses are those of the other backbones (the code has a
 Gaussian without tanh, whose spread does not hang on the state); windows are drawn and padded as for the other
-backbones; the head for the next state, which no loss trains, is left out. The
-timestep table is as long as the longest episode, not 4096.
+backbones; the head for the next state, which no loss trains, is left out. The timestep table is as long as the longest
+episode, not 4096, and starts small.
 
 Shape legend: B batch, K steps, P read steps, T = 3 K tokens, d width.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_bias
+from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_bias, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -62,6 +62,8 @@ class _Network(nn.Module):
         self.embed_action = action_encoder(spec, width)
         assert model.max_episode_steps is not None
         self.embed_timestep = nn.Embedding(model.max_episode_steps, width)
+        # PyTorch's N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
+        initialise_normal(self.embed_timestep)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(_PostNormBlock(spec, source) for _ in range(model.num_layers))

@@ -34,7 +34,7 @@ from torch import Tensor
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of
+from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of, memory_for
 from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.types import ACTION_LIMIT
 
@@ -218,9 +218,10 @@ def climb(
     columns = observations.shape[1]
     # A view: stepping writes the next iterate where the networks read it.
     iterate = inputs[:, columns:]
+    memories = [memory_for(layers, len(inputs)) for layers in twins]
     best, highest = actions, torch.empty(0)
     for step in range(settings.n + 1):
-        one, other = (forward(layers, inputs) for layers in twins)
+        one, other = (forward(layers, inputs, memory) for layers, memory in zip(twins, memories, strict=True))
         values = torch.minimum(one.values, other.values)
         if step == 0:
             highest = values

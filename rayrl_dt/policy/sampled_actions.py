@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,13 @@ class SampledActions:
 
     @classmethod
     def parse(cls, text: str) -> SampledActions:
-        """Reads "n=50,noise=0.1"; what is not named keeps its default.
+        """Reads "n=50,noise=0.1", or "50" for n alone; what is not named keeps its default.
 
         Raises:
             UserError: it cannot be read, or a value is out of range.
         """
-        kinds: Mapping[str, Callable[[str], Any]] = {"n": int, "noise": float, "seed": int}
-        known = [field.name for field in fields(cls)]
+        if text.strip().isdecimal():
+            return cls(n=int(text))
         values: dict[str, Any] = {}
         for part in text.split(","):
             key, found, value = (piece.strip() for piece in part.partition("="))
@@ -79,14 +79,35 @@ class SampledActions:
                 raise UserError(
                     f"the sampled actions {text!r} cannot be read; write for instance n=50,noise=0.1"
                 )
-            if key not in known:
-                raise UserError(f"the sampled actions have no {key!r}.{suggest(key, known)}")
-            try:
-                values[key] = kinds[key](value)
-            except ValueError:
-                what = "a number" if key == "noise" else "a whole number"
-                raise UserError(f"the sampled actions' {key} is {value!r}; it must be {what}") from None
-        return cls(**values)
+            values[key] = value
+        return cls.from_value(values)
+
+    @classmethod
+    def from_value(cls, value: Any) -> SampledActions:
+        """Builds it from a value of a config file: a mapping, or a number for n alone; numbers may be written as text.
+
+        Raises:
+            UserError: it is neither, a key is unknown, or a value cannot be read or is out of range.
+        """
+        if isinstance(value, int) and not isinstance(value, bool):
+            return cls(n=value)
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"the sampled actions are {value!r}; write how many, such as 50, or a mapping, such as "
+                "{n: 50, noise: 0.1}"
+            )
+        kinds: Mapping[str, Callable[[str], Any]] = {"n": int, "noise": float, "seed": int}
+        read = dict(value)
+        for key, found in value.items():
+            if key not in kinds:
+                raise UserError(f"the sampled actions have no {key!r}.{suggest(str(key), list(kinds))}")
+            if isinstance(found, str):
+                try:
+                    read[key] = kinds[key](found)
+                except ValueError:
+                    what = "a number" if key == "noise" else "a whole number"
+                    raise UserError(f"the sampled actions' {key} is {found!r}; it must be {what}") from None
+        return cls(**read)
 
     @property
     def idle(self) -> bool:

@@ -1,4 +1,4 @@
-"""One trial of a sweep that only evaluates: an action gradient on a checkpoint that its process keeps loaded."""
+"""One trial of a sweep that only evaluates: a way to act with the critic of a checkpoint that stays loaded."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.tuning.refining import Refining, read_refining
 
 __all__ = ["RefinementTrial"]
 
 
 class RefinementTrial(tune.Trainable):
-    """Evaluates the action gradient that Ray Tune drew, in one report.
+    """Evaluates the action gradient, or the sampled actions, that Ray Tune drew, in one report.
 
     Policy, critic and environments stay where they are from one trial to the next; only another seed, target or run
-    loads them anew. What the same episodes give without an action gradient stands beside each report under
+    loads them anew. What the same episodes give without a critic stands beside each report under
     `unrefined`: it is what a trial is to be compared with.
     """
 
@@ -41,7 +42,7 @@ class RefinementTrial(tune.Trainable):
         self.unrefined = self._evaluate(ActionGradient(n=0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next trial's action gradient."""
+        """Takes the next trial's way to act."""
         job = read_refining(new_config)
         if replace(job, settings=self.job.settings) != self.job:
             self.cleanup()
@@ -67,7 +68,7 @@ class RefinementTrial(tune.Trainable):
         """Closes the environments."""
         self.policy.close()
 
-    def _evaluate(self, settings: ActionGradient) -> dict[str, float | None]:
+    def _evaluate(self, settings: ActionGradient | SampledActions) -> dict[str, float | None]:
         policy = self.policy
         result = assemble(
             policy.run(settings),

@@ -1,4 +1,4 @@
-"""A sweep over action gradients: a file that names a trained run instead of an algorithm, and only evaluates it."""
+"""A sweep over ways to act with a critic: a file that names a trained run, no algorithm, and only evaluates it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 
 __all__ = ["RUN", "Refining", "absolute", "read_refining"]
 
 RUN = "run"
 _KEYS: dict[str, tuple[str, ...]] = {
     "environment": ("env",),
-    "evaluation": ("target_returns", "episodes_per_target", "action_gradient"),
+    "evaluation": ("target_returns", "episodes_per_target", "action_gradient", "sampled_actions"),
     "debugging": ("seed",),
 }
 _TOP_LEVEL = ("name", "description", RUN, *_KEYS, "tune")
@@ -31,7 +32,7 @@ class Refining:
         episodes: per target.
         env: overrides the policy's environment.
         seed: of the episodes.
-        settings: of the action gradient.
+        settings: of the action gradient, or of the sampled actions.
     """
 
     run: str
@@ -39,16 +40,17 @@ class Refining:
     episodes: int
     env: str | None
     seed: int
-    settings: ActionGradient
+    settings: ActionGradient | SampledActions
 
     @property
     def command(self) -> str:
         """The command that evaluates the same on its own."""
-        gradient = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
+        option = "--sampled-actions" if isinstance(self.settings, SampledActions) else "--action-gradient"
+        how = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
         place = "" if self.env is None else f" --env {self.env}"
         return (
             f"rayrl-dt eval {self.run} --targets={self.targets} --episodes {self.episodes}{place} "
-            f"--seed {self.seed} --action-gradient {gradient}"
+            f"--seed {self.seed} {option} {how}"
         )
 
 
@@ -77,19 +79,27 @@ def read_refining(values: Mapping[str, Any]) -> Refining:
     run, evaluation = values.get(RUN), chosen["evaluation"]
     if not isinstance(run, str) or not run:
         raise UserError(f"{RUN} is {run!r}; name a run folder, a checkpoint or a policy bundle")
-    gradient = evaluation.get("action_gradient") or {}
-    if not isinstance(gradient, dict):
-        raise UserError(
-            f"evaluation.action_gradient is {gradient!r}; write a mapping, such as {{eta: 0.03, n: 10, rule: plain}}"
-        )
     return Refining(
         run=run,
         targets=_targets(evaluation.get("target_returns", "dataset:max")),
         episodes=_whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
         env=chosen["environment"].get("env"),
         seed=_whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
-        settings=ActionGradient.from_dict(gradient),
+        settings=_settings(evaluation.get("action_gradient"), evaluation.get("sampled_actions")),
     )
+
+
+def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
+    """How to act; an action gradient by its defaults if neither is given."""
+    if not isinstance(gradient or {}, dict):
+        raise UserError(
+            f"evaluation.action_gradient is {gradient!r}; write a mapping, such as {{eta: 0.03, n: 10, rule: plain}}"
+        )
+    found = only_one(
+        None if gradient is None else ActionGradient.from_dict(gradient or {}),
+        None if sampled is None else SampledActions.from_value(sampled),
+    )
+    return ActionGradient() if found is None else found
 
 
 def _targets(value: Any) -> str:

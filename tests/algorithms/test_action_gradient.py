@@ -1,4 +1,4 @@
-"""Evaluation runners refine actions with the critic of a bundle."""
+"""Evaluation runners refine actions with the critic of a bundle: up its gradient, or the best of several."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 from rayrl_dt.critic.training import CriticTraining
 from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import add_critic
+from rayrl_dt.policy.sampled_actions import SampledActions
 
 pytestmark = pytest.mark.ray
 SMALL = CriticTraining(steps=20, batch_size=16, hidden=16)
@@ -36,12 +38,18 @@ def with_critic(tiny: Callable[..., Any], pendulum_data: str, tmp_path: Path) ->
 
 
 def test_evaluations_refine_actions(tiny: Callable[..., Any], pendulum_data: str, with_critic: str) -> None:
-    def evaluated(**gradient: Any) -> list[float]:
-        return returns(tiny(pendulum_data).evaluation(action_gradient=gradient, critic_from=with_critic))
+    def evaluated(**how: Any) -> list[float]:
+        return returns(tiny(pendulum_data).evaluation(**how, critic_from=with_critic))
 
     plain = returns(tiny(pendulum_data))
-    assert evaluated(n=0) == plain
-    assert evaluated(n=3, eta=0.1, rule="adam") != plain
+    assert evaluated(action_gradient={"n": 0}) == evaluated(sampled_actions=0) == plain
+    assert evaluated(action_gradient={"n": 3, "eta": 0.1, "rule": "adam"}) != plain
+    sampled = evaluated(sampled_actions={"n": 9, "noise": 0.3})
+    # Runners act as `rayrl-dt eval` does: the same weights, episodes and draws.
+    options = {"targets": "-900", "episodes_per_target": 2}
+    settings = SampledActions(n=9, noise=0.3)
+    (alone,) = evaluate_bundle(with_critic, **options, sampled_actions=settings).targets
+    assert sampled == list(alone.returns) != plain
 
 
 def test_a_critic_of_other_data_is_refused(
@@ -64,6 +72,11 @@ def test_a_critic_of_other_data_is_refused(
         ({"critic_from": "runs/x"}, "set both or neither"),
         ({"action_gradient": {"n": -1}, "critic_from": "runs/x"}, "n is -1"),
         ({"action_gradient": {"rule": "sgd"}, "critic_from": "runs/x"}, "rule is 'sgd'"),
+        ({"sampled_actions": 5}, "sampled_actions is 5 .* set both or neither"),
+        ({"sampled_actions": -5, "critic_from": "runs/x"}, "n is -5"),
+        ({"sampled_actions": {"m": 5}, "critic_from": "runs/x"}, "have no 'm'"),
+        ({"sampled_actions": "many", "critic_from": "runs/x"}, "write how many"),
+        ({"sampled_actions": 5, "action_gradient": {"n": 1}, "critic_from": "runs/x"}, "choose one"),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(

@@ -1,9 +1,11 @@
-"""TD3+BC and IQL: a step of each by hand, training through RLlib, what comes back, what is refused."""
+"""TD3+BC, IQL and CQL: a step of each by hand, training through RLlib, what comes back, what is refused."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayrl_dt import IQLConfig, SequencePolicy, TD3BCConfig, UserError, runs
+from rayrl_dt import CQLConfig, IQLConfig, SequencePolicy, TD3BCConfig, UserError, load_dataset, runs
 from rayrl_dt.config_files import build_config, read_yaml
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.evaluation.report import write_report
@@ -22,7 +24,7 @@ from rayrl_dt.seeding import torch_generator
 pytestmark = pytest.mark.ray
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
-PRESETS: dict[str, Any] = {"TD3BC": TD3BCConfig, "IQL": IQLConfig}
+PRESETS: dict[str, Any] = {"TD3BC": TD3BCConfig, "IQL": IQLConfig, "CQL": CQLConfig}
 
 
 @pytest.fixture
@@ -176,6 +178,88 @@ def test_iql_takes_the_steps_of_the_paper(configure: Callable[..., Any], head: s
     algorithm.stop()
 
 
+@pytest.mark.parametrize("alpha", [0.0, 10.0])
+def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: float) -> None:
+    """Kumar et al. 2020, equation 4 with appendix F, on soft actor-critic; alpha 0 is that alone, written out."""
+    rates = {"lr": 3e-4, "temperature_lr": 3e-4}
+    algorithm = configure("CQL", steps=4, alpha=alpha, num_actions=3, reward_scale=2.0, **rates).build_algo()
+    module = algorithm.learner_group._learner.cql_module
+    policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
+    slow, log_temperature = copy.deepcopy(critic), torch.zeros((), requires_grad=True)
+    policy_adam, critic_adam = adam(policy), adam(critic)
+    temperature_adam = torch.optim.Adam([log_temperature], lr=3e-4)
+
+    def draw(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `(n, 8, A)` and their log-density `(n, 8)`."""
+        mean, log_std = policy.gaussian(policy.head(policy.trunk.layers(observations)))
+        inside = mean + log_std.exp() * noise
+        normal = torch.distributions.Normal(mean, log_std.exp()).log_prob(inside)
+        return torch.tanh(inside), (normal - torch.log(1 - torch.tanh(inside) ** 2)).sum(dim=-1)
+
+    for step, window in enumerate(batches(algorithm, 4)):
+        observations, actions, following = units(policy, window)
+        generator = torch_generator(0, "cql-noise", 0, step)
+        # Draws are (8, n, A): each transition's side by side.
+        ahead, here, there = (torch.randn(8, n, 1, generator=generator).transpose(0, 1) for n in (1, 3, 3))
+        uniform = (2 * torch.rand(8, 3, 1, generator=generator) - 1).transpose(0, 1)
+        with torch.no_grad():
+            lower = slow(following, draw(following, ahead[0])[0]).amin(dim=0)
+            target = window.rewards[:, 0] / 2 + 0.99 * lower * ~window.terminated[:, 0]
+            own, own_density = draw(observations, here)
+            later, later_density = draw(following, there)
+            density = torch.cat([own_density, later_density, torch.full((3, 8), math.log(0.5))]).exp()
+            candidates = torch.cat([own, later, uniform])
+        values = critic(observations.expand(9, 8, 3), candidates)
+        logged = critic(observations, actions)
+        integral = (values.exp() / density).mean(dim=1)
+        gap = (integral.log() - logged).mean(dim=1).sum()
+        critic_adam.zero_grad()
+        ((logged - target).square().mean(dim=1).sum() + alpha * gap).backward()
+        critic_adam.step()
+        taken, log_density = draw(observations, torch.randn(8, 1, 1, generator=generator)[:, 0])
+        temperature = log_temperature.detach().exp()
+        policy_adam.zero_grad()
+        (temperature * log_density - critic(observations, taken).amin(dim=0)).mean().backward()
+        policy_adam.step()
+        temperature_adam.zero_grad()
+        (log_temperature.exp() * (-log_density.detach().mean() + 1)).backward()
+        temperature_adam.step()
+        polyak(slow, critic)
+    algorithm.train()
+    for found, wanted in ((module.model, policy), (module.critic, critic), (module.target_critic, slow)):
+        assert_same_weights(found, wanted)
+    assert log_temperature != 0
+    torch.testing.assert_close(module.log_temperature, log_temperature)
+    algorithm.stop()
+
+
+@pytest.mark.parametrize(("spread", "falls"), [(-2.0, False), (0.0, True)])
+def test_cql_holds_its_entropy_and_lowers_the_gap(
+    configure: Callable[..., Any], pendulum_data: str, tmp_path: Path, spread: float, falls: bool
+) -> None:
+    """Too little entropy raises the temperature; where the data keep to one side, their actions come to stand out."""
+    store = load_dataset(pendulum_data)
+    sided = [replace(episode, actions=np.abs(episode.actions)) for episode in map(store.trajectory, range(6))]
+    dataset = f"store:{store.from_trajectories(sided, store.info).save(tmp_path / 'sided')}"
+    algorithm = configure("CQL", dataset=dataset, steps=60, lr=1e-12, critic_lr=1e-2).build_algo()
+    module = algorithm.learner_group._learner.cql_module
+    with torch.no_grad():
+        # The second half of the head's outputs spreads the actions.
+        module.model.head.weight[1:] = 0.0
+        module.model.head.bias[1:] = spread
+    gaps = []
+    while not algorithm.done:
+        learner = algorithm.train()["learners"]["default_policy"]
+        gaps.append(learner["conservative_gap"])
+    assert (learner["entropy"] > -1) == falls
+    assert (module.log_temperature.item() < 0) == falls
+    assert gaps[-1] < gaps[0] - 0.3
+    observations = torch.zeros(1, 3)
+    inside, outside = (module.critic(observations, torch.full((1, 1), side)) for side in (0.5, -0.5))
+    assert (inside > outside).all()
+    algorithm.stop()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_it_trains_resumes_exactly_and_acts(configure: Callable[..., Any], tmp_path: Path, name: str) -> None:
     whole = configure(name).build_algo()
@@ -198,8 +282,8 @@ def test_it_trains_resumes_exactly_and_acts(configure: Callable[..., Any], tmp_p
 
 
 def test_two_learners_stay_equal(configure: Callable[..., Any]) -> None:
-    """Of IQL; the learner of TD3+BC is that of online finetuning."""
-    algorithm = configure("IQL", steps=4).learners(num_learners=2).build_algo()
+    """Of CQL, which has a temperature too; IQL averages in the same place, TD3+BC learns as online finetuning does."""
+    algorithm = configure("CQL", steps=4).learners(num_learners=2).build_algo()
     before = state(algorithm)
     algorithm.train()
     sums = algorithm.learner_group.foreach_learner(
@@ -234,13 +318,18 @@ def test_the_values_are_those_of_the_papers(name: str) -> None:
     config: Any = build_config(read_yaml(CONFIGS / f"{name.lower()}_hopper.yaml"))
     preset = PRESETS[name]()
     for found in (config, preset):
-        assert (found.lr, found.critic_lr, found.train_batch_size_per_learner) == (3e-4, 3e-4, 256)
+        assert found.lr == (3e-5 if name == "CQL" else 3e-4)
+        assert (found.critic_lr, found.train_batch_size_per_learner) == (3e-4, 256)
         assert (found.gamma, found.polyak, found.critic_width, found.grad_clip) == (0.99, 0.005, 256, None)
         model = found.sequence_model
-        assert (model.backbone, model.context_length, model.num_layers) == ("mlp", 1, 2)
+        layers = 3 if name == "CQL" else 2
+        assert (model.backbone, model.context_length, model.num_layers) == ("mlp", 1, layers)
         assert (model.embed_dim, model.dropout) == (256, 0)
         if name == "TD3BC":
             assert (found.alpha, found.actor_interval, found.lr_decay) == (2.5, 2, "constant")
+        elif name == "CQL":
+            assert (found.alpha, found.num_actions, found.initial_temperature) == (10, 4, 1)
+            assert (found.temperature_lr, found.lr_decay, model.head) == (3e-5, "constant", "gaussian")
         else:
             assert (found.expectile, found.beta, found.weight_cap) == (0.7, 3, 100)
             assert found.lr_decay == "cosine"
@@ -257,6 +346,10 @@ def test_the_values_are_those_of_the_papers(name: str) -> None:
         ("IQL", {"beta": float("nan")}, "beta is nan"),
         ("IQL", {"weight_cap": 0}, "weight_cap is 0"),
         ("IQL", {"critic_lr": "fast"}, "critic_lr is 'fast'"),
+        ("CQL", {"alpha": float("nan")}, "alpha is nan"),
+        ("CQL", {"num_actions": 0}, "num_actions is 0"),
+        ("CQL", {"num_actions": 2.5}, "num_actions is 2.5"),
+        ("CQL", {"initial_temperature": 0}, "initial_temperature is 0"),
     ],
 )
 def test_bad_values_are_refused(
@@ -273,6 +366,8 @@ def test_what_does_not_fit_is_refused(configure: Callable[..., Any], cartpole_da
     for model in ({"backbone": "dt"}, {"context_length": 4}):
         with pytest.raises(UserError, match=rf"{name} is memoryless"):
             configure(name).rl_module(model_config=model).validate()
-    if name == "TD3BC":
-        with pytest.raises(UserError, match="deterministic policy"):
-            configure(name).rl_module(model_config={"head": "gaussian"}).validate()
+    heads = {"TD3BC": ("gaussian", "deterministic policy"), "CQL": ("deterministic", "stochastic policy")}
+    if name in heads:
+        head, message = heads[name]
+        with pytest.raises(UserError, match=message):
+            configure(name).rl_module(model_config={"head": head}).validate()

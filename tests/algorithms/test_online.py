@@ -548,6 +548,7 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "import os, sys, signal\n"
         "from rayrl_dt.config_files import read_yaml\n"
         "from rayrl_dt import runs\n"
+        "from rayrl_dt.run_checkpoints import latest_checkpoint\n"
         "kill = int(sys.argv[3])\n"
         "class Killer:\n"
         "    def started(self, algorithm): pass\n"
@@ -556,7 +557,7 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "    def iterated(self, record): pass\n"
         "from pathlib import Path\n"
         "folder = Path(sys.argv[2])\n"
-        "resume = runs.latest_checkpoint(folder) is not None\n"
+        "resume = latest_checkpoint(folder) is not None\n"
         "runs.train(read_yaml(sys.argv[1]), folder, resume=resume, observer=Killer())\n"
     )
 

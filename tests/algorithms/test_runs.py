@@ -17,12 +17,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from rayrl_dt import SequencePolicy, UserError, runs
+from rayrl_dt import SequencePolicy, UserError, run_checkpoints, runs
 from rayrl_dt.config_files import build_config, read_yaml
 from rayrl_dt.critic.training import CriticTraining
 from rayrl_dt.evaluation.report import write_report
 from rayrl_dt.interop.bundle import read_header
 from rayrl_dt.interop.critics import add_critic, load_critic
+from rayrl_dt.run_checkpoints import checkpoints, latest_checkpoint
 
 pytestmark = pytest.mark.ray
 
@@ -81,7 +82,7 @@ def test_a_run_writes_what_others_read(ray_session: None, pendulum_data: str, tm
     again = yaml.safe_load((folder / "config.yaml").read_text())
     assert build_config(again).gradient_steps == 12
     assert list(folder.glob("events.*"))
-    kept = {path.name for path in runs.checkpoints(folder)}
+    kept = {path.name for path in checkpoints(folder)}
     assert {"000000008", "000000012", Path(best["checkpoint"]).name} == kept | {Path(best["checkpoint"]).name}
     policy = SequencePolicy.load(folder)
     policy.reset(-500.0)
@@ -109,7 +110,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     runs.train(values(pendulum_data), whole)
     outcome = runs.train(values(pendulum_data), broken, observer=StopAt(6))
     assert not outcome.finished and outcome.gradient_steps == 6
-    assert runs.latest_checkpoint(broken) == broken / "checkpoints" / "000000006"
+    assert latest_checkpoint(broken) == broken / "checkpoints" / "000000006"
     outcome = runs.train(values(pendulum_data), broken, resume=True)
     assert outcome.finished
     assert same(weights(whole), weights(broken))
@@ -141,11 +142,11 @@ def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
     def full_disk(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "save_bundle", full_disk)
+    monkeypatch.setattr(run_checkpoints, "save_bundle", full_disk)
     with pytest.raises(UserError, match=r"could not be written \(No space left.*--resume"):
         runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
     monkeypatch.undo()
-    assert [path.name for path in runs.checkpoints(folder)] == ["000000004"]
+    assert [path.name for path in checkpoints(folder)] == ["000000004"]
     assert same(before, weights(folder))
     assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
 
@@ -163,11 +164,11 @@ def test_a_killed_process_resumes_to_the_same_weights(
     )
     process = subprocess.Popen([sys.executable, "-c", script, json.dumps(config), str(killed)])
     deadline = time.monotonic() + 200
-    while runs.latest_checkpoint(killed) is None and time.monotonic() < deadline:
+    while latest_checkpoint(killed) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.wait()
-    reached = runs.latest_checkpoint(killed)
+    reached = latest_checkpoint(killed)
     assert reached is not None and int(reached.name) < 300
     runs.train(config, killed, resume=True)
     assert same(weights(whole), weights(killed))

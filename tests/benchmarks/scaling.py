@@ -2,15 +2,18 @@
 
     python tests/benchmarks/scaling.py sleeping          # an environment that waits 20 ms a step: not bound by the CPU
     python tests/benchmarks/scaling.py hopper            # one that is, in episodes of 1,000 steps
+    python tests/benchmarks/scaling.py hopper --embed-dim 128 --layers 3 --context-length 20    # a larger policy
     python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
     python tests/benchmarks/scaling.py turns             # async against sync: the same updates, the same samples
 
 Each figure is measured through `algorithm.train()` of asynchronous finetuning, after all runners have brought episodes.
+Where the machine is shared with others, --repeats measures the counts in turn and reports each one's median.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -65,14 +68,18 @@ def record(env: gym.Env[Any, Any], name: str, folder: Path) -> str:
 
 
 def configure(
-    data: str, env: str, runners: int, *, env_config: dict[str, Any] | None = None, **online: Any
+    data: str,
+    env: str,
+    runners: int,
+    *,
+    model: dict[str, int],
+    env_config: dict[str, Any] | None = None,
+    **online: Any,
 ) -> OnlineDTConfig:
     config = OnlineDTConfig()
     config.offline_data(dataset=data)
     config.environment(env, env_config=env_config or {})
-    config.rl_module(
-        model_config={"context_length": 5, "embed_dim": 32, "num_layers": 1, "max_episode_steps": 1000}
-    )
+    config.rl_module(model_config={"max_episode_steps": 1000, **model})
     config.training(gradient_steps_per_iteration=1, train_batch_size_per_learner=16)
     config.evaluation(target_returns=[10.0])
     config.env_runners(num_env_runners=runners)
@@ -81,12 +88,19 @@ def configure(
 
 
 def rate(
-    data: str, env: str, runners: int, seconds: float, *, per_round: int, env_config: dict[str, Any]
+    data: str,
+    env: str,
+    runners: int,
+    seconds: float,
+    *,
+    model: dict[str, int],
+    per_round: int,
+    env_config: dict[str, Any],
 ) -> float:
     """Environment steps a second of finished episodes, with a learner that has next to nothing to do."""
     endless = {"env_steps": 10**9, "env_steps_per_iteration": per_round, "updates_per_iteration": 1}
     algorithm = configure(
-        data, env, runners, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
+        data, env, runners, model=model, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
     ).build_algo()
     try:
         while algorithm.streams is None or len(algorithm.streams.lives) < runners:
@@ -99,7 +113,9 @@ def rate(
         algorithm.stop()
 
 
-def wall_time(data: str, env: str, runners: int, mode: str, updates: int) -> tuple[float, int]:
+def wall_time(
+    data: str, env: str, runners: int, mode: str, updates: int, *, model: dict[str, int]
+) -> tuple[float, int]:
     """Seconds for the same updates and samples, without the start; and the samples."""
     rounds, steps = 8, EPISODE * runners
     settings = {
@@ -107,7 +123,7 @@ def wall_time(data: str, env: str, runners: int, mode: str, updates: int) -> tup
         "env_steps_per_iteration": steps,
         "updates_per_iteration": updates,
     }
-    algorithm = configure(data, env, runners, mode=mode, **settings).build_algo()
+    algorithm = configure(data, env, runners, model=model, mode=mode, **settings).build_algo()
     try:
         # The runners' processes are up once they have evaluated.
         algorithm.evaluate()
@@ -127,11 +143,20 @@ def main() -> None:
     parser.add_argument("what", choices=("sleeping", "hopper", "falling", "turns"))
     parser.add_argument("--runners", help="how many, separated by commas")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--repeats", type=int, default=1, help="measurements of each count, in turn")
+    parser.add_argument("--context-length", type=int, default=5, help="of the policy")
+    parser.add_argument("--embed-dim", type=int, help="of the policy; 64 on Hopper, else 32")
+    parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
     ray.init(num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         hopper = arguments.what in ("hopper", "falling")
+        model = {
+            "context_length": arguments.context_length,
+            "embed_dim": arguments.embed_dim or (64 if hopper else 32),
+            "num_layers": arguments.layers or (2 if hopper else 1),
+        }
         if hopper:
             env, made = "Hopper-v5", gym.make("Hopper-v5")
         else:
@@ -140,23 +165,32 @@ def main() -> None:
         data = record(made, env, Path(folder) / "store")
         if arguments.what == "turns":
             for mode in ("sync", "async"):
-                seconds, steps = wall_time(data, env, 4, mode, arguments.updates)
+                seconds, steps = wall_time(data, env, 4, mode, arguments.updates, model=model)
                 print(
                     f"{mode:5} {seconds:6.1f} s for {8 * arguments.updates} updates, {steps} steps",
                     flush=True,
                 )
             return
-        counts = arguments.runners or ("1,2" if hopper else "1,2,4,8,16")
-        per_round = 2_000 if hopper else 200
-        env_config = {"terminate_when_unhealthy": False} if arguments.what == "hopper" else {}
-        first = None
-        for runners in map(int, counts.split(",")):
-            found = rate(data, env, runners, arguments.seconds, per_round=per_round, env_config=env_config)
-            first = first or found / runners
-            print(
-                f"{runners:3} runners {found:9.1f} env-steps/s  {found / runners / first:.2f} of linear",
-                flush=True,
+        counts = [
+            int(count) for count in (arguments.runners or ("1,2" if hopper else "1,2,4,8,16")).split(",")
+        ]
+        found: dict[int, list[float]] = {runners: [] for runners in counts}
+        for runners in counts * arguments.repeats:
+            steps_per_second = rate(
+                data,
+                env,
+                runners,
+                arguments.seconds,
+                model=model,
+                per_round=2_000 if hopper else 200,
+                env_config={"terminate_when_unhealthy": False} if arguments.what == "hopper" else {},
             )
+            found[runners].append(steps_per_second)
+            print(f"{runners:3} runners {steps_per_second:9.1f} env-steps/s", flush=True)
+        first = statistics.median(found[counts[0]]) / counts[0]
+        for runners, rates in found.items():
+            median = statistics.median(rates)
+            print(f"{runners:3} runners {median:9.1f} env-steps/s  {median / runners / first:.2f} of linear")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch
 import yaml
 from builders import EVALUATION_KEYS
 
-from rayrl_dt.cli import main
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -22,24 +21,6 @@ from rayrl_dt.models.spec import ModelConfig, PolicySpec
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

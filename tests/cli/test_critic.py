@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,10 @@ import gymnasium as gym
 import pytest
 from builders import EVALUATION_KEYS, build_model, store_for
 
-from rayrl_dt.cli import main
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.interop.bundle import save_bundle
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

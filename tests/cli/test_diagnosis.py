@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import gymnasium as gym
 import pytest
 from builders import build_model, store_for
 
-from rayrl_dt.cli import main
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.evaluation import cost
 from rayrl_dt.interop.bundle import save_bundle
@@ -21,22 +19,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
+def run(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same with costs measured as shortly as can be."""
     monkeypatch.setattr(cost, "measure", partial(cost.measure, repeats=1, seconds=0.0))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return run
 
 
 @pytest.fixture

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from rayrl_dt.cli import main
 from rayrl_dt.experiments import action_bandit, return_critic, shortest_path, vitamin_bandit
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Returns a function that runs a command on little data and gives (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
+def run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same for an experiment, on little data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shortest_path, "WALKS", 60)
     monkeypatch.setattr(return_critic, "WALKS", 50)
     monkeypatch.setattr(return_critic, "HELD_OUT", 350)
     monkeypatch.setattr(action_bandit, "SEEDS", 2)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayrl-dt", "experiment", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return partial(run, "experiment")
 
 
 def test_help_shows_examples(run: Run) -> None:

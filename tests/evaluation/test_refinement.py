@@ -15,10 +15,12 @@ from rayrl_dt.critic.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
+from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.evaluation.refinement import Cell, RefinementGrid, heat_map, sweep, write_refinement
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.sampled_actions import SampledActions
 
 
 @pytest.fixture
@@ -59,6 +61,18 @@ def test_each_cell_is_an_evaluation_of_its_own(bundle: Path) -> None:
     assert len({cell.returns for cell in (grid.control, *grid.cells)}) == 3
     assert grid.cell("adam", 0.1, 0) is grid.control and grid.cell("adam", 1.0, 2) is grid.cells[1]
     assert grid.axes == (["adam"], [0.1, 1.0], [0, 2])
+
+
+def test_sampled_actions_play_the_same_episodes(bundle: Path) -> None:
+    policy = RefinedPolicy(bundle, targets="-500", episodes=2, env="Pendulum-v1")
+    settings = SampledActions(n=5, noise=0.3)
+    runs = [policy.run(how).episodes for how in (ActionGradient(n=0), settings, SampledActions(n=0))]
+    policy.close()
+    alone = evaluate_bundle(
+        bundle, targets="-500", episodes_per_target=2, env="Pendulum-v1", sampled_actions=settings
+    )
+    control, sampled, idle = (tuple(episode.episode_return for episode in run) for run in runs)
+    assert control == idle != sampled == alone.targets[0].returns
 
 
 def test_the_same_cell_is_run_once(bundle: Path) -> None:

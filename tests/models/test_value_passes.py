@@ -8,7 +8,14 @@ from builders import scramble
 from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of, parameter_gradients
+from rayrl_dt.models.value_passes import (
+    Layers,
+    forward,
+    input_gradients,
+    layers_of,
+    memory_for,
+    parameter_gradients,
+)
 
 N, INPUTS, HIDDEN = 7, 5, 16
 
@@ -53,9 +60,29 @@ def test_inputs_get_autograds_gradient(network: nn.Sequential, inputs: Tensor, s
 
 def test_half_precision_is_near(network: nn.Sequential, inputs: Tensor) -> None:
     layers = layers_of(network)
-    rough, exact = (forward(layers, inputs, dtype) for dtype in (torch.bfloat16, torch.float32))
+    rough, exact = (
+        forward(layers, inputs, memory_for(layers, N, dtype)) for dtype in (torch.bfloat16, torch.float32)
+    )
     assert rough.values.dtype == torch.float32
     assert 0 < (rough.values - exact.values).abs().max() < 0.05 * exact.values.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_used_memory_is_as_good_as_fresh(network: nn.Sequential, inputs: Tensor, dtype: torch.dtype) -> None:
+    layers, slopes = layers_of(network), torch.linspace(-2, 3, N)
+    before = [weight.clone() for weight in layers]
+    used = memory_for(layers, N, dtype)
+    for tensor in used:
+        tensor.fill_(torch.nan)
+    found = []
+    for memory in (memory_for(layers, N, dtype), used, used):
+        gradients = Layers(*(torch.empty_like(weight) for weight in layers))
+        passed = forward(layers, inputs, memory)
+        parameter_gradients(layers, passed, inputs, slopes, gradients)
+        found.append([*gradients, input_gradients(layers, forward(layers, inputs, memory)), passed.values])
+    for again in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], again, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, layers, strict=True))
 
 
 def test_layers_follow_training(network: nn.Sequential, inputs: Tensor) -> None:

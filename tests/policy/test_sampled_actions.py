@@ -104,7 +104,12 @@ def test_it_is_repeatable_and_leaves_all_weights(model: SequenceModel, critic: I
 
 
 def test_text_is_read() -> None:
-    assert SampledActions.parse("n=7, noise=0.2") == SampledActions(n=7, noise=0.2)
+    expected = SampledActions(n=7, noise=0.2)
+    assert SampledActions.parse("n=7, noise=0.2") == expected
+    assert SampledActions.from_value(expected.to_json()) == expected
+    # As YAML reads "2e-1".
+    assert SampledActions.from_value({"n": 7, "noise": "2e-1"}) == expected
+    assert SampledActions.parse("7") == SampledActions.from_value(7) == SampledActions(n=7)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +125,12 @@ def test_text_is_read() -> None:
 def test_bad_text_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SampledActions.parse(text)
+
+
+@pytest.mark.parametrize("value", [True, 2.5, "many", [3]])
+def test_a_value_of_another_kind_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="write how many"):
+        SampledActions.from_value(value)
 
 
 def test_one_way_at_a_time_and_continuous_actions_only(make_store: MakeStore) -> None:

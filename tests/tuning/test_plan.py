@@ -13,6 +13,7 @@ from rayrl_dt.config_files import build_config
 from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.tuning.plan import make_plan
 from rayrl_dt.tuning.refining import read_refining
 from rayrl_dt.tuning.sweep import require_shared
@@ -126,6 +127,9 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
     assert ActionGradient.parse(options[-1]) == job.settings
     with pytest.raises(UserError, match="rayrl-dt tune"):
         build_config(plan.corners[0])
+    sampled = read_refining({"run": "runs/x", "evaluation": {"sampled_actions": {"n": 5, "noise": 0.2}}})
+    how, text = shlex.split(sampled.command)[-2:]
+    assert how == "--sampled-actions" and SampledActions.parse(text) == sampled.settings
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,8 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
         ({"training": {"lr": 1}}, "unknown section 'training' beside run"),
         ({"evaluation": {"action_gradient": {"n": {"grid": [1, -1]}}}}, "n is -1"),
         ({"evaluation": {"action_gradient": {"ruel": {"grid": ["adam"]}}}}, "Did you mean 'rule'"),
+        ({"evaluation": {"sampled_actions": {"grid": [1, -2]}}}, "n is -2"),
+        ({"evaluation": {"sampled_actions": {"grid": [1, 2]}, "action_gradient": {"n": 1}}}, "choose one"),
         ({"evaluation": {"action_gradient": 3}, "debugging": {"seed": 0}}, "action_gradient is 3"),
         ({"evaluation": {"interval": 2}}, "no key 'interval' beside run"),
         ({"evaluation": {"episodes_per_target": {"grid": [1, 0]}}}, "episodes_per_target is 0"),

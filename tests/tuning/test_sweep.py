@@ -206,7 +206,7 @@ def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
         assert trial.unrefined == pytest.approx(grid.control.mean)
     assert outcome.bundle == bundle and outcome.command is not None and str(bundle) in outcome.command
     page = outcome.page.read_text()
-    assert "Without action gradient" in page and page.count("<svg") == 2
+    assert "Without a critic" in page and page.count("<svg") == 2
 
 
 @pytest.mark.ray

@@ -1,0 +1,87 @@
+"""The checkpoints of a run folder: written whole or not at all, found again, thinned out.
+
+`checkpoints/N/` is RLlib's checkpoint of gradient step N with its policy bundle, `policy/` the newest bundle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.critics import carry_critic
+
+__all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint"]
+
+_KEEP = 2
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the whole checkpoints of a run folder, oldest first.
+
+    A checkpoint is renamed into place only when whole, so every numbered folder is one.
+    """
+    root = folder / "checkpoints"
+    return sorted(path for path in root.glob("[0-9]*") if path.is_dir()) if root.is_dir() else []
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint of a run folder, or None."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> Path:
+    """Writes a checkpoint of the algorithm as it is, and the newest bundle.
+
+    Args:
+        folder: the run folder.
+        algorithm: to be saved.
+        command: the command line that trains it, for the bundle's record.
+
+    Raises:
+        UserError: the disk is full or refuses; the checkpoints before this one are whole.
+    """
+    target = folder / "checkpoints" / f"{algorithm.gradient_steps:09d}"
+    newest = folder / "policy"
+    aside, newest_aside = stage(target), stage(newest)
+    try:
+        algorithm.save_to_path(str(aside.resolve()))
+        bundle = save_bundle(
+            algorithm.policy_spec,
+            algorithm.policy_state(),
+            aside / "policy",
+            command=command,
+            gradient_steps=algorithm.gradient_steps,
+        )
+        # One that was trained since, with the policy before this one, is still a critic of the same data.
+        carry_critic(newest, bundle)
+        shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
+        publish(aside, target, replace=True)
+        publish(newest_aside, newest, replace=True)
+    except OSError as error:
+        raise UserError(
+            f"the checkpoint {target} could not be written ({error.strerror or error}); those before it are whole: "
+            "make room, then go on with --resume"
+        ) from error
+    finally:
+        # A full disk gets back what could not be finished.
+        for rest in (aside, newest_aside):
+            shutil.rmtree(rest, ignore_errors=True)
+    return target
+
+
+def prune_checkpoints(folder: Path, *, besides: Collection[str]) -> None:
+    """Removes all but the last two checkpoints.
+
+    Args:
+        folder: the run folder.
+        besides: others to keep, by their path in the folder.
+    """
+    for old in checkpoints(folder)[:-_KEEP]:
+        if str(old.relative_to(folder)) not in besides:
+            shutil.rmtree(old, ignore_errors=True)
