@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rayrl_dt.models.value_passes import Layers, Pass, forward, input_gradients, parameter_gradients
+from rayrl_dt.models.value_passes import (
+    Layers,
+    Pass,
+    forward,
+    input_gradients,
+    memory_for,
+    parameter_gradients,
+)
 
 __all__ = ["values_of"]
 
@@ -22,7 +29,7 @@ def values_of(layers: Layers, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         layers: of the network.
         inputs: `(N, I)` float32.
-        dtype: of the products of the second layer, forward and backward; see `value_passes.forward`.
+        dtype: of the products of the second layer, forward and backward; see `value_passes.memory_for`.
     """
     values: Tensor = _Values.apply(inputs, dtype, *layers)  # type: ignore[no-untyped-call]
     return values
@@ -31,20 +38,32 @@ def values_of(layers: Layers, inputs: Tensor, dtype: torch.dtype) -> Tensor:
 class _Values(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-        passed = forward(Layers(*weights), inputs, dtype)
-        ctx.save_for_backward(inputs, *weights, *passed)
+        ctx.save_for_backward(inputs, *weights)
+        ctx.dtype = dtype
+        passed = _pass(Layers(*weights), inputs, dtype)
+        # Without the output: a node that holds what leaves it is never freed.
+        ctx.passed = passed._replace(values=inputs.new_empty(0))
         return passed.values
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, *saved = ctx.saved_tensors
-        count = len(Layers._fields)
-        layers, passed = Layers(*saved[:count]), Pass(*saved[count:])
+        inputs, *weights = ctx.saved_tensors
+        layers = Layers(*weights)
+
+        def passed() -> Pass:
+            """The forward pass, which serves once; another one after that."""
+            kept, ctx.passed = ctx.passed, None
+            return _pass(layers, inputs, ctx.dtype) if kept is None else kept
+
         to_inputs, _, *to_weights = ctx.needs_input_grad
-        found: list[Tensor | None] = [None] * count
+        found: list[Tensor | None] = [None] * len(layers)
         if any(to_weights):
             into = Layers(*map(torch.empty_like, layers))
-            parameter_gradients(layers, passed, inputs, slopes, into)
+            parameter_gradients(layers, passed(), inputs, slopes, into)
             found = list(into)
-        return (slopes[:, None] * input_gradients(layers, passed) if to_inputs else None), None, *found
+        return (slopes[:, None] * input_gradients(layers, passed()) if to_inputs else None), None, *found
+
+
+def _pass(layers: Layers, inputs: Tensor, dtype: torch.dtype) -> Pass:
+    return forward(layers, inputs, memory_for(layers, len(inputs), dtype))

@@ -147,6 +147,12 @@ def test_gradients_are_those_of_autograd(critic: TwinCritic) -> None:
     torch.testing.assert_close(gradients(critic, torch.float32), expected)
 
 
+def test_a_graph_that_is_kept_may_be_asked_again(critic: TwinCritic) -> None:
+    values, weights = critic(*inputs(4, 5)).sum(), list(critic.parameters())
+    first = torch.autograd.grad(values, weights, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(values, weights), first)
+
+
 def test_half_precision_rounds_the_hidden_product_alone(critic: TwinCritic) -> None:
     observations, actions = inputs(4, 5)
     with torch.no_grad():
