@@ -9,7 +9,7 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["PRECISIONS", "autocast", "cpu_has_bf16", "resolve"]
+__all__ = ["PRECISIONS", "autocast", "cpu_has_bf16", "dtype_of", "resolve"]
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -39,6 +39,11 @@ def resolve(precision: str, device: torch.device | str) -> str:
     else:
         native = cpu_has_bf16()
     return "bf16" if native else "fp32"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Returns the type of the numbers that a resolved precision multiplies."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

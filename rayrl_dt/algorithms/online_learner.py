@@ -25,6 +25,7 @@ from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERA
 from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
+from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.policy.objective import BC_LOSS, Q_MEAN
 from rayrl_dt.seeding import derive_seed, torch_generator
@@ -54,6 +55,8 @@ class OnlineLearner(MultiLossLearner):
         """Builds module and optimisers."""
         super().build()
         self._largest_reward = 0.0
+        if self.online_module.has_critic:
+            self.online_module.begin_training()
 
     @property
     def online_module(self) -> OnlineRLModule:
@@ -121,15 +124,15 @@ class OnlineLearner(MultiLossLearner):
         config, module = self.config, self.online_module
         model, following = module.model, window.next
         assert following is not None and window.rewards is not None and window.terminated is not None
-        rewards = window.rewards / config.reward_scale
+        rewards, dtype = window.rewards / config.reward_scale, precision.dtype_of(module.precision)
         with torch.no_grad():
-            with precision.autocast(self._device, module.precision):
-                actions = module.target_model(following).float()
+            actions = outputs_at_every_step(module.target_model, following, module.precision).float()
             actions = losses.smooth_actions(actions, self._normal(actions, generator))
-            values = module.target_critic(model.inputs(following).observations, actions)
+            observations = model.to_model_observations(following.observations)
+            values = module.target_critic(observations, actions, dtype)
             target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
         inputs = model.inputs(window)
-        values = module.critic(inputs.observations, inputs.actions)
+        values = module.critic(inputs.observations, inputs.actions, dtype)
         loss = losses.td3_critic_loss(values, target, window.mask)
         self._apply(_CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
@@ -164,7 +167,8 @@ class OnlineLearner(MultiLossLearner):
         if module.has_critic:
             alpha = config.alpha if online else config.alpha_pretrain
             if alpha > 0:
-                values = module.critic.first(model.inputs(window).observations, outputs.float())
+                observations, dtype = model.inputs(window).observations, precision.dtype_of(module.precision)
+                values = module.critic.first(observations, outputs.float(), dtype)
                 loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
         if online and module.holds_actions:
             distance = self._action_distance(outputs, window)

@@ -12,6 +12,7 @@ from torch import nn
 
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
 from rayrl_dt.models.critics import TwinCritic
+from rayrl_dt.models.slow_copy import SlowCopy
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["CRITIC", "FROZEN_MODEL", "INITIAL_TEMPERATURE", "OnlineRLModule"]
@@ -83,11 +84,15 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
         self.target_model.load_state_dict(self.model.state_dict())
         self.target_critic.load_state_dict(self.critic.state_dict())
 
-    @torch.no_grad()
+    def begin_training(self) -> None:
+        """Prepares the weights, where they are to stay, for moving the targets."""
+        pairs = (self.target_model, self.model), (self.target_critic, self.critic)
+        self._slow_copies = [SlowCopy(target, source) for target, source in pairs]
+
     def move_targets(self, polyak: float) -> None:
         """Moves the targets by `polyak` of the way to what they follow."""
-        for target, source in ((self.target_model, self.model), (self.target_critic, self.critic)):
-            torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), polyak)
+        for copied in self._slow_copies:
+            copied.move(polyak)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Names what env runners do without."""

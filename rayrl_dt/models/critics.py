@@ -9,11 +9,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.value_passes import Layers, layers_of
+from rayrl_dt.models.written_values import values_of
 
 __all__ = ["IQLCritic", "TwinCritic", "units_of"]
+
+
+_SECOND = 3
+"""Where the second linear layer stands in a network with layer norm."""
 
 
 class TwinCritic(nn.Module):
@@ -32,12 +39,16 @@ class TwinCritic(nn.Module):
         layer_norm: normalise the hidden layers before the ReLU, without learnt scale and shift. The authors do so
             everywhere but on MuJoCo.
 
+    Attributes:
+        layer_norm: as given.
+
     Raises:
         UserError: the actions are discrete, or the observations are not vectors.
     """
 
     def __init__(self, spec: PolicySpec, *, hidden: int = 256, layer_norm: bool = False) -> None:
         super().__init__()
+        self.layer_norm = layer_norm
         if spec.discrete:
             raise UserError(
                 f"a critic takes continuous actions, and those of {spec.dataset} are {spec.action_space}; "
@@ -53,23 +64,38 @@ class TwinCritic(nn.Module):
         self.q1 = _mlp(widths, layer_norm)
         self.q2 = _mlp(widths, layer_norm)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Values actions.
 
         Args:
             observations: `(..., S)` normalised.
             actions: `(..., A)` in [-1, 1].
+            dtype: of the products of the second layers, nearly all of the work; all else is float32, since a value of
+                300 in bf16 would be off by 1.
 
         Returns:
             `(2, ...)`, Q1 and Q2.
         """
         inputs = torch.cat([observations, actions], dim=-1)
-        return torch.stack([self.q1(inputs), self.q2(inputs)]).squeeze(-1)
+        rows, networks = inputs.flatten(0, -2), (self.q1, self.q2)
+        if self.layer_norm:
+            values = [_normed_values(network, rows, dtype) for network in networks]
+        else:
+            values = [values_of(Layers(*network.parameters()), rows, dtype) for network in networks]
+        return torch.stack(values).view(2, *inputs.shape[:-1])
 
-    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Returns Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3)."""
-        values: Tensor = self.q1(torch.cat([observations, actions], dim=-1))
-        return values.squeeze(-1)
+    def first(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3).
+
+        Gradients are for the actions; the weights are taken as they are.
+        """
+        inputs = torch.cat([observations, actions], dim=-1)
+        rows = inputs.flatten(0, -2)
+        net = self.q1
+        values = (
+            _normed_values(net, rows, dtype) if self.layer_norm else values_of(layers_of(net), rows, dtype)
+        )
+        return values.view(inputs.shape[:-1])
 
 
 class IQLCritic(nn.Module):
@@ -116,3 +142,13 @@ def _mlp(widths: tuple[int, ...], layer_norm: bool) -> nn.Sequential:
             layers.append(nn.LayerNorm(following, elementwise_affine=False))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+
+def _normed_values(network: nn.Sequential, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values `(N,)` of a network with layer norm, by autograd; `dtype` is that of the second layer's product."""
+    second = network[_SECOND]
+    assert isinstance(second, nn.Linear)
+    hidden = network[:_SECOND](inputs).to(dtype)
+    hidden = functional.linear(hidden, second.weight.to(dtype), second.bias.to(dtype)).float()
+    values: Tensor = network[_SECOND + 1 :](hidden)
+    return values[:, 0]

@@ -131,6 +131,40 @@ def test_the_actor_loss_moves_actions_up_the_first_critic_and_leaves_it_alone(
     assert (slope != 0).any()
 
 
+def gradients(critic: TwinCritic, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """Of both values' weighted sum: with respect to the weights, the observations and the actions."""
+    observations, actions = (values.requires_grad_() for values in inputs(4, 5))
+    evaluate = (
+        by_hand(critic, observations, actions) if dtype is None else critic(observations, actions, dtype)
+    )
+    weights = torch.linspace(-1.0, 2.0, evaluate.numel()).view_as(evaluate)
+    return torch.autograd.grad((evaluate * weights).sum(), [*critic.parameters(), observations, actions])
+
+
+def test_gradients_are_those_of_autograd(critic: TwinCritic) -> None:
+    expected = gradients(critic, None)
+    assert all(gradient.abs().max() > 1e-3 for gradient in expected)
+    torch.testing.assert_close(gradients(critic, torch.float32), expected)
+
+
+def test_a_graph_that_is_kept_may_be_asked_again(critic: TwinCritic) -> None:
+    values, weights = critic(*inputs(4, 5)).sum(), list(critic.parameters())
+    first = torch.autograd.grad(values, weights, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(values, weights), first)
+
+
+def test_half_precision_rounds_the_hidden_product_alone(critic: TwinCritic) -> None:
+    observations, actions = inputs(4, 5)
+    with torch.no_grad():
+        exact, rough = (critic(observations, actions, dtype) for dtype in (torch.float32, torch.bfloat16))
+        first = critic.first(observations, actions, torch.bfloat16)
+    assert rough.dtype == torch.float32 and torch.equal(first, rough[0])
+    assert 0 < (rough - exact).abs().max() < 0.02 * exact.abs().max()
+    for one, other in zip(gradients(critic, torch.bfloat16), gradients(critic, None), strict=True):
+        assert one.dtype == torch.float32
+        assert functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.95
+
+
 def test_discrete_actions_are_refused(make_store: MakeStore) -> None:
     spec = build_model(make_store(actions=4)).spec
     with pytest.raises(UserError, match=r"Discrete\(4\).*finetune without a critic"):

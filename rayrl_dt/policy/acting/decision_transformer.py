@@ -27,10 +27,10 @@ from rayrl_dt.policy.acting.layers import (
 from rayrl_dt.policy.acting.plan import CachedPlan
 from rayrl_dt.policy.context import ContextBuffer
 
-__all__ = ["TransformerPlan"]
+__all__ = ["LayerPlan", "TransformerPlan"]
 
 
-class _Layer:
+class LayerPlan:
     """A block for inference."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
@@ -48,7 +48,7 @@ class TransformerPlan(CachedPlan):
         assert isinstance(trunk, TransformerTrunk)
         super().__init__(model, context, precision, trunk.tokens_per_step)
         self._trunk = trunk
-        self._layers = [_Layer(block, self.dtype) for block in trunk.blocks]  # type: ignore[arg-type]
+        self._layers = [LayerPlan(block, self.dtype) for block in trunk.blocks]  # type: ignore[arg-type]
         self._read = LastTokenAttention(trunk.blocks[-1].attention, self.dtype)  # type: ignore[arg-type]
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:

@@ -4,7 +4,7 @@ With one head, q·k = (Wq x + bq)·(Wk y + bk) is (Wk^T Wq x + Wk^T bq)·y plus 
 ignores: the token y is its own key, and keys need no product. Likewise the values may hold Wo (Wv y + bv) + bo, since
 attention weights sum to one: the output needs no product. That leaves 2 of 4 d² products per token. H heads would take
 2 H d² and attend over H d numbers per token, which is no less than the plain products for any H > 1, except where only
-one token is read. Products of weights are made in float64 and rounded once.
+one token is read. Products of weights are made in a wider type and rounded once.
 
 Shape legend: B batch, T tokens, R tokens that are read, S source tokens, d width, H heads.
 """
@@ -32,12 +32,22 @@ __all__ = [
 ]
 
 
+_VECTOR = 16
+"""Numbers of a vector register. torch takes shorter rows of a softmax number by number: four times as long."""
+_MANY = 4096
+"""Numbers from which on that costs more than the further operations of a softmax written out."""
+
+
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Returns softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
     # Copying a slice costs less than transposing it, which the product would do.
     transposed = key.contiguous().transpose(1, 2)
     scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if scores.shape[-1] >= _VECTOR or scores.numel() < _MANY:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    scores = scores.float()
+    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(dim=-1, keepdim=True)).to(query.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -88,6 +98,10 @@ class SelfAttentionPlan(ABC):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Returns the layer's output `(B, T, d)`; `bias` is `(1 or B, T, T)`."""
 
+    @abstractmethod
+    def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
+        """Returns the layer's output `(B, R, d)` at the tokens `read` of `x (B, T, d)`; `bias` is `(1 or B, R, T)`."""
+
 
 def self_attention_plan(layer: CausalSelfAttention, dtype: torch.dtype) -> SelfAttentionPlan:
     """Returns the plan with the fewer products."""
@@ -99,8 +113,8 @@ class _OneHead(SelfAttentionPlan):
 
     def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
         width = layer.out.in_features
-        (query, key, value), (b_query, _, b_value) = _wide_parts(layer)
-        out, b_out = layer.out.weight.detach().double(), layer.out.bias.detach().double()
+        (query, key, value), (b_query, _, b_value) = _wide_parts(layer, dtype)
+        out, b_out = (parameter.detach().to(query.dtype) for parameter in layer.out.parameters())
         scale = 1.0 / math.sqrt(width)
         self._weight = torch.cat([scale * (key.T @ query), out @ value]).to(dtype)
         self._bias = torch.cat([scale * (key.T @ b_query), out @ b_value + b_out]).to(dtype)
@@ -112,12 +126,19 @@ class _OneHead(SelfAttentionPlan):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         return torch.bmm(attention_weights(query, key, bias), value)
 
+    def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
+        (w_query, w_value), (b_query, b_value) = self._weight.chunk(2), self._bias.chunk(2)
+        # As matrices, see `LastTokenAttention`. The sum of values is the value of the sum: made once per token read.
+        query = functional.linear(x[:, read].flatten(0, 1), w_query, b_query)
+        mixed = torch.bmm(attention_weights(torch.unflatten(query, 0, (len(x), -1)), x, bias), x)
+        return torch.unflatten(functional.linear(mixed.flatten(0, 1), w_value, b_value), 0, (len(x), -1))
+
 
 class _ManyHeads(SelfAttentionPlan):
     """Plain products."""
 
     def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
-        (query, key, value), (b_query, b_key, b_value) = _wide_parts(layer)
+        (query, key, value), (b_query, b_key, b_value) = _wide_parts(layer, dtype)
         scale = 1.0 / math.sqrt(layer.out.in_features // layer.heads)
         self._heads = layer.heads
         self._weight = torch.cat([scale * query, key, value]).to(dtype)
@@ -135,23 +156,27 @@ class _ManyHeads(SelfAttentionPlan):
         attended = torch.bmm(attention_weights(query, key, bias), value)
         return functional.linear(merge_heads(attended, self._heads), *self._out)
 
+    def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
+        query, key, value = self.project(x)
+        return self.attend(query[:, read], key, value, bias)
+
 
 class LastTokenAttention:
     """Self-attention of which one token is read: merged products for any number of heads, and none per other token."""
 
     def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
         heads, width = layer.heads, layer.out.in_features
-        (query, key, value), (b_query, _, b_value) = _wide_parts(layer)
+        (query, key, value), (b_query, _, b_value) = _wide_parts(layer, dtype)
         scale = 1.0 / math.sqrt(width // heads)
         by_head = zip(query.chunk(heads), key.chunk(heads), b_query.chunk(heads), strict=True)
         pairs = [(scale * (k.T @ q), scale * (k.T @ b)) for q, k, b in by_head]
-        out = layer.out.weight.detach().double()
+        out, b_out = (parameter.detach().to(query.dtype) for parameter in layer.out.parameters())
         values = zip(out.chunk(heads, dim=1), value.chunk(heads), strict=True)
         self._heads = heads
         self._query = tuple(torch.cat(parts).to(dtype) for parts in zip(*pairs, strict=True))
         self._value = (
             torch.cat([o @ v for o, v in values], dim=1).to(dtype),
-            (out @ b_value + layer.out.bias.detach().double()).to(dtype),
+            (out @ b_value + b_out).to(dtype),
         )
 
     def __call__(self, token: Tensor, source: Tensor, bias: Tensor) -> Tensor:
@@ -169,8 +194,11 @@ class LastTokenAttention:
         return functional.linear(torch.bmm(weights, source).flatten(1), *self._value)[:, None]
 
 
-def _wide_parts(layer: CausalSelfAttention) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Weights and biases of queries, keys and values in float64; zeros where there is no bias."""
-    weight = layer.qkv.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if layer.qkv.bias is None else layer.qkv.bias.detach().double()
+def _wide_parts(
+    layer: CausalSelfAttention, dtype: torch.dtype
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases of queries, keys and values, for products that are rounded to `dtype`; zeros for no bias."""
+    wide = torch.float64 if dtype == torch.float32 else torch.float32
+    weight = layer.qkv.weight.detach().to(wide)
+    bias = weight.new_zeros(len(weight)) if layer.qkv.bias is None else layer.qkv.bias.detach().to(wide)
     return weight.chunk(3), bias.chunk(3)

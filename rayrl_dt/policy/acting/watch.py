@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModelWatch", "can_be_watched"]
+__all__ = ["ModelWatch", "can_be_watched", "has_hooks"]
 
 _PROBES = 16  # elements of each tensor
 
@@ -17,9 +17,12 @@ _PROBES = 16  # elements of each tensor
 def can_be_watched(model: nn.Module) -> bool:
     """Whether all tensors are float32 arrays that count their changes, and no hook wants to see a forward pass."""
     tensors = itertools.chain(model.parameters(), model.buffers())
-    return all(map(_is_plain, tensors)) and not any(
-        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
-    )
+    return all(map(_is_plain, tensors)) and not has_hooks(model)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether a hook wants to see a forward pass of the model or of a part of it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def _is_plain(tensor: Tensor) -> bool:
