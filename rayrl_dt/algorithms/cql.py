@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.algorithm_config import NotProvided
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
@@ -16,19 +15,18 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config_checks import at_least, positive
 from rayrl_dt.algorithms.cql_module import CQLRLModule
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
-from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
+from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
 from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERATURE, MultiLossLearner
+from rayrl_dt.algorithms.multi_loss_learner import CRITIC, CRITIC_LOSS, POLICY, TEMPERATURE, MultiLossLearner
 from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.objective import Q_MEAN
-from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import Window
 
 __all__ = ["CONSERVATIVE_GAP", "CQL", "CQLConfig", "CQLLearner"]
 
 CONSERVATIVE_GAP = "conservative_gap"
-_POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
 
 
 class CQLConfig(MemorylessConfig):
@@ -152,35 +150,18 @@ class CQLLearner(MultiLossLearner):
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
         for name, parameters, lr, decay in (
-            (_POLICY, [*module.model.parameters()], config.lr, config.weight_decay),
-            (_CRITIC, [*module.critic.parameters()], config.critic_lr, 0.0),
-            (_TEMPERATURE, [module.log_temperature], config.temperature_lr, 0.0),
+            (POLICY, [*module.model.parameters()], config.lr, config.weight_decay),
+            (CRITIC, [*module.critic.parameters()], config.critic_lr, 0.0),
+            (TEMPERATURE, [module.log_temperature], config.temperature_lr, 0.0),
         ):
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused),
-                params=parameters,
-                lr_or_lr_schedule=lr,
-            )
+            adam = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
+            self._register(module_id, name, adam, lr=lr)
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        """One gradient step on windows of one step."""
-        config, module = self.config, self.cql_module
-        for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
-            group["lr"] = self._lr(self.gradient_step)
-        if not module.training:
-            module.train()
-        module.model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, self.gradient_step))
-        noise = torch_generator(config.seed or 0, "cql-noise", self._rank, self.gradient_step)
-        window = Window.from_dict(batch[DEFAULT_MODULE_ID])
+    def _take_step(self, window: Window[Tensor]) -> None:
+        noise = torch_generator(self.config.seed or 0, "cql-noise", self._rank, self.gradient_step)
         self._critic_step(window, noise)
         self._policy_step(window, noise)
-        module.move_target(config.polyak)
-        self._add(LOSS, self._last_loss)
-        self.gradient_step += 1
-        self._updates += 1
-        return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
+        self.cql_module.move_target(self.config.polyak)
 
     def _critic_step(self, window: Window[Tensor], noise: torch.Generator) -> None:
         """One step of the twin critics: towards r + gamma min Q'(s', a'), and down where the data have no actions."""
@@ -205,7 +186,7 @@ class CQLLearner(MultiLossLearner):
         logged, sampled = values[..., :1], values[..., 1:]
         gap = losses.conservative_gap(sampled, log_density, logged[..., 0])
         loss = losses.td3_critic_loss(logged, target, window.mask) + config.alpha * gap
-        self._apply(_CRITIC, loss, "the critic's loss", clip=None)
+        self._apply(CRITIC, loss, "the critic's loss", clip=None)
         self._add(CRITIC_LOSS, loss.detach())
         self._add(CONSERVATIVE_GAP, gap.detach())
         self._add(Q_MEAN, logged.detach().mean())
@@ -218,13 +199,9 @@ class CQLLearner(MultiLossLearner):
         entropy = -log_density.mean()
         values = module.critic(module.model.inputs(window).observations, actions).amin(dim=0)
         loss = losses.td3_actor_loss(values, window.mask, normalise=False) - temperature * entropy
-        norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
-        aim = -float(module.model.spec.action_size)
-        balance = losses.temperature_loss(module.log_temperature, entropy, aim)
-        self._apply(_TEMPERATURE, balance, "the temperature's loss", clip=None)
+        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
+        self._temperature_step(module.log_temperature, entropy)
         self._last_loss = loss.detach()
-        self._add(ENTROPY, entropy.detach())
-        self._add(TEMPERATURE, temperature)
         self._add(GRAD_NORM, norm)
 
     def _outputs(self, window: Window[Tensor]) -> Tensor:

@@ -6,26 +6,25 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.algorithm_config import NotProvided
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config_checks import positive
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, CriticRLModule
-from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
+from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
 from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, MultiLossLearner
+from rayrl_dt.algorithms.multi_loss_learner import CRITIC, CRITIC_LOSS, POLICY, MultiLossLearner
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.policy.objective import Q_MEAN
-from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
 __all__ = ["IQL", "IQLConfig", "IQLLearner"]
 
 VALUE_LOSS = "value_loss"
-_POLICY, _VALUE, _CRITIC = "policy", "value", "critic"
+_VALUE = "value"
 
 
 class IQLConfig(MemorylessConfig):
@@ -113,30 +112,17 @@ class IQLLearner(MultiLossLearner):
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
         for name, network, lr, decay in (
-            (_POLICY, module.model, config.lr, config.weight_decay),
+            (POLICY, module.model, config.lr, config.weight_decay),
             (_VALUE, module.critic.value, config.critic_lr, 0.0),
-            (_CRITIC, module.critic.q, config.critic_lr, 0.0),
+            (CRITIC, module.critic.q, config.critic_lr, 0.0),
         ):
-            parameters = list(network.parameters())
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused),
-                params=parameters,
-                lr_or_lr_schedule=lr,
-            )
+            adam = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=decay, fused=fused)
+            self._register(module_id, name, adam, lr=lr)
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        """One gradient step on windows of one step."""
+    def _take_step(self, window: Window[Tensor]) -> None:
         config, module = self.config, self.sequence_module
         assert isinstance(module, CriticRLModule)
         model, critic = module.model, module.critic
-        for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
-            group["lr"] = self._lr(self.gradient_step)
-        if not module.training:
-            module.train()
-        model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, self.gradient_step))
-        window = Window.from_dict(batch[DEFAULT_MODULE_ID])
         assert window.next is not None and window.rewards is not None and window.terminated is not None
         inputs, following = model.inputs(window), model.inputs(window.next)
         with torch.no_grad():
@@ -150,19 +136,16 @@ class IQLLearner(MultiLossLearner):
         self._apply(_VALUE, value_loss, "the loss of V", clip=None)
         values = critic.q(inputs.observations, inputs.actions)
         critic_loss = losses.iql_critic_loss(values.flatten(1), target.flatten())
-        self._apply(_CRITIC, critic_loss, "the critic's loss", clip=None)
+        self._apply(CRITIC, critic_loss, "the critic's loss", clip=None)
         with torch.no_grad():
             torch._foreach_lerp_([*critic.target.parameters()], [*critic.q.parameters()], config.polyak)
         weights = losses.advantage_weights(advantages, temperature=1 / config.beta, cap=config.weight_cap)
         with precision.autocast(self._device, module.precision):
             outputs = model(window)
         loss = imitation_loss(model, outputs, window, weights)
-        norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
+        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._last_loss = loss.detach()
-        logged = {LOSS: loss, VALUE_LOSS: value_loss, CRITIC_LOSS: critic_loss, Q_MEAN: values.mean()}
+        logged = {VALUE_LOSS: value_loss, CRITIC_LOSS: critic_loss, Q_MEAN: values.mean()}
         for key, logged_value in logged.items():
             self._add(key, logged_value.detach())
         self._add(GRAD_NORM, norm)
-        self.gradient_step += 1
-        self._updates += 1
-        return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor, nn
 
-from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt import losses
+from rayrl_dt.algorithms.learner import LOSS, SequenceLearner
 from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.seeding import derive_seed
+from rayrl_dt.types import Window
 
-__all__ = ["CRITIC_LOSS", "ENTROPY", "TEMPERATURE", "MultiLossLearner"]
+__all__ = ["CRITIC", "CRITIC_LOSS", "ENTROPY", "POLICY", "TEMPERATURE", "MultiLossLearner"]
 
+# Optimisers. That of the policy follows the learning rate's schedule.
+POLICY, CRITIC, TEMPERATURE = "policy", "critic", "temperature"
+# Metrics, beside the temperature.
 CRITIC_LOSS = "critic_loss"
 ENTROPY = "entropy"
-TEMPERATURE = "temperature"
 
 
 class MultiLossLearner(SequenceLearner):
-    """What learners of a policy and a critic share; `_update` is theirs.
+    """What learners of a policy and a critic share; `_take_step` is theirs.
 
     Every loss moves the weights of its own optimiser and no others, and learners average their gradients.
     """
@@ -29,6 +36,34 @@ class MultiLossLearner(SequenceLearner):
         if self.config.num_learners > 1:
             for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
                 torch.distributed.broadcast(value, src=0)
+
+    def _register(self, module_id: str, name: str, optimiser: torch.optim.Optimizer, *, lr: float) -> None:
+        """Registers an optimiser with the parameters of its only group."""
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer_name=name,
+            optimizer=optimiser,
+            params=optimiser.param_groups[0]["params"],
+            lr_or_lr_schedule=lr,
+        )
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+        """One gradient step; learning rate and dropout masks follow from its number."""
+        module, step = self.sequence_module, self.gradient_step
+        for group in self.get_optimizer(DEFAULT_MODULE_ID, POLICY).param_groups:
+            group["lr"] = self._lr(step)
+        if not module.training:
+            module.train()  # walks through every layer, so not at each step
+        module.model.reseed(derive_seed(self.config.seed or 0, "dropout", self._rank, step))
+        self._take_step(Window.from_dict(batch[DEFAULT_MODULE_ID]))
+        self._add(LOSS, self._last_loss)
+        self.gradient_step += 1
+        self._updates += 1
+        return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
+
+    @abstractmethod
+    def _take_step(self, window: Window[Tensor]) -> None:
+        """Takes the steps of all losses on windows, logs them, and leaves the policy's loss in `_last_loss`."""
 
     def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
         """Takes one optimiser step; returns the norm of the gradient before clipping."""
@@ -64,6 +99,16 @@ class MultiLossLearner(SequenceLearner):
             pieces = zip(flat.split(sizes), gradients, strict=True)
             gradients = [piece.view_as(gradient) for piece, gradient in pieces]
         return gradients
+
+    def _temperature_step(self, log_temperature: nn.Parameter, entropy: Tensor) -> Tensor:
+        """One step of the entropy's temperature towards entropy = -A; returns the temperature from before it."""
+        temperature = log_temperature.detach().exp()
+        self._add(ENTROPY, entropy.detach())
+        self._add(TEMPERATURE, temperature)
+        aim = -float(self.sequence_module.model.spec.action_size)
+        balance = losses.temperature_loss(log_temperature, entropy, aim)
+        self._apply(TEMPERATURE, balance, "the temperature's loss", clip=None)
+        return temperature
 
     def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal numbers from a CPU generator, so that they are the same on every device."""

@@ -16,19 +16,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from rayrl_dt import losses, precision
-from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC_LOSS, ENTROPY, TEMPERATURE, MultiLossLearner
+from rayrl_dt.algorithms.learner import GRAD_NORM
+from rayrl_dt.algorithms.multi_loss_learner import (
+    CRITIC,
+    CRITIC_LOSS,
+    ENTROPY,
+    POLICY,
+    TEMPERATURE,
+    MultiLossLearner,
+)
 from rayrl_dt.algorithms.online_module import OnlineRLModule
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.lamb import Lamb
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.policy.imitation import imitation_loss
 from rayrl_dt.policy.objective import BC_LOSS, Q_MEAN
-from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import Window
 
 __all__ = ["ONLINE_METRICS", "OnlineLearner"]
@@ -37,7 +43,6 @@ ACTION_DISTANCE = "action_distance"
 ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPERATURE)
 """What the learner logs beside the loss, where it applies."""
 
-_POLICY, _CRITIC, _TEMPERATURE = "policy", "critic", "temperature"
 # No return is larger than max |r| / (1 - gamma); values this many times beyond it are not going to come back.
 _EXPLODED = 10.0
 
@@ -69,55 +74,32 @@ class OnlineLearner(MultiLossLearner):
         """Registers LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
-        policy = list(module.model.parameters())
         decay = {"lr": config.lr, "weight_decay": config.weight_decay}
-        optimiser = (
-            Lamb(policy, **decay) if config.optimiser == "lamb" else torch.optim.AdamW(policy, **decay)
+        policy = (Lamb if config.optimiser == "lamb" else torch.optim.AdamW)(
+            module.model.parameters(), **decay
         )
-        found: list[tuple[str, torch.optim.Optimizer, list[Any], float]] = [
-            (_POLICY, optimiser, policy, config.lr)
-        ]
+        self._register(module_id, POLICY, policy, lr=config.lr)
         if module.has_critic:
-            critic = list(module.critic.parameters())
             settings = {"lr": config.critic_lr, "weight_decay": self.critic_weight_decay, "fused": fused}
-            found.append((_CRITIC, torch.optim.AdamW(critic, **settings), critic, config.critic_lr))
+            critic = torch.optim.AdamW(module.critic.parameters(), **settings)
+            self._register(module_id, CRITIC, critic, lr=config.critic_lr)
         if module.model.spec.gaussian:
-            temperature = [module.log_temperature]
-            adam = torch.optim.Adam(temperature, lr=config.temperature_lr)
-            found.append((_TEMPERATURE, adam, temperature, config.temperature_lr))
-        for name, built, parameters, lr in found:
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=built,
-                params=parameters,
-                lr_or_lr_schedule=lr,
-            )
+            adam = torch.optim.Adam([module.log_temperature], lr=config.temperature_lr)
+            self._register(module_id, TEMPERATURE, adam, lr=config.temperature_lr)
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        """One gradient step."""
+    def _take_step(self, window: Window[Tensor]) -> None:
         config, module, step = self.config, self.online_module, self.gradient_step
         online = step >= config.pretrain_steps
         if step == config.pretrain_steps:
             module.begin_finetuning()
         phase_step = step - config.pretrain_steps if online else step
-        for group in self.get_optimizer(DEFAULT_MODULE_ID, _POLICY).param_groups:
-            group["lr"] = self._lr(step)
-        if not module.training:
-            module.train()  # walks through every layer, so not at each step
-        module.model.reseed(derive_seed(config.seed or 0, "dropout", self._rank, step))
         noise = torch_generator(config.seed or 0, "online-noise", self._rank, step)
-        window = Window.from_dict(batch[DEFAULT_MODULE_ID])
         if module.has_critic:
             self._critic_step(window, noise)
         if phase_step % config.actor_interval == 0:
             self._policy_step(window, noise, online=online)
             if module.has_critic:
                 module.move_targets(config.polyak)
-        self._add(LOSS, self._last_loss)
-        self.gradient_step += 1
-        self._updates += 1
-        return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
 
     def _critic_step(self, window: Window[Tensor], generator: torch.Generator) -> None:
         """One step of the twin critics towards r + gamma min Q'(s', a' of the target policy on the shifted window)."""
@@ -134,7 +116,7 @@ class OnlineLearner(MultiLossLearner):
         inputs = model.inputs(window)
         values = module.critic(inputs.observations, inputs.actions, dtype)
         loss = losses.td3_critic_loss(values, target, window.mask)
-        self._apply(_CRITIC, loss, "the critic's loss", clip=None)
+        self._apply(CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
         self._check_values(float(mean), float(rewards.abs().max()))
         self._add(CRITIC_LOSS, loss.detach())
@@ -174,7 +156,7 @@ class OnlineLearner(MultiLossLearner):
             distance = self._action_distance(outputs, window)
             loss = loss + config.action_regularisation * distance
             self._add(ACTION_DISTANCE, distance.detach())
-        norm = self._apply(_POLICY, loss, "the policy's loss", clip=config.grad_clip)
+        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._add(GRAD_NORM, norm)
         self._last_loss = loss.detach()
 
@@ -194,10 +176,4 @@ class OnlineLearner(MultiLossLearner):
         module = self.online_module
         mean, log_std = module.model.gaussian(outputs.float())
         entropy = losses.squashed_gaussian_entropy(mean, log_std, mask, self._normal(mean, generator))
-        temperature = module.log_temperature.exp().detach()
-        self._add(ENTROPY, entropy.detach())
-        self._add(TEMPERATURE, temperature)
-        aim = -float(module.model.spec.action_size)
-        balance = losses.temperature_loss(module.log_temperature, entropy.detach(), aim)
-        self._apply(_TEMPERATURE, balance, "the temperature's loss", clip=None)
-        return temperature * entropy
+        return self._temperature_step(module.log_temperature, entropy) * entropy
