@@ -7,11 +7,13 @@ bit-exactly: the batch of gradient step 1234 on learner rank 1 is always the sam
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "numpy_generator", "torch_generator"]
+__all__ = ["derive_seed", "numpy_generator", "seeded_weights", "torch_generator"]
 
 
 def derive_seed(seed: int, stream: str, *counters: int) -> int:
@@ -37,3 +39,11 @@ def torch_generator(
     generator = torch.Generator(device=device)
     generator.manual_seed(derive_seed(seed, stream, *counters))
     return generator
+
+
+@contextmanager
+def seeded_weights(seed: int, stream: str) -> Iterator[None]:
+    """Layers built inside start from weights that are a function of (seed, stream); torch's own state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, stream))
+        yield

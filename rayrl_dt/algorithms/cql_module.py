@@ -13,7 +13,7 @@ from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
 from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
 from rayrl_dt.models.critics import TwinCritic
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["CQLRLModule"]
 
@@ -34,8 +34,7 @@ class CQLRLModule(SequenceRLModule, InferenceOnlyAPI):
         super().setup()
         if self.inference_only:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init-critic"))
+        with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init-critic"):
             self.critic = TwinCritic(self.model.spec, hidden=self.model_config[CRITIC_HIDDEN])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(self.model_config[INITIAL_TEMPERATURE])))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
 from rayrl_dt.models.critics import IQLCritic, TwinCritic
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["CRITIC_HIDDEN", "CriticRLModule", "FrozenCriticRLModule"]
 
@@ -26,8 +25,7 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
         super().setup()
         if self.inference_only:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init-critic"))
+        with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init-critic"):
             self.critic = IQLCritic(self.model.spec, hidden=self.model_config[CRITIC_HIDDEN])
 
     @property

@@ -14,7 +14,7 @@ from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.precision import autocast
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.seeding import seeded_weights
 from rayrl_dt.types import Window
 
 __all__ = ["POLICY_SPEC", "PREDICTIONS", "RETURNS", "SequenceRLModule"]
@@ -38,8 +38,7 @@ class SequenceRLModule(TorchRLModule):
     def setup(self) -> None:
         """Builds the network with weights that are a function of the run's seed alone."""
         spec = PolicySpec.from_json(self.model_config[POLICY_SPEC])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init"))
+        with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init"):
             self.model = SequenceModel(spec)
         self.precision = "fp32"
 

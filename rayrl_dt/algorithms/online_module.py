@@ -13,7 +13,7 @@ from torch import nn
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
 from rayrl_dt.models.critics import TwinCritic
 from rayrl_dt.models.slow_copy import SlowCopy
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["CRITIC", "FROZEN_MODEL", "INITIAL_TEMPERATURE", "OnlineRLModule"]
 
@@ -46,8 +46,7 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
             self.frozen_model = _copy(self.model)
         if self.model_config[CRITIC] is None:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.model_config.get(INIT_SEED) or 0, "init-critic"))
+        with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init-critic"):
             self.critic = TwinCritic(self.model.spec, **self.model_config[CRITIC])
         self.target_model = _copy(self.model)
         self.target_critic = _copy(self.critic)

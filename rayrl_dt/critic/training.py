@@ -28,8 +28,8 @@ from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.value_passes import Layers, forward, layers_of, memory_for, parameter_gradients
-from rayrl_dt.precision import resolve
-from rayrl_dt.seeding import derive_seed, numpy_generator
+from rayrl_dt.precision import dtype_of, resolve
+from rayrl_dt.seeding import numpy_generator, seeded_weights
 
 __all__ = ["CriticTraining", "IQLTrainer", "Outcome", "fit_critic", "new_critic"]
 
@@ -91,8 +91,7 @@ class CriticTraining:
 
 def new_critic(spec: PolicySpec, *, hidden: int, seed: int) -> IQLCritic:
     """Returns an untrained critic whose weights are a function of the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init-critic"))
+    with seeded_weights(seed, "init-critic"):
         return IQLCritic(spec, hidden=hidden)
 
 
@@ -158,7 +157,7 @@ class IQLTrainer:
         pieces = _pieces(gradients, [*value, *twins])
         self._gradients = [Layers(*pieces[start : start + 6]) for start in (0, 6, 12)]
         self._adam = _Adam(self._weights, gradients, training.lr)
-        self._dtype = torch.bfloat16 if resolve(training.precision, "cpu") == "bf16" else torch.float32
+        self._dtype = dtype_of(resolve(training.precision, "cpu"))
         self._memory = memory_for(self._value, training.batch_size, self._dtype)
         self._batches = _batches(transitions, training.batch_size, seed)
         self._largest_reward = float(transitions.rewards.abs().max())

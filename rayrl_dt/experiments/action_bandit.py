@@ -40,7 +40,7 @@ from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.models.value_passes import layers_of
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
-from rayrl_dt.seeding import derive_seed, numpy_generator, torch_generator
+from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator
 from rayrl_dt.types import Trajectory
 
 __all__ = ["METHODS", "SEEDS", "STEPS", "Outcome", "expectile_of", "reward_of", "run", "run_seed"]
@@ -150,8 +150,7 @@ def _spec() -> PolicySpec:
 
 def _network(seed: int) -> nn.Sequential:
     """A policy from return to action: what Decision Transformer is with one state and one step."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "bandit-policy"))
+    with seeded_weights(seed, "bandit-policy"):
         hidden = [nn.Linear(1, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         return nn.Sequential(*hidden, nn.Linear(WIDTH, 1), nn.Tanh())
 

@@ -24,7 +24,7 @@ from rayrl_dt import losses, precision
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import DropoutSource
-from rayrl_dt.seeding import derive_seed, numpy_generator
+from rayrl_dt.seeding import numpy_generator, seeded_weights
 
 __all__ = ["CRITIC_ORDER", "GRAPH_ORDER", "Progress", "ReturnModel", "Sequences", "Training", "fit"]
 
@@ -92,8 +92,7 @@ class ReturnModel(nn.Module):
         self.order = order
         self.not_told = return_classes
         source = DropoutSource()  # blocks want one; at a probability of zero nothing is drawn
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init"))
+        with seeded_weights(seed, "init"):
             # One class more: an input return may be withheld.
             self.embed_return = nn.Embedding(return_classes + 1, width)
             self.embed_state = nn.Embedding(states, width)

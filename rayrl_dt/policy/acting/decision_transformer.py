@@ -11,6 +11,8 @@ Shape legend: B batch, N slots, K steps, P tokens of a step, T = K P - 1 tokens,
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,10 @@ from rayrl_dt.policy.acting.layers import (
 from rayrl_dt.policy.acting.plan import CachedPlan
 from rayrl_dt.policy.context import ContextBuffer
 
-__all__ = ["LayerPlan", "TransformerPlan"]
+__all__ = ["TransformerPlan", "layer_plans"]
 
 
-class LayerPlan:
+class _LayerPlan:
     """A block for inference."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
@@ -38,6 +40,11 @@ class LayerPlan:
         self.attention = self_attention_plan(block.attention, dtype)
         self.norm_mlp = NormPlan(block.norm_mlp, dtype)
         self.mlp = FeedForwardPlan(block.mlp, dtype)
+
+
+def layer_plans(trunk: TransformerTrunk, dtype: torch.dtype) -> list[_LayerPlan]:
+    """Returns the blocks of a trunk for inference."""
+    return [_LayerPlan(cast(Block, block), dtype) for block in trunk.blocks]
 
 
 class TransformerPlan(CachedPlan):
@@ -48,7 +55,7 @@ class TransformerPlan(CachedPlan):
         assert isinstance(trunk, TransformerTrunk)
         super().__init__(model, context, precision, trunk.tokens_per_step)
         self._trunk = trunk
-        self._layers = [LayerPlan(block, self.dtype) for block in trunk.blocks]  # type: ignore[arg-type]
+        self._layers = layer_plans(trunk, self.dtype)
         self._read = LastTokenAttention(trunk.blocks[-1].attention, self.dtype)  # type: ignore[arg-type]
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:

@@ -16,7 +16,7 @@ from rayrl_dt.models.blocks import attention_bias
 from rayrl_dt.models.decision_transformer import TransformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.trunk import TrunkInputs
-from rayrl_dt.policy.acting.decision_transformer import LayerPlan
+from rayrl_dt.policy.acting.decision_transformer import layer_plans
 from rayrl_dt.policy.acting.watch import has_hooks
 from rayrl_dt.precision import autocast, dtype_of
 from rayrl_dt.types import Window
@@ -55,7 +55,7 @@ def _features(trunk: TransformerTrunk, inputs: TrunkInputs, dtype: torch.dtype) 
     """The trunk's features `(B, K, d)`."""
     x, step = trunk.embed(inputs).flatten(1, 2), trunk.tokens_per_step
     bias = attention_bias(inputs.mask, x.shape[1], step, torch.empty(0, dtype=dtype))[:, 0]
-    *layers, last = [LayerPlan(block, dtype) for block in trunk.blocks]  # type: ignore[arg-type]
+    *layers, last = layer_plans(trunk, dtype)
     for layer in layers:
         query, key, value = layer.attention.project(layer.norm_attention(x))
         x = x + layer.attention.attend(query, key, value, bias)

@@ -20,7 +20,7 @@ from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.policy.acting.cache import StepCache
 from rayrl_dt.policy.acting.watch import ModelWatch
 from rayrl_dt.policy.context import ContextBuffer
-from rayrl_dt.precision import autocast
+from rayrl_dt.precision import autocast, dtype_of
 
 __all__ = ["ActingPlan", "CachedPlan", "WholeWindowPlan"]
 
@@ -95,7 +95,7 @@ class CachedPlan(ActingPlan):
     def __init__(
         self, model: SequenceModel, context: ContextBuffer, precision: str, tokens_per_step: int
     ) -> None:
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = dtype_of(precision)
         self._model, self._context, self._tokens_per_step = model, context, tokens_per_step
         self._watch = ModelWatch(model)
         self._cache: StepCache | None = None
