@@ -86,9 +86,11 @@ def to_huggingface(model: SequenceModel) -> Any:
     theirs = transformers.DecisionTransformerModel(config).eval()
     ours = model.state_dict()
     state = theirs.state_dict()
-    for our_name, their_name, transposed in _names(spec.model.num_layers):
+    for our_name, their_name, transposed in _names(spec.model.num_layers, spec.model.timestep_embedding):
         value = ours[our_name]
         state[their_name] = (value.t() if transposed else value).clone()
+    if spec.model.timestep_embedding == "none":
+        state["embed_timestep.weight"].zero_()
     state["encoder.wpe.weight"] = torch.zeros_like(state["encoder.wpe.weight"])
     theirs.load_state_dict(state)
     return theirs
@@ -177,7 +179,7 @@ def import_huggingface(
     model = SequenceModel(spec)
     state = theirs.state_dict()
     weights: dict[str, Tensor] = dict(model.named_buffers())
-    for our_name, their_name, transposed in _names(config.n_layer):
+    for our_name, their_name, transposed in _names(config.n_layer, spec.model.timestep_embedding):
         value = state[their_name]
         weights[our_name] = (value.t() if transposed else value).clone()
     weights["trunk.embed_norm.bias"] = weights["trunk.embed_norm.bias"] + state["encoder.wpe.weight"][0]
@@ -192,7 +194,7 @@ def _read_spec(path: Path) -> PolicySpec:
         raise UserError(f"{path} is not a whole policy ({error!r}); export the policy again") from error
 
 
-def _names(layers: int) -> Iterator[tuple[str, str, bool]]:
+def _names(layers: int, timestep_embedding: str) -> Iterator[tuple[str, str, bool]]:
     """Yields (our name, their name, whether theirs is transposed) of every shared tensor."""
     for ours, theirs in (
         ("trunk.embed_return", "embed_return"),
@@ -204,7 +206,8 @@ def _names(layers: int) -> Iterator[tuple[str, str, bool]]:
     ):
         yield f"{ours}.weight", f"{theirs}.weight", False
         yield f"{ours}.bias", f"{theirs}.bias", False
-    yield "trunk.embed_timestep.weight", "embed_timestep.weight", False
+    if timestep_embedding == "learned":
+        yield "trunk.embed_timestep.weight", "embed_timestep.weight", False
     for layer in range(layers):
         for ours, theirs, transposed in (
             ("norm_attention", "ln_1", False),

@@ -23,6 +23,7 @@ from rayrl_dt.models.blocks import FeedForward, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.timesteps import TimestepTable
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["ConvFormerTrunk", "TokenConvolution"]
@@ -99,8 +100,7 @@ class ConvFormerTrunk(Trunk):
         self.embed_return = nn.Linear(1, width)
         self.embed_observation = observation_encoder(spec, width)
         self.embed_action = action_encoder(spec, width)
-        assert model.max_episode_steps is not None
-        self.embed_timestep = nn.Embedding(model.max_episode_steps, width)
+        self.embed_timestep = TimestepTable.of(model)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         kinds = [slice(None)] * (model.num_layers - 1) + [slice(_STATE, _STATE + 1)]
@@ -118,14 +118,15 @@ class ConvFormerTrunk(Trunk):
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         steps = slice(-self.reach, None) if last_only else slice(None)
-        table = self.embed_timestep
-        position = table(inputs.timesteps[:, steps].clamp(max=table.num_embeddings - 1))
         tokens = [
             self.embed_return(inputs.returns_to_go[:, steps]),
             self.embed_observation(inputs.observations[:, steps]),
             self.embed_action(inputs.actions[:, steps]),
         ]
-        x = self.embed_dropout(self.embed_norm(torch.stack(tokens, dim=2) + position[:, :, None]))
+        x = torch.stack(tokens, dim=2)
+        if self.embed_timestep is not None:
+            x = x + self.embed_timestep(inputs.timesteps[:, steps])[:, :, None]
+        x = self.embed_dropout(self.embed_norm(x))
         pads = None if inputs.mask is None else ~inputs.mask[:, steps, None, None]
         for block in self.blocks:
             x = block(x, pads)

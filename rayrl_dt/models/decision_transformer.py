@@ -5,7 +5,7 @@ Decision Transformer (tokens R, s, a; Chen et al. 2021, section 3) and transform
 
 Differences from the released code: pads are masked rather than filled with -10; the prediction heads for
 states and returns, which the paper's loss never trains, are left out; the last block computes only the tokens
-that are read. Timesteps past the table share its last row, as there.
+that are read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rayrl_dt.models.blocks import Block, attention_bias, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.timesteps import TimestepTable
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["MLPTrunk", "TransformerTrunk"]
@@ -40,8 +41,7 @@ class TransformerTrunk(Trunk):
         self.embed_return = nn.Linear(1, width) if with_returns else None
         self.embed_observation = observation_encoder(spec, width)
         self.embed_action = action_encoder(spec, width)
-        assert model.max_episode_steps is not None
-        self.embed_timestep = nn.Embedding(model.max_episode_steps, width)
+        self.embed_timestep = TimestepTable.of(model)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(
@@ -54,13 +54,14 @@ class TransformerTrunk(Trunk):
 
     def embed(self, inputs: TrunkInputs) -> Tensor:
         """Returns the P tokens of each step, `(B, K, P, d)`, a function of that step alone; without returns P is 2."""
-        table = self.embed_timestep
-        position = table(inputs.timesteps.clamp(max=table.num_embeddings - 1))
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
         # The last action token is seen by nobody: its action is what is asked for.
-        embedded: Tensor = self.embed_norm(torch.stack(tokens, dim=2) + position[:, :, None])
+        x = torch.stack(tokens, dim=2)
+        if self.embed_timestep is not None:
+            x = x + self.embed_timestep(inputs.timesteps)[:, :, None]
+        embedded: Tensor = self.embed_norm(x)
         return embedded
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_b
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.timesteps import TimestepTable
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["ReinformerTrunk"]
@@ -60,24 +61,24 @@ class _Network(nn.Module):
         self.embed_observation = observation_encoder(spec, width)
         self.embed_return = nn.Linear(1, width)
         self.embed_action = action_encoder(spec, width)
-        assert model.max_episode_steps is not None
-        self.embed_timestep = nn.Embedding(model.max_episode_steps, width)
-        # PyTorch's N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
-        initialise_normal(self.embed_timestep)
+        self.embed_timestep = TimestepTable.of(model)
+        if self.embed_timestep is not None:
+            # N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
+            initialise_normal(self.embed_timestep)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(_PostNormBlock(spec, source) for _ in range(model.num_layers))
 
     def forward(self, inputs: TrunkInputs, read: slice | None) -> Tensor:
         """Returns features `(B, T, d)`, or `(B, P, d)` for the tokens `read`."""
-        table = self.embed_timestep
-        position = table(inputs.timesteps.clamp(max=table.num_embeddings - 1))
         tokens = [
             self.embed_observation(inputs.observations),
             self.embed_return(inputs.returns_to_go),
             self.embed_action(inputs.actions),
         ]
-        x = torch.stack(tokens, dim=2) + position[:, :, None]
+        x = torch.stack(tokens, dim=2)
+        if self.embed_timestep is not None:
+            x = x + self.embed_timestep(inputs.timesteps)[:, :, None]
         x = self.embed_dropout(self.embed_norm(x).flatten(1, 2))
         bias = attention_bias(inputs.mask, x.shape[1], _TOKENS_PER_STEP, x)
         for block in self.blocks[:-1]:

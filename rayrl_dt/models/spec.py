@@ -21,6 +21,7 @@ HEADS = ("auto", "deterministic", "gaussian", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant", "predicted")
 CONTEXT_RULES = ("consecutive", "newest", "elastic", "whole")
 _GELU_BACKBONES = ("radt", "convformer", "starformer", "reinformer")
+_WITH_TIMESTEP_TABLE = ("dt", "no-return", "convformer", "reinformer")
 _COUNTS = (
     "context_length",
     "embed_dim",
@@ -68,6 +69,8 @@ class ModelConfig:
         target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), act on the
             return that the policy itself "predicted" and ignore the target (Reinformer alone), or "auto": predicted
             for Reinformer, else constant exactly when the training rewards were delayed.
+        timestep_embedding: "learned" as in DT, or "none" as in Online DT (Zheng et al. 2022, their code's default),
+            where a window knows its order from the causal mask alone; of DT, transformer BC, ConvFormer, Reinformer.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
             environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
         use_seqra: RADT's cross-attention to the returns.
@@ -95,6 +98,7 @@ class ModelConfig:
     activation: str = "auto"
     head: str = "auto"
     target_rule: str = "auto"
+    timestep_embedding: str = "learned"
     max_episode_steps: int | None = None
     use_seqra: bool = True
     use_stepra: bool = True
@@ -127,6 +131,7 @@ class ModelConfig:
             ("norm", ("auto", "post", "pre")),
             ("padding_mask", ("correct", "inverted")),
             ("context_rule", CONTEXT_RULES),
+            ("timestep_embedding", ("learned", "none")),
         ):
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
@@ -135,6 +140,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"model_config.{name} is {value!r}; it must be a whole number of at least 1")
+        if self.timestep_embedding == "none" and self.backbone not in _WITH_TIMESTEP_TABLE:
+            raise UserError(
+                f"model_config.timestep_embedding 'none' is for backbones {', '.join(_WITH_TIMESTEP_TABLE)}, "
+                f"not {self.backbone!r}; remove it"
+            )
         limit = self.max_episode_steps
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise UserError(

@@ -127,14 +127,19 @@ def test_no_tensor_of_theirs_is_forgotten(tmp_path: Path, monkeypatch: pytest.Mo
     assert unused == heads | {"encoder.wte.weight"}
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_our_policy_acts_the_same_there(make_store: MakeStore, tmp_path: Path, activation: str) -> None:
-    ours = build_model(make_store(), activation=activation, return_scale=7.0, dropout=0.1)
+@pytest.mark.parametrize(
+    "options", [{"activation": "relu"}, {"activation": "gelu"}, {"timestep_embedding": "none"}], ids=str
+)
+def test_our_policy_acts_the_same_there(
+    make_store: MakeStore, tmp_path: Path, options: dict[str, str]
+) -> None:
+    ours = build_model(make_store(), **options, return_scale=7.0, dropout=0.1)
     assert_parity(to_huggingface(ours), ours)
     export_huggingface(ours, tmp_path / "hf")
     theirs = transformers.DecisionTransformerModel.from_pretrained(tmp_path / "hf")
     assert not theirs.training
     assert_parity(theirs, ours)
+    assert_parity(theirs, import_huggingface(tmp_path / "hf"))
 
 
 def test_export_and_import_are_inverse(model: SequenceModel, tmp_path: Path) -> None:

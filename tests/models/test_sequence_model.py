@@ -252,6 +252,19 @@ def test_timesteps_past_the_table_share_its_last_row(continuous: SequenceModel) 
     assert difference(continuous, at[0], at[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("backbone", ["dt", "no-return", "convformer", "reinformer"])
+def test_without_a_timestep_embedding_only_the_order_counts(make_store: MakeStore, backbone: str) -> None:
+    store = make_store()
+    for kind, sees_the_time in (("learned", True), ("none", False)):
+        model = build_model(store, backbone=backbone, timestep_embedding=kind)
+        window = random_window(model, [K])
+        later = replace(window, timesteps=window.timesteps + 5)
+        assert (difference(model, window, later).max() > 1e-4) == sees_the_time
+        order = replace(window, observations=window.observations[:, [*range(K - 3), K - 2, K - 3, K - 1]])
+        assert difference(model, window, order)[-1] > 1e-6
+        assert any("timestep" in name for name in model.state_dict()) == sees_the_time
+
+
 def test_raw_units_are_converted_once(make_store: MakeStore) -> None:
     store = make_store()
     model = build_model(store, return_scale=100.0)

@@ -1,0 +1,25 @@
+"""The learned embedding of absolute timesteps, which Online DT leaves out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rayrl_dt.models.spec import ModelConfig
+
+__all__ = ["TimestepTable"]
+
+
+class TimestepTable(nn.Embedding):
+    """One vector per timestep of an episode; timesteps past the table share its last row, as in the authors' DT."""
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> TimestepTable | None:
+        """Returns a table from N(0, 1), as the authors' DT has it, or None with `timestep_embedding: none`."""
+        if model.timestep_embedding == "none":
+            return None
+        assert model.max_episode_steps is not None
+        return cls(model.max_episode_steps, model.embed_dim)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Returns `(B, K, d)` of timesteps `(B, K)`."""
+        return super().forward(timesteps.clamp(max=self.num_embeddings - 1))
