@@ -18,7 +18,7 @@ from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import load_model
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import WITH_TIMESTEP_TABLE, ModelConfig, PolicySpec
 
 __all__ = ["MODES", "OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
 
@@ -178,10 +178,13 @@ class OnlineConfig(SequenceConfig):
 
     @property
     def sequence_model(self) -> ModelConfig:
-        """The model's choices: those of the policy started from, or the config's own."""
+        """The model's choices: those of the policy started from, or the config's own, without timesteps as in ODT."""
         if self.base_policy is not None:
             return PolicySpec.from_json(self.base_policy).model
-        return super().sequence_model
+        model = super().sequence_model
+        if model.timestep_embedding == "auto" and model.backbone in WITH_TIMESTEP_TABLE:
+            return replace(model, timestep_embedding="none")
+        return model
 
     def resolve(self, store: TrajectoryStore) -> None:
         """Fills in what the data, or the policy to start from, decides."""

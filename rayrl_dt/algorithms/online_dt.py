@@ -50,7 +50,7 @@ class OnlineDTConfig(OnlineConfig):
 
     Differences from the papers and their code: returns-to-go are relabelled once, when an episode enters the replay,
     not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does
-    what the code does); `mode="async"` collects while it learns; DT's timestep embedding stays, ODT leaves it out.
+    what the code does); `mode="async"` collects while it learns.
     Sizes are for a CPU: width 64, 2 layers, K 5.
     """
 

@@ -206,7 +206,7 @@ def _names(layers: int, timestep_embedding: str) -> Iterator[tuple[str, str, boo
     ):
         yield f"{ours}.weight", f"{theirs}.weight", False
         yield f"{ours}.bias", f"{theirs}.bias", False
-    if timestep_embedding == "learned":
+    if timestep_embedding != "none":
         yield "trunk.embed_timestep.weight", "embed_timestep.weight", False
     for layer in range(layers):
         for ours, theirs, transposed in (

@@ -14,14 +14,22 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Normaliser
 
-__all__ = ["BACKBONES", "CONTEXT_RULES", "HEADS", "TARGET_RULES", "ModelConfig", "PolicySpec"]
+__all__ = [
+    "BACKBONES",
+    "CONTEXT_RULES",
+    "HEADS",
+    "TARGET_RULES",
+    "WITH_TIMESTEP_TABLE",
+    "ModelConfig",
+    "PolicySpec",
+]
 
 BACKBONES = ("dt", "radt", "convformer", "starformer", "reinformer", "no-return", "mlp")
 HEADS = ("auto", "deterministic", "gaussian", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant", "predicted")
 CONTEXT_RULES = ("consecutive", "newest", "elastic", "whole")
+WITH_TIMESTEP_TABLE = ("dt", "no-return", "convformer", "reinformer")
 _GELU_BACKBONES = ("radt", "convformer", "starformer", "reinformer")
-_WITH_TIMESTEP_TABLE = ("dt", "no-return", "convformer", "reinformer")
 _COUNTS = (
     "context_length",
     "embed_dim",
@@ -71,6 +79,7 @@ class ModelConfig:
             for Reinformer, else constant exactly when the training rewards were delayed.
         timestep_embedding: "learned" as in DT, or "none" as in Online DT (Zheng et al. 2022, their code's default),
             where a window knows its order from the causal mask alone; of DT, transformer BC, ConvFormer, Reinformer.
+            "auto" is "none" for algorithm OnlineDT, unless it starts from a policy, and "learned" for all others.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
             environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
         use_seqra: RADT's cross-attention to the returns.
@@ -98,7 +107,7 @@ class ModelConfig:
     activation: str = "auto"
     head: str = "auto"
     target_rule: str = "auto"
-    timestep_embedding: str = "learned"
+    timestep_embedding: str = "auto"
     max_episode_steps: int | None = None
     use_seqra: bool = True
     use_stepra: bool = True
@@ -131,7 +140,7 @@ class ModelConfig:
             ("norm", ("auto", "post", "pre")),
             ("padding_mask", ("correct", "inverted")),
             ("context_rule", CONTEXT_RULES),
-            ("timestep_embedding", ("learned", "none")),
+            ("timestep_embedding", ("auto", "learned", "none")),
         ):
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
@@ -140,9 +149,9 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"model_config.{name} is {value!r}; it must be a whole number of at least 1")
-        if self.timestep_embedding == "none" and self.backbone not in _WITH_TIMESTEP_TABLE:
+        if self.timestep_embedding == "none" and self.backbone not in WITH_TIMESTEP_TABLE:
             raise UserError(
-                f"model_config.timestep_embedding 'none' is for backbones {', '.join(_WITH_TIMESTEP_TABLE)}, "
+                f"model_config.timestep_embedding 'none' is for backbones {', '.join(WITH_TIMESTEP_TABLE)}, "
                 f"not {self.backbone!r}; remove it"
             )
         limit = self.max_episode_steps
@@ -204,6 +213,7 @@ class ModelConfig:
             self,
             activation=activation if self.activation == "auto" else self.activation,
             norm=norm,
+            timestep_embedding="learned" if self.timestep_embedding == "auto" else self.timestep_embedding,
         )
 
 

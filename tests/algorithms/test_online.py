@@ -130,6 +130,22 @@ def test_any_backbone_is_finetuned(online: Configure, backbone: str) -> None:
     algorithm.stop()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ({}, "none"),
+        ({"timestep_embedding": "learned"}, "learned"),
+        ({"backbone": "convformer"}, "none"),
+        ({"backbone": "starformer"}, "auto"),  # it has none, and is asked for none
+    ],
+    ids=str,
+)
+def test_timesteps_are_not_embedded_unless_asked_for(chosen: dict[str, str], kind: str) -> None:
+    config = OnlineDTConfig()
+    config.rl_module(model_config=chosen)
+    assert config.sequence_model.timestep_embedding == kind
+
+
 def test_without_weight_the_critic_leaves_the_policy_bit_for_bit(online: Configure) -> None:
     runs = []
     for settings in ({"alpha": 0.0}, {"rl_gradient": "none"}):

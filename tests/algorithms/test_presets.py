@@ -54,6 +54,7 @@ def test_all_share_the_architecture_and_the_optimiser(name: str) -> None:
     config: Any = build_config(read_yaml(CONFIGS / f"{name}.yaml"))
     model = config.sequence_model
     assert (model.backbone, model.embed_dim, model.num_layers, model.num_heads) == ("dt", 512, 4, 4)
+    assert model.timestep_embedding == "none"
     assert model.dropout == 0.1 and model.head == ("gaussian" if name == "odt_mujoco" else "auto")
     assert (config.optimiser, config.grad_clip, config.warmup_steps) == ("lamb", 0.25, 10_000)
     assert config.train_batch_size_per_learner == 256 and config.lr_decay == "constant"

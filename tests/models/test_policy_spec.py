@@ -151,7 +151,7 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
         ({"num_heads": -1}, "num_heads is -1"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"max_episode_steps": "many"}, "max_episode_steps is 'many'"),
-        ({"timestep_embedding": "off"}, "timestep_embedding is 'off'.*learned, none"),
+        ({"timestep_embedding": "off"}, "timestep_embedding is 'off'.*auto, learned, none"),
         ({"timestep_embedding": None}, "timestep_embedding is None. Did you mean 'none'"),
         (
             {"backbone": "radt", "timestep_embedding": "none"},
