@@ -215,7 +215,7 @@ class _Run:
         begin, steps_before = time.perf_counter(), self.algorithm.gradient_steps
         result = self.algorithm.train()
         evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
-        if evaluation is None and self.algorithm.done and self.algorithm.config.env is not None:
+        if evaluation is None and self.algorithm.at_milestone and self.algorithm.config.env is not None:
             evaluation = self.algorithm.evaluate()[ALIGNMENT]
         self.seconds += time.perf_counter() - begin
         learner = result["learners"]["default_policy"]

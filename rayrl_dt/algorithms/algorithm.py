@@ -111,6 +111,11 @@ class SequenceAlgorithm(Algorithm):
         return self.gradient_steps >= self.config.gradient_steps
 
     @property
+    def at_milestone(self) -> bool:
+        """Whether the policy is to be evaluated, whatever the interval says: the final one is."""
+        return self.done
+
+    @property
     def policy_spec(self) -> PolicySpec:
         """What the policy is made of."""
         return self.config.resolved_spec

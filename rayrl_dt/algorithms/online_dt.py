@@ -123,6 +123,11 @@ class OnlineDT(SequenceAlgorithm):
         return self.online and self.env_steps >= self.config.env_steps and self._updates_left <= 0
 
     @property
+    def at_milestone(self) -> bool:
+        """Whether the policy is to be evaluated, whatever the interval: the final one, and the one to be finetuned."""
+        return self.done or (self.online and self.replay is None)
+
+    @property
     def _updates_left(self) -> int:
         """Updates that are due and not taken yet (in rounds: an interrupt may leave some)."""
         return self.config.pretrain_steps + self.updates_due - self.gradient_steps

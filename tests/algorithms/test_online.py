@@ -597,6 +597,8 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "killed")
     ]
+    # What finetuning begins with is evaluated, and then every other iteration.
+    assert [record["gradient_steps"] for record in logs[0] if "evaluation" in record][:3] == [4, 7, 13]
     timed = {"steps_per_s", "time_total_s", "env_steps_per_s", "evaluation"}
     for one, other in zip(*logs, strict=True):
         assert {k: v for k, v in one.items() if k not in timed} == {
