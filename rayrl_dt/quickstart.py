@@ -9,7 +9,6 @@ from typing import Any
 from rayrl_dt import runs
 from rayrl_dt.data import preview, sources
 from rayrl_dt.evaluation.report import write_report
-from rayrl_dt.run_checkpoints import latest_checkpoint
 
 __all__ = ["CONFIG", "DATASET", "FINETUNING", "METHODS", "run"]
 
@@ -90,7 +89,7 @@ def run(
     for stage, (name, what, config) in enumerate(stories, start=2):
         say(f"[bold]{stage}/{stages}[/bold] {what}")
         folder = out / name
-        resume = latest_checkpoint(folder) is not None
+        resume = (folder / runs.CONFIG).exists()
         values = {**config, "debugging": {"seed": seed}}
         observer = progress()
         with observer:

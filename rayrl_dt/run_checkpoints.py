@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
@@ -15,24 +19,44 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import carry_critic
 
-__all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint"]
+__all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
 
 _KEEP = 2
+_NAME = re.compile(r"\d{9,}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Returns the whole checkpoints of a run folder, oldest first.
 
-    A checkpoint is renamed into place only when whole, so every numbered folder is one.
+    A checkpoint is renamed into place only when whole, so every folder that is named by a number is one.
     """
     root = folder / "checkpoints"
-    return sorted(path for path in root.glob("[0-9]*") if path.is_dir()) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Returns the newest whole checkpoint of a run folder, or None."""
     found = checkpoints(folder)
     return found[-1] if found else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a disk that is full, or refuses, into an error that says what to do.
+
+    Raises:
+        UserError: `path` could not be written; the run's checkpoints before are whole.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path} could not be written ({why}); the run's checkpoints before it are whole: make room, then go on "
+            "with --resume"
+        ) from error
 
 
 def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> Path:
@@ -50,24 +74,20 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str
     newest = folder / "policy"
     aside, newest_aside = stage(target), stage(newest)
     try:
-        algorithm.save_to_path(str(aside.resolve()))
-        bundle = save_bundle(
-            algorithm.policy_spec,
-            algorithm.policy_state(),
-            aside / "policy",
-            command=command,
-            gradient_steps=algorithm.gradient_steps,
-        )
-        # One that was trained since, with the policy before this one, is still a critic of the same data.
-        carry_critic(newest, bundle)
-        shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
-        publish(aside, target, replace=True)
-        publish(newest_aside, newest, replace=True)
-    except OSError as error:
-        raise UserError(
-            f"the checkpoint {target} could not be written ({error.strerror or error}); those before it are whole: "
-            "make room, then go on with --resume"
-        ) from error
+        with writing(target):
+            algorithm.save_to_path(str(aside.resolve()))
+            bundle = save_bundle(
+                algorithm.policy_spec,
+                algorithm.policy_state(),
+                aside / "policy",
+                command=command,
+                gradient_steps=algorithm.gradient_steps,
+            )
+            # One that was trained since, with the policy before this one, is still a critic of the same data.
+            carry_critic(newest, bundle)
+            shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
+            publish(aside, target, replace=True)
+            publish(newest_aside, newest, replace=True)
     finally:
         # A full disk gets back what could not be finished.
         for rest in (aside, newest_aside):

@@ -1,8 +1,8 @@
 """A single training run: its folder, its loop, and how it resumes.
 
-A run folder holds `config.yaml` (the resolved config), `run.json` (command, versions, data), `metrics.jsonl` (a
-line per iteration), `checkpoints/N/` (RLlib checkpoint of gradient step N with its policy bundle), `policy/` (the
-newest bundle), `evaluations/` (`last.json`, `best.json`) and TensorBoard events.
+A run folder holds `config.yaml` (what was chosen, with the environment), `run.json` (command, versions, data),
+`metrics.jsonl` (a line per iteration), `checkpoints/N/` (RLlib checkpoint of gradient step N with its policy bundle),
+`policy/` (the newest bundle), `evaluations/` (`last.json`, `best.json`) and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ from rayrl_dt.algorithms.online_config import OnlineConfig
 from rayrl_dt.algorithms.online_learner import ONLINE_METRICS
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.config_files import build_config
+from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle
-from rayrl_dt.run_checkpoints import latest_checkpoint, prune_checkpoints, write_checkpoint
+from rayrl_dt.run_checkpoints import latest_checkpoint, prune_checkpoints, write_checkpoint, writing
 from rayrl_dt.versions import git_commit, package_versions
 
-__all__ = ["Observer", "RunOutcome", "train"]
+__all__ = ["CHECKPOINT_MINUTES", "CONFIG", "Observer", "RunOutcome", "train"]
 
+CONFIG = "config.yaml"
+"""A folder that holds this file is a run, from its first moment on."""
+CHECKPOINT_MINUTES = 10.0
+"""What a lost process may cost, where no evaluation writes a checkpoint more often."""
+
+_RECORD = "run.json"
 # Beside the loss, where they apply.
 _LEARNER_METRICS = (*ONLINE_METRICS, CONSERVATIVE_GAP)
 
@@ -77,48 +84,51 @@ def train(
     *,
     resume: bool = False,
     command: str | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     observer: Observer | None = None,
 ) -> RunOutcome:
     """Trains one config to its last gradient step, or until Ctrl-C.
 
-    A checkpoint is written after each iteration with an evaluation, at the end and on Ctrl-C; the last two
-    and the best are kept. A second Ctrl-C stops at once.
+    A checkpoint is written after each iteration with an evaluation, after the first iteration that ends
+    `checkpoint_minutes` after the last one, at the end and on Ctrl-C; the last two and the best are kept. A second
+    Ctrl-C stops at once.
 
     Args:
         values: the config file's content.
         folder: the run folder; must be new, unless `resume`.
-        resume: continue from the folder's newest whole checkpoint.
+        resume: continue from the folder's newest whole checkpoint; from the start, if the run was lost before its
+            first one.
         command: the command line, for the record.
+        checkpoint_minutes: between checkpoints, at most (and one iteration).
         observer: told about progress.
 
     Raises:
-        UserError: the folder is taken, or there is nothing to resume.
+        UserError: the folder is taken, or there is nothing to resume, or the disk is full.
         TrainingDiverged: the loss became NaN; the checkpoints before it are good.
     """
     config = build_config(values)
+    if not checkpoint_minutes >= 0:
+        raise UserError(f"checkpoint_minutes is {checkpoint_minutes}; it must be a number of at least 0")
+    _check_folder(folder, resume=resume)
     newest = latest_checkpoint(folder)
-    if resume and newest is None:
-        raise UserError(f"{folder} has no checkpoint to resume from; start it without --resume")
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    _write_yaml(folder / CONFIG, values)
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         # The run must not hang on a policy that may move or go on training.
-        kept = folder / "start"
-        if not kept.exists():
-            shutil.copytree(find_bundle(config.start_from), kept)
-        values = {**values, "online": {**values["online"], "start_from": str(kept)}}
+        values = {**values, "online": {**values["online"], "start_from": str(folder / "start")}}
+        _keep(config.start_from, folder / "start")
+        _write_yaml(folder / CONFIG, values)
         config = build_config(values)
     if config.objective_critic is not None and (folder / "critic").exists():
         values = _asking(values, folder / "critic")
         config = build_config(values)
     start_ray(config)
     algorithm = _build(config, newest)
-    run = _Run(folder, algorithm, command=command)
+    run = _Run(folder, algorithm, command=command, checkpoint_minutes=checkpoint_minutes)
     try:
         if config.objective_critic is not None and not (folder / "critic").exists():
             # The original may move, or be trained again.
-            shutil.copytree(find_bundle(config.objective_critic), folder / "critic")
+            _keep(config.objective_critic, folder / "critic")
             values = _asking(values, folder / "critic")
         run.describe(values)
         if observer is not None:
@@ -126,6 +136,26 @@ def train(
         return run.loop(observer)
     finally:
         run.close()
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Raises UserError if a run cannot begin in a folder, or go on there."""
+    taken = folder.exists() and any(folder.iterdir())
+    if taken and not (folder / CONFIG).exists():
+        raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
+    if resume and not taken:
+        raise UserError(f"{folder} has nothing to resume; start it without --resume")
+    if taken and not resume:
+        raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
+
+
+def _keep(source: str, folder: Path) -> None:
+    """Copies the bundle of a run, checkpoint or bundle to a folder, unless it is there."""
+    if folder.exists():
+        return
+    aside = stage(folder)
+    shutil.copytree(find_bundle(source), aside, dirs_exist_ok=True)
+    publish(aside, folder)
 
 
 def _asking(values: Mapping[str, Any], critic: Path) -> dict[str, Any]:
@@ -136,13 +166,17 @@ def _asking(values: Mapping[str, Any], critic: Path) -> dict[str, Any]:
 class _Run:
     """The loop's state: writers, the best evaluation so far, whether to stop."""
 
-    def __init__(self, folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> None:
+    def __init__(
+        self, folder: Path, algorithm: SequenceAlgorithm, *, command: str | None, checkpoint_minutes: float
+    ) -> None:
         from tensorboardX import SummaryWriter
 
         self.folder = folder
         self.algorithm = algorithm
-        self.command = command
         self.stopping = False
+        self.checkpoint_seconds = 60.0 * checkpoint_minutes
+        self.saved_at = time.monotonic()
+        self.begun = _begun(folder / _RECORD, command, algorithm.gradient_steps)
         self.records = _records_up_to(folder / "metrics.jsonl", algorithm.gradient_steps)
         self.seconds = float(self.records[-1]["time_total_s"]) if self.records else 0.0
         self.tensorboard = SummaryWriter(str(folder))
@@ -150,7 +184,7 @@ class _Run:
         self.best = _badness(json.loads(best.read_text())) if best.exists() else math.inf
 
     def describe(self, values: Mapping[str, Any]) -> None:
-        """Writes `config.yaml` and `run.json`."""
+        """Writes `config.yaml` and `run.json`; of a resumed run, how it was begun stays on record."""
         algorithm, config = self.algorithm, self.algorithm.config
         spec = algorithm.policy_spec
         resolved = {
@@ -158,14 +192,13 @@ class _Run:
             "environment": {"env": config.env, "env_config": dict(config.env_config)},
             "debugging": {**values.get("debugging", {}), "seed": config.seed},
         }
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        _write_yaml(self.folder / CONFIG, resolved)
         store = algorithm.offline_data.store
         returns = store.episode_returns
         _write_json(
-            self.folder / "run.json",
+            self.folder / _RECORD,
             {
-                "command": self.command,
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                **self.begun,
                 "versions": package_versions(),
                 "git_commit": git_commit(),
                 "seed": config.seed,
@@ -231,17 +264,21 @@ class _Run:
             **{name: float(learner[name]) for name in _LEARNER_METRICS if name in learner},
             **self.algorithm.report(),
         }
-        keep = evaluation is not None or self.algorithm.done or self.stopping
         if evaluation is not None:
             record["evaluation"] = evaluation
+        late = time.monotonic() - self.saved_at >= self.checkpoint_seconds
         # The checkpoint comes first: a record without one would be dropped by a resume anyway.
-        checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.command) if keep else None
-        with (self.folder / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
-        if evaluation is not None and checkpoint is not None:
-            self._judge(evaluation, checkpoint)
-        prune_checkpoints(self.folder, besides=self._best_checkpoint())
-        self._to_tensorboard(record)
+        checkpoint = None
+        if evaluation is not None or late or self.algorithm.done or self.stopping:
+            checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
+            self.saved_at = time.monotonic()
+        with writing(self.folder):
+            with (self.folder / "metrics.jsonl").open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+            if evaluation is not None and checkpoint is not None:
+                self._judge(evaluation, checkpoint)
+            prune_checkpoints(self.folder, besides=self._best_checkpoint())
+            self._to_tensorboard(record)
         return record
 
     def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
@@ -324,9 +361,30 @@ def _records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
 
 
 def _badness(evaluation: Mapping[str, Any]) -> float:
-    """What the best checkpoint has least of: alignment error, or minus the return where no target was asked for."""
-    error = evaluation["alignment_error"]
-    return -float(evaluation["targets"][0]["return_mean"]) if error is None else float(error)
+    """What the best checkpoint has least of: alignment error over several targets; with one, or none, minus the return.
+
+    A single target is asked for to get as much as there is, and may be out of reach, or be surpassed.
+    """
+    error, targets = evaluation["alignment_error"], evaluation["targets"]
+    return -float(targets[0]["return_mean"]) if error is None or len(targets) == 1 else float(error)
+
+
+def _begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
+    """How a run was begun, and each time that it went on: commands, times and gradient steps."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if gradient_steps == 0 or not record.exists():
+        return {"command": command, "created": now, "resumed": []}
+    before = json.loads(record.read_text())
+    again = {"command": command, "created": now, GRADIENT_STEPS: gradient_steps}
+    return {
+        "command": before.get("command"),
+        "created": before.get("created"),
+        "resumed": [*before.get("resumed", []), again],
+    }
+
+
+def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    _write(path, yaml.safe_dump(dict(values), sort_keys=False))
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

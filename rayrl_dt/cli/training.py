@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
+_RESUME = "continue from the newest checkpoint of the run folder"
+_MINUTES = "between two checkpoints, at most; each evaluation writes one, too"
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     app.command()(quickstart)
@@ -50,16 +54,18 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/CONFIG-seedN by default")] = None,
     seed: Annotated[int | None, typer.Option(help="overrides debugging.seed")] = None,
-    resume: Annotated[
-        bool, typer.Option(help="continue from the newest checkpoint of the run folder")
-    ] = False,
+    resume: Annotated[bool, typer.Option(help=_RESUME)] = False,
+    checkpoint_minutes: Annotated[float, typer.Option(help=_MINUTES)] = 10.0,
 ) -> None:
-    """Train on logged data. Ctrl-C saves a checkpoint.
+    """Train on logged data. Ctrl-C saves a checkpoint, and ends with status 1.
+
+    A run that is resumed keeps the settings that it was begun with, those of --set and --seed included; --set changes
+    them.
 
     Examples:
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
-      rayrl-dt train tune_configs/dt_pendulum.yaml --resume
+      rayrl-dt train tune_configs/dt_pendulum.yaml --out runs/slow --resume
     """
     from rayrl_dt.config_files import apply_overrides, read_yaml
 
@@ -67,21 +73,60 @@ def train(
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
-    _run(values, folder, resume=resume, again=f"rayrl-dt train {config} --out {folder} --resume")
+    if resume:
+        values = _begun(folder, values, overrides or [], seed)
+    _run(
+        values,
+        folder,
+        resume=resume,
+        checkpoint_minutes=checkpoint_minutes,
+        again=f"rayrl-dt train {config} --out {folder} --resume",
+    )
 
 
-def _run(values: dict[str, Any], folder: Path, *, resume: bool, again: str) -> None:
+def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None) -> dict[str, Any]:
+    """The settings of the run that a folder holds, with the overrides of the command that resumes it."""
+    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.run_checkpoints import latest_checkpoint
+    from rayrl_dt.runs import CONFIG
+
+    if not (folder / CONFIG).exists():
+        return otherwise  # there is nothing to resume, as training will say
+    values = read_yaml(folder / CONFIG)
+    begun_with = (values.get("debugging") or {}).get("seed", 0)
+    if seed is not None and seed != begun_with:
+        raise UserError(
+            f"--seed is {seed}, and the run in {folder} was begun with {begun_with}; leave it out, or begin another "
+            "run without --resume"
+        )
+    if latest_checkpoint(folder) is None:
+        console.print(f"{escape(str(folder))} was lost before its first checkpoint: it starts over")
+    return apply_overrides(values, overrides)
+
+
+def _run(
+    values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, again: str
+) -> None:
     """Trains with a live display, and says how it ended and what to type next."""
     from rayrl_dt import runs
 
+    if not checkpoint_minutes >= 0:
+        raise UserError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
     progress = TrainingProgress()
     with progress:
-        outcome = runs.train(values, folder, resume=resume, command=command_line(), observer=progress)
+        outcome = runs.train(
+            values,
+            folder,
+            resume=resume,
+            command=command_line(),
+            checkpoint_minutes=checkpoint_minutes,
+            observer=progress,
+        )
     if not outcome.finished:
         finish(
             f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in", folder, then=again
         )
-        return
+        raise typer.Exit(1)
     finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
 
 
@@ -95,34 +140,69 @@ def finetune(
     ] = None,
     env_steps: Annotated[int | None, typer.Option(help="environment steps to collect")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; RUN-online by default")] = None,
-    seed: Annotated[int, typer.Option(help="of everything")] = 0,
-    resume: Annotated[
-        bool, typer.Option(help="continue from the newest checkpoint of the run folder")
-    ] = False,
+    seed: Annotated[int | None, typer.Option(help="of everything; 0 by default")] = None,
+    resume: Annotated[bool, typer.Option(help=_RESUME)] = False,
+    checkpoint_minutes: Annotated[float, typer.Option(help=_MINUTES)] = 10.0,
 ) -> None:
-    """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay.
+    """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay, and ends with status 1.
+
+    Data (with their filters) and environment are those of the run, unless the config file names others; its model is
+    always the policy's. A finetuning that is resumed keeps the settings that it was begun with; --set changes them.
 
     Examples:
       rayrl-dt finetune runs/hopper-dt --env-steps 50000
       rayrl-dt finetune runs/hopper-radt --set online.alpha=1.0 --set env_runners.num_env_runners=4
       rayrl-dt finetune runs/hopper-dt --resume
     """
-    from rayrl_dt.config_files import apply_overrides, read_yaml
-    from rayrl_dt.interop.bundle import load_model
+    from rayrl_dt.config_files import apply_overrides
+    from rayrl_dt.interop.run_folder import find_run
 
-    folder = out or run.with_name(f"{run.name}-online")
-    if resume:
-        values = apply_overrides(read_yaml(folder / "config.yaml"), overrides or [])
-    else:
-        values = read_yaml(config) if config is not None else {"algorithm": "OnlineDT"}
-        data = values.setdefault("offline_data", {})
-        data.setdefault("dataset", load_model(run).spec.dataset)
-        values.setdefault("online", {})["start_from"] = str(run)
-        values.get("rl_module", {}).pop("model_config", None)
-        values = apply_overrides(values, [f"debugging.seed={seed}", *(overrides or [])])
+    source = find_run(run) or run
+    if source.name in ("", ".."):
+        source = source.resolve()
+    folder = out or source.with_name(f"{source.name}-online")
+    changes = list(overrides or [])
     if env_steps is not None:
-        values = apply_overrides(values, [f"online.env_steps={env_steps}"])
-    _run(values, folder, resume=resume, again=f"rayrl-dt finetune {run} --out {folder} --resume")
+        changes.append(f"online.env_steps={env_steps}")
+    if resume:
+        if config is not None:
+            raise UserError(
+                f"--config {config} is for a new run: the one in {folder} keeps the settings that it was begun with; "
+                "leave it out, and change single ones with --set"
+            )
+        values = _begun(folder, {"algorithm": "OnlineDT"}, changes, seed)
+    else:
+        values = apply_overrides(_starting_from(run, config), [f"debugging.seed={seed or 0}", *changes])
+    _run(
+        values,
+        folder,
+        resume=resume,
+        checkpoint_minutes=checkpoint_minutes,
+        again=f"rayrl-dt finetune {run} --out {folder} --resume",
+    )
+
+
+def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
+    """The settings of a finetuning: those of a file, and what it leaves open as in the run that trained the policy."""
+    from rayrl_dt.config_files import read_yaml
+    from rayrl_dt.interop.bundle import load_model
+    from rayrl_dt.interop.run_folder import run_settings
+
+    values: dict[str, Any] = {"algorithm": "OnlineDT"} if config is None else read_yaml(config)
+    data = values.get("offline_data") or {}
+    if data.get("dataset") is None:
+        values["offline_data"] = {
+            "dataset": load_model(run).spec.dataset,
+            **run_settings(run, "offline_data"),
+            **data,
+        }
+    environment = run_settings(run, "environment")
+    if values.get("environment") is None and environment.get("env") is not None:
+        values["environment"] = environment
+    values["online"] = {**(values.get("online") or {}), "start_from": str(run)}
+    if (values.get("rl_module") or {}).pop("model_config", None) is not None:
+        console.print(f"the model of {escape(str(config))} is left out: the policy's own stands")
+    return values
 
 
 def evaluate(

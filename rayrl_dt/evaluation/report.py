@@ -263,9 +263,10 @@ def _provenance(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
         Table(["", ""], [[name, str(value or MISSING)] for name, value in pairs], "plain"),
     ]
     if run.info.get("command"):
-        blocks.append(Code(str(run.info["command"])))
+        again = [str(part["command"]) for part in run.info.get("resumed", []) if part.get("command")]
+        blocks.append(Code("\n".join([str(run.info["command"]), *again])))
     if run.config_text:
-        blocks.append(Code(run.config_text, "Resolved configuration"))
+        blocks.append(Code(run.config_text, "Configuration"))
     return blocks
 
 

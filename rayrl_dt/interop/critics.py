@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -24,6 +23,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle, load_model, read_header
+from rayrl_dt.interop.run_folder import run_settings
 from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import check_architecture
 from rayrl_dt.models.spec import PolicySpec
@@ -220,7 +220,7 @@ def run_data(path: str | os.PathLike[str], spec: PolicySpec) -> TrajectoryStore:
     Raises:
         UserError: the data are not here any more.
     """
-    chosen: dict[str, Any] = _offline_section(Path(path).resolve())
+    chosen = run_settings(path, "offline_data")
     source = chosen.get("dataset") or spec.dataset
     try:
         store = sources.load(source, delayed_reward=bool(chosen.get("delayed_reward")))
@@ -231,13 +231,3 @@ def run_data(path: str | os.PathLike[str], spec: PolicySpec) -> TrajectoryStore:
     if chosen.get("top_percent") is not None:
         store = filters.top_percent(store, chosen["top_percent"])
     return store
-
-
-def _offline_section(path: Path) -> dict[str, Any]:
-    """`offline_data` of the run that `path` is, or lies in (RUN/checkpoints/N/policy); empty if there is none."""
-    for folder in (path, *path.parents[:3]):
-        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
-            values = yaml.safe_load((folder / "config.yaml").read_text())
-            section = values.get("offline_data") if isinstance(values, dict) else None
-            return section if isinstance(section, dict) else {}
-    return {}

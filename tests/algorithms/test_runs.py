@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from safetensors.numpy import load_file
 
-from rayrl_dt import SequencePolicy, UserError, run_checkpoints, runs
+from rayrl_dt import SequencePolicy, UserError, runs
+from rayrl_dt.cli import training
 from rayrl_dt.config_files import build_config, read_yaml
 from rayrl_dt.critic.training import CriticTraining
 from rayrl_dt.evaluation.report import write_report
@@ -96,11 +99,66 @@ def test_a_taken_folder_is_refused_and_left_alone(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="--resume or choose another --out"):
-        runs.train(values(pendulum_data), folder)
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"is no run .*choose another --out"):
+            runs.train(values(pendulum_data), folder, resume=resume)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
-        runs.train(values(pendulum_data), folder, resume=True)
+    with pytest.raises(UserError, match="nothing to resume; start it without --resume"):
+        runs.train(values(pendulum_data), tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_starts_over(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    class Lost(StopAt):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        runs.train(values(pendulum_data), folder, observer=Lost(0))
+    assert latest_checkpoint(folder) is None
+    with pytest.raises(UserError, match="exists already; continue it with --resume"):
+        runs.train(values(pendulum_data), folder)
+    assert runs.train(values(pendulum_data), folder, resume=True).finished
+
+
+def test_checkpoints_do_not_wait_for_an_evaluation(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    never = {**values(pendulum_data), "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2}}
+    kept: dict[float, list[list[str]]] = {}
+
+    class Looks(StopAt):
+        def iterated(self, record: Mapping[str, Any]) -> None:
+            seen.append([path.name for path in checkpoints(folder)])
+
+    for minutes in (0.0, 60.0):
+        folder, seen = tmp_path / str(minutes), kept.setdefault(minutes, [])
+        runs.train(never, folder, checkpoint_minutes=minutes, observer=Looks(-1))
+    assert [names[-1] for names in kept[0.0]] == ["000000004", "000000008", "000000012"]
+    assert kept[60.0] == [[], [], ["000000012"]]
+    with pytest.raises(UserError, match="checkpoint_minutes is -1"):
+        runs.train(never, tmp_path / "bad", checkpoint_minutes=-1)
+
+
+def test_only_numbers_name_checkpoints(tmp_path: Path) -> None:
+    for name in ("000000004", "000000004-online", "4", "000000012"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000000004", "000000012"]
+
+
+@pytest.mark.parametrize(
+    ("error", "returns", "badness"),
+    [(5.0, [-130.0], 130.0), (2.0, [-148.0], 148.0), (5.0, [1.0, 2.0], 5.0), (None, [7.0], -7.0)],
+)
+def test_the_best_of_one_target_has_the_highest_return(
+    error: float | None, returns: list[float], badness: float
+) -> None:
+    evaluation = {"alignment_error": error, "targets": [{"return_mean": value} for value in returns]}
+    assert runs._badness(evaluation) == badness
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -108,11 +166,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     runs.train(values(pendulum_data), whole)
-    outcome = runs.train(values(pendulum_data), broken, observer=StopAt(6))
+    outcome = runs.train(values(pendulum_data), broken, command="first", observer=StopAt(6))
     assert not outcome.finished and outcome.gradient_steps == 6
+    begun = json.loads((broken / "run.json").read_text())
+    assert (begun["command"], begun["resumed"]) == ("first", [])
     assert latest_checkpoint(broken) == broken / "checkpoints" / "000000006"
-    outcome = runs.train(values(pendulum_data), broken, resume=True)
+    outcome = runs.train(values(pendulum_data), broken, resume=True, command="again")
     assert outcome.finished
+    record = json.loads((broken / "run.json").read_text())
+    assert (record["command"], record["created"]) == ("first", begun["created"])
+    assert [(part["command"], part["gradient_steps"]) for part in record["resumed"]] == [("again", 6)]
     assert same(weights(whole), weights(broken))
     lines = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert [line["gradient_steps"] for line in lines] == [4, 6, 10, 12]
@@ -133,19 +196,25 @@ def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data:
 
 
 def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
-    ray_session: None, pendulum_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
+    """Files of this process cannot grow beyond a size, as on a disk without room for more."""
     folder = tmp_path / "run"
     runs.train(values(pendulum_data, gradient_steps=4), folder)
     before = weights(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full_disk(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
+    class Fills(StopAt):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.step, limits[1]))
 
-    monkeypatch.setattr(run_checkpoints, "save_bundle", full_disk)
-    with pytest.raises(UserError, match=r"could not be written \(No space left.*--resume"):
-        runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
-    monkeypatch.undo()
+    for size in (100, 8_000):  # of RLlib's own files, and of the bundle's
+        try:
+            with pytest.raises(UserError, match=r"could not be written \(.*File too large.*--resume"):
+                runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True, observer=Fills(size))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert [path.name for path in checkpoints(folder)] == ["000000004"]
     assert same(before, weights(folder))
     assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
@@ -206,9 +275,9 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
 def test_finetune_goes_on_from_a_run_and_resumes(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
-    from rayrl_dt.cli.training import finetune
-
+    finetune = training.finetune
     offline = {**values(pendulum_data), "evaluation": {"target_returns": "-900", "episodes_per_target": 1}}
+    offline["offline_data"]["below_return"] = -900
     source = runs.train(offline, tmp_path / "dt").folder
     small = [
         "online.pretrain_steps=2",
@@ -216,9 +285,14 @@ def test_finetune_goes_on_from_a_run_and_resumes(
         "online.env_steps_per_iteration=200",
     ]
     small += ["evaluation.target_returns=-900", "evaluation.episodes_per_target=1"]
-    settings: dict[str, Any] = {"config": None, "out": tmp_path / "online", "seed": 3}
-    finetune(source, overrides=small, env_steps=200, resume=False, **settings)
-    folder = tmp_path / "online"
+    settings: dict[str, Any] = {"config": None, "out": None}
+    newest = source / "checkpoints" / "000000012"
+    finetune(newest, overrides=small, env_steps=200, resume=False, seed=3, **settings)
+    folder = tmp_path / "dt-online"
+    assert [path.name for path in checkpoints(source)][-1] == "000000012"
+    kept = read_yaml(folder / "config.yaml")
+    assert kept["offline_data"] == {"dataset": pendulum_data, "below_return": -900}
+    assert kept["environment"]["env"] == "Pendulum-v1"
     info = json.loads((folder / "run.json").read_text())
     assert (info["algorithm"], info["seed"], info["dataset"]) == ("OnlineDT", 3, pendulum_data)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -227,6 +301,36 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     assert {"critic_loss", "q_mean", "bc_loss", "update_to_data"} <= records[-1].keys()
     # The start is kept, so that the source may go.
     shutil.rmtree(source)
-    finetune(source, overrides=None, env_steps=400, resume=True, **settings)
+    again: dict[str, Any] = {**settings, "out": folder, "overrides": None, "env_steps": 400, "resume": True}
+    with pytest.raises(UserError, match=r"--seed is 4, and the run in .* was begun with 3"):
+        finetune(source, **again, seed=4)
+    with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
+        finetune(source, **{**again, "config": Path("x.yaml")})
+    finetune(source, **again)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records] == [0, 200, 400]
+
+
+def test_a_resumed_run_keeps_the_settings_of_its_command(
+    ray_session: None, pendulum_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(training.TrainingProgress):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            if gradient_step == 6:
+                signal.raise_signal(signal.SIGINT)
+
+    file, folder = tmp_path / "dt.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(values(pendulum_data)))
+    settings: dict[str, Any] = {"out": folder, "resume": False}
+    with monkeypatch.context() as patch, pytest.raises(typer.Exit) as stopped:
+        patch.setattr(training, "TrainingProgress", Interrupted)
+        training.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)
+    assert stopped.value.exit_code == 1
+    file.write_text("algorithm: BC")
+    with pytest.raises(UserError, match=r"--seed is 6, and the run in .* was begun with 5"):
+        training.train(file, overrides=None, seed=6, **{**settings, "resume": True})
+    training.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
+    kept = read_yaml(folder / "config.yaml")
+    assert (kept["algorithm"], kept["debugging"]["seed"]) == ("DT", 5)
+    assert (kept["training"]["lr"], kept["training"]["gradient_steps"]) == (1e-5, 8)
+    assert latest_checkpoint(folder) == folder / "checkpoints" / "000000008"

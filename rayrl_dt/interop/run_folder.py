@@ -1,0 +1,31 @@
+"""What a policy's run says of it, where the run folder is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["find_run", "run_settings"]
+
+
+def find_run(path: str | os.PathLike[str]) -> Path | None:
+    """Returns the run folder that `path` is, or lies in (as RUN/checkpoints/N/policy does); None if there is none."""
+    given = Path(path)
+    for place in (given, given.resolve()):  # first as the user wrote it
+        for folder in (place, *place.parents[:3]):
+            if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+                return folder
+    return None
+
+
+def run_settings(path: str | os.PathLike[str], section: str) -> dict[str, Any]:
+    """Returns a section of the config of the run that `path` is, or lies in; empty if there is neither."""
+    folder = find_run(path)
+    if folder is None:
+        return {}
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    chosen = values.get(section) if isinstance(values, dict) else None
+    return chosen if isinstance(chosen, dict) else {}
