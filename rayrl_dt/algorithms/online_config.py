@@ -81,6 +81,23 @@ class OnlineConfig(SequenceConfig):
         self.replay_memory_gib: float | None = 4.0
         self.timeout_is_terminal = False
 
+    def training(self, **kwargs: Any) -> OnlineConfig:
+        """Sets the optimisation; see `SequenceConfig.training`.
+
+        Args:
+            **kwargs: all of them but `gradient_steps`.
+
+        Raises:
+            UserError: `gradient_steps` is among them.
+        """
+        if kwargs.get("gradient_steps", NotProvided) is not NotProvided:
+            raise UserError(
+                f"training.gradient_steps is {kwargs['gradient_steps']}, but finetuning is as long as "
+                "online.pretrain_steps and online.env_steps say; remove it and set those"
+            )
+        super().training(**kwargs)
+        return self
+
     def online(
         self,
         *,

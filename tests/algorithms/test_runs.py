@@ -253,6 +253,10 @@ def test_a_killed_process_resumes_to_the_same_weights(
         ({"training": {"lr": {"loguniform": [1e-5, 1e-3]}}}, "training.lr is a search space"),
         ({"training": 3}, "must be a mapping"),
         ({"offline_data": {}}, "no data set is given"),
+        (
+            {"algorithm": "OnlineDT", "training": {"gradient_steps": 9}},
+            r"gradient_steps is 9, .*online.pretrain_steps and online.env_steps",
+        ),
     ],
 )
 def test_config_files_are_checked(change: dict[str, Any], message: str) -> None:
