@@ -563,28 +563,29 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
     script = (
         "import os, sys, signal\n"
         "from rayrl_dt.config_files import read_yaml\n"
-        "from rayrl_dt import runs\n"
-        "from rayrl_dt.run_checkpoints import latest_checkpoint\n"
-        "kill = int(sys.argv[3])\n"
+        "from pathlib import Path\n"
+        "from rayrl_dt import OnlineDT, run_checkpoints, runs\n"
+        "moment, folder = sys.argv[3], Path(sys.argv[2])\n"
+        "def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
         "class Killer:\n"
         "    def started(self, algorithm): pass\n"
         "    def stepped(self, step, loss):\n"
-        "        if step == kill: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        if moment == f'step {step}': kill()\n"
         "    def iterated(self, record): pass\n"
-        "from pathlib import Path\n"
-        "folder = Path(sys.argv[2])\n"
-        "resume = latest_checkpoint(folder) is not None\n"
-        "runs.train(read_yaml(sys.argv[1]), folder, resume=resume, observer=Killer())\n"
+        "if moment == 'collected': OnlineDT._take_in = kill\n"
+        "if moment == 'writing': run_checkpoints.save_bundle = kill\n"
+        "runs.train(read_yaml(sys.argv[1]), folder, resume=folder.exists(), observer=Killer())\n"
     )
 
-    def run(folder: Path, kill: int) -> int:
-        command = [sys.executable, "-c", script, str(config), str(folder), str(kill)]
+    def run(folder: Path, moment: str) -> int:
+        command = [sys.executable, "-c", script, str(config), str(folder), moment]
         return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode
 
-    assert run(tmp_path / "whole", -1) == 0
-    for moment in (8, 11, 13, 16, 18):  # right after a checkpoint, before one, in the middle of a round
-        assert run(tmp_path / "killed", moment) == -9
-    assert run(tmp_path / "killed", -1) == 0
+    assert run(tmp_path / "whole", "never") == 0
+    # Before there is a checkpoint, in a round, with episodes collected and not stored, in the middle of a checkpoint.
+    for moment in ("step 2", "step 8", "collected", "writing", "step 18"):
+        assert run(tmp_path / "killed", moment) == -9, moment
+    assert run(tmp_path / "killed", "never") == 0
     from safetensors.numpy import load_file
 
     whole, killed = (
