@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, critic, data, diagnosis, experiments, training, tuning
+from rayrl_dt.cli import alignment, config, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
 
@@ -30,6 +30,7 @@ training.register(app)
 experiments.register(app)
 diagnosis.register(app)
 critic.register(app)
+app.command()(config.config)
 app.command()(alignment.align)
 app.command()(tuning.tune)
 

@@ -49,6 +49,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     for command in (
         *(
             "quickstart",
+            "config",
             "train",
             "finetune",
             "eval",
