@@ -24,18 +24,17 @@ def template(algorithm: str) -> str:
     Raises:
         UserError: there is no such algorithm (the nearest is named).
     """
+    version = package_versions().get("rayrl_dt", "(not installed)")
     lines = [
-        f"# Every key of algorithm {algorithm} with its default in rayrl_dt {package_versions()['rayrl_dt']}; a key "
-        "left out keeps it, and None is null.",
-        "# Remove the # before a key to set it, and that before the name of its section.",
+        f"# Every key of algorithm {algorithm} with its default in rayrl_dt {version}; a key left out keeps it.",
+        "# None is null. Remove the # before a key to set it, and that before the name of its section.",
         "#   rayrl-dt train THIS_FILE",
+        f"algorithm: {algorithm}",
     ]
-    sections = reference(algorithm)
-    lines.append(f"algorithm: {algorithm}")
     for name, description in HEADER.items():
         lines += [f"# {description}", f"#{name}:"]
     taken: set[str] = set()
-    for section in sections:
+    for section in reference(algorithm):
         lines += ["", *_section_lines(section, taken)]
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rayrl_dt.cli import alignment, config, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.versions import package_versions
 
 __all__ = ["app", "main"]
 
@@ -35,8 +36,22 @@ app.command()(alignment.align)
 app.command()(tuning.tune)
 
 
+def _print_versions(asked: bool) -> None:
+    if not asked:
+        return
+    versions = package_versions()
+    named = (name for name in ("rayrl_dt", "python", "torch", "ray") if name in versions)
+    console.print(", ".join(f"{name} {versions[name]}" for name in named), soft_wrap=True)
+    raise typer.Exit
+
+
 @app.callback()
-def _prepare() -> None:
+def _prepare(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="print versions and exit"),
+    ] = False,
+) -> None:
     quiet_libraries()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,14 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     for command in ("list", "make", "preview", "import"):
         status, text, _ = run("data", command, "--help")
         assert status == 0 and f"rayrl-dt data {command}" in text
+
+
+def test_version_is_one_line(run: Run) -> None:
+    status, out, _ = run("--version")
+    assert status == 0
+    names = {"rayrl_dt": version("rayrl_dt"), "python": platform.python_version()}
+    names |= {"torch": version("torch"), "ray": version("ray")}
+    assert out == ", ".join(" ".join(pair) for pair in names.items()) + "\n"
 
 
 def test_eval_writes_the_contract(run: Run, bundle: Path, tmp_path: Path) -> None:
