@@ -54,13 +54,14 @@ def critic(
     finish(
         "critic:",
         folder / "critic.safetensors",
-        then=f"rayrl-dt eval {run} --action-gradient eta=0.03,n=10,rule=plain",
+        # Which step sizes help hangs on the rewards' scale: one that helps in a maze ruins Hopper.
+        then=f"rayrl-dt refine {run} --eta 1e-4,1e-3,1e-2 --n 1,10",
     )
 
 
 def refine(
     run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle, with a critic")],
-    eta: Annotated[str, typer.Option(help="step sizes")] = "0.01,0.03,0.1",
+    eta: Annotated[str, typer.Option(help="step sizes")] = "0.0001,0.001,0.01,0.1",
     n: Annotated[str, typer.Option("--n", help="numbers of steps; 0 is always run")] = "0,1,5,10,30",
     rule: Annotated[str, typer.Option(help="plain, momentum, rmsprop, adam")] = "plain,adam",
     target: Annotated[str, typer.Option(help="dataset:max, or one raw return")] = "dataset:max",
@@ -73,7 +74,7 @@ def refine(
 
     Examples:
       rayrl-dt refine runs/hopper
-      rayrl-dt refine runs/hopper --eta 0.01,0.03,0.1 --n 0,1,5,10,30 --rule plain,adam --episodes 20
+      rayrl-dt refine runs/hopper --eta 1e-4,1e-3,1e-2 --n 0,1,10 --rule plain,adam --episodes 20
     """
     from rayrl_dt.evaluation.refinement import sweep, write_refinement
 

@@ -139,7 +139,7 @@ def evaluate(
     ] = False,
     action_gradient: Annotated[
         str | None,
-        typer.Option(help="also act with the bundle's critic, for instance eta=0.03,n=10,rule=plain"),
+        typer.Option(help="also act with the bundle's critic, for instance eta=0.0001,n=10,rule=plain"),
     ] = None,
     sampled_actions: Annotated[
         str | None,
@@ -155,7 +155,7 @@ def evaluate(
 
     Examples:
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
-      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.03,n=10,rule=adam
+      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
     """
     from rayrl_dt.policy.action_gradient import ActionGradient
     from rayrl_dt.policy.sampled_actions import SampledActions, only_one
