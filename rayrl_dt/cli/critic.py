@@ -96,7 +96,7 @@ def refine(
         )
     _show(grid)
     page = write_refinement(grid, folder)
-    finish("heat map:", page)
+    finish("heat map:", page, then=_following(run, grid, target, env))
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
@@ -105,6 +105,18 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Nu
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise UserError(f"{option} is {text!r}; give {what} with commas between them, as in 1,5") from None
+
+
+def _following(run: Path, grid: RefinementGrid, target: str, env: str | None) -> str:
+    """The command that confirms the best cell on other episodes; where none is above n = 0, a longer critic."""
+    best = grid.best.settings
+    if best.idle:
+        return f"rayrl-dt critic {run} --steps 100000"
+    settings = f"eta={best.eta:g},n={best.n},rule={best.rule}"
+    where = "" if env is None else f" --env {env}"
+    return (
+        f"rayrl-dt eval {run} --targets={target} --action-gradient {settings}{where} --seed {grid.seed + 1}"
+    )
 
 
 def _show(grid: RefinementGrid) -> None:

@@ -67,7 +67,7 @@ def report(
     from rayrl_dt.evaluation.report import write_report
 
     page = write_report(runs, out or runs[0] / "report")
-    finish("report written:", page)
+    finish("report written:", page, then=f"rayrl-dt diagnose {' '.join(map(str, runs))}")
 
 
 @app.command()

@@ -128,7 +128,13 @@ def test_refine_draws_a_grid(run: Run, with_critic: Path, tmp_path: Path) -> Non
     status, out, err = run("refine", str(with_critic), *arguments, "--out", str(folder))
     assert status == 0, err
     assert "n = 0" in out and "of 2 cells are above n = 0" in out and str(folder / "report.html") in out
-    assert len(json.loads((folder / "result.json").read_text())["cells"]) == 2
+    result = json.loads((folder / "result.json").read_text())
+    assert len(result["cells"]) == 2
+    best = max(result["cells"], key=lambda cell: cell["return_mean"])
+    following = f"--targets=-500 --action-gradient eta={best['eta']:g},n=2,rule=plain --seed 1"
+    if best["return_mean"] <= result["control"]["return_mean"]:
+        following = f"rayrl-dt critic {with_critic} --steps 100000"
+    assert out.rstrip().endswith(following)
 
 
 @pytest.mark.parametrize(
