@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from rayrl_dt.algorithms.online_config import OnlineConfig
 from rayrl_dt.config_files import apply_overrides, build_config, read_yaml, search_spaces
 from rayrl_dt.data import sources
 from rayrl_dt.errors import UserError
@@ -46,13 +47,15 @@ class Member:
         name: of the method, equal for all of its seeds and data sets.
         values: the config file's content.
         folder: the run folder.
-        gradient_steps: after which it is done.
+        gradient_steps: after which it is done, at the latest.
+        online: the finetuning that it ends with, or None; environment steps decide when that is done.
     """
 
     name: str
     values: Mapping[str, Any]
     folder: Path
     gradient_steps: int
+    online: OnlineConfig | None = None
 
     @property
     def dataset(self) -> str:
@@ -72,9 +75,20 @@ class Member:
     @property
     def finished(self) -> bool:
         """Whether the run is trained to its end and evaluated."""
+        return self.trained and (self.folder / MAXIMUM).exists()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the newest checkpoint is the last one."""
         newest = latest_checkpoint(self.folder)
-        trained = newest is not None and int(newest.name) >= self.gradient_steps
-        return trained and (self.folder / MAXIMUM).exists()
+        if newest is None:
+            return False
+        step = int(newest.name)
+        if self.online is None or step >= self.gradient_steps:
+            return step >= self.gradient_steps
+        # Whole episodes are more than a round must collect, so there may be fewer rounds than planned.
+        collected = next((r["env_steps"] for r in _records(self.folder) if r["gradient_steps"] == step), 0)
+        return collected >= self.online.env_steps and _whole_rounds(self.online, step)
 
 
 @dataclass(frozen=True)
@@ -289,7 +303,19 @@ def _member(values: Mapping[str, Any], dataset: Any, seed: int, out: Path) -> Me
     }
     config = build_config(values)
     folder = out / "runs" / _slug(str(dataset).partition(":")[2]) / f"{_slug(name)}-seed{seed}"
+    if isinstance(config, OnlineConfig):
+        # Its `gradient_steps` are set when the data is there.
+        return Member(name, values, folder, config.total_gradient_steps, config)
     return Member(name, values, folder, int(config.gradient_steps))
+
+
+def _whole_rounds(online: OnlineConfig, step: int) -> bool:
+    """Whether all updates of the collected rounds are taken: an interrupt may leave some."""
+    updates = step - online.pretrain_steps
+    if online.mode == "sync":
+        return updates % online.updates_per_iteration == 0
+    # Streams have no rounds; the last update is due when the last step has arrived.
+    return updates >= int(online.env_steps / online.env_steps_per_iteration * online.updates_per_iteration)
 
 
 def _prepare(member: Member) -> None:
@@ -324,9 +350,8 @@ def _commands(member: Member, episodes_at_maximum: int) -> Iterator[list[str]]:
     """What is left to do for a run, one command after the other."""
     program = [sys.executable, "-m", "rayrl_dt"]
     folder = str(member.folder)
-    newest = latest_checkpoint(member.folder)
-    if newest is None or int(newest.name) < member.gradient_steps:
-        again = [] if newest is None else ["--resume"]
+    if not member.trained:
+        again = [] if latest_checkpoint(member.folder) is None else ["--resume"]
         yield [*program, "train", str(member.config), "--out", folder, *again]
     maximum = ["--targets", "dataset:max", "--episodes", str(episodes_at_maximum)]
     seed = ["--seed", str(member.values["debugging"]["seed"])]
@@ -348,11 +373,19 @@ def _reason(member: Member, status: int) -> str:
 
 
 def _gradient_step(member: Member) -> int:
+    records = _records(member.folder)
+    return int(records[-1]["gradient_steps"]) if records else 0
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; none before the first, and none that is still being written."""
+    records: list[dict[str, Any]] = []
     try:
-        lines = (member.folder / "metrics.jsonl").read_text().splitlines()
-        return int(json.loads(lines[-1])["gradient_steps"]) if lines else 0
-    except (OSError, ValueError, KeyError):
-        return 0  # nothing yet, or a line that is being written
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            records.append(json.loads(line))
+    except (OSError, ValueError):
+        return records
+    return records
 
 
 def _threads(jobs: int) -> str:

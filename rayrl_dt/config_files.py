@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE
 
 from rayrl_dt.algorithms.bc import BCConfig
 from rayrl_dt.algorithms.config import SequenceConfig
@@ -21,7 +22,16 @@ from rayrl_dt.algorithms.reinformer import ReinformerConfig
 from rayrl_dt.algorithms.td3bc import TD3BCConfig
 from rayrl_dt.errors import UserError, suggest
 
-__all__ = ["ALGORITHMS", "SECTIONS", "apply_overrides", "build_config", "read_yaml", "search_spaces"]
+__all__ = [
+    "ALGORITHMS",
+    "HEADER",
+    "SECTIONS",
+    "apply_overrides",
+    "build_config",
+    "keywords",
+    "read_yaml",
+    "search_spaces",
+]
 
 ALGORITHMS: dict[str, type[SequenceConfig]] = {
     "DT": DTConfig,
@@ -45,7 +55,12 @@ SECTIONS = (
     "fault_tolerance",
     "debugging",
 )
-_TOP_LEVEL = ("name", "algorithm", *SECTIONS, "tune", "description")
+HEADER = {
+    "name": "of the run in reports; the algorithm by default",
+    "description": "for readers of the file; nothing else reads it",
+}
+"""The keys beside `algorithm` and the sections, and what each is."""
+_TOP_LEVEL = ("algorithm", *HEADER, *SECTIONS, "tune")
 _SPACES = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 
 
@@ -125,13 +140,28 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
             raise UserError(
                 f"algorithm {name} has no section {section!r}; online finetuning is algorithm: OnlineDT"
             )
-        known = _keywords(type(config), section)
+        known = keywords(type(config), section)
         for key in settings:
             if key not in known:
                 raise UserError(f"{section} has no key {key!r}.{suggest(key, known)}")
         method(**{key: _number(value) for key, value in settings.items()})
     config.validate()
     return config
+
+
+def keywords(config: type, section: str) -> dict[str, type]:
+    """Returns the keyword arguments of a builder method, each with the class whose method declares it.
+
+    The most derived class comes first, RLlib last; what RLlib has deprecated is left out: it warns, or fails.
+    """
+    found: dict[str, type] = {}
+    for base in config.__mro__:
+        method = base.__dict__.get(section)
+        for parameter in inspect.signature(method).parameters.values() if method is not None else ():
+            named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if named and parameter.name != "self" and parameter.default != DEPRECATED_VALUE:
+                found.setdefault(parameter.name, base)
+    return found
 
 
 def search_spaces(values: Mapping[str, Any]) -> list[str]:
@@ -149,16 +179,6 @@ def search_spaces(values: Mapping[str, Any]) -> list[str]:
 
     visit({key: value for key, value in values.items() if key in SECTIONS}, "")
     return found
-
-
-def _keywords(config: type, section: str) -> set[str]:
-    """The keyword arguments of a builder method, those of the RLlib method that it extends included."""
-    names: set[str] = set()
-    for base in config.__mro__:
-        if section in base.__dict__:
-            parameters = inspect.signature(base.__dict__[section]).parameters.values()
-            names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    return names - {"self"}
 
 
 def _scalar(text: str) -> Any:

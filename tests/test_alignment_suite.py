@@ -22,6 +22,17 @@ BASE: dict[str, Any] = {
 }
 
 
+ONLINE: dict[str, Any] = {
+    "algorithm": "OnlineDT",
+    "online": {
+        "pretrain_steps": 2,
+        "env_steps": 400,
+        "env_steps_per_iteration": 100,
+        "updates_per_iteration": 3,
+    },
+}
+
+
 def write(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump({**BASE, **changes}, sort_keys=False))
     return path
@@ -55,6 +66,17 @@ def test_variants_change_the_rest_of_the_file_deeply(tmp_path: Path) -> None:
     assert wide.values["rl_module"]["model_config"] == {**model, "embed_dim": 32}
     assert plain.values["rl_module"]["model_config"] == model
     assert "variants" not in wide.values
+
+
+def test_online_runs_end_with_their_environment_steps(tmp_path: Path) -> None:
+    """Four rounds are planned; episodes of 200 steps make two of them."""
+    (member,) = suite.plan([write(tmp_path / "o.yaml", **ONLINE)], tmp_path / "out")
+    assert member.gradient_steps == 2 + 4 * 3
+    for step, env_steps, trained in ((5, 200, False), (7, 400, False), (8, 400, True), (14, 800, True)):
+        (member.folder / "checkpoints" / f"{step:09d}").mkdir(parents=True)
+        with (member.folder / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps({"gradient_steps": step, "env_steps": env_steps}) + "\n")
+        assert member.trained is trained and not member.finished
 
 
 def test_grids_make_one_method_per_value(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "config_files",
+            "config_reference",
+            "config_template",
             "run_checkpoints",
             "runs",
             "tuning",

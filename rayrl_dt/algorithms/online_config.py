@@ -170,7 +170,7 @@ class OnlineConfig(SequenceConfig):
             env_steps_per_iteration: collected at least, in whole episodes, before each round of updates.
             updates_per_iteration: gradient steps of such a round.
             exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
-                head "gaussian" samples instead.
+                head "gaussian" samples instead and ignores it.
             exploration_target: raw return asked for while collecting; None for the highest evaluation target.
             evaluation_context_length: steps that the policy sees when it acts; None for all it was trained with.
             replay_capacity_trajectories: episodes in the replay, the best logged ones first.

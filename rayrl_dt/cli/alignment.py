@@ -62,7 +62,8 @@ def align(
     if failures:
         finish(f"{len(failures)} of {len(members)} runs failed; the others:", page)
         raise typer.Exit(1)
-    finish(f"{len(members)} runs compared:", page)
+    first = " ".join(str(member.folder) for member in members[:2])
+    finish(f"{len(members)} runs compared:", page, then=f"rayrl-dt diagnose {first}")
 
 
 class _Display:

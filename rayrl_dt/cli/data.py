@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,20 @@ def preview(
     picture = out or Path(f"{dataset.replace(':', '-').replace('/', '-')}.png")
     if picture.suffix.lower() != ".png":
         raise UserError(f"--out {picture} must end in .png")
-    finish("histograms:", previews.plot(store, picture), then="rayrl-dt train tune_configs/dt_pendulum.yaml")
+    then = _training(dataset, known_env=store.info.env_spec is not None)
+    finish("histograms:", previews.plot(store, picture), then=then)
+
+
+def _training(dataset: str, *, known_env: bool) -> str:
+    """The command that trains a small Decision Transformer on a data set."""
+    command = ["rayrl-dt", "train", "tune_configs/dt_pendulum.yaml"]
+    if dataset == "recipe:pendulum-mixed":
+        return shlex.join(command)
+    command += ["--set", f"offline_data.dataset={dataset}"]
+    if not known_env:
+        command += ["--set", "environment.env=ID"]
+    name = Path(dataset.partition(":")[2].strip("/").replace("/", "-")).stem
+    return shlex.join([*command, "--out", f"runs/dt-{name}"])
 
 
 @app.command("import")

@@ -69,7 +69,10 @@ def diagnose(
     if json_file is not None:
         new_file(json_file).write_text(json.dumps(examination.to_json(), indent=2))
         finish("figures:", json_file)
-    finish("diagnosis written:", page)
+    then = (
+        None if json_file is not None else f"rayrl-dt export {runs[0]} --out {runs[0].resolve().name}-policy"
+    )
+    finish("diagnosis written:", page, then=then)
 
 
 def _show(examination: Examination) -> None:

@@ -1,4 +1,4 @@
-"""`rayrl-dt experiment`: small experiments of the papers, a few minutes each."""
+"""`rayrl-dt experiment`: small experiments of the papers, about a minute each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayrl_dt.cli.data import counting
 __all__ = ["app", "register"]
 
 app = typer.Typer(
-    help="Run a small experiment of the papers: a few minutes on one core.",
+    help="Run a small experiment of the papers: about a minute on one core.",
     no_args_is_help=True,
 )
 

@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, critic, data, diagnosis, experiments, training, tuning
+from rayrl_dt.cli import alignment, config, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.versions import package_versions
 
 __all__ = ["app", "main"]
 
@@ -30,12 +31,27 @@ training.register(app)
 experiments.register(app)
 diagnosis.register(app)
 critic.register(app)
+app.command()(config.config)
 app.command()(alignment.align)
 app.command()(tuning.tune)
 
 
+def _print_versions(asked: bool) -> None:
+    if not asked:
+        return
+    versions = package_versions()
+    named = (name for name in ("rayrl_dt", "python", "torch", "ray") if name in versions)
+    console.print(", ".join(f"{name} {versions[name]}" for name in named), soft_wrap=True)
+    raise typer.Exit
+
+
 @app.callback()
-def _prepare() -> None:
+def _prepare(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="print versions and exit"),
+    ] = False,
+) -> None:
     quiet_libraries()
 
 
@@ -51,7 +67,7 @@ def report(
     from rayrl_dt.evaluation.report import write_report
 
     page = write_report(runs, out or runs[0] / "report")
-    finish("report written:", page)
+    finish("report written:", page, then=f"rayrl-dt diagnose {' '.join(map(str, runs))}")
 
 
 @app.command()

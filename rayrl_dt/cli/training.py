@@ -37,7 +37,9 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="folder for data, run and report")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="of everything")] = 0,
 ) -> None:
-    """Make data, train DT and RADT on it, measure how well each obeys, write a page. A few minutes.
+    """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online. A few minutes.
+
+    The third policy is pretrained on poor data alone and goes online with a critic; one page shows all of them.
 
     Example: rayrl-dt quickstart
     """
@@ -207,7 +209,9 @@ def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
-    targets: Annotated[str, typer.Option(help='"dataset:7" or raw returns "R1,R2,..."')] = "dataset:7",
+    targets: Annotated[
+        str, typer.Option(help='"dataset:7", "dataset:max" or raw returns "R1,R2,..."')
+    ] = "dataset:7",
     episodes: Annotated[int, typer.Option(help="per target")] = 20,
     env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
     seed: Annotated[int, typer.Option(help="of environments and sampled actions")] = 0,
@@ -219,7 +223,7 @@ def evaluate(
     ] = False,
     action_gradient: Annotated[
         str | None,
-        typer.Option(help="also act with the bundle's critic, for instance eta=0.03,n=10,rule=plain"),
+        typer.Option(help="also act with the bundle's critic, for instance eta=0.0001,n=10,rule=plain"),
     ] = None,
     sampled_actions: Annotated[
         str | None,
@@ -235,7 +239,7 @@ def evaluate(
 
     Examples:
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
-      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.03,n=10,rule=adam
+      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
     """
     from rayrl_dt.policy.action_gradient import ActionGradient
     from rayrl_dt.policy.sampled_actions import SampledActions, only_one
@@ -273,6 +277,8 @@ def evaluate(
     if json_file is not None:
         new_file(json_file).write_text(json.dumps(values, indent=2))
         finish("result:", json_file)
+        return
+    finish("evaluated:", run, then=f"rayrl-dt diagnose {run}")
 
 
 def _evaluate(run: Path, **options: Any) -> EvaluationResult:

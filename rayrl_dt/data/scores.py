@@ -85,7 +85,7 @@ def reference_for(
         return candidate, f"{what}{candidate.environment} and are used across versions for {env_id}"
     return None, (
         f"the reference scores {what}{candidate.environment}, not for {env_id}: normalised scores would not "
-        "be comparable; set across_versions to use them all the same"
+        "be comparable; rayrl-dt eval --across-versions uses them all the same"
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     for command in (
         *(
             "quickstart",
+            "config",
             "train",
             "finetune",
             "eval",
@@ -71,13 +74,21 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         assert status == 0 and f"rayrl-dt data {command}" in text
 
 
+def test_version_is_one_line(run: Run) -> None:
+    status, out, _ = run("--version")
+    assert status == 0
+    names = {"rayrl_dt": version("rayrl_dt"), "python": platform.python_version()}
+    names |= {"torch": version("torch"), "ray": version("ray")}
+    assert out == ", ".join(" ".join(pair) for pair in names.items()) + "\n"
+
+
 def test_eval_writes_the_contract(run: Run, bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     status, out, err = run(
         "eval", str(bundle), "--targets=-1200,-300", "--episodes", "2", "--json", str(file)
     )
     assert status == 0, err
-    assert "alignment error" in out and str(file) in out
+    assert "alignment error" in out and out.rstrip().endswith(str(file))
     result = json.loads(file.read_text())
     assert result.keys() >= EVALUATION_KEYS
     assert [(t["target"], t["episodes"]) for t in result["targets"]] == [(-1200.0, 2), (-300.0, 2)]
@@ -93,6 +104,7 @@ def test_eval_of_a_policy_that_predicts_its_returns_says_so(
     assert status == 0, err
     rows = [line.split() for line in out.splitlines()]
     assert [row[-1] for row in rows if row and row[0] == "nothing"] == ["2"]
+    assert out.rstrip().endswith(f"next: rayrl-dt diagnose {policy}")
     assert "predicts its own returns" in out and "there is no alignment error" in out
     assert "alignment error" not in out.replace("no alignment error", "")
 
@@ -173,6 +185,7 @@ def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "walks.png"
     status, out, _ = run("data", "preview", "recipe:key-to-door-1k", "--out", str(picture))
     assert status == 0 and "episodes" in out and picture.stat().st_size > 10_000
+    assert "--set offline_data.dataset=recipe:key-to-door-1k --out runs/dt-key-to-door-1k" in out
     status, _, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
     assert status == 2 and "overwrite" in err
 

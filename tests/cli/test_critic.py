@@ -40,7 +40,7 @@ def test_a_critic_is_trained_into_the_bundle(run: Run, bundle: Path) -> None:
     status, out, err = run("critic", str(bundle), "--steps", "20", "--seed", "3")
     assert status == 0, err
     assert str(bundle / "critic.safetensors") in out
-    assert f"rayrl-dt eval {bundle} --action-gradient" in out
+    assert f"next: rayrl-dt refine {bundle} --eta 1e-4,1e-3,1e-2 --n 1,10" in out
     record = json.loads((bundle / "policy.json").read_text())["critic"]
     assert (record["steps"], record["seed"]) == (20, 3)
     assert record["command"].startswith("rayrl-dt critic")
@@ -124,11 +124,17 @@ def test_a_discrete_policy_is_refused(
 
 def test_refine_draws_a_grid(run: Run, with_critic: Path, tmp_path: Path) -> None:
     folder = tmp_path / "grid"
-    arguments = ("--eta", "0.1,1", "--n", "0,2", "--rule", "plain", "--target=-500", "--episodes", "1")
+    arguments = ("--eta", "1e-4,1", "--n", "0,2", "--rule", "plain", "--target=-500", "--episodes", "1")
     status, out, err = run("refine", str(with_critic), *arguments, "--out", str(folder))
     assert status == 0, err
     assert "n = 0" in out and "of 2 cells are above n = 0" in out and str(folder / "report.html") in out
-    assert len(json.loads((folder / "result.json").read_text())["cells"]) == 2
+    result = json.loads((folder / "result.json").read_text())
+    assert len(result["cells"]) == 2
+    best = max(result["cells"], key=lambda cell: cell["return_mean"])
+    following = f"--targets=-500 --action-gradient eta={best['eta']:g},n=2,rule=plain --seed 1"
+    if best["return_mean"] <= result["control"]["return_mean"]:
+        following = f"rayrl-dt critic {with_critic} --steps 100000"
+    assert out.rstrip().endswith(following)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_scores_of_another_version_need_asking_for() -> None:
     info = _info("Pendulum-v0", ref_min_score=-1200.0, ref_max_score=-140.0)
     reference, note = scores.reference_for(info, "Pendulum-v1")
     assert reference is None and "made for Pendulum-v0, not for Pendulum-v1" in note
+    assert "--across-versions" in note
     reference, note = scores.reference_for(info, "Pendulum-v1", across_versions=True)
     assert reference is not None and "across versions" in note
 
