@@ -142,24 +142,29 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
             )
         known = keywords(type(config), section)
         for key in settings:
-            if key not in known:
+            if key not in known and key not in config.derived:  # whose setter says what to set instead
                 raise UserError(f"{section} has no key {key!r}.{suggest(key, known)}")
         method(**{key: _number(value) for key, value in settings.items()})
     config.validate()
     return config
 
 
-def keywords(config: type, section: str) -> dict[str, type]:
+def keywords(config: type[SequenceConfig], section: str) -> dict[str, type]:
     """Returns the keyword arguments of a builder method, each with the class whose method declares it.
 
-    The most derived class comes first, RLlib last; what RLlib has deprecated is left out: it warns, or fails.
+    The most derived class comes first, RLlib last. Left out: what RLlib has deprecated (it warns, or fails), and what
+    the algorithm derives from other keys.
     """
     found: dict[str, type] = {}
     for base in config.__mro__:
         method = base.__dict__.get(section)
         for parameter in inspect.signature(method).parameters.values() if method is not None else ():
             named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            if named and parameter.name != "self" and parameter.default != DEPRECATED_VALUE:
+            if (
+                named
+                and parameter.name not in ("self", *config.derived)
+                and parameter.default != DEPRECATED_VALUE
+            ):
                 found.setdefault(parameter.name, base)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -42,7 +42,12 @@ class SequenceConfig(AlgorithmConfig):
         ...     .evaluation(evaluation_interval=1, target_returns="dataset:7")
         ... )
         >>> algorithm = config.build_algo()  # doctest: +SKIP
+
+    Attributes:
+        derived: keyword arguments of the setters that other settings decide, and that are refused.
     """
+
+    derived: ClassVar[frozenset[str]] = frozenset()
 
     env: Any
 

@@ -33,6 +33,8 @@ class OnlineConfig(SequenceConfig):
     The defaults are sized for a CPU; `OnlineDTConfig` says where they come from.
     """
 
+    derived = frozenset({"gradient_steps"})
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
         self.train_batch_size_per_learner = 64
@@ -85,7 +87,7 @@ class OnlineConfig(SequenceConfig):
         """Sets the optimisation; see `SequenceConfig.training`.
 
         Args:
-            **kwargs: all of them but `gradient_steps`.
+            **kwargs: all of them but the number of gradient steps, which `online` decides.
 
         Raises:
             UserError: `gradient_steps` is among them.
