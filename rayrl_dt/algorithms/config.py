@@ -222,10 +222,11 @@ class SequenceConfig(AlgorithmConfig):
                 "R1,R2,..." or a list of raw returns. A policy that predicts its own returns is asked for none.
             episodes_per_target: fixed quota, divided among the slots of a target.
             action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax, "auto"
-                to sample (as Decision Transformer does on Atari). Continuous actions are deterministic.
+                to sample (as Decision Transformer does on Atari), or to do as the policy that finetuning starts from.
+                Continuous actions are deterministic.
             max_evaluation_slots: environments per evaluation runner.
             evaluation_context_length: steps that the policy sees when it acts (while collecting, too); None for all
-                that it was trained with.
+                that it was trained with. This and `action_selection` travel with the policy, as its defaults.
             action_gradient: refine actions in evaluations with a critic, for instance `{eta: 0.03, n: 10, rule:
                 plain}` (`rayrl_dt.policy.action_gradient`); None leaves them.
             sampled_actions: instead, take the one that a critic values most of the policy's action and so many sampled
@@ -283,6 +284,7 @@ class SequenceConfig(AlgorithmConfig):
         self.observation_space = store.info.observation_space
         self.action_space = store.info.action_space
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
+        spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
         if self.objective == "imitation":
             return
@@ -293,6 +295,15 @@ class SequenceConfig(AlgorithmConfig):
             )
         if self.objective_critic is not None:
             self.critic_hidden = load_critic(self.objective_critic, spec).hidden
+
+    def _with_acting(self, spec: PolicySpec) -> PolicySpec:
+        """Adds how the config has the policy act; what the config leaves open stays as it is in `spec`."""
+        wanted = self.evaluation_context_length
+        chosen = spec.action_selection if self.action_selection == "auto" else self.action_selection
+        return spec.acting(
+            context_length=None if wanted is None else min(wanted, spec.model.context_length),
+            action_selection=(chosen or "sample") if spec.discrete else None,
+        )
 
     @property
     def training_objective(self) -> Objective:
@@ -324,10 +335,6 @@ class SequenceConfig(AlgorithmConfig):
             None if gradient is None else ActionGradient.from_dict(gradient),
             None if sampled is None else SampledActions.from_value(sampled),
         )
-
-    def samples_actions(self) -> bool:
-        """Whether evaluation draws discrete actions from the softmax."""
-        return self.action_selection != "mode"
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
         """Returns the supervised learner."""

@@ -93,8 +93,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         env = self._vector_env(len(slots))
         try:
             # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
-            seed = derive_seed(slots[0].seed, "actions")
-            actor = self._actor(len(slots), sample_actions, seed, precision="fp32")
+            # Draws are those of `evaluate_model`: the same policy has the same episodes there.
+            actor = self._actor(len(slots), sample_actions, slots[0].seed, precision="fp32")
             actor.refiner = self._refiner()
             return run_slots(Collector(env, actor, record=False), slots)
         finally:
@@ -159,7 +159,6 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             slots,
             sample=torch_generator(seed, "exploration"),
             noise=0.0 if stochastic else self.config.exploration_noise,
-            context_length=self.config.evaluation_context_length,
             precision=self._precision,
         )
 
@@ -223,13 +222,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         sample: torch.Generator | None = None
         if sample_actions and self.module.model.spec.discrete:
             sample = torch_generator(seed, "actions")
-        return VectorActor(
-            self.module.model,
-            slots,
-            sample=sample,
-            context_length=self.config.evaluation_context_length,
-            precision=precision,
-        )
+        return VectorActor(self.module.model, slots, sample=sample, precision=precision)
 
     def _refiner(self) -> Refiner | None:
         """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""

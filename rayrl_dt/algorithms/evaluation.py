@@ -32,7 +32,8 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
     config = algorithm.config
     info = algorithm.offline_data.full.info
     returns = algorithm.offline_data.full.episode_returns
-    plan = plan_targets(config.resolved_spec, config.target_returns, returns)
+    spec = config.resolved_spec
+    plan = plan_targets(spec, config.target_returns, returns)
     workers = max(1, runners.num_healthy_remote_workers())
     slots = plan_slots(
         plan.targets,
@@ -40,7 +41,7 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
         max_slots=config.max_evaluation_slots * workers,
         seed=derive_seed(config.seed or 0, "evaluation"),
     )
-    rollouts = run_on_runners(algorithm, runners, slots, Evaluate(config.samples_actions()))
+    rollouts = run_on_runners(algorithm, runners, slots, Evaluate(spec.samples_actions))
     reference, note = scores.reference_for(info, config.env)
     result = assemble(
         rollouts,

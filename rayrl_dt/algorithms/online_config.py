@@ -174,7 +174,8 @@ class OnlineConfig(SequenceConfig):
             exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
                 head "gaussian" samples instead and ignores it.
             exploration_target: raw return asked for while collecting; None for the highest evaluation target.
-            evaluation_context_length: steps that the policy sees when it acts; None for all it was trained with.
+            evaluation_context_length: steps that the policy sees when it acts; None for all it was trained with, or
+                as many as the policy to start from does.
             replay_capacity_trajectories: episodes in the replay, the best logged ones first.
             replay_capacity_steps: bound on its steps; None for none.
             replay_memory_gib: a larger replay is mapped from temporary files (TMPDIR); None keeps all of it in memory.
@@ -232,14 +233,17 @@ class OnlineConfig(SequenceConfig):
         if base is None:
             return
         # The policy's inputs stay what they were; targets, environment and scores are those of the new data.
-        self.policy_spec = replace(
+        taken = replace(
             self.resolved_spec,
             model=base.model,
             action_low=base.action_low,
             action_high=base.action_high,
             normaliser=base.normaliser,
             return_scale=base.return_scale,
-        ).to_json()
+            acting_context_length=base.acting_context_length,
+            action_selection=base.action_selection,
+        )
+        self.policy_spec = self._with_acting(taken).to_json()
 
     @property
     def samples_successors(self) -> bool:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rayrl_dt.cli.console import command_line, console, finish, new_file
 from rayrl_dt.cli.progress import TrainingProgress
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
     from rayrl_dt.evaluation.alignment import EvaluationResult
@@ -215,9 +215,17 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="per target")] = 20,
     env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
     seed: Annotated[int, typer.Option(help="of environments and sampled actions")] = 0,
-    actions: Annotated[
-        str, typer.Option(help="discrete actions: sample (softmax) or mode (most likely)")
-    ] = "sample",
+    context_length: Annotated[
+        int | None, typer.Option(help="steps that it sees, at most its K; as in training by default")
+    ] = None,
+    action_selection: Annotated[
+        str | None,
+        typer.Option(
+            "--action-selection",
+            "--actions",
+            help="discrete actions: sample (softmax) or mode (most likely); as in training by default",
+        ),
+    ] = None,
     across_versions: Annotated[
         bool, typer.Option(help="normalise with reference scores of another version of the environment")
     ] = False,
@@ -235,6 +243,7 @@ def evaluate(
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
+    It acts as it was evaluated in training: on as many steps, with actions selected alike.
     With an action gradient, or sampled actions, the same checkpoint is always evaluated without, too.
 
     Examples:
@@ -249,14 +258,13 @@ def evaluate(
     settings = only_one(gradient, sampled)
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}; it must be at least 1")
-    if actions not in ("sample", "mode"):
-        raise UserError(f"--actions is {actions!r}.{suggest(actions, ('sample', 'mode'))}")
     options: dict[str, Any] = {
         "targets": targets,
         "episodes_per_target": episodes,
         "env": env,
         "seed": seed,
-        "sample_actions": actions == "sample",
+        "context_length": context_length,
+        "action_selection": action_selection,
         "across_versions": across_versions,
     }
     if settings is not None:

@@ -204,7 +204,7 @@ def summarise(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> Attent
 
     Args:
         model: on the CPU; it runs in eval mode.
-        batches: raw windows of K steps each; all steps that are not padding are queries.
+        batches: raw windows of as many steps each, at most the model's K; all steps that are not padding are queries.
 
     Raises:
         UserError: the backbone has no attention that can be read.
@@ -214,6 +214,7 @@ def summarise(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> Attent
     tables: list[list[dict[str, Tensor]]] = []
     seen_steps: list[Tensor] = []
     for window in batches:
+        ages = torch.arange(window.context_length)
         seen_steps.append(window.mask.cumsum(dim=1)[window.mask])
         tables.append([_per_query(each, window.mask, types) for each in read_layers(model, window)])
     steps = torch.cat(seen_steps).double()
@@ -222,7 +223,6 @@ def summarise(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> Attent
     visible = sum((counts[kind] for kind in types), torch.zeros(()))
     # SeqRA sees returns alone.
     sources = visible if "return" in types else steps
-    ages = torch.arange(model.spec.model.context_length)
     found = [layer.on_returns for layer in layers if layer.on_returns is not None]
     chance = float((steps / (3 * steps - 1)).mean())
     return AttentionSummary(

@@ -141,7 +141,6 @@ def return_courses(
     *,
     env: str | None = None,
     episodes_per_target: int = 5,
-    sample_actions: bool = True,
     max_slots: int = 32,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -155,7 +154,6 @@ def return_courses(
         targets: raw returns, each once.
         env: overrides the environment that the policy knows.
         episodes_per_target: fixed quota, at least 1; all targets start from the same states.
-        sample_actions: draw discrete actions from the softmax; continuous ones are always deterministic.
         max_slots: environments at a time (at least one per target).
         seed: of environments and sampled actions.
         progress: called with the number of episodes that just ended.
@@ -172,7 +170,7 @@ def return_courses(
     )
     vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
     try:
-        sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
+        sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
         collector = Collector(vector, VectorActor(model, len(slots), sample=sample), record=True)
         episodes = run_slots(collector, slots, progress=progress).episodes
     finally:

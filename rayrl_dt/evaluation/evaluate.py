@@ -30,7 +30,8 @@ def evaluate_model(
     *,
     env: str | None = None,
     episodes_per_target: int = 10,
-    sample_actions: bool = True,
+    context_length: int | None = None,
+    action_selection: str | None = None,
     precision: str = "fp32",
     max_slots: int = 32,
     seed: int = 0,
@@ -44,7 +45,9 @@ def evaluate_model(
         plan: target returns.
         env: overrides the environment that the policy knows.
         episodes_per_target: fixed quota.
-        sample_actions: draw discrete actions from the softmax; continuous ones are always deterministic.
+        context_length: steps that the policy sees, at most its K; None for the policy's own choice.
+        action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax; None for the policy's
+            own choice. Continuous ones are always deterministic.
         precision: "fp32" or "bf16".
         max_slots: environments at a time (at least one per target).
         seed: of environments and sampled actions.
@@ -52,9 +55,9 @@ def evaluate_model(
         progress: called with the number of episodes that just ended.
 
     Raises:
-        UserError: no environment is known, or its spaces differ from the policy's.
+        UserError: no environment is known, its spaces differ from the policy's, or the policy cannot act so.
     """
-    spec = model.spec
+    spec = model.spec.acting(context_length=context_length, action_selection=action_selection)
     where = env or spec.env
     if where is None:
         raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
@@ -63,8 +66,10 @@ def evaluate_model(
     )
     vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
     try:
-        sample = torch_generator(slots[0].seed, "actions") if sample_actions and spec.discrete else None
-        actor = VectorActor(model, len(slots), sample=sample, precision=precision)
+        sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
+        actor = VectorActor(
+            model, len(slots), sample=sample, context_length=spec.acts_on, precision=precision
+        )
         actor.refiner = refiner
         return run_slots(Collector(vector, actor, record=False), slots, progress=progress)
     finally:
@@ -123,21 +128,23 @@ def evaluate_bundle(
     targets: str,
     episodes_per_target: int,
     env: str | None = None,
-    sample_actions: bool = True,
+    context_length: int | None = None,
+    action_selection: str | None = None,
     across_versions: bool = False,
     seed: int = 0,
     action_gradient: ActionGradient | None = None,
     sampled_actions: SampledActions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Evaluates the policy of a bundle, checkpoint or run folder.
+    """Evaluates the policy of a bundle, checkpoint or run folder, by default as its training did.
 
     Args:
         path: where the policy is.
         targets: as for `parse_targets`; quantiles come from the bundle, so the data set is not needed.
         episodes_per_target: fixed quota.
         env: overrides the policy's environment.
-        sample_actions: draw discrete actions from the softmax.
+        context_length: steps that the policy sees, at most its K; None for the policy's own choice.
+        action_selection: of discrete actions, "mode" or "sample"; None for the policy's own choice.
         across_versions: normalise with scores of another version of the environment.
         seed: of environments and sampled actions.
         action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
@@ -145,8 +152,8 @@ def evaluate_bundle(
         progress: called with (episodes done, episodes in total).
 
     Raises:
-        UserError: there is no whole bundle, or no critic to act with; the targets cannot be read, or the
-            environment does not fit.
+        UserError: there is no whole bundle, or no critic to act with; the targets cannot be read, the
+            environment does not fit, or the policy cannot act so.
     """
     # interop stands beside evaluation, above the model.
     from rayrl_dt.interop.bundle import load_model, read_header
@@ -172,7 +179,8 @@ def evaluate_bundle(
         plan,
         env=env,
         episodes_per_target=episodes_per_target,
-        sample_actions=sample_actions,
+        context_length=context_length,
+        action_selection=action_selection,
         seed=seed,
         refiner=refiner,
         progress=count,

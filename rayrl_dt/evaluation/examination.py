@@ -110,6 +110,8 @@ def examine(
 ) -> Examination:
     """Measures how policies use their return-to-go. Policies of the same data are asked the same.
 
+    They see as many steps, and select actions, as they were evaluated in training.
+
     Args:
         run_paths: run folders, checkpoints or bundles.
         targets: as for `parse_targets`; of the rollouts.
@@ -150,7 +152,7 @@ def examine(
         costs = cost.measure(named, store, precision=precision, seed=seed)
         for (label, model), measured in zip(named, costs, strict=True):
             say(f"{label}: attention and sensitivity", 0, 0)
-            batches = list(_batches(store, num_windows, model.spec.model.context_length, seed))
+            batches = list(_batches(store, num_windows, model.spec.acts_on, seed))
             looked, felt, remarks = _inspect(model, batches, store)
             courses: tuple[Course, ...] = ()
             if episodes > 0:

@@ -120,7 +120,7 @@ def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cp
         raise UserError(
             f"{folder / _HEADER} is not a whole policy ({error}); export the policy again"
         ) from error
-    spec.model.validate()
+    spec.validate()
     model = SequenceModel(spec)
     try:
         weights = load_file(str(folder / _WEIGHTS), device=str(device))

@@ -173,7 +173,7 @@ def import_huggingface(
             dataset=f"huggingface:{folder.name}",
             data_returns=data_returns or {},
         )
-    spec.model.validate()
+    spec.validate()
     if config.n_inner not in (None, 4 * config.hidden_size):
         raise UserError(f"{folder} has n_inner {config.n_inner}; only 4 x hidden_size can be imported")
     model = SequenceModel(spec)

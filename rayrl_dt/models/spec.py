@@ -15,6 +15,7 @@ from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Normaliser
 
 __all__ = [
+    "ACTION_SELECTIONS",
     "BACKBONES",
     "CONTEXT_RULES",
     "HEADS",
@@ -28,6 +29,7 @@ BACKBONES = ("dt", "radt", "convformer", "starformer", "reinformer", "no-return"
 HEADS = ("auto", "deterministic", "gaussian", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant", "predicted")
 CONTEXT_RULES = ("consecutive", "newest", "elastic", "whole")
+ACTION_SELECTIONS = ("mode", "sample")
 WITH_TIMESTEP_TABLE = ("dt", "no-return", "convformer", "reinformer")
 _GELU_BACKBONES = ("radt", "convformer", "starformer", "reinformer")
 _COUNTS = (
@@ -234,6 +236,10 @@ class PolicySpec:
         data_returns: `min, p5, p50, p95, max, mean` of the training returns (raw); empty if unknown.
         collected_in: specification of the environment that the data was collected in, as JSON, if known.
         metadata: of the data set (author, reference scores, library versions).
+        acting_context_length: steps that it sees when it acts, as it was evaluated in training; None for all K.
+        action_selection: how it takes discrete actions, as it was evaluated in training: the most likely ("mode"), or
+            drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
+            draw theirs, `SequencePolicy` takes the most likely.
     """
 
     model: ModelConfig
@@ -248,6 +254,8 @@ class PolicySpec:
     data_returns: dict[str, float]
     collected_in: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    acting_context_length: int | None = None
+    action_selection: str | None = None
 
     @property
     def dataset_info(self) -> DatasetInfo:
@@ -271,11 +279,60 @@ class PolicySpec:
         return self.model.head == "gaussian"
 
     @property
+    def acts_on(self) -> int:
+        """Steps that the policy sees when it acts, at most K."""
+        return self.acting_context_length or self.model.context_length
+
+    @property
+    def samples_actions(self) -> bool:
+        """Whether evaluations draw actions; continuous ones are always deterministic."""
+        return self.discrete and self.action_selection != "mode"
+
+    @property
     def action_size(self) -> int:
         """A, or the number of discrete actions."""
         if isinstance(self.action_space, gym.spaces.Discrete):
             return int(self.action_space.n)
         return len(self.action_low)
+
+    def acting(self, *, context_length: int | None, action_selection: str | None) -> PolicySpec:
+        """Returns the same policy with other ways to act.
+
+        Args:
+            context_length: steps that it sees, at most K; None for the policy's own choice.
+            action_selection: "mode" or "sample"; None for the policy's own choice.
+
+        Raises:
+            UserError: the policy cannot act so.
+        """
+        changed = replace(
+            self,
+            acting_context_length=self.acting_context_length if context_length is None else context_length,
+            action_selection=action_selection or self.action_selection,
+        )
+        changed.validate()
+        return changed
+
+    def validate(self) -> None:
+        """Raises UserError for a value that cannot work, naming the allowed ones."""
+        self.model.validate()
+        steps, most = self.acting_context_length, self.model.context_length
+        least = most if self.model.backbone == "mlp" else 1
+        if steps is not None and (not isinstance(steps, int) or not least <= steps <= most):
+            raise UserError(
+                f"a policy of backbone {self.model.backbone} and context_length {most} cannot act on a context length "
+                f"of {steps!r}; use a whole number from {least} to {most}"
+            )
+        chosen = self.action_selection
+        if chosen is None:
+            return
+        if chosen not in ACTION_SELECTIONS:
+            raise UserError(f"action_selection is {chosen!r}.{suggest(chosen, ACTION_SELECTIONS)}")
+        if chosen == "sample" and not self.discrete:
+            raise UserError(
+                "action_selection is 'sample', and the policy's actions are continuous, which are not drawn in "
+                "evaluations; remove it"
+            )
 
     @classmethod
     def from_store(
@@ -354,6 +411,8 @@ class PolicySpec:
             "data_returns": self.data_returns,
             "collected_in": self.collected_in,
             "metadata": self.metadata,
+            "acting_context_length": self.acting_context_length,
+            "action_selection": self.action_selection,
         }
 
     @classmethod
@@ -375,6 +434,9 @@ class PolicySpec:
             data_returns=dict(values["data_returns"]),
             collected_in=values["collected_in"],
             metadata=dict(values["metadata"]),
+            # Bundles written before these were recorded lack them.
+            acting_context_length=values.get("acting_context_length"),
+            action_selection=values.get("action_selection"),
         )
 
 

@@ -30,7 +30,7 @@ class VectorActor:
         sample: generator for actions drawn from the softmax or the squashed Gaussian; None takes the most likely
             action, or tanh(mean).
         noise: standard deviation of the normal noise on continuous actions, in units of [-1, 1]; needs `sample`.
-        context_length: steps to act on, at most the model's K; None for K.
+        context_length: steps to act on, at most the model's K; None for the policy's own choice.
         precision: "fp32" or "bf16" (autocast).
 
     Attributes:
@@ -58,7 +58,7 @@ class VectorActor:
         space = spec.observation_space
         self._context = ContextBuffer(
             slots,
-            min(context_length or spec.model.context_length, spec.model.context_length),
+            min(context_length or spec.acts_on, spec.model.context_length),
             observation_shape=space.shape or (),
             observation_dtype=np.uint8 if space.dtype == np.uint8 else np.float32,
             action_shape=() if spec.discrete else (spec.action_size,),

@@ -29,11 +29,19 @@ class SequencePolicy:
         >>> policy.reset(target_return=3600.0)  # doctest: +SKIP
         >>> action = policy.act(observation)  # then policy.act(observation, reward)  # doctest: +SKIP
 
+    It acts as it was evaluated in training, unless it is told otherwise.
+
     Args:
         model: the policy network.
-        sample_seed: draw actions from the softmax, or from a Gaussian head, with this seed; None takes the
-            most likely.
+        sample_seed: draw actions from the softmax, or from a Gaussian head, with this seed; None leaves it to the
+            selection of actions, whose draws have seed 0 then.
+        context_length: steps that it sees, at most the model's K; None for the policy's own choice.
+        action_selection: take the most likely actions ("mode") or draw discrete ones ("sample"); None for the policy's
+            own choice.
         refiner: improves each action with a critic before it is taken; None leaves it.
+
+    Raises:
+        UserError: the policy cannot act so, or there is a seed and nothing to draw.
     """
 
     def __init__(
@@ -41,11 +49,19 @@ class SequencePolicy:
         model: SequenceModel,
         *,
         sample_seed: int | None = None,
+        context_length: int | None = None,
+        action_selection: str | None = None,
         refiner: Refiner | None = None,
     ) -> None:
+        if action_selection == "mode" and sample_seed is not None:
+            raise UserError(
+                f"sample_seed is {sample_seed}, and action_selection 'mode' draws nothing; remove one of them"
+            )
         self.model = model
-        sample = None if sample_seed is None else torch_generator(sample_seed, "policy-actions")
-        self._actor = VectorActor(model, 1, sample=sample)
+        acting = model.spec.acting(context_length=context_length, action_selection=action_selection)
+        draws = sample_seed is not None or acting.action_selection == "sample"
+        sample = torch_generator(sample_seed or 0, "policy-actions") if draws else None
+        self._actor = VectorActor(model, 1, sample=sample, context_length=acting.acts_on)
         self._actor.refiner = refiner
         self._target: float | None = None
         self._starting = True
@@ -56,6 +72,8 @@ class SequencePolicy:
         path: str | os.PathLike[str],
         *,
         sample_seed: int | None = None,
+        context_length: int | None = None,
+        action_selection: str | None = None,
         action_gradient: ActionGradient | None = None,
         sampled_actions: SampledActions | None = None,
     ) -> SequencePolicy:
@@ -64,11 +82,14 @@ class SequencePolicy:
         Args:
             path: where it is.
             sample_seed: as for the class.
+            context_length: as for the class.
+            action_selection: as for the class.
             action_gradient: refine each action with the bundle's critic (`rayrl-dt critic` trains it).
             sampled_actions: take the best of several actions, as that critic sees them, instead.
 
         Raises:
-            UserError: there is no whole bundle at `path`, or no critic to act with; both ways are asked for.
+            UserError: there is no whole bundle at `path`, or no critic to act with; both ways are asked for; the policy
+                cannot act so.
         """
         from rayrl_dt.interop.bundle import load_model  # interop stands above policy
         from rayrl_dt.interop.critics import load_refiner
@@ -76,7 +97,13 @@ class SequencePolicy:
         model = load_model(path)
         settings = only_one(action_gradient, sampled_actions)
         refiner = None if settings is None else load_refiner(path, model.spec, settings)
-        return cls(model, sample_seed=sample_seed, refiner=refiner)
+        return cls(
+            model,
+            sample_seed=sample_seed,
+            context_length=context_length,
+            action_selection=action_selection,
+            refiner=refiner,
+        )
 
     @property
     def spec(self) -> PolicySpec:

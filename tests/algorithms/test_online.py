@@ -412,9 +412,11 @@ def test_finetuning_starts_from_a_policy(
 ) -> None:
     model = {"context_length": 3, "embed_dim": 8, "num_layers": 1, "backbone": "radt"}
     offline = DTConfig().offline_data(dataset=pendulum_data).rl_module(model_config=model)
-    source = offline.training(
-        gradient_steps=2, gradient_steps_per_iteration=2, return_scale=50.0
-    ).build_algo()
+    source = (
+        offline.training(gradient_steps=2, gradient_steps_per_iteration=2, return_scale=50.0)
+        .evaluation(evaluation_context_length=2)
+        .build_algo()
+    )
     source.train()
     weights = source.policy_state()
     weights["observation_mean"] = np.ones(3, np.float32)
@@ -426,7 +428,10 @@ def test_finetuning_starts_from_a_policy(
     taken = algorithm.policy_state()
     assert same(taken, weights)
     ours = algorithm.policy_spec
-    assert (ours.model, ours.return_scale) == (spec.model, 50.0)
+    assert (ours.model, ours.return_scale, ours.acts_on) == (spec.model, 50.0, 2)
+    own = online(start_from=str(bundle), rl_gradient=rl_gradient, evaluation_context_length=3)
+    own.resolve(algorithm.offline_data.full)
+    assert own.resolved_spec.acts_on == 3, "its own config has the last word"
     np.testing.assert_array_equal(ours.normaliser.mean, 1.0)
     train(algorithm)
     algorithm.save_to_path(str(tmp_path / "checkpoint"))

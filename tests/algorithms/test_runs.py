@@ -23,6 +23,7 @@ from rayrl_dt import SequencePolicy, UserError, runs
 from rayrl_dt.cli import training
 from rayrl_dt.config_files import build_config, read_yaml
 from rayrl_dt.critic.training import CriticTraining
+from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.evaluation.report import write_report
 from rayrl_dt.interop.bundle import read_header
 from rayrl_dt.interop.critics import add_critic, load_critic
@@ -91,6 +92,39 @@ def test_a_run_writes_what_others_read(ray_session: None, pendulum_data: str, tm
     policy.reset(-500.0)
     assert policy.act(np.zeros(3, np.float32)).shape == (1,)
     assert write_report([folder], tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "selection", "otherwise"),
+    [
+        ("pendulum_data", "auto", {"context_length": 4}),
+        ("cartpole_data", "mode", {"action_selection": "sample"}),
+        ("cartpole_data", "auto", {"action_selection": "mode"}),
+    ],
+)
+def test_a_policy_is_evaluated_later_as_in_its_training(
+    ray_session: None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    data: str,
+    selection: str,
+    otherwise: dict[str, Any],
+) -> None:
+    given = values(request.getfixturevalue(data), gradient_steps=4)
+    given["evaluation"] |= {
+        "target_returns": "5,20",
+        "episodes_per_target": 3,
+        "action_selection": selection,
+        "evaluation_context_length": 2,
+    }
+    runs.train(given, tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "evaluations" / "last.json").read_text())
+
+    def again(**how: Any) -> list[list[float]]:
+        result = evaluate_bundle(tmp_path / "run", targets="5,20", episodes_per_target=3, **how)
+        return [list(target.returns) for target in result.targets]
+
+    assert again() == [target["returns"] for target in last["targets"]] != again(**otherwise)
 
 
 def test_a_taken_folder_is_refused_and_left_alone(

@@ -177,11 +177,13 @@ def test_a_course_is_what_the_policy_is_shown(monkeypatch: pytest.MonkeyPatch) -
 
 def test_courses_end_where_the_evaluation_says() -> None:
     model, targets = build_model(store_for(envs.make("Pendulum-v1"))), (-100.0, -20.0)
+    model.spec = model.spec.acting(context_length=2, action_selection=None)
     options: dict[str, Any] = {"env": pendulum(), "episodes_per_target": 3, "max_slots": 4, "seed": 5}
     found = return_courses(model, targets, **options)
     assert found == return_courses(model, targets, **options)
     assert found != return_courses(model, targets, **{**options, "seed": 6})
     rolled = evaluate_model(model, TargetPlan(targets), **options)
+    assert rolled.episodes != evaluate_model(model, TargetPlan(targets), context_length=6, **options).episodes
     for course in found:
         episodes = [episode for episode in rolled.episodes if episode.target == course.target]
         assert course.lengths == tuple(episode.length for episode in episodes)

@@ -90,10 +90,13 @@ def test_a_page_about_two_policies_stands_alone(make: Make, tmp_path: Path) -> N
 
 def test_the_figures_are_those_of_the_parts(make: Make) -> None:
     run = make("radt", backbone="radt")
-    (found,) = look([run], seed=3).policies
     model, store = load_model(run), TrajectoryStore.open(run.parent / "data")
-    window = windows.sample(store, numpy_generator(3, "diagnosis/windows"), 5, 6).to_torch()
+    model.spec = model.spec.acting(context_length=2, action_selection=None)
+    save_bundle(model.spec, model.state_dict(), run / "policy", gradient_steps=1234)
+    (found,) = look([run], seed=3).policies
+    window = windows.sample(store, numpy_generator(3, "diagnosis/windows"), 5, 2).to_torch()
     assert found.attention == attention.summarise(model, [window])
+    assert found.attention is not None and len(found.attention.uniform_ages) == 2
     assert found.sensitivity == conditioning.sensitivity(
         model, [window], ReturnRange.of(store.episode_returns)
     )

@@ -28,7 +28,8 @@ def bundle(tmp_path: Path) -> Path:
     env = gym.make("Pendulum-v1")
     store = store_for(env)
     model = build_model(store)
-    path = save_bundle(model.spec, model.state_dict(), tmp_path / "policy")
+    acting = model.spec.acting(context_length=2, action_selection=None)
+    path = save_bundle(acting, model.state_dict(), tmp_path / "policy")
     return save_critic(path, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
 
 
@@ -58,6 +59,8 @@ def test_each_cell_is_an_evaluation_of_its_own(bundle: Path) -> None:
     for cell in (grid.control, *grid.cells):
         alone = evaluate_bundle(bundle, action_gradient=cell.settings, **options)  # type: ignore[arg-type]
         assert alone.targets[0].returns == cell.returns
+    whole = evaluate_bundle(bundle, context_length=6, **options)  # type: ignore[arg-type]
+    assert whole.targets[0].returns != grid.control.returns, "the grid acts on the policy's own context"
     assert len({cell.returns for cell in (grid.control, *grid.cells)}) == 3
     assert grid.cell("adam", 0.1, 0) is grid.control and grid.cell("adam", 1.0, 2) is grid.cells[1]
     assert grid.axes == (["adam"], [0.1, 1.0], [0, 2])

@@ -138,12 +138,12 @@ def run_cartpole(model: SequenceModel, **options: Any) -> Rollouts:
     )
 
 
-@pytest.mark.parametrize("sample_actions", [True, False])
-def test_an_evaluation_repeats(sample_actions: bool) -> None:
+@pytest.mark.parametrize("selection", ["sample", "mode"])
+def test_an_evaluation_repeats(selection: str) -> None:
     model, counted = cartpole(), []
-    first = run_cartpole(model, sample_actions=sample_actions, progress=counted.append)
-    assert first.episodes == run_cartpole(model, sample_actions=sample_actions).episodes
-    assert first.episodes != run_cartpole(model, sample_actions=sample_actions, seed=2).episodes
+    first = run_cartpole(model, action_selection=selection, progress=counted.append)
+    assert first.episodes == run_cartpole(model, action_selection=selection).episodes
+    assert first.episodes != run_cartpole(model, action_selection=selection, seed=2).episodes
     assert [record.target for record in first.episodes] == [5.0] * 4 + [20.0] * 4 + [80.0] * 4
     assert sum(counted) == 12
     assert all(record.episode_return == record.length for record in first.episodes), "CartPole pays 1 a step"
@@ -152,10 +152,8 @@ def test_an_evaluation_repeats(sample_actions: bool) -> None:
 
 def test_drawing_actions_differs_from_choosing_them() -> None:
     model = cartpole()
-    assert (
-        run_cartpole(model, sample_actions=True).episodes
-        != run_cartpole(model, sample_actions=False).episodes
-    )
+    drawn, chosen = (run_cartpole(model, action_selection=name).episodes for name in ("sample", "mode"))
+    assert run_cartpole(model).episodes == drawn != chosen, "a policy that does not say draws"
 
 
 def test_evaluating_leaves_the_weights_alone() -> None:

@@ -149,6 +149,18 @@ def test_a_part_that_this_version_lacks_is_reported(saved: Path) -> None:
         load_model(saved)
 
 
+def test_a_bundle_that_does_not_say_how_it_acts_is_whole(saved: Path) -> None:
+    header = json.loads((saved / "policy.json").read_text())
+    for name in ("acting_context_length", "action_selection"):
+        del header["spec"][name]
+    (saved / "policy.json").write_text(json.dumps(header))
+    spec = load_model(saved).spec
+    assert (spec.acts_on, spec.action_selection) == (spec.model.context_length, None)
+    edit(saved, ("spec", "acting_context_length"), lambda _: "five")
+    with pytest.raises(UserError, match="cannot act on a context length of 'five'"):
+        load_model(saved)
+
+
 @pytest.mark.parametrize("inside", [".", "policy"])
 def test_finding_it(model: SequenceModel, tmp_path: Path, inside: str) -> None:
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "run" / inside)

@@ -43,6 +43,42 @@ def test_json_round_trip(make_store: MakeStore, options: dict[str, int]) -> None
     assert again.dataset_info.metadata == {"author": "somebody"}
 
 
+def test_how_it_acts_is_part_of_the_policy(make_store: MakeStore) -> None:
+    spec = PolicySpec.from_store(ModelConfig(context_length=6), make_store(actions=4), return_scale=None)
+    old = json.loads(json.dumps(spec.to_json()))
+    for name in ("acting_context_length", "action_selection"):
+        del old[name]
+    unknown = PolicySpec.from_json(old)
+    assert_same(spec, unknown)
+    assert (unknown.acts_on, unknown.action_selection, unknown.samples_actions) == (6, None, True)
+    acting = spec.acting(context_length=2, action_selection="mode")
+    again = PolicySpec.from_json(json.loads(json.dumps(acting.to_json())))
+    assert_same(acting, again)
+    assert (again.acts_on, again.samples_actions) == (2, False)
+    assert_same(acting, acting.acting(context_length=None, action_selection=None))
+    assert acting.acting(context_length=None, action_selection="sample").samples_actions
+
+
+@pytest.mark.parametrize(
+    ("backbone", "acting", "message"),
+    [
+        ("dt", {"context_length": 0}, "length of 0; use a whole number from 1 to 6"),
+        ("dt", {"context_length": 7}, "length of 7; use a whole number from 1 to 6"),
+        ("mlp", {"context_length": 5}, "backbone mlp .* length of 5; use a whole number from 6 to 6"),
+        ("dt", {"action_selection": "mod"}, "Did you mean 'mode'"),
+        ("dt", {"action_selection": "best"}, "Allowed: mode, sample"),
+        ("dt", {"action_selection": "sample"}, "actions are continuous"),
+    ],
+)
+def test_ways_to_act_that_a_policy_has_not(
+    make_store: MakeStore, backbone: str, acting: dict[str, Any], message: str
+) -> None:
+    model = ModelConfig(context_length=6, backbone=backbone)
+    spec = PolicySpec.from_store(model, make_store(), return_scale=None)
+    with pytest.raises(UserError, match=message):
+        spec.acting(**{"context_length": None, "action_selection": None, **acting})
+
+
 def test_autos_are_resolved_from_the_data(make_store: MakeStore) -> None:
     store = make_store(lengths=(3, 7))
     spec = PolicySpec.from_store(ModelConfig(), store, return_scale=None)

@@ -79,6 +79,29 @@ def test_acts_as_the_vector_actor_does(name: str, sample_seed: int | None) -> No
     assert all(isinstance(action, int if policy.spec.discrete else np.ndarray) for action in actions)
 
 
+def test_acts_as_it_was_evaluated_unless_told_otherwise(tmp_path: Path) -> None:
+    env = envs.make("CartPole-v1")
+    model = build_model(store_for(env), seed=6)
+    spec = model.spec.acting(context_length=2, action_selection="sample")
+    save_bundle(spec, model.state_dict(), tmp_path)
+
+    def ran(**options: Any) -> list[Any]:
+        return run(SequencePolicy.load(tmp_path, **options), env, target=20.0, steps=100)
+
+    def expected(length: int, seed: int | None) -> list[Any]:
+        sample = None if seed is None else torch_generator(seed, "policy-actions")
+        return run_vector(
+            VectorActor(model, 1, sample=sample, context_length=length), env, target=20.0, steps=100
+        )
+
+    assert ran() == expected(2, 0) != expected(6, 0)
+    assert ran(sample_seed=3) == expected(2, 3) != expected(2, 0)
+    assert ran(action_selection="mode") == expected(2, None) != expected(6, None)
+    assert ran(context_length=6, action_selection="mode") == expected(6, None)
+    with pytest.raises(UserError, match="sample_seed is 3, and action_selection 'mode' draws nothing"):
+        ran(sample_seed=3, action_selection="mode")
+
+
 def test_discrete_actions_are_plain_integers(make_store: MakeStore) -> None:
     policy = SequencePolicy(build_model(make_store(actions=4, first_action=3)))
     policy.reset(1.0)
