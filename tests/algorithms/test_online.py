@@ -501,6 +501,35 @@ def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
     algorithm.stop()
 
 
+def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(online: Configure) -> None:
+    """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
+    algorithm = online().learners(num_learners=2).build_algo()
+
+    def apply_a_loss_that_is_infinite_in_one(learner: Any) -> str | None:
+        parameters = learner.online_module.critic.parameters()
+        loss = sum(parameter.sum() for parameter in parameters) + (float("inf") if learner._rank == 1 else 0)
+        try:
+            learner._apply("critic", loss, "the loss", clip=None)
+        except TrainingDiverged as error:
+            return str(error)
+        return None
+
+    def raise_values_in_one(learner: Any) -> None:
+        if learner._rank == 1:
+            learner.online_module.critic.q1[-1].bias.data += 1e12
+
+    group = algorithm.learner_group
+    found = [result.get() for result in group.foreach_learner(apply_a_loss_that_is_infinite_in_one)]
+    assert len(found) == 2 and all(
+        text.startswith("the loss became inf with a gradient of") for text in found
+    )
+    group.foreach_learner(raise_values_in_one)
+    with pytest.raises(TrainingDiverged, match=r"^the critic's values exploded.*critic_lr$") as raised:
+        algorithm.train()
+    assert type(raised.value) is TrainingDiverged and "\n" not in str(raised.value)
+    algorithm.stop()
+
+
 def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     algorithm = online(env_steps=200).build_algo()
     train(algorithm)
