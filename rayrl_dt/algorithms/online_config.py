@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.config import SequenceConfig
-from rayrl_dt.algorithms.config_checks import at_least
+from rayrl_dt.algorithms.config_checks import at_least, whole, whole_or_null
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.online_module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.data.store import TrajectoryStore
@@ -269,10 +269,12 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
-        at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight", "pretrain_steps", "env_steps")
+        at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight")
         at_least(self, "online", 0, "action_regularisation", "temperature_lr", "exploration_noise")
-        at_least(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
-        at_least(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
+        whole(self, "online", 0, "pretrain_steps", "env_steps")
+        whole(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
+        whole(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
+        whole_or_null(self, "online", 1, "replay_capacity_steps", "max_policy_lag")
         for name in ("gamma", "polyak"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -281,15 +283,9 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise UserError(f"online.{name} is {value!r}; it must be a positive number")
-        bound = self.replay_capacity_steps
-        if bound is not None and (not isinstance(bound, int) or bound < 1):
-            raise UserError(
-                f"online.replay_capacity_steps is {bound!r}; it must be a whole number of at least 1, or null"
-            )
-        for name, least in (("max_policy_lag", 1), ("replay_memory_gib", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or value < least):
-                raise UserError(f"online.{name} is {value!r}; it must be at least {least}, or null")
+        memory = self.replay_memory_gib
+        if memory is not None and (not isinstance(memory, (int, float)) or memory < 0):
+            raise UserError(f"online.replay_memory_gib is {memory!r}; it must be at least 0, or null")
         if not isinstance(self.max_rounds_ahead, (int, float)) or not self.max_rounds_ahead > 0:
             raise UserError(
                 f"online.max_rounds_ahead is {self.max_rounds_ahead!r}; it must be a positive number"

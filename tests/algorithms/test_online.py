@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt.config_files import apply_overrides, build_config
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.seeding import derive_seed
@@ -561,6 +562,38 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
 def test_bad_values_are_refused(online: Configure, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         online(**settings).validate()
+
+
+@pytest.mark.parametrize("section", ["online", "training", "evaluation", "env_runners", "learners"])
+def test_counts_are_whole_numbers(section: str) -> None:
+    """1e3 is 1000, however it is written; 2.5 is refused before anything runs, in every section."""
+    counts = {
+        "online": (
+            *("pretrain_steps", "env_steps", "env_steps_per_iteration", "updates_per_iteration"),
+            *("actor_interval", "critic_width", "replay_capacity_trajectories", "replay_capacity_steps"),
+            *("max_policy_lag", "evaluation_context_length"),
+        ),
+        "training": (
+            *("gradient_steps", "gradient_steps_per_iteration", "warmup_steps"),
+            "train_batch_size_per_learner",
+        ),
+        "evaluation": (
+            *("episodes_per_target", "max_evaluation_slots", "evaluation_context_length"),
+            *("evaluation_interval", "evaluation_num_env_runners"),
+        ),
+        "env_runners": ("num_env_runners", "num_envs_per_env_runner"),
+        "learners": ("num_learners",),
+    }[section]
+    file = {"algorithm": "OnlineDT", "offline_data": {"dataset": "recipe:pendulum-mixed"}}
+    for written in ("1e3", "1.0e+3"):
+        overrides = [f"{section}.{name}={written}" for name in counts]
+        config = build_config(apply_overrides(file, overrides))
+        values = [getattr(config, name) for name in counts]
+        assert values == [1000] * len(counts) and {type(value) for value in values} == {int}
+    for name in counts:
+        values = apply_overrides(file, [f"{section}.{name}=2.5"])
+        with pytest.raises(UserError, match=rf"{name} is 2.5; it must be a whole number of at least .*2$"):
+            build_config(values)
 
 
 @pytest.mark.timeout(590)
