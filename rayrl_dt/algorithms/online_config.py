@@ -187,9 +187,20 @@ class OnlineConfig(SequenceConfig):
         return model
 
     def resolve(self, store: TrajectoryStore) -> None:
-        """Fills in what the data, or the policy to start from, decides."""
+        """Fills in what the data, or the policy to start from, decides.
+
+        Raises:
+            UserError: the policy to start from has other spaces, or knows its returns only at the end.
+        """
         if self.start_from is not None:
-            self.base_policy = load_model(self.start_from).spec.to_json()
+            taken = load_model(self.start_from).spec
+            if taken.model.target_rule == "constant":
+                raise UserError(
+                    f"online.start_from {self.start_from} holds its target constant, as policies of delayed rewards "
+                    "do, and online the returns fall with every reward; start from a policy that was trained without "
+                    "offline_data.delayed_reward"
+                )
+            self.base_policy = taken.to_json()
         base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
         if base is not None:
             info = store.info

@@ -450,6 +450,19 @@ def test_a_policy_of_other_spaces_is_refused(
         online(dataset=cartpole_data, start_from=str(bundle), rl_gradient="none").build_algo()
 
 
+def test_a_policy_of_delayed_rewards_is_refused(
+    online: Configure, pendulum_data: str, tmp_path: Path
+) -> None:
+    """It holds its target where the replay's returns fall: rollouts would ask for what no window ever showed it."""
+    source = DTConfig().offline_data(dataset=pendulum_data, delayed_reward=True).build_algo()
+    bundle = save_bundle(source.policy_spec, source.policy_state(), tmp_path / "bundle")
+    source.stop()
+    with pytest.raises(
+        UserError, match=r"bundle holds its target constant.*without offline_data.delayed_reward"
+    ):
+        online(start_from=str(bundle)).build_algo()
+
+
 def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
     config = online(env_steps_per_iteration=400).learners(num_learners=2).env_runners(num_env_runners=2)
     algorithm = config.build_algo()
