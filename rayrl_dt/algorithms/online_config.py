@@ -190,7 +190,7 @@ class OnlineConfig(SequenceConfig):
         """Fills in what the data, or the policy to start from, decides.
 
         Raises:
-            UserError: the policy to start from has other spaces, or knows its returns only at the end.
+            UserError: the policy to start from has other spaces, learnt from delayed rewards, or cannot be finetuned.
         """
         if self.start_from is not None:
             taken = load_model(self.start_from).spec
@@ -201,6 +201,7 @@ class OnlineConfig(SequenceConfig):
                     "offline_data.delayed_reward"
                 )
             self.base_policy = taken.to_json()
+            self._check_model()
         base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
         if base is not None:
             info = store.info
@@ -321,18 +322,23 @@ class OnlineConfig(SequenceConfig):
                 "offline_data.delayed_reward cannot be finetuned online: the environment pays its rewards at once; "
                 "remove it"
             )
-        if self.rl_gradient == "td3" and self.sequence_model.head == "gaussian":
+        self._check_model()
+        super().validate()
+
+    def _check_model(self) -> None:
+        """Refuses models that cannot be finetuned: the config's own, or that of the policy to start from."""
+        model = self.sequence_model
+        if self.rl_gradient == "td3" and model.head == "gaussian":
             raise UserError(
                 "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "
                 "deterministic, or rl_gradient: none (ODT)"
             )
-        if self.sequence_model.backbone == "mlp":
+        if model.backbone == "mlp":
             raise UserError(
                 "model_config.backbone mlp has one output per window; finetune a sequence backbone"
             )
-        if self.sequence_model.backbone == "reinformer":
+        if model.backbone == "reinformer":
             raise UserError(
                 "model_config.backbone reinformer cannot be finetuned online: its return prediction would not be "
                 "trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
             )
-        super().validate()

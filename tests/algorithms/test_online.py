@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError, load_dataset
 from rayrl_dt.config_files import apply_overrides, build_config
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.seeding import derive_seed
 
 pytestmark = pytest.mark.ray
@@ -450,16 +452,25 @@ def test_a_policy_of_other_spaces_is_refused(
         online(dataset=cartpole_data, start_from=str(bundle), rl_gradient="none").build_algo()
 
 
-def test_a_policy_of_delayed_rewards_is_refused(
-    online: Configure, pendulum_data: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        # Of delayed rewards: its target would stay where the replay's returns fall.
+        ({}, r"bundle holds its target constant.*without offline_data.delayed_reward"),
+        ({"head": "gaussian"}, r"td3 needs a deterministic policy.*rl_gradient: none"),
+        ({"backbone": "mlp"}, r"mlp has one output per window"),
+        ({"backbone": "reinformer"}, r"reinformer cannot be finetuned online"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_cannot_be_finetuned_is_refused(
+    online: Configure, pendulum_data: str, tmp_path: Path, model: dict[str, Any], message: str
 ) -> None:
-    """It holds its target where the replay's returns fall: rollouts would ask for what no window ever showed it."""
-    source = DTConfig().offline_data(dataset=pendulum_data, delayed_reward=True).build_algo()
-    bundle = save_bundle(source.policy_spec, source.policy_state(), tmp_path / "bundle")
-    source.stop()
-    with pytest.raises(
-        UserError, match=r"bundle holds its target constant.*without offline_data.delayed_reward"
-    ):
+    store = load_dataset(pendulum_data, delayed_reward=not model)
+    spec = PolicySpec.from_store(ModelConfig(**model), store, return_scale=None)
+    weights = {name: value.numpy() for name, value in SequenceModel(spec).state_dict().items()}
+    bundle = save_bundle(spec, weights, tmp_path / "bundle")
+    with pytest.raises(UserError, match=message):
         online(start_from=str(bundle)).build_algo()
 
 
