@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -16,6 +17,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -66,12 +68,22 @@ class SequenceAlgorithm(Algorithm):
             self._update(self.offline_data.iterators(self.config.num_learners), steps)
 
     def _update(self, iterators: list[BatchSource], steps: int) -> None:
-        """Takes gradient steps on what the iterators give, one per learner."""
+        """Takes gradient steps on what the iterators give, one per learner.
+
+        Raises:
+            TrainingDiverged: a loss, a gradient or the critic's values did; all learners have stopped.
+        """
         begin = time.perf_counter()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self.learner_group.update(
-                training_data=TrainingData(data_iterators=iterators), num_iters=steps
-            )
+            try:
+                results = self.learner_group.update(
+                    training_data=TrainingData(data_iterators=iterators), num_iters=steps
+                )
+            except RayTaskError as error:
+                # As a remote learner raised it, and not under the traceback of its process.
+                if isinstance(error.cause, (TrainingDiverged, UserError)):
+                    raise error.cause from None
+                raise
         self.last_update_seconds += time.perf_counter() - begin
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         # The learner's own count: an observer may have stopped it early.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rayrl_dt.data.windows import WINDOW_STARTS
@@ -13,7 +14,7 @@ from rayrl_dt.precision import PRECISIONS
 if TYPE_CHECKING:
     from rayrl_dt.algorithms.config import SequenceConfig
 
-__all__ = ["at_least", "check_values", "positive"]
+__all__ = ["at_least", "check_values", "positive", "whole", "whole_or_null"]
 
 _LR_DECAY = ("constant", "cosine")
 _ACTION_SELECTION = ("auto", "mode", "sample")
@@ -21,6 +22,8 @@ _ACTION_SELECTION = ("auto", "mode", "sample")
 
 def check_values(config: SequenceConfig) -> None:
     """Checks every value that all algorithms share; the messages name the value, what is allowed and the remedy.
+
+    Counts that came as 1e3 become 1000: here, so that they do wherever a config comes from (YAML, Python, Ray Tune).
 
     Raises:
         UserError: a value is out of range or unknown.
@@ -30,6 +33,7 @@ def check_values(config: SequenceConfig) -> None:
     _check_training(config)
     _check_objective(config)
     _check_evaluation(config)
+    _check_processes(config)
 
 
 def _check_data(config: SequenceConfig) -> None:
@@ -50,9 +54,10 @@ def _check_data(config: SequenceConfig) -> None:
 
 
 def _check_training(config: SequenceConfig) -> None:
-    at_least(config, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
-    at_least(config, "training", 1, "train_batch_size_per_learner")
-    at_least(config, "training", 0, "warmup_steps", "weight_decay")
+    whole(config, "training", 1, "gradient_steps", "gradient_steps_per_iteration")
+    whole(config, "training", 1, "train_batch_size_per_learner")
+    whole(config, "training", 0, "warmup_steps")
+    at_least(config, "training", 0, "weight_decay")
     if not isinstance(config.lr, (int, float)) or not config.lr > 0:
         raise UserError(f"training.lr is {config.lr!r}; it must be a positive number (see warmup_steps)")
     if config.lr_decay not in _LR_DECAY:
@@ -90,15 +95,12 @@ def _check_objective(config: SequenceConfig) -> None:
 
 
 def _check_evaluation(config: SequenceConfig) -> None:
-    at_least(config, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
+    whole(config, "evaluation", 1, "episodes_per_target", "max_evaluation_slots")
+    whole_or_null(config, "evaluation", 0, "evaluation_interval")
     if config.action_selection not in _ACTION_SELECTION:
         value = config.action_selection
         raise UserError(f"evaluation.action_selection is {value!r}.{suggest(value, _ACTION_SELECTION)}")
-    acts_on = config.evaluation_context_length
-    if acts_on is not None and (not isinstance(acts_on, int) or acts_on < 1):
-        raise UserError(
-            f"evaluation_context_length is {acts_on!r}; it must be a whole number of at least 1, or null"
-        )
+    whole_or_null(config, "evaluation", 1, "evaluation_context_length")
     if (config.refinement is None) != (config.critic_from is None):
         how = "action_gradient" if config.sampled_actions is None else "sampled_actions"
         raise UserError(
@@ -107,6 +109,37 @@ def _check_evaluation(config: SequenceConfig) -> None:
         )
     if isinstance(config.target_returns, str) and not config.target_returns.startswith("dataset:"):
         parse_targets(config.target_returns, None)
+
+
+def _check_processes(config: SequenceConfig) -> None:
+    whole(config, "env_runners", 0, "num_env_runners")
+    whole(config, "env_runners", 1, "num_envs_per_env_runner")
+    whole(config, "learners", 0, "num_learners")
+    whole(config, "evaluation", 0, "evaluation_num_env_runners")
+
+
+def whole(config: Any, section: str, least: int, *names: str) -> None:
+    """Makes each named value of the config an int; raises UserError unless it is a whole number of at least `least`."""
+    for name in names:
+        _make_whole(config, section, name, least, f"a whole number of at least {least}")
+
+
+def whole_or_null(config: Any, section: str, least: int, *names: str) -> None:
+    """What `whole` does, where null is a value too."""
+    for name in names:
+        if getattr(config, name) is not None:
+            _make_whole(config, section, name, least, f"a whole number of at least {least}, or null")
+
+
+def _make_whole(config: Any, section: str, name: str, least: int, allowed: str) -> None:
+    value = getattr(config, name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+        setattr(config, name, value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        finite = isinstance(value, float) and math.isfinite(value)
+        near = f", for instance {max(round(value), least)}" if finite else ""
+        raise UserError(f"{section}.{name} is {value!r}; it must be {allowed}{near}")
 
 
 def at_least(config: Any, section: str, least: int, *names: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.config_checks import at_least, positive
+from rayrl_dt.algorithms.config_checks import at_least, positive, whole
 from rayrl_dt.algorithms.cql_module import CQLRLModule
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
@@ -118,9 +118,7 @@ class CQLConfig(MemorylessConfig):
                 "algorithm: TD3BC"
             )
         at_least(self, "training", 0, "alpha")
-        at_least(self, "training", 1, "num_actions")
-        if not isinstance(self.num_actions, int):
-            raise UserError(f"training.num_actions is {self.num_actions!r}; it must be a whole number")
+        whole(self, "training", 1, "num_actions")
         for name in ("temperature_lr", "initial_temperature"):
             positive(self, name)
         super().validate()

@@ -8,7 +8,7 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from rayrl_dt.algorithms.config import SequenceConfig
-from rayrl_dt.algorithms.config_checks import at_least, positive
+from rayrl_dt.algorithms.config_checks import positive, whole
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 
@@ -102,7 +102,7 @@ class MemorylessConfig(SequenceConfig):
             raise UserError(
                 f"training.objective is {self.objective!r}, and {self._name} trains a critic of its own; remove it"
             )
-        at_least(self, "training", 1, "critic_width")
+        whole(self, "training", 1, "critic_width")
         for name, high in (("gamma", 1.0), ("polyak", 1.0), ("critic_lr", None), ("reward_scale", None)):
             positive(self, name, high=high)
         super().validate()

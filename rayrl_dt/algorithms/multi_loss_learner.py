@@ -32,7 +32,7 @@ class MultiLossLearner(SequenceLearner):
     """
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        # DDP averages what flows through one forward; here there are several losses. See `_gradients`.
+        # DDP averages what flows through one forward; here there are several losses. See `_averaged`.
         if self.config.num_learners > 1:
             for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
                 torch.distributed.broadcast(value, src=0)
@@ -69,11 +69,11 @@ class MultiLossLearner(SequenceLearner):
         """Takes one optimiser step; returns the norm of the gradient before clipping."""
         optimiser = self.get_optimizer(DEFAULT_MODULE_ID, name)
         parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
-        gradients = self._gradients(loss, parameters)
+        gradients, mean = self._averaged(self._gradients(loss, parameters), loss.detach())
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(mean)):
             raise TrainingDiverged(
-                f"{what} became {float(loss):.3g} with a gradient of {float(norm):.3g} at gradient step "
+                f"{what} became {float(mean):.3g} with a gradient of {float(norm):.3g} at gradient step "
                 f"{self.gradient_step}; the last checkpoint is intact: lower training.lr or critic_lr"
             )
         if clip is not None:
@@ -85,20 +85,24 @@ class MultiLossLearner(SequenceLearner):
         return norm
 
     def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Gradients of `parameters` alone, averaged over the learners."""
+        """Gradients of `parameters` alone."""
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients = [
+        return [
             torch.zeros_like(parameter) if gradient is None else gradient
             for gradient, parameter in zip(found, parameters, strict=True)
         ]
-        if self.config.num_learners > 1:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            torch.distributed.all_reduce(flat)
-            flat /= self.config.num_learners
-            sizes = [gradient.numel() for gradient in gradients]
-            pieces = zip(flat.split(sizes), gradients, strict=True)
-            gradients = [piece.view_as(gradient) for piece, gradient in pieces]
-        return gradients
+
+    def _averaged(self, gradients: list[Tensor], loss: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Gradients and loss, averaged over the learners: a loss that diverges in one of them stops them all."""
+        if self.config.num_learners <= 1:
+            return gradients, loss
+        tensors = [*gradients, loss]
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self.config.num_learners
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        *averaged, mean = (piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True))
+        return averaged, mean
 
     def _temperature_step(self, log_temperature: nn.Parameter, entropy: Tensor) -> Tensor:
         """One step of the entropy's temperature towards entropy = -A; returns the temperature from before it."""

@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.config import SequenceConfig
-from rayrl_dt.algorithms.config_checks import at_least
+from rayrl_dt.algorithms.config_checks import at_least, whole, whole_or_null
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.online_module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.data.store import TrajectoryStore
@@ -207,9 +207,21 @@ class OnlineConfig(SequenceConfig):
         return model
 
     def resolve(self, store: TrajectoryStore) -> None:
-        """Fills in what the data, or the policy to start from, decides."""
+        """Fills in what the data, or the policy to start from, decides.
+
+        Raises:
+            UserError: the policy to start from has other spaces, learnt from delayed rewards, or cannot be finetuned.
+        """
         if self.start_from is not None:
-            self.base_policy = load_model(self.start_from).spec.to_json()
+            taken = load_model(self.start_from).spec
+            if taken.model.target_rule == "constant":
+                raise UserError(
+                    f"online.start_from {self.start_from} holds its target constant, as policies of delayed rewards "
+                    "do, and online the returns fall with every reward; start from a policy that was trained without "
+                    "offline_data.delayed_reward"
+                )
+            self.base_policy = taken.to_json()
+            self._check_model()
         base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
         if base is not None:
             info = store.info
@@ -292,10 +304,12 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
-        at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight", "pretrain_steps", "env_steps")
+        at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight")
         at_least(self, "online", 0, "action_regularisation", "temperature_lr", "exploration_noise")
-        at_least(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
-        at_least(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
+        whole(self, "online", 0, "pretrain_steps", "env_steps")
+        whole(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
+        whole(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
+        whole_or_null(self, "online", 1, "replay_capacity_steps", "max_policy_lag")
         for name in ("gamma", "polyak"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -304,15 +318,9 @@ class OnlineConfig(SequenceConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise UserError(f"online.{name} is {value!r}; it must be a positive number")
-        bound = self.replay_capacity_steps
-        if bound is not None and (not isinstance(bound, int) or bound < 1):
-            raise UserError(
-                f"online.replay_capacity_steps is {bound!r}; it must be a whole number of at least 1, or null"
-            )
-        for name, least in (("max_policy_lag", 1), ("replay_memory_gib", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or value < least):
-                raise UserError(f"online.{name} is {value!r}; it must be at least {least}, or null")
+        memory = self.replay_memory_gib
+        if memory is not None and (not isinstance(memory, (int, float)) or memory < 0):
+            raise UserError(f"online.replay_memory_gib is {memory!r}; it must be at least 0, or null")
         if not isinstance(self.max_rounds_ahead, (int, float)) or not self.max_rounds_ahead > 0:
             raise UserError(
                 f"online.max_rounds_ahead is {self.max_rounds_ahead!r}; it must be a positive number"
@@ -337,18 +345,23 @@ class OnlineConfig(SequenceConfig):
                 "offline_data.delayed_reward cannot be finetuned online: the environment pays its rewards at once; "
                 "remove it"
             )
-        if self.rl_gradient == "td3" and self.sequence_model.head == "gaussian":
+        self._check_model()
+        super().validate()
+
+    def _check_model(self) -> None:
+        """Refuses models that cannot be finetuned: the config's own, or that of the policy to start from."""
+        model = self.sequence_model
+        if self.rl_gradient == "td3" and model.head == "gaussian":
             raise UserError(
                 "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "
                 "deterministic, or rl_gradient: none (ODT)"
             )
-        if self.sequence_model.backbone == "mlp":
+        if model.backbone == "mlp":
             raise UserError(
                 "model_config.backbone mlp has one output per window; finetune a sequence backbone"
             )
-        if self.sequence_model.backbone == "reinformer":
+        if model.backbone == "reinformer":
             raise UserError(
                 "model_config.backbone reinformer cannot be finetuned online: its return prediction would not be "
                 "trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
             )
-        super().validate()

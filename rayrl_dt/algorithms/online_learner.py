@@ -118,22 +118,32 @@ class OnlineLearner(MultiLossLearner):
         loss = losses.td3_critic_loss(values, target, window.mask)
         self._apply(CRITIC, loss, "the critic's loss", clip=None)
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        self._check_values(float(mean), float(rewards.abs().max()))
+        self._check_values(mean, rewards.abs().max())
         self._add(CRITIC_LOSS, loss.detach())
         self._add(Q_MEAN, mean)
 
-    def _check_values(self, mean: float, reward: float) -> None:
-        """Raises TrainingDiverged if the critic's values left what any return can be."""
-        self._largest_reward = max(self._largest_reward, reward)
+    def _check_values(self, mean: Tensor, reward: Tensor) -> None:
+        """Raises TrainingDiverged, in all learners alike, if the critic's values left what any return can be."""
         if self.config.gamma == 1:
             return
+        # One that stops alone leaves the others waiting for its next gradient.
+        means, rewards = self._from_all_learners(torch.stack([mean, reward])).T
+        found, self._largest_reward = float(means.mean()), max(self._largest_reward, float(rewards.max()))
         bound = _EXPLODED * max(self._largest_reward, 1e-6) / (1 - self.config.gamma)
-        if not abs(mean) <= bound:
+        if not abs(found) <= bound:
             raise TrainingDiverged(
-                f"the critic's values exploded: their mean is {mean:.3g} at gradient step {self.gradient_step}, "
+                f"the critic's values exploded: their mean is {found:.3g} at gradient step {self.gradient_step}, "
                 f"{_EXPLODED:g} times what rewards up to {self._largest_reward:.3g} can add up to; the last "
                 "checkpoint is intact: set critic_layer_norm: true, or lower critic_lr"
             )
+
+    def _from_all_learners(self, values: Tensor) -> Tensor:
+        """`(learners, ...)` what each of them has, by rank."""
+        if self.config.num_learners <= 1:
+            return values[None]
+        found = [torch.empty_like(values) for _ in range(self.config.num_learners)]
+        torch.distributed.all_gather(found, values)
+        return torch.stack(found)
 
     def _policy_step(self, window: Window[Tensor], generator: torch.Generator, *, online: bool) -> None:
         """One step of the policy (and of the entropy's temperature)."""

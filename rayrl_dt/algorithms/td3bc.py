@@ -8,7 +8,7 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.config_checks import at_least
+from rayrl_dt.algorithms.config_checks import at_least, whole
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.memoryless_config import MemorylessConfig
 from rayrl_dt.algorithms.online_learner import OnlineLearner
@@ -102,7 +102,7 @@ class TD3BCConfig(MemorylessConfig):
                 "algorithm: IQL"
             )
         at_least(self, "training", 0, "alpha")
-        at_least(self, "training", 1, "actor_interval")
+        whole(self, "training", 1, "actor_interval")
         super().validate()
 
 

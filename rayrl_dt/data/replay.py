@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data import returns
+from rayrl_dt.data.array_files import read_arrays
 from rayrl_dt.data.spill import ArraySpace
 from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.errors import UserError
@@ -28,6 +29,8 @@ Array = np.ndarray[Any, Any]
 _STEP_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
 _EPISODE_ARRAYS = ("lengths", "terminated", "final_observations", "numbers")
 _FIRST_ROWS = 1024
+# Of the names of arrays in a saved replay.
+_STEPS, _EPISODES = "steps/", "episodes/"
 
 
 def best_episodes(store: TrajectoryStore, count: int) -> Array:
@@ -209,9 +212,10 @@ class TrajectoryReplay:
         }
 
     def save(self, file: Path) -> None:
-        """Writes the content to one `.npz` file, which appears whole or not at all."""
-        state = self.state()
-        arrays = {f"{kind}/{name}": a for kind in ("steps", "episodes") for name, a in state[kind].items()}
+        """Writes the content to one `.npz` file, which appears whole or not at all; nothing is copied in memory."""
+        steps, episodes = slice(self._begin, self._end), slice(self._first, self._last)
+        arrays: dict[str, Any] = {f"{_STEPS}{name}": array[steps] for name, array in self._steps.items()}
+        arrays |= {f"{_EPISODES}{name}": array[episodes] for name, array in self._episodes.items()}
         aside = file.with_name(f".{file.name}.tmp")
         try:
             with aside.open("wb") as stream:
@@ -222,31 +226,46 @@ class TrajectoryReplay:
             aside.unlink(missing_ok=True)
 
     def load(self, file: Path) -> None:
-        """Replaces the content by that of a file that `save` wrote.
+        """Replaces the content by that of a file that `save` wrote; past the memory bound it goes to mapped files.
 
         Raises:
-            UserError: the file is missing or truncated.
+            UserError: the file is missing or truncated, or the disk has no room for mapped files.
         """
         try:
             with np.load(file, allow_pickle=False) as saved:
-                arrays = {name: saved[name] for name in saved.files}
-            counts = ReplayCounts(*arrays.pop("counts").tolist())
+                counts = ReplayCounts(*saved["counts"].tolist())
+                episodes = {
+                    name.removeprefix(_EPISODES): saved[name]
+                    for name in saved.files
+                    if name.startswith(_EPISODES)
+                }
+                members = {
+                    name.removeprefix(_STEPS): f"{name}.npy"
+                    for name in saved.files
+                    if name.startswith(_STEPS)
+                }
+                steps = read_arrays(saved.zip, members, self._space)
+        except UserError:
+            raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"the replay {file} is missing or broken ({error}); resume from an earlier checkpoint"
             ) from error
-        parts: dict[str, dict[str, Array]] = {"steps": {}, "episodes": {}}
-        for name, array in arrays.items():
-            kind, _, key = name.partition("/")
-            parts[kind][key] = array
-        self.restore({**parts, "counts": counts})
+        self._replace(steps, episodes, counts)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replaces the content by a saved one; windows drawn afterwards equal those that would have been drawn."""
-        self._steps, self._episodes = dict(state["steps"]), dict(state["episodes"])
-        self._begin, self._end = 0, len(self._steps.get("rewards", ()))
-        self._first, self._last = 0, len(self._episodes.get("lengths", ()))
-        self.counts = state["counts"]
+        saved: dict[str, Array] = state["steps"]
+        steps = self._space.zeros({name: (array.shape, array.dtype) for name, array in saved.items()})
+        for name, array in saved.items():
+            steps[name][:] = array
+        self._replace(steps, dict(state["episodes"]), state["counts"])
+
+    def _replace(self, steps: dict[str, Array], episodes: dict[str, Array], counts: ReplayCounts) -> None:
+        self._steps, self._episodes = steps, episodes
+        self._begin, self._end = 0, len(steps.get("rewards", ()))
+        self._first, self._last = 0, len(episodes.get("lengths", ()))
+        self.counts = counts
         self._view = None
         self._evict()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
 
-from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError, load_dataset
+from rayrl_dt.config_files import apply_overrides, build_config
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.seeding import derive_seed
 
 pytestmark = pytest.mark.ray
@@ -36,28 +42,41 @@ RESUMED = {
 Configure = Callable[..., OnlineDTConfig]
 
 
+def configured(
+    data: str, *, head: str = "auto", backbone: str = "dt", dropout: float = 0.1, **settings: Any
+) -> Any:
+    """Configures a run of seconds: 4 updates, then 2 rounds of one episode and 3 updates."""
+    config = OnlineDTConfig()
+    config.offline_data(dataset=settings.pop("dataset", data))
+    if "start_from" not in settings:
+        model = {"context_length": 4, "embed_dim": 16, "num_layers": 2, "num_heads": 2}
+        config.rl_module(model_config={**model, "dropout": dropout, "head": head, "backbone": backbone})
+    config.training(gradient_steps_per_iteration=4, train_batch_size_per_learner=8, warmup_steps=6)
+    config.evaluation(target_returns="dataset:3", episodes_per_target=2)
+    defaults = {
+        "pretrain_steps": 4,
+        "env_steps": 400,
+        "env_steps_per_iteration": 200,
+        "updates_per_iteration": 3,
+        "replay_capacity_trajectories": 5,
+    }
+    return config.online(**{**defaults, **settings})
+
+
 @pytest.fixture
 def online(ray_session: None, pendulum_data: str) -> Configure:
-    """Returns a function that configures a run of seconds: 4 updates, then 2 rounds of one episode and 3 updates."""
+    """Returns a function that configures a run of seconds on Pendulum."""
+    return partial(configured, pendulum_data)
 
-    def configure(*, head: str = "auto", backbone: str = "dt", dropout: float = 0.1, **settings: Any) -> Any:
-        config = OnlineDTConfig()
-        config.offline_data(dataset=settings.pop("dataset", pendulum_data))
-        if "start_from" not in settings:
-            model = {"context_length": 4, "embed_dim": 16, "num_layers": 2, "num_heads": 2}
-            config.rl_module(model_config={**model, "dropout": dropout, "head": head, "backbone": backbone})
-        config.training(gradient_steps_per_iteration=4, train_batch_size_per_learner=8, warmup_steps=6)
-        config.evaluation(target_returns="dataset:3", episodes_per_target=2)
-        defaults = {
-            "pretrain_steps": 4,
-            "env_steps": 400,
-            "env_steps_per_iteration": 200,
-            "updates_per_iteration": 3,
-            "replay_capacity_trajectories": 5,
-        }
-        return config.online(**{**defaults, **settings})
 
-    return configure
+@pytest.fixture(scope="module")
+def two_learners(ray_session: None, pendulum_data: str) -> Iterator[Any]:
+    """Returns an algorithm with two learners; they take longer to start than to do what a test asks."""
+    # They stay while other tests start theirs, so they take no CPU from Ray's count.
+    config = configured(pendulum_data).learners(num_learners=2, num_cpus_per_learner=0)
+    algorithm = config.build_algo()
+    yield algorithm
+    algorithm.stop()
 
 
 def state(algorithm: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -454,6 +473,28 @@ def test_a_policy_of_other_spaces_is_refused(
         online(dataset=cartpole_data, start_from=str(bundle), rl_gradient="none").build_algo()
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        # Of delayed rewards: its target would stay where the replay's returns fall.
+        ({}, r"bundle holds its target constant.*without offline_data.delayed_reward"),
+        ({"head": "gaussian"}, r"td3 needs a deterministic policy.*rl_gradient: none"),
+        ({"backbone": "mlp"}, r"mlp has one output per window"),
+        ({"backbone": "reinformer"}, r"reinformer cannot be finetuned online"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_cannot_be_finetuned_is_refused(
+    online: Configure, pendulum_data: str, tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
+    store = load_dataset(pendulum_data, delayed_reward=not model)
+    spec = PolicySpec.from_store(ModelConfig(**model), store, return_scale=None)
+    weights = {name: value.numpy() for name, value in SequenceModel(spec).state_dict().items()}
+    bundle = save_bundle(spec, weights, tmp_path / "bundle")
+    with pytest.raises(UserError, match=message):
+        online(start_from=str(bundle)).build_algo()
+
+
 def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
     config = online(env_steps_per_iteration=400).learners(num_learners=2).env_runners(num_env_runners=2)
     algorithm = config.build_algo()
@@ -475,6 +516,35 @@ def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None
     local.train()
     assert local.collected_episodes == 4
     local.stop()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners: Any, preset: str) -> None:
+    """Through pretraining into finetuning, on batches of their own: a preset's learner in both processes."""
+    config = online(**PRESETS[preset]).learners(num_learners=2)
+    config.validate()
+    iterators = config.offline_data_class(config).iterators(2)
+    spaces = {DEFAULT_MODULE_ID: (config.observation_space, config.action_space)}
+
+    def learn(host: Any) -> tuple[Any, ...]:
+        learner = config.build_learner(spaces=spaces)
+        states = [weights(learner)]
+        data = TrainingData(data_iterators=[iterators[host._rank]])
+        learner.update(training_data=data, num_iters=5)
+        states.append(weights(learner))
+        return learner._rank, learner.gradient_step, float(learner._last_loss), *states
+
+    def weights(learner: Any) -> dict[str, Any]:
+        return {n: v.numpy().copy() for n, v in learner.online_module.state_dict().items()}
+
+    one, other = (result.get() for result in two_learners.learner_group.foreach_learner(learn))
+    assert (one[0], other[0]) == (0, 1) and one[1] == other[1] == 5
+    assert one[2] != other[2], "they saw different batches"
+    before, after = one[3:]
+    assert same(before, other[3]) and same(after, other[4])
+    learns = {"model.": True, "critic.": config.rl_gradient == "td3", "log_temperature": preset == "ODT"}
+    for prefix in (prefix for prefix, does in learns.items() if does):
+        assert not same(before, after, prefix)
 
 
 def test_a_killed_runner_costs_nothing(online: Configure) -> None:
@@ -504,6 +574,33 @@ def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
         for _ in range(60):
             algorithm.train()
     algorithm.stop()
+
+
+def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learners: Any) -> None:
+    """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
+
+    def apply_a_loss_that_is_infinite_in_one(learner: Any) -> str | None:
+        parameters = learner.online_module.critic.parameters()
+        loss = sum(parameter.sum() for parameter in parameters) + (float("inf") if learner._rank == 1 else 0)
+        try:
+            learner._apply("critic", loss, "the loss", clip=None)
+        except TrainingDiverged as error:
+            return str(error)
+        return None
+
+    def raise_values_in_one(learner: Any) -> None:
+        if learner._rank == 1:
+            learner.online_module.critic.q1[-1].bias.data += 1e12
+
+    group = two_learners.learner_group
+    found = [result.get() for result in group.foreach_learner(apply_a_loss_that_is_infinite_in_one)]
+    assert len(found) == 2 and all(
+        text.startswith("the loss became inf with a gradient of") for text in found
+    )
+    group.foreach_learner(raise_values_in_one)
+    with pytest.raises(TrainingDiverged, match=r"^the critic's values exploded.*critic_lr$") as raised:
+        two_learners.train()
+    assert type(raised.value) is TrainingDiverged and "\n" not in str(raised.value)
 
 
 def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
@@ -537,6 +634,38 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
 def test_bad_values_are_refused(online: Configure, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         online(**settings).validate()
+
+
+@pytest.mark.parametrize("section", ["online", "training", "evaluation", "env_runners", "learners"])
+def test_counts_are_whole_numbers(section: str) -> None:
+    """1e3 is 1000, however it is written; 2.5 is refused before anything runs, in every section."""
+    counts = {
+        "online": (
+            *("pretrain_steps", "env_steps", "env_steps_per_iteration", "updates_per_iteration"),
+            *("actor_interval", "critic_width", "replay_capacity_trajectories", "replay_capacity_steps"),
+            *("max_policy_lag", "evaluation_context_length"),
+        ),
+        "training": (
+            *("gradient_steps", "gradient_steps_per_iteration", "warmup_steps"),
+            "train_batch_size_per_learner",
+        ),
+        "evaluation": (
+            *("episodes_per_target", "max_evaluation_slots", "evaluation_context_length"),
+            *("evaluation_interval", "evaluation_num_env_runners"),
+        ),
+        "env_runners": ("num_env_runners", "num_envs_per_env_runner"),
+        "learners": ("num_learners",),
+    }[section]
+    file = {"algorithm": "OnlineDT", "offline_data": {"dataset": "recipe:pendulum-mixed"}}
+    for written in ("1e3", "1.0e+3"):
+        overrides = [f"{section}.{name}={written}" for name in counts]
+        config = build_config(apply_overrides(file, overrides))
+        values = [getattr(config, name) for name in counts]
+        assert values == [1000] * len(counts) and {type(value) for value in values} == {int}
+    for name in counts:
+        values = apply_overrides(file, [f"{section}.{name}=2.5"])
+        with pytest.raises(UserError, match=rf"{name} is 2.5; it must be a whole number of at least .*2$"):
+            build_config(values)
 
 
 @pytest.mark.timeout(590)

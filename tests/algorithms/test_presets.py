@@ -1,4 +1,4 @@
-"""The papers' presets of online finetuning: their values, and that each of them pretrains and finetunes."""
+"""The papers' presets of online finetuning: their values, and that each pretrains, finetunes and is restored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rayrl_dt import OnlineDT
 from rayrl_dt.config_files import build_config, read_yaml
 
 pytestmark = pytest.mark.ray
@@ -61,7 +63,9 @@ def test_all_share_the_architecture_and_the_optimiser(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_pretrains_and_finetunes(ray_session: None, pendulum_data: str, name: str) -> None:
+def test_a_preset_pretrains_finetunes_and_is_restored(
+    ray_session: None, pendulum_data: str, name: str, tmp_path: Path
+) -> None:
     """On Pendulum, with fewer and smaller layers, batches and rounds, and all else as in the file."""
     values = read_yaml(CONFIGS / f"{name}.yaml")
     values["offline_data"]["dataset"] = pendulum_data
@@ -72,5 +76,12 @@ def test_a_preset_pretrains_and_finetunes(ray_session: None, pendulum_data: str,
     for _ in range(2):
         algorithm.train()
     assert algorithm.done
-    assert (algorithm.gradient_steps, algorithm.collected_episodes, algorithm.env_steps) == (4, 1, 200)
-    algorithm.stop()
+    standing = (algorithm.gradient_steps, algorithm.collected_episodes, algorithm.env_steps)
+    assert standing == (4, 1, 200)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    restored: Any = OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
+    assert (restored.gradient_steps, restored.collected_episodes, restored.env_steps) == standing
+    saved, found = (item.learner_group._learner.online_module.state_dict() for item in (algorithm, restored))
+    assert list(saved) == list(found) and all(torch.equal(saved[key], found[key]) for key in saved)
+    for item in (algorithm, restored):
+        item.stop()

@@ -6,6 +6,7 @@ The same tests for its three places: memory, mapped files, and a Ray actor.
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -253,6 +254,39 @@ def test_large_replays_are_mapped_from_files_without_a_name(
     assert isinstance(replay._steps["rewards"], np.memmap)
     assert list(tmp_path.iterdir()) == []
     np.testing.assert_array_equal(replay.store.trajectory(30).observations, collected(30, 1000).observations)
+
+
+def test_a_mapped_replay_is_saved_and_loaded_without_a_copy_in_memory(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """The peak of what is allocated stays below a fraction of the content; mapped files do not count."""
+    width = 2000
+    store = make_store(lengths=(600,) * 8, observation_dim=width)
+    content = store.observations.nbytes
+    replays = [
+        TrajectoryReplay(store.info, store.normaliser, capacity=8, memory_bytes=1 << 20) for _ in range(3)
+    ]
+    replays[0].fill(store)
+    state = replays[0].state()
+    peaks = []
+    for step in (
+        lambda: replays[0].save(tmp_path / "replay.npz"),
+        lambda: replays[1].load(tmp_path / "replay.npz"),
+        lambda: replays[2].restore(state),
+    ):
+        tracemalloc.start()
+        step()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Writing, NumPy takes 16 MiB at a time.
+    assert peaks[0] < content / 2 and max(peaks[1:]) < content / 8
+    for replay in replays[1:]:
+        assert all(isinstance(array, np.memmap) for array in replay._steps.values())
+        assert replay.counts == replays[0].counts
+        np.testing.assert_array_equal(replay.numbers(), replays[0].numbers())
+        for name in ("observations", "actions", "rewards", "returns_to_go", "final_observations", "lengths"):
+            one, other = (getattr(item.store, name) for item in (replays[0], replay))
+            np.testing.assert_array_equal(one, other)
 
 
 def test_no_room_for_a_large_replay(
