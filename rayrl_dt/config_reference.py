@@ -15,7 +15,7 @@ import yaml
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.config_files import ALGORITHMS, SECTIONS, keywords
 from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.models.spec import ModelConfig
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.tuning.settings import Settings

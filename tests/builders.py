@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Trajectory, Window
 
 TINY: dict[str, Any] = {"context_length": 6, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0}

@@ -19,7 +19,8 @@ from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critics import load_critic
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.objective import AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, only_one

@@ -18,7 +18,8 @@ from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import load_model
-from rayrl_dt.models.spec import WITH_TIMESTEP_TABLE, ModelConfig, PolicySpec
+from rayrl_dt.models.model_config import WITH_TIMESTEP_TABLE, ModelConfig
+from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["MODES", "OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
 

@@ -37,7 +37,8 @@ from rayrl_dt.evaluation.document import Block, Paragraph, Picture, Table, Tiles
 from rayrl_dt.experiments import page
 from rayrl_dt.experiments.return_model import Progress
 from rayrl_dt.models.critics import IQLCritic
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.value_passes import layers_of
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
 from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import load_weights
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Normaliser
 
 __all__ = ["export_huggingface", "import_huggingface", "to_huggingface"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rayrl_dt.models.spec import ModelConfig
+from rayrl_dt.models.model_config import ModelConfig
 
 __all__ = ["TimestepTable"]
 

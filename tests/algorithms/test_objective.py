@@ -18,8 +18,9 @@ from rayrl_dt.critic.training import CriticTraining
 from rayrl_dt.data.sources import load
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import add_critic, load_critic
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 
 pytestmark = pytest.mark.ray
 

@@ -22,8 +22,9 @@ from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError, load_dataset
 from rayrl_dt.config_files import apply_overrides, build_config
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.seeding import derive_seed
 
 pytestmark = pytest.mark.ray

@@ -18,8 +18,9 @@ from builders import EVALUATION_KEYS
 
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 Run = Callable[..., tuple[int, str, str]]

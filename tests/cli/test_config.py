@@ -12,7 +12,7 @@ from rayrl_dt.config_files import ALGORITHMS, SECTIONS, build_config, keywords
 from rayrl_dt.config_reference import reference
 from rayrl_dt.config_template import template
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.spec import ModelConfig
+from rayrl_dt.models.model_config import ModelConfig
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.spec import BACKBONES, ModelConfig, PolicySpec
+from rayrl_dt.models.model_config import BACKBONES, ModelConfig
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Trajectory
 
 MakeStore = Callable[..., TrajectoryStore]

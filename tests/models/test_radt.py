@@ -16,9 +16,9 @@ from torch.nn import functional
 from rayrl_dt import losses
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.radt import RADTTrunk, sinusoids
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig
 from rayrl_dt.types import Window
 
 K, WIDTH = 6, 16

@@ -12,9 +12,10 @@ from builders import build_model, random_window
 from torch import Tensor
 
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import ModelConfig, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.imitation import imitation_loss, return_loss
 from rayrl_dt.types import Window
 

@@ -19,8 +19,9 @@ from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import attention_bias
+from rayrl_dt.models.model_config import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import BACKBONES, PolicySpec
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.types import Window
 

@@ -12,9 +12,9 @@ from builders import build_model, scramble
 
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.model_config import CONTEXT_RULES
 from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import CONTEXT_RULES
 from rayrl_dt.policy.acting.predicted import PredictedReturnPlan, falling_length
 from rayrl_dt.policy.acting.select import acting_plan
 from rayrl_dt.policy.actor import VectorActor
