@@ -90,6 +90,21 @@ def test_it_collects_while_it_learns_within_both_bounds(asynchronous: Configure)
     algorithm.stop()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(("least", "episodes"), [(1, 1), (300, 2)])
+def test_a_round_is_whole_episodes_in_both_modes(
+    asynchronous: Configure, mode: str, least: int, episodes: int
+) -> None:
+    """Pendulum's episodes take 200 steps; four slots bring several at once, and each round has its updates."""
+    algorithm = asynchronous(mode=mode, env_steps=700, env_steps_per_iteration=least).build_algo()
+    finish(algorithm)
+    rounds = 4 // episodes
+    assert (algorithm.rounds, algorithm.gradient_steps) == (rounds, 4 + rounds * 3)
+    assert algorithm.collected_episodes >= 4
+    assert algorithm.config.total_gradient_steps <= 4 + 5 * 3, "the logged ones have 150 steps on average"
+    algorithm.stop()
+
+
 def test_episodes_go_on_from_call_to_call(asynchronous: Configure) -> None:
     """Pendulum's episodes take 200 steps, the calls 20: an episode spans ten of them, whatever weights came."""
     config = asynchronous(env_steps=800).env_runners(rollout_fragment_length=20)
