@@ -99,7 +99,10 @@ def run_on_runners(algorithm: Any, runners: Any, slots: list[Slot], call: Runner
         UserError: a part was lost for good with its runners, or an environment raised.
     """
     if runners.num_remote_env_runners() == 0:
-        return call(runners.local_env_runner, slots)
+        try:
+            return call(runners.local_env_runner, slots)
+        except Exception as error:
+            raise_from_runner(error)
     count = max(1, runners.num_healthy_remote_workers())
     waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
     done: dict[int, Rollouts] = {}

@@ -216,14 +216,14 @@ def poisoned() -> Broken:
     return Broken(gym.make("Pendulum-v1"))
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
 @pytest.mark.parametrize(
     ("env", "message"), [("raising", "ValueError: the joint came off"), ("poisoned", "NaN or infinite")]
 )
 def test_a_broken_environment_stops_the_run(
-    asynchronous: Configure, mode: str, env: str, message: str
+    asynchronous: Configure, mode: str, runners: int, env: str, message: str
 ) -> None:
-    algorithm = asynchronous(mode=mode, runners=1, env=f"{__name__}:{env}").build_algo()
+    algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:{env}").build_algo()
     with pytest.raises(UserError, match=message):
         finish(algorithm)
     algorithm.stop()
