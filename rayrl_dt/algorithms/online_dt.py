@@ -19,7 +19,7 @@ from rayrl_dt.algorithms.shared_replay import SharedReplay, sources
 from rayrl_dt.algorithms.streams import RunnerStreams
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import EpisodeRecord, Slot
+from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
 from rayrl_dt.interop.bundle import load_model
 from rayrl_dt.seeding import derive_seed
 
@@ -156,7 +156,10 @@ class OnlineDT(SequenceAlgorithm):
             self._collect_and_update(self.replay)
             return
         if self._updates_left <= 0:
-            self._collect(self.replay)
+            try:
+                self._collect(self.replay)
+            except RolloutsStopped:
+                return  # the round is collected anew, and is the same
         self._update(self._sources(self.replay), self._updates_left)
 
     def _new_replay(self) -> TrajectoryReplay | SharedReplay:
@@ -183,7 +186,7 @@ class OnlineDT(SequenceAlgorithm):
         config, runners = self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
             runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-            call = Collect()
+            call = Collect(stop=self.stop_asked)
         else:
             call = Collect(ray.put(self.policy_state()))
         at_once = max(1, config.num_env_runners) * config.num_envs_per_env_runner
@@ -196,7 +199,7 @@ class OnlineDT(SequenceAlgorithm):
                 Slot(target, 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
                 for j in range(at_once)
             ]
-            collected += run_on_runners(self, runners, slots, call).episodes
+            collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
         self._take_in(collected, replay)
         self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
 
@@ -230,7 +233,7 @@ class OnlineDT(SequenceAlgorithm):
         goal = self.gradient_steps + config.updates_per_iteration
         self._lags = []
         chunk = 1
-        while self.gradient_steps < goal and not self.done:
+        while self.gradient_steps < goal and not self.done and not self.stop_asked():
             allowed = min(self._updates_left, goal - self.gradient_steps, self._lag_left(), chunk)
             self._exchange(replay, timeout=0.0 if allowed > 0 else 1.0)
             if allowed <= 0:

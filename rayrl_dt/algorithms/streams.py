@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from rayrl_dt.algorithms.patience import Patience
 from rayrl_dt.algorithms.runner_calls import raise_from_runner
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord
@@ -25,6 +26,9 @@ _CALLS_PER_RUNNER = 2
 _PROBE_EVERY = 2.0
 _PROBE_FOR = 0.2
 _PATIENCE = 120.0
+# Seconds that a runner may take for a call, and how often in a row it may be restarted for taking longer.
+_PATIENCE_WITH_A_CALL = 600.0
+_RESTARTS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class RunnerStreams:
         self._steps = steps
         self._flights: dict[Any, _Flight] = {}
         self._probed = self._heard = time.monotonic()
+        self._patience = Patience(_PATIENCE_WITH_A_CALL)
+        self._hung: dict[int, int] = {}  # times in a row, by runner
         self.calls = calls
         self.lives: dict[int, Life] = {}
 
@@ -154,11 +160,13 @@ class RunnerStreams:
     def receive(self, *, timeout: float) -> list[Arrival]:
         """Returns what has arrived; waits for something if nothing has.
 
+        A runner that has not answered for ten minutes is restarted, as if it had died.
+
         Args:
             timeout: seconds to wait at most.
 
         Raises:
-            UserError: an environment raised, or no runner has answered for two minutes.
+            UserError: an environment raised, no runner has come back for two minutes, or one hangs again and again.
         """
         if not self._flights:
             time.sleep(min(timeout, 0.01))
@@ -166,7 +174,13 @@ class RunnerStreams:
         if ready:
             # The wait ends with the first; the others that are there come along.
             ready, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
-        arrivals = [arrival for flight in ready if (arrival := self._open(flight)) is not None]
+        arrivals, heard = [], set[int]()
+        for reference in ready:
+            flight = self._flights.pop(reference)
+            arrival = self._open(reference, flight)
+            if arrival is not None:
+                arrivals.append(arrival)
+                heard.add(flight.runner)
         if arrivals:
             self._heard = time.monotonic()
         elif time.monotonic() - self._heard > _PATIENCE and not self._manager.healthy_actor_ids():
@@ -174,10 +188,25 @@ class RunnerStreams:
                 f"no env runner has come back for {_PATIENCE:.0f} s; look into the runners' logs and memory, then "
                 "continue from the last checkpoint with --resume"
             )
+        for runner in heard:
+            self._hung.pop(runner, None)
+        for runner in self._patience.look({flight.runner for flight in self._flights.values()}, heard):
+            self._restart(runner)
         return arrivals
 
-    def _open(self, reference: Any) -> Arrival | None:
-        flight = self._flights.pop(reference)
+    def _restart(self, runner: int) -> None:
+        """Ends the process of a runner that hangs: its calls then fail as a dead one's, and Ray starts another."""
+        self._hung[runner] = self._hung.get(runner, 0) + 1
+        if self._hung[runner] > _RESTARTS_IN_A_ROW:
+            raise UserError(
+                f"env runner {runner} has not answered for {self._patience.seconds:.0f} s, {self._hung[runner]} times "
+                "in a row; see whether its environment hangs (where it is merely slow, lower "
+                "env_runners.rollout_fragment_length), then continue from the last checkpoint with --resume"
+            )
+        ray.kill(self._manager.actors()[runner], no_restart=False)
+
+    def _open(self, reference: Any, flight: _Flight) -> Arrival | None:
+        """What a call brought; None if it was lost with its runner."""
         try:
             found = ray.get(reference)
         except RayActorError:

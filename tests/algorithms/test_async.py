@@ -11,8 +11,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ray
+from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt.algorithms import runner_calls, streams
 from rayrl_dt.algorithms.shared_replay import SharedReplay
 
 pytestmark = pytest.mark.ray
@@ -226,6 +228,58 @@ def test_a_broken_environment_stops_the_run(
     algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:{env}").build_algo()
     with pytest.raises(UserError, match=message):
         finish(algorithm)
+    algorithm.stop()
+
+
+class Hanging(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum that hangs in the middle of its first episode, unless one has hung before."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.flag, self.steps = Path(flag), 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps > 150 and not self.flag.exists():
+            self.flag.touch()
+            time.sleep(10_000)
+        return super().step(action)
+
+
+def hanging(flag: str) -> Hanging:
+    return Hanging(flag)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_runner_that_hangs_is_restarted(
+    asynchronous: Configure, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_calls, "_PATIENCE", 10.0)
+    monkeypatch.setattr(streams, "_PATIENCE_WITH_A_CALL", 10.0)
+    spec = EnvSpec("Hanging-v0", f"{__name__}:hanging", kwargs={"flag": str(tmp_path / "hung")}).to_json()
+    config = asynchronous(mode=mode, runners=1, slots=1, env=spec, env_steps=400)
+    algorithm = config.env_runners(rollout_fragment_length=50).build_algo()
+    finish(algorithm)
+    assert (tmp_path / "hung").exists() and algorithm.env_steps == 400
+    assert mode == "sync" or algorithm.streams.restarts == 1
+    algorithm.stop()
+
+
+def endless() -> gym.Env[Any, Any]:
+    return gym.make("Pendulum-v1").unwrapped
+
+
+@pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
+def test_an_episode_without_end_can_be_interrupted(
+    asynchronous: Configure, mode: str, runners: int, tmp_path: Path
+) -> None:
+    algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:endless").build_algo()
+    algorithm.train()
+    begin = time.monotonic()
+    algorithm.stop_when(lambda: time.monotonic() > begin + 2)
+    assert "loss" in algorithm.train()["learners"]["default_policy"], "a record can be made of it"
+    assert (algorithm.gradient_steps, algorithm.env_steps) == (4, 0)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
     algorithm.stop()
 
 
