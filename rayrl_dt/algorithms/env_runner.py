@@ -129,7 +129,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         if self._weights_of != call.weights:
             self.load_policy(ray.get(call.policy))
             self._weights_of = call.weights
-        if self._stream is None:
+        if self._stream is None or self._stream.life < call.oldest_life:
             # A new process, or the first call: the call's number has never seeded anything.
             seed = derive_seed(self.config.seed or 0, "stream", call.number)
             collector = Collector(self.env, self._explorer(self.num_envs, seed), record=True)

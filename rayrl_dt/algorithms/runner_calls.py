@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.patience import Patience
 from rayrl_dt.errors import UserError
@@ -196,7 +196,9 @@ def _answers(
             runner = flights.pop(reference)
             try:
                 answers.append(ray.get(reference))
-            except RayActorError:
+            except RayTaskError:
+                raise
+            except RayError:  # killed for its memory, or lost with its node or on the way
                 manager.set_actor_state(runner, healthy=False)
         for runner in patience.look(flights.values(), ()):
             # Its call fails then, as a dead runner's does.

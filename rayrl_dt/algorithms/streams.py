@@ -3,6 +3,9 @@
 A runner's environments go on from call to call, so nobody waits for a long episode. A call returns with the step in
 which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. Weights travel
 once through the object store, whoever asks for them, and only when they have moved far enough.
+
+What an arrival brings is counted against what its stream says it has brought. So where one is lost and its runner lives
+(its node's object store was lost, say), the stream ends and the runner begins another.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.patience import Patience
 from rayrl_dt.algorithms.runner_calls import raise_from_runner
@@ -59,12 +62,14 @@ class Continue:
         policy: weights of the policy in the object store.
         weights: gradient step that they are of.
         steps: vector steps to take at most.
+        oldest_life: a stream that an earlier call began ends, and this call begins another.
     """
 
     number: int
     policy: ray.ObjectRef[dict[str, Any]]
     weights: int
     steps: int
+    oldest_life: int
 
     def __call__(self, runner: Any) -> Arrival | Exception:
         """Runs on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
@@ -114,7 +119,8 @@ class RunnerStreams:
         self._manager = group._worker_manager
         self._group = group
         self._steps = steps
-        self._flights: dict[Any, _Flight] = {}
+        self._flights: dict[Any, _Flight] = {}  # in the order of their calls
+        self._oldest_lives: dict[int, int] = {}  # by runner
         self._probed = self._heard = time.monotonic()
         self._patience = Patience(_PATIENCE_WITH_A_CALL)
         self._hung: dict[int, int] = {}  # times in a row, by runner
@@ -128,7 +134,7 @@ class RunnerStreams:
 
     @property
     def restarts(self) -> int:
-        """Runners that died and came back."""
+        """Streams that began anew: of runners that died and came back, or of which something was lost on its way."""
         return len(self.lives) - len({life.runner for life in self.lives.values()})
 
     def send(self, policy: Callable[[], tuple[Any, int]]) -> None:
@@ -151,7 +157,9 @@ class RunnerStreams:
         for _ in range(_CALLS_PER_RUNNER):
             for runner, room in runners.items():
                 if room > 0:
-                    call = Continue(self.calls, reference, weights, self._steps)
+                    call = Continue(
+                        self.calls, reference, weights, self._steps, self._oldest_lives.get(runner, 0)
+                    )
                     flight = self._manager.actors()[runner].apply.remote(call)
                     self._flights[flight] = _Flight(runner, weights)
                     self.calls += 1
@@ -170,17 +178,24 @@ class RunnerStreams:
         """
         if not self._flights:
             time.sleep(min(timeout, 0.01))
-        ready, _ = ray.wait(list(self._flights), timeout=timeout) if self._flights else ([], [])
-        if ready:
+        found, _ = ray.wait(list(self._flights), timeout=timeout) if self._flights else ([], [])
+        if found:
             # The wait ends with the first; the others that are there come along.
-            ready, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
-        arrivals, heard = [], set[int]()
-        for reference in ready:
-            flight = self._flights.pop(reference)
+            found, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
+        ready = set(found)
+        arrivals: list[Arrival] = []
+        answered, behind = set[int](), set[int]()
+        for reference, flight in list(self._flights.items()):
+            if reference not in ready:
+                behind.add(flight.runner)
+            # A stream's arrivals may overtake each other on their way, and are lost together.
+            if flight.runner in behind or reference not in self._flights:
+                continue
+            del self._flights[reference]
             arrival = self._open(reference, flight)
             if arrival is not None:
                 arrivals.append(arrival)
-                heard.add(flight.runner)
+                answered.add(flight.runner)
         if arrivals:
             self._heard = time.monotonic()
         elif time.monotonic() - self._heard > _PATIENCE and not self._manager.healthy_actor_ids():
@@ -188,9 +203,9 @@ class RunnerStreams:
                 f"no env runner has come back for {_PATIENCE:.0f} s; look into the runners' logs and memory, then "
                 "continue from the last checkpoint with --resume"
             )
-        for runner in heard:
+        for runner in answered:
             self._hung.pop(runner, None)
-        for runner in self._patience.look({flight.runner for flight in self._flights.values()}, heard):
+        for runner in self._patience.look({flight.runner for flight in self._flights.values()}, answered):
             self._restart(runner)
         return arrivals
 
@@ -206,11 +221,13 @@ class RunnerStreams:
         ray.kill(self._manager.actors()[runner], no_restart=False)
 
     def _open(self, reference: Any, flight: _Flight) -> Arrival | None:
-        """What a call brought; None if it was lost with its runner."""
+        """What a call brought; None if it was lost, with its runner or alone."""
         try:
             found = ray.get(reference)
-        except RayActorError:
-            self._manager.set_actor_state(flight.runner, healthy=False)
+        except RayTaskError:
+            raise
+        except RayError:  # dead, killed for its memory, or lost with its node or on the way
+            self._lose(flight.runner)
             return None
         if isinstance(found, Exception):
             raise_from_runner(found)
@@ -225,6 +242,12 @@ class RunnerStreams:
             flight.runner, life.episodes + len(found.episodes), life.steps + brought
         )
         return found
+
+    def _lose(self, runner: int) -> None:
+        """Takes a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
+        self._manager.set_actor_state(runner, healthy=False)
+        self._oldest_lives[runner] = self.calls
+        self._flights = {flight: each for flight, each in self._flights.items() if each.runner != runner}
 
     def _bring_back(self) -> None:
         """Takes runners that Ray has restarted back into service."""

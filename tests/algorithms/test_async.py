@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import ray
 from gymnasium.envs.registration import EnvSpec
+from ray.exceptions import ObjectLostError
 
 from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
-from rayrl_dt.algorithms import runner_calls, streams
+from rayrl_dt.algorithms import runner_calls, shared_replay, streams
 from rayrl_dt.algorithms.shared_replay import SharedReplay
 
 pytestmark = pytest.mark.ray
@@ -176,6 +177,44 @@ def test_ten_killed_runners_lose_and_double_nothing(asynchronous: Configure) -> 
                 killed += 1
                 break
     assert len(algorithm.streams.lives) >= 10
+    check_counters(algorithm, logged=8)
+    algorithm.stop()
+
+
+class Owner:
+    """Has objects that die with it."""
+
+    def own(self, value: Any) -> list[Any]:
+        return [ray.put(value)]
+
+
+def lost(value: Any) -> Any:
+    """A reference to what is lost, as with its node; no process of ours has died."""
+    owner: Any = ray.remote(num_cpus=0)(Owner).remote()
+    (reference,) = ray.get(owner.own.remote(value))
+    ray.kill(owner)
+    for _ in range(600):
+        try:
+            ray.get(reference)
+        except ObjectLostError:
+            return reference
+        time.sleep(0.1)
+    raise AssertionError("the object outlives its owner")
+
+
+def test_an_arrival_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> None:
+    """Its runner lives: the stream would go on from episodes that nobody has seen."""
+    with pytest.raises(UserError, match=r"replay's process died, or .* \(OwnerDiedError\).*--resume"):
+        shared_replay._get(lost(0))
+    algorithm = asynchronous(env_steps=2400).env_runners(rollout_fragment_length=250).build_algo()
+    while not algorithm.streams:
+        algorithm.train()
+    first, *others = algorithm.streams._flights.items()
+    arrival = ray.get(first[0])
+    assert arrival.episodes, "there is something to lose"
+    algorithm.streams._flights = {lost(arrival): first[1], **dict(others)}
+    finish(algorithm)
+    assert algorithm.streams.restarts == 1
     check_counters(algorithm, logged=8)
     algorithm.stop()
 
