@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.patience import Patience
+from rayrl_dt.algorithms.runner_failure import RunnerFailure
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import Rollouts, RolloutsStopped, Slot
 
-__all__ = ["Collect", "Evaluate", "RunnerCall", "raise_from_runner", "run_on_runners"]
+__all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
 
 _ATTEMPTS = 3
 # Seconds for each episode of a part; a runner that takes longer is taken for one that hangs.
@@ -72,26 +73,12 @@ class _Part:
     slots: list[Slot]
     call: RunnerCall
 
-    def __call__(self, runner: Any) -> tuple[int, Rollouts | Exception]:
+    def __call__(self, runner: Any) -> tuple[int, Rollouts | RunnerFailure]:
         # Raised, it would look like a lost runner.
         try:
             return self.part, self.call(runner, self.slots)
         except Exception as error:
-            return self.part, error
-
-
-def raise_from_runner(error: Exception) -> NoReturn:
-    """Raises what a runner's environment or policy raised.
-
-    Raises:
-        UserError: always, with the remedy.
-    """
-    if isinstance(error, UserError):
-        raise error
-    raise UserError(
-        f"an env runner raised {type(error).__name__}: {error}; mend the environment, then continue from the last "
-        "checkpoint with --resume"
-    ) from error
+            return self.part, RunnerFailure.of(error)
 
 
 def run_on_runners(
@@ -123,10 +110,11 @@ def run_on_runners(
     if runners.num_remote_env_runners() == 0:
         try:
             return call(runners.local_env_runner, slots)
-        except RolloutsStopped:
+        except (UserError, RolloutsStopped):
             raise
         except Exception as error:
-            raise_from_runner(error)
+            failure = RunnerFailure.of(error)
+        raise failure.error()  # whose cause is text: Ray copies causes, which this exception may not survive
     count = max(1, runners.num_healthy_remote_workers())
     waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
     done: dict[int, Rollouts] = {}
@@ -137,8 +125,8 @@ def run_on_runners(
             calls = dict(zip(workers, parts, strict=False))  # what is left waits for the next turn
             results = _answers(runners, calls, stop)
             for part, result in results:
-                if isinstance(result, Exception):
-                    raise_from_runner(result)
+                if isinstance(result, RunnerFailure):
+                    raise result.error()
                 done[part] = result
                 del waiting[part]
             if len(results) < len(calls):
@@ -174,7 +162,7 @@ def _bring_back(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -
 
 def _answers(
     runners: Any, calls: Mapping[int, _Part], stop: Callable[[], bool] | None
-) -> list[tuple[int, Rollouts | Exception]]:
+) -> list[tuple[int, Rollouts | RunnerFailure]]:
     """What the runners answer; one that dies or hangs answers nothing, and is taken out of service.
 
     Args:
@@ -187,7 +175,7 @@ def _answers(
     flights = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
     episodes = max(sum(slot.episodes for slot in part.slots) for part in calls.values())
     patience = Patience(_PATIENCE * episodes)
-    answers: list[tuple[int, Rollouts | Exception]] = []
+    answers: list[tuple[int, Rollouts | RunnerFailure]] = []
     while flights:
         if stop is not None and stop():
             raise RolloutsStopped

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.patience import Patience
-from rayrl_dt.algorithms.runner_calls import raise_from_runner
+from rayrl_dt.algorithms.runner_failure import RunnerFailure
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord
 
@@ -71,13 +71,13 @@ class Continue:
     steps: int
     oldest_life: int
 
-    def __call__(self, runner: Any) -> Arrival | Exception:
+    def __call__(self, runner: Any) -> Arrival | RunnerFailure:
         """Runs on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
         try:
             arrival: Arrival = runner.go_on(self)
             return arrival
         except Exception as error:
-            return error
+            return RunnerFailure.of(error)
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ class RunnerStreams:
         except RayError:  # dead, killed for its memory, or lost with its node or on the way
             self._lose(flight.runner)
             return None
-        if isinstance(found, Exception):
-            raise_from_runner(found)
+        if isinstance(found, RunnerFailure):
+            raise found.error()
         assert isinstance(found, Arrival)
         life = self.lives.get(found.life, Life(flight.runner))
         if found.episodes_before != life.episodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,13 +236,20 @@ def test_a_dead_replay_stops_the_run_and_leaves_the_checkpoint(
     resumed.stop()
 
 
+class JointLost(Exception):
+    """One that cannot be unpickled: it takes more than what it says."""
+
+    def __init__(self, joint: str, force: float) -> None:
+        super().__init__(f"the {joint}\ncame off at {force} N")
+
+
 class Broken(gym.Wrapper[Any, Any, Any, Any]):
     """Pendulum that raises, or whose rewards are NaN."""
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = super().step(action)
         if self.raises:
-            raise ValueError("the joint came off")
+            raise JointLost("elbow", 7.5)
         return observation, float("nan") * float(reward), terminated, truncated, info
 
     raises = False
@@ -259,14 +267,19 @@ def poisoned() -> Broken:
 
 @pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
 @pytest.mark.parametrize(
-    ("env", "message"), [("raising", "ValueError: the joint came off"), ("poisoned", "NaN or infinite")]
+    ("env", "message"),
+    [("raising", "JointLost: the elbow came off at 7.5 N; mend"), ("poisoned", "NaN or infinite")],
 )
 def test_a_broken_environment_stops_the_run(
     asynchronous: Configure, mode: str, runners: int, env: str, message: str
 ) -> None:
     algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:{env}").build_algo()
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         finish(algorithm)
+    assert "\n" not in str(caught.value)
+    if env == "raising":
+        shown = "".join(traceback.format_exception(caught.value))
+        assert 'raise JointLost("elbow", 7.5)' in shown, "the environment's own traceback"
     algorithm.stop()
 
 
