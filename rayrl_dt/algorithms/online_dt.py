@@ -320,7 +320,7 @@ class OnlineDT(SequenceAlgorithm):
             return
         if isinstance(self.replay, SharedReplay):
             self.replay.stop()
-        self.replay = self.streams = self._policy = None
+        self.replay = None
         if self.collected_episodes > 0:
             self.replay = self._new_replay()
             self.replay.load(Path(path) / _REPLAY)
@@ -331,7 +331,11 @@ class OnlineDT(SequenceAlgorithm):
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and the counters."""
+        """Restores RLlib's state and the counters; calls under way are of another past, and are dropped."""
+        calls = self.stream_calls
         super().set_state(state)
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
+        # Runners that live go on with streams of this process: no number of theirs may come again.
+        self.stream_calls = max(calls, self.stream_calls)
+        self.streams = self._policy = None

@@ -107,7 +107,7 @@ class RunnerStreams:
     Args:
         group: RLlib's `EnvRunnerGroup`.
         steps: vector steps of a call at most.
-        calls: calls made in this run so far; numbers go on from there.
+        calls: calls made in this run so far; numbers go on from there, and streams that those calls began end.
 
     Attributes:
         calls: calls made.
@@ -120,7 +120,8 @@ class RunnerStreams:
         self._group = group
         self._steps = steps
         self._flights: dict[Any, _Flight] = {}  # in the order of their calls
-        self._oldest_lives: dict[int, int] = {}  # by runner
+        self._first_call = calls
+        self._oldest_lives: dict[int, int] = {}  # by runner, of those that lost a stream
         self._probed = self._heard = time.monotonic()
         self._patience = Patience(_PATIENCE_WITH_A_CALL)
         self._hung: dict[int, int] = {}  # times in a row, by runner
@@ -157,9 +158,8 @@ class RunnerStreams:
         for _ in range(_CALLS_PER_RUNNER):
             for runner, room in runners.items():
                 if room > 0:
-                    call = Continue(
-                        self.calls, reference, weights, self._steps, self._oldest_lives.get(runner, 0)
-                    )
+                    oldest = self._oldest_lives.get(runner, self._first_call)
+                    call = Continue(self.calls, reference, weights, self._steps, oldest)
                     flight = self._manager.actors()[runner].apply.remote(call)
                     self._flights[flight] = _Flight(runner, weights)
                     self.calls += 1

@@ -142,6 +142,24 @@ def test_resuming_goes_on_with_the_same_content(asynchronous: Configure, tmp_pat
     resumed.stop()
 
 
+def test_a_running_algorithm_goes_back_to_its_checkpoint(asynchronous: Configure, tmp_path: Path) -> None:
+    """As population-based training does: the runners live, with streams and calls of what is undone."""
+    algorithm = asynchronous().env_runners(rollout_fragment_length=20).build_algo()
+    while algorithm.env_steps < 400:
+        algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    counted = algorithm.collected_episodes, algorithm.env_steps
+    while algorithm.env_steps < 1000:
+        algorithm.train()
+    calls = algorithm.stream_calls
+    algorithm.restore_from_path(str(tmp_path / "checkpoint"))
+    assert (algorithm.collected_episodes, algorithm.env_steps) == counted
+    finish(algorithm)
+    assert min(algorithm.streams.lives) >= calls
+    check_counters(algorithm, logged=8, lives_before=counted)
+    algorithm.stop()
+
+
 def test_another_number_of_runners_and_rounds_on_resume(asynchronous: Configure, tmp_path: Path) -> None:
     algorithm = asynchronous().build_algo()
     while algorithm.env_steps < 800:
