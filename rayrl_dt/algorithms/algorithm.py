@@ -24,6 +24,8 @@ from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["SequenceAlgorithm"]
 
+_SECONDS_TO_END = 5.0
+
 
 class SequenceAlgorithm(Algorithm):
     """Trains a `SequenceModel` on logged data; works with `build_algo`, `from_checkpoint` and Ray Tune.
@@ -31,6 +33,7 @@ class SequenceAlgorithm(Algorithm):
     Attributes:
         gradient_steps: gradient steps taken so far (saved).
         last_update_seconds: wall time of the last iteration's gradient steps.
+        stop_asked: whether somebody wants the iteration to end early; see `stop_when`.
     """
 
     config: SequenceConfig
@@ -44,6 +47,7 @@ class SequenceAlgorithm(Algorithm):
         """Loads the data, which resolves the config, and builds learners and runners."""
         self.gradient_steps = 0
         self.last_update_seconds = 0.0
+        self.stop_asked: Callable[[], bool] = lambda: False
         self.config = self.config.copy(copy_frozen=False)
         super().setup(self.config)
         if self.config.objective_critic is not None:
@@ -97,6 +101,14 @@ class SequenceAlgorithm(Algorithm):
         if not self.learner_group.is_remote:
             self.learner_group._learner.observer = observer
 
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Has the algorithm call `asked()` while it collects, every second at least; True ends the iteration early.
+
+        What `observe_steps` is to updates: a checkpoint of the algorithm as it then is goes on where it stopped.
+        Evaluations are finished.
+        """
+        self.stop_asked = asked
+
     def report(self) -> dict[str, Any]:
         """Returns what a run's log says beside the learner's figures."""
         return {}
@@ -145,6 +157,18 @@ class SequenceAlgorithm(Algorithm):
         result[GRADIENT_STEPS] = self.gradient_steps
         result["done"] = self.done
         return result
+
+    def cleanup(self) -> None:
+        """Ends everything; a runner that does not answer, in an episode without end say, is not waited for."""
+        for name in ("env_runner_group", "eval_env_runner_group"):
+            group = getattr(self, name, None)  # none where the setup failed
+            if group is not None:
+                manager = group._worker_manager
+                manager.foreach_actor(
+                    lambda runner: runner.stop(), healthy_only=False, timeout_seconds=_SECONDS_TO_END
+                )
+                manager.clear()
+        super().cleanup()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adds the gradient steps to RLlib's state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,17 +106,21 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         self._weights_of = None
         self.module.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 
-    def collect(self, slots: list[Slot]) -> Rollouts:
+    def collect(self, slots: list[Slot], stop: Callable[[], bool] | None = None) -> Rollouts:
         """Runs each slot's quota with exploration, and records the steps.
 
         What is collected is a function of the weights and the slots: nothing goes on from one call to the next.
+
+        Args:
+            slots: targets, quotas and seeds.
+            stop: called before every step; True ends the collection, for nothing.
         """
         if self.config.env is None:
             raise UserError("there is no environment to collect in; set environment.env in the config")
         env = self._vector_env(len(slots))
         try:
             actor = self._explorer(len(slots), slots[0].seed)
-            return run_slots(Collector(env, actor, record=True), slots)
+            return run_slots(Collector(env, actor, record=True), slots, stop=stop)
         finally:
             env.close()
 
@@ -124,7 +129,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         if self._weights_of != call.weights:
             self.load_policy(ray.get(call.policy))
             self._weights_of = call.weights
-        if self._stream is None:
+        if self._stream is None or self._stream.life < call.oldest_life:
             # A new process, or the first call: the call's number has never seeded anything.
             seed = derive_seed(self.config.seed or 0, "stream", call.number)
             collector = Collector(self.env, self._explorer(self.num_envs, seed), record=True)

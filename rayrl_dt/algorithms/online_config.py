@@ -50,6 +50,8 @@ class OnlineConfig(SequenceConfig):
             "num_layers": 2,
             "num_heads": 1,
         }
+        # Mean length of the logged episodes, once there is data: what one more episode is expected to take.
+        self.logged_episode_steps = 1.0
         # Set when a policy is taken over, so that a checkpoint needs nothing but itself.
         self.base_policy: dict[str, Any] | None = None
         # online()
@@ -141,9 +143,9 @@ class OnlineConfig(SequenceConfig):
         Args:
             start_from: run, checkpoint or bundle whose policy weights, normaliser and scales to start from.
             mode: "sync" takes turns, as the papers do: collect whole episodes, then update; a run is a function of its
-                seed. "async" has remote runners collect while the learner updates, at no more than
-                `updates_per_iteration` updates for `env_steps_per_iteration` steps; a resumed run goes on with the same
-                weights, replay and counters, and with new episodes.
+                seed. "async" has remote runners collect while the learner updates; a resumed run goes on with the same
+                weights, replay and counters, and with new episodes. The same episodes in the same order ask for the
+                same updates in both, however many slots there are: `updates_per_iteration` for each round.
             max_policy_lag: in async mode, gradient steps that the weights behind a collected step may be old when it
                 arrives; the learner waits otherwise. None for two iterations' updates.
             max_rounds_ahead: in async mode, iterations that runners may be ahead of the updates; a learner that keeps
@@ -170,8 +172,9 @@ class OnlineConfig(SequenceConfig):
             initial_temperature: its first value.
             pretrain_steps: gradient steps on the logged data first.
             env_steps: environment steps to collect in total.
-            env_steps_per_iteration: collected at least, in whole episodes, before each round of updates.
-            updates_per_iteration: gradient steps of such a round.
+            env_steps_per_iteration: of a round, which is the fewest whole episodes that have so many steps: 1 for one
+                episode, as the papers have it. The last round may go beyond `env_steps`.
+            updates_per_iteration: gradient steps that each round allows, once it is complete.
             exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
                 head "gaussian" samples instead and ignores it.
             exploration_target: raw return asked for while collecting; None for the highest evaluation target.
@@ -188,8 +191,8 @@ class OnlineConfig(SequenceConfig):
 
     @property
     def total_gradient_steps(self) -> int:
-        """Gradient steps of the whole run, at most: an iteration may collect more than it must."""
-        rounds = math.ceil(self.env_steps / self.env_steps_per_iteration)
+        """Gradient steps of the whole run at most, if collected episodes are as long as the logged ones or longer."""
+        rounds = math.ceil(self.env_steps / max(self.env_steps_per_iteration, self.logged_episode_steps))
         return self.pretrain_steps + rounds * self.updates_per_iteration
 
     @property
@@ -242,6 +245,7 @@ class OnlineConfig(SequenceConfig):
                 f"online.action_regularisation is {self.action_regularisation}, a weight of distances between "
                 f"continuous actions, and those of {store.info.source} are {store.info.action_space}; set it to 0"
             )
+        self.logged_episode_steps = store.num_steps / store.num_episodes
         self.gradient_steps = self.total_gradient_steps
         if base is None:
             return

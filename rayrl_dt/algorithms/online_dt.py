@@ -19,7 +19,7 @@ from rayrl_dt.algorithms.shared_replay import SharedReplay, sources
 from rayrl_dt.algorithms.streams import RunnerStreams
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import EpisodeRecord, Slot
+from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
 from rayrl_dt.interop.bundle import load_model
 from rayrl_dt.seeding import derive_seed
 
@@ -27,7 +27,7 @@ __all__ = ["ENV_STEPS", "OnlineDT", "OnlineDTConfig"]
 
 ENV_STEPS = "env_steps"
 _EPISODES = "collected_episodes"
-_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "updates_due", "collected_return", "stream_calls")
+_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "round_steps", "updates_due", "collected_return", "stream_calls")
 _REPLAY = "replay.npz"
 # Between two looks at what the runners have sent: long enough to cost nothing, short enough that none runs dry.
 _SECONDS_OF_UPDATES = 0.1
@@ -64,7 +64,8 @@ class OnlineDT(SequenceAlgorithm):
     Attributes:
         env_steps: environment steps collected so far (saved).
         collected_episodes: their episodes (saved).
-        rounds: rounds of collection and updates begun (saved); async mode has none.
+        rounds: rounds that have been collected (saved); see `env_steps_per_iteration`.
+        round_steps: environment steps of the next one so far (saved).
         updates_due: online updates that what is collected asks for (saved).
         collected_return: mean raw return of the episodes collected last (saved).
         stream_calls: calls made to runners in async mode (saved).
@@ -85,6 +86,7 @@ class OnlineDT(SequenceAlgorithm):
         self.env_steps = 0
         self.collected_episodes = 0
         self.rounds = 0
+        self.round_steps = 0
         self.updates_due = 0
         self.collected_return: float | None = None
         self.stream_calls = 0
@@ -120,12 +122,17 @@ class OnlineDT(SequenceAlgorithm):
     @property
     def done(self) -> bool:
         """Whether the run has collected all of its environment steps and learned from them."""
-        return self.online and self.env_steps >= self.config.env_steps and self._updates_left <= 0
+        return self.online and not self._collects and self._updates_left <= 0
 
     @property
     def at_milestone(self) -> bool:
         """Whether the policy is to be evaluated, whatever the interval: the final one, and the one to be finetuned."""
         return self.done or (self.online and self.replay is None)
+
+    @property
+    def _collects(self) -> bool:
+        """Whether there is more to collect: a round that has begun is completed."""
+        return self.env_steps < self.config.env_steps or self.round_steps > 0
 
     @property
     def _updates_left(self) -> int:
@@ -149,7 +156,10 @@ class OnlineDT(SequenceAlgorithm):
             self._collect_and_update(self.replay)
             return
         if self._updates_left <= 0:
-            self._collect(self.replay)
+            try:
+                self._collect(self.replay)
+            except RolloutsStopped:
+                return  # the round is collected anew, and is the same
         self._update(self._sources(self.replay), self._updates_left)
 
     def _new_replay(self) -> TrajectoryReplay | SharedReplay:
@@ -171,31 +181,30 @@ class OnlineDT(SequenceAlgorithm):
         return sources(replay, self.offline_data.sampling, config.num_learners, ahead=config.mode == "async")
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
-        """Runs whole episodes until enough steps are collected; each is a function of the weights and its number."""
+        """Runs whole episodes until a round is complete; each is a function of the weights and its number."""
         begin = time.perf_counter()
         config, runners = self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
             runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-            call = Collect()
+            call = Collect(stop=self.stop_asked)
         else:
             call = Collect(ray.put(self.policy_state()))
         at_once = max(1, config.num_env_runners) * config.num_envs_per_env_runner
         target = config.rollout_target()
         collected: list[EpisodeRecord] = []
-        while sum(episode.length for episode in collected) < config.env_steps_per_iteration:
+        left = max(1, config.env_steps_per_iteration - self.round_steps)
+        while sum(episode.length for episode in collected) < left:
             first = self.collected_episodes + len(collected)
             slots = [
                 Slot(target, 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
                 for j in range(at_once)
             ]
-            collected += run_on_runners(self, runners, slots, call).episodes
+            collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
         self._take_in(collected, replay)
-        self.rounds += 1
-        self.updates_due += config.updates_per_iteration
         self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
-        """Adds finished episodes to the replay and counts them."""
+        """Adds finished episodes to the replay and counts them, and the updates of the rounds that they complete."""
         trajectories = []
         for episode in episodes:
             trajectory = episode.trajectory
@@ -203,21 +212,28 @@ class OnlineDT(SequenceAlgorithm):
             ended = self.config.timeout_is_terminal or trajectory.terminated
             trajectories.append(replace(trajectory, terminated=ended))
         replay.add(trajectories)
-        self.env_steps += sum(episode.length for episode in episodes)
+        for episode in episodes:
+            if self._collects:
+                self.round_steps += episode.length
+            self.env_steps += episode.length
+            if self.round_steps >= self.config.env_steps_per_iteration:
+                self.rounds += 1
+                self.round_steps = 0
+                self.updates_due += self.config.updates_per_iteration
         self.collected_episodes += len(episodes)
         self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
 
     def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Takes one iteration's updates while the runners go on collecting.
 
-        Updates wait for data where they would exceed the update-to-data ratio, and for a runner where its weights would
-        fall further behind than `max_policy_lag`. Runners wait where they are `max_rounds_ahead` ahead of the updates.
+        Updates wait for a round to be complete, as in sync mode, and for a runner where its weights would fall further
+        behind than `max_policy_lag`. Runners wait where they are `max_rounds_ahead` ahead of the updates.
         """
         config, begin = self.config, time.perf_counter()
         goal = self.gradient_steps + config.updates_per_iteration
         self._lags = []
         chunk = 1
-        while self.gradient_steps < goal and not self.done:
+        while self.gradient_steps < goal and not self.done and not self.stop_asked():
             allowed = min(self._updates_left, goal - self.gradient_steps, self._lag_left(), chunk)
             self._exchange(replay, timeout=0.0 if allowed > 0 else 1.0)
             if allowed <= 0:
@@ -238,7 +254,7 @@ class OnlineDT(SequenceAlgorithm):
             steps = fragment if isinstance(fragment, int) else _FRAGMENT
             self.streams = RunnerStreams(self.env_runner_group, steps=steps, calls=self.stream_calls)
         ahead = self._updates_left / config.updates_per_iteration
-        if self.env_steps < config.env_steps and ahead < config.max_rounds_ahead:
+        if self._collects and ahead < config.max_rounds_ahead:
             self.streams.send(self._current_policy)
             self.stream_calls = self.streams.calls
         for arrival in self.streams.receive(timeout=timeout):
@@ -246,8 +262,6 @@ class OnlineDT(SequenceAlgorithm):
             self._collected = self._collected[0] + arrival.env_steps, 0.0
             if arrival.episodes:
                 self._take_in(arrival.episodes, replay)
-                share = min(self.env_steps, config.env_steps) / config.env_steps_per_iteration
-                self.updates_due = max(self.updates_due, int(share * config.updates_per_iteration))
 
     def _current_policy(self) -> tuple[Any, int]:
         """The policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
@@ -306,7 +320,7 @@ class OnlineDT(SequenceAlgorithm):
             return
         if isinstance(self.replay, SharedReplay):
             self.replay.stop()
-        self.replay = self.streams = self._policy = None
+        self.replay = None
         if self.collected_episodes > 0:
             self.replay = self._new_replay()
             self.replay.load(Path(path) / _REPLAY)
@@ -317,7 +331,11 @@ class OnlineDT(SequenceAlgorithm):
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and the counters."""
+        """Restores RLlib's state and the counters; calls under way are of another past, and are dropped."""
+        calls = self.stream_calls
         super().set_state(state)
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
+        # Runners that live go on with streams of this process: no number of theirs may come again.
+        self.stream_calls = max(calls, self.stream_calls)
+        self.streams = self._policy = None

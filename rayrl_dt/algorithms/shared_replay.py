@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrl_dt.algorithms.offline_data import BatchSource, Sampling, SharedStore, StoreIterator
@@ -215,12 +215,13 @@ def _get(reference: Any) -> Any:
     """Returns a result of the actor, or raises what went wrong there as it was raised."""
     try:
         return ray.get(reference)
-    except RayActorError as error:
-        raise UserError(
-            "the replay's process died, and with it what was collected since the last checkpoint; that checkpoint is "
-            "whole: continue from it with --resume (if memory ran out, lower online.replay_memory_gib first)"
-        ) from error
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise UserError(
+            f"the replay's process died, or what it sent was lost ({type(error).__name__}), and with it what was "
+            "collected since the last checkpoint; that checkpoint is whole: continue from it with --resume (if memory "
+            "ran out, lower online.replay_memory_gib first)"
+        ) from error

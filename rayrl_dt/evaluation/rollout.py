@@ -16,7 +16,7 @@ from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Trajectory
 
-__all__ = ["EpisodeRecord", "Rollouts", "Slot", "plan_slots", "run_slots"]
+__all__ = ["EpisodeRecord", "Rollouts", "RolloutsStopped", "Slot", "plan_slots", "run_slots"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Rollouts:
     seconds: float
 
 
+class RolloutsStopped(Exception):
+    """Rollouts ended before they were complete, because someone asked for it; nothing of them is kept."""
+
+
 def plan_slots(
     targets: Sequence[float], episodes_per_target: int, *, max_slots: int, seed: int
 ) -> list[Slot]:
@@ -96,6 +100,7 @@ def run_slots(
     slots: Sequence[Slot],
     *,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Rollouts:
     """Runs every slot's quota.
 
@@ -103,6 +108,11 @@ def run_slots(
         collector: has as many slots as `slots`; it is reset.
         slots: from `plan_slots`.
         progress: called with the number of episodes that just ended.
+        stop: called before every step; True ends the rollouts.
+
+    Raises:
+        UserError: the environment returned NaN, or an episode does not end.
+        RolloutsStopped: `stop` asked for it.
     """
     begin = time.perf_counter()
     steps_before = collector.env_steps
@@ -112,6 +122,8 @@ def run_slots(
     collector.active = left > 0
     collector.reset(seed=[slot.seed for slot in slots])
     while collector.active.any():
+        if stop is not None and stop():
+            raise RolloutsStopped
         for episode in collector.step():
             records[episode.slot].append(
                 EpisodeRecord(episode.target, episode.episode_return, episode.length, episode.trajectory)

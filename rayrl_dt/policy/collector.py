@@ -17,7 +17,10 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Trajectory
 
-__all__ = ["Collector", "FinishedEpisode"]
+__all__ = ["LONGEST_EPISODE", "Collector", "FinishedEpisode"]
+
+# Steps after which an episode is taken for one that never ends, where the environment itself allows no longer ones.
+LONGEST_EPISODE = 1_000_000
 
 Array = np.ndarray[Any, Any]
 
@@ -75,6 +78,7 @@ class Collector:
         self._length = np.zeros(slots, np.int64)
         self._first = np.zeros(slots, np.int64)  # index into the history of each slot's first step
         self._history: list[tuple[Array, Array, Array]] = []
+        self._longest = max(LONGEST_EPISODE, getattr(self._spec(), "max_episode_steps", None) or 0)
 
     def reset(self, *, seed: int | list[int | None] | None = None) -> None:
         """Starts every slot afresh; running episodes are dropped."""
@@ -89,7 +93,8 @@ class Collector:
         """Acts once in every slot and returns the episodes that ended.
 
         Raises:
-            UserError: the environment returned a NaN or infinite observation or reward.
+            UserError: the environment returned a NaN or infinite observation or reward, or an episode does not end
+                (`LONGEST_EPISODE`).
         """
         starting, live = self._starting, ~self._resetting
         self._asked[starting] = self.targets[starting]
@@ -113,6 +118,12 @@ class Collector:
         self._length += live
         self.env_steps += int(acting.sum())
         ended = (terminated | truncated) & live
+        if self._length.max() >= self._longest and (self._length[acting & ~ended] >= self._longest).any():
+            raise UserError(
+                f"environment {self._env_name()} has run {self._longest:,} steps and no episode has ended; give it "
+                "a time limit: environment.env_config {max_episode_steps: N}, or gymnasium.wrappers.TimeLimit where it "
+                "is made"
+            )
         self._observations = observations
         finished = [
             FinishedEpisode(
@@ -130,10 +141,14 @@ class Collector:
         return finished
 
     def _env_name(self) -> str:
-        """The environment's id where it has one; vector environments made by hand know only their parts'."""
-        single = getattr(self.env, "envs", [None])[0]
-        spec = self.env.spec or getattr(single, "spec", None)
+        """The environment's id where it has one."""
+        spec = self._spec()
         return str(self.env) if spec is None else str(spec.id)
+
+    def _spec(self) -> Any:
+        """The environment's specification or None; vector environments made by hand know only their parts'."""
+        single = getattr(self.env, "envs", [None])[0]
+        return self.env.spec or getattr(single, "spec", None)
 
     def _cut(self, slot: int, terminated: bool) -> Trajectory:
         """The steps of the slot's episode, which ended just now."""

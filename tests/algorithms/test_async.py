@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ray
+from gymnasium.envs.registration import EnvSpec
+from ray.exceptions import ObjectLostError
 
 from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt.algorithms import runner_calls, shared_replay, streams
 from rayrl_dt.algorithms.shared_replay import SharedReplay
 
 pytestmark = pytest.mark.ray
@@ -90,6 +94,21 @@ def test_it_collects_while_it_learns_within_both_bounds(asynchronous: Configure)
     algorithm.stop()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(("least", "episodes"), [(1, 1), (300, 2)])
+def test_a_round_is_whole_episodes_in_both_modes(
+    asynchronous: Configure, mode: str, least: int, episodes: int
+) -> None:
+    """Pendulum's episodes take 200 steps; four slots bring several at once, and each round has its updates."""
+    algorithm = asynchronous(mode=mode, env_steps=700, env_steps_per_iteration=least).build_algo()
+    finish(algorithm)
+    rounds = 4 // episodes
+    assert (algorithm.rounds, algorithm.gradient_steps) == (rounds, 4 + rounds * 3)
+    assert algorithm.collected_episodes >= 4
+    assert algorithm.config.total_gradient_steps <= 4 + 5 * 3, "the logged ones have 150 steps on average"
+    algorithm.stop()
+
+
 def test_episodes_go_on_from_call_to_call(asynchronous: Configure) -> None:
     """Pendulum's episodes take 200 steps, the calls 20: an episode spans ten of them, whatever weights came."""
     config = asynchronous(env_steps=800).env_runners(rollout_fragment_length=20)
@@ -121,6 +140,24 @@ def test_resuming_goes_on_with_the_same_content(asynchronous: Configure, tmp_pat
     assert min(resumed.streams.lives) >= calls, "a stream of the run before would repeat its episodes"
     check_counters(resumed, logged=8, lives_before=counted)
     resumed.stop()
+
+
+def test_a_running_algorithm_goes_back_to_its_checkpoint(asynchronous: Configure, tmp_path: Path) -> None:
+    """As population-based training does: the runners live, with streams and calls of what is undone."""
+    algorithm = asynchronous().env_runners(rollout_fragment_length=20).build_algo()
+    while algorithm.env_steps < 400:
+        algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    counted = algorithm.collected_episodes, algorithm.env_steps
+    while algorithm.env_steps < 1000:
+        algorithm.train()
+    calls = algorithm.stream_calls
+    algorithm.restore_from_path(str(tmp_path / "checkpoint"))
+    assert (algorithm.collected_episodes, algorithm.env_steps) == counted
+    finish(algorithm)
+    assert min(algorithm.streams.lives) >= calls
+    check_counters(algorithm, logged=8, lives_before=counted)
+    algorithm.stop()
 
 
 def test_another_number_of_runners_and_rounds_on_resume(asynchronous: Configure, tmp_path: Path) -> None:
@@ -163,6 +200,44 @@ def test_ten_killed_runners_lose_and_double_nothing(asynchronous: Configure) -> 
     algorithm.stop()
 
 
+class Owner:
+    """Has objects that die with it."""
+
+    def own(self, value: Any) -> list[Any]:
+        return [ray.put(value)]
+
+
+def lost(value: Any) -> Any:
+    """A reference to what is lost, as with its node; no process of ours has died."""
+    owner: Any = ray.remote(num_cpus=0)(Owner).remote()
+    (reference,) = ray.get(owner.own.remote(value))
+    ray.kill(owner)
+    for _ in range(600):
+        try:
+            ray.get(reference)
+        except ObjectLostError:
+            return reference
+        time.sleep(0.1)
+    raise AssertionError("the object outlives its owner")
+
+
+def test_an_arrival_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> None:
+    """Its runner lives: the stream would go on from episodes that nobody has seen."""
+    with pytest.raises(UserError, match=r"replay's process died, or .* \(OwnerDiedError\).*--resume"):
+        shared_replay._get(lost(0))
+    algorithm = asynchronous(env_steps=2400).env_runners(rollout_fragment_length=250).build_algo()
+    while not algorithm.streams:
+        algorithm.train()
+    first, *others = algorithm.streams._flights.items()
+    arrival = ray.get(first[0])
+    assert arrival.episodes, "there is something to lose"
+    algorithm.streams._flights = {lost(arrival): first[1], **dict(others)}
+    finish(algorithm)
+    assert algorithm.streams.restarts == 1
+    check_counters(algorithm, logged=8)
+    algorithm.stop()
+
+
 def test_a_dead_replay_stops_the_run_and_leaves_the_checkpoint(
     asynchronous: Configure, tmp_path: Path
 ) -> None:
@@ -179,13 +254,20 @@ def test_a_dead_replay_stops_the_run_and_leaves_the_checkpoint(
     resumed.stop()
 
 
+class JointLost(Exception):
+    """One that cannot be unpickled: it takes more than what it says."""
+
+    def __init__(self, joint: str, force: float) -> None:
+        super().__init__(f"the {joint}\ncame off at {force} N")
+
+
 class Broken(gym.Wrapper[Any, Any, Any, Any]):
     """Pendulum that raises, or whose rewards are NaN."""
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = super().step(action)
         if self.raises:
-            raise ValueError("the joint came off")
+            raise JointLost("elbow", 7.5)
         return observation, float("nan") * float(reward), terminated, truncated, info
 
     raises = False
@@ -201,16 +283,73 @@ def poisoned() -> Broken:
     return Broken(gym.make("Pendulum-v1"))
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
 @pytest.mark.parametrize(
-    ("env", "message"), [("raising", "ValueError: the joint came off"), ("poisoned", "NaN or infinite")]
+    ("env", "message"),
+    [("raising", "JointLost: the elbow came off at 7.5 N; mend"), ("poisoned", "NaN or infinite")],
 )
 def test_a_broken_environment_stops_the_run(
-    asynchronous: Configure, mode: str, env: str, message: str
+    asynchronous: Configure, mode: str, runners: int, env: str, message: str
 ) -> None:
-    algorithm = asynchronous(mode=mode, runners=1, env=f"{__name__}:{env}").build_algo()
-    with pytest.raises(UserError, match=message):
+    algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:{env}").build_algo()
+    with pytest.raises(UserError, match=message) as caught:
         finish(algorithm)
+    assert "\n" not in str(caught.value)
+    if env == "raising":
+        shown = "".join(traceback.format_exception(caught.value))
+        assert 'raise JointLost("elbow", 7.5)' in shown, "the environment's own traceback"
+    algorithm.stop()
+
+
+class Hanging(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum that hangs in the middle of its first episode, unless one has hung before."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.flag, self.steps = Path(flag), 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps > 150 and not self.flag.exists():
+            self.flag.touch()
+            time.sleep(10_000)
+        return super().step(action)
+
+
+def hanging(flag: str) -> Hanging:
+    return Hanging(flag)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_runner_that_hangs_is_restarted(
+    asynchronous: Configure, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_calls, "_PATIENCE", 10.0)
+    monkeypatch.setattr(streams, "_PATIENCE_WITH_A_CALL", 10.0)
+    spec = EnvSpec("Hanging-v0", f"{__name__}:hanging", kwargs={"flag": str(tmp_path / "hung")}).to_json()
+    config = asynchronous(mode=mode, runners=1, slots=1, env=spec, env_steps=400)
+    algorithm = config.env_runners(rollout_fragment_length=50).build_algo()
+    finish(algorithm)
+    assert (tmp_path / "hung").exists() and algorithm.env_steps == 400
+    assert mode == "sync" or algorithm.streams.restarts == 1
+    algorithm.stop()
+
+
+def endless() -> gym.Env[Any, Any]:
+    return gym.make("Pendulum-v1").unwrapped
+
+
+@pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
+def test_an_episode_without_end_can_be_interrupted(
+    asynchronous: Configure, mode: str, runners: int, tmp_path: Path
+) -> None:
+    algorithm = asynchronous(mode=mode, runners=runners, env=f"{__name__}:endless").build_algo()
+    algorithm.train()
+    begin = time.monotonic()
+    algorithm.stop_when(lambda: time.monotonic() > begin + 2)
+    assert "loss" in algorithm.train()["learners"]["default_policy"], "a record can be made of it"
+    assert (algorithm.gradient_steps, algorithm.env_steps) == (4, 0)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
     algorithm.stop()
 
 

@@ -220,6 +220,24 @@ def test_nan_from_the_environment_is_reported(what: str) -> None:
         collector.step()
 
 
+def test_an_episode_without_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayrl_dt.policy.collector.LONGEST_EPISODE", 5)
+    collector = scripted_collector(lengths=((5,), (2, 6), (9,)))
+    collector.active[2] = False
+    collector.reset(seed=0)
+    assert len(collect(collector, 7)) == 2
+    with pytest.raises(UserError, match=r"5 steps and no episode has ended.*max_episode_steps"):
+        collector.step()
+    limited = envs.make_vector("Pendulum-v1", 1)
+    allowed = Collector(
+        limited, VectorActor(build_model(store_for(envs.make("Pendulum-v1"))), 1), record=False
+    )
+    allowed.reset(seed=0)
+    assert [episode.length for episode in collect(allowed, 200)] == [200], (
+        "the environment's own limit is longer"
+    )
+
+
 def test_nan_in_an_idle_slot_is_nobodys_problem() -> None:
     vector = gym.vector.SyncVectorEnv(
         [lambda: ScriptedEnv(0, (5,)), lambda: ScriptedEnv(1, (5,), poison={"reward": (0, 2)})]
