@@ -228,10 +228,14 @@ class _Run:
             return not self.stopping
 
         self.algorithm.observe_steps(on_step)
+        self.algorithm.stop_when(lambda: self.stopping)
         record: dict[str, Any] = self.records[-1] if self.records else {}
         with _interrupts(self._stop):
             while not self.algorithm.done and not self.stopping:
-                record = self._iterate()
+                found = self._iterate()
+                if found is None:
+                    break
+                record = found
                 if observer is not None:
                     observer.iterated(record)
         return RunOutcome(
@@ -244,9 +248,13 @@ class _Run:
     def _stop(self) -> None:
         self.stopping = True
 
-    def _iterate(self) -> dict[str, Any]:
+    def _iterate(self) -> dict[str, Any] | None:
+        """One iteration, its record and what it leaves; None if it was stopped before its first gradient step."""
         begin, steps_before = time.perf_counter(), self.algorithm.gradient_steps
         result = self.algorithm.train()
+        if self.stopping and self.algorithm.gradient_steps == steps_before:
+            write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
+            return None
         evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
         if evaluation is None and self.algorithm.at_milestone and self.algorithm.config.env is not None:
             evaluation = self.algorithm.evaluate()[ALIGNMENT]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -347,6 +348,29 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     finetune(source, **again)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records] == [0, 200, 400]
+
+
+def test_a_run_is_interrupted_while_it_collects(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    class Interrupts(StopAt):
+        def iterated(self, record: Mapping[str, Any]) -> None:
+            if record["phase"] == "pretraining":
+                threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,)).start()
+
+    folder, online = tmp_path / "run", {"pretrain_steps": 2, "updates_per_iteration": 2, "env_steps": 200}
+    config = {
+        **values(pendulum_data),
+        "algorithm": "OnlineDT",
+        "training": {"train_batch_size_per_learner": 8},
+        "online": {**online, "env_steps_per_iteration": 10**6},
+        "evaluation": {"target_returns": "-900", "episodes_per_target": 1},
+    }
+    outcome = runs.train(config, folder, observer=Interrupts(-1))
+    assert not outcome.finished and outcome.gradient_steps == 2
+    assert latest_checkpoint(folder) == folder / "checkpoints" / "000000002"
+    config["online"] = {**online, "env_steps_per_iteration": 200}
+    assert runs.train(config, folder, resume=True).last["env_steps"] == 200
 
 
 def test_a_resumed_run_keeps_the_settings_of_its_command(
