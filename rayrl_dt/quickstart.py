@@ -31,7 +31,15 @@ FINETUNING: dict[str, Any] = {
     "algorithm": "OnlineDT",
     "name": "TD3+ODT from poor data",
     "offline_data": {"dataset": DATASET, "below_return": -900},
-    "rl_module": {"model_config": {"context_length": 5, "embed_dim": 64, "num_layers": 2, "num_heads": 1}},
+    "rl_module": {
+        "model_config": {
+            "context_length": 5,
+            "embed_dim": 64,
+            "num_layers": 2,
+            "num_heads": 1,
+            "timestep_embedding": "learned",
+        }
+    },
     "training": {"lr": 1e-3, "warmup_steps": 250, "gradient_steps_per_iteration": 250, "return_scale": 1000},
     "online": {
         "alpha": 1.0,

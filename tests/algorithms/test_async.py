@@ -228,10 +228,15 @@ def test_an_arrival_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> 
     algorithm = asynchronous(env_steps=2400).env_runners(rollout_fragment_length=250).build_algo()
     while not algorithm.streams:
         algorithm.train()
-    first, *others = algorithm.streams._flights.items()
-    arrival = ray.get(first[0])
+    streams = algorithm.streams
+    known = {life.runner for life in streams.lives.values()}
+    chosen = next(reference for reference, each in streams._flights.items() if each.runner in known)
+    arrival = ray.get(chosen)
     assert arrival.episodes, "there is something to lose"
-    algorithm.streams._flights = {lost(arrival): first[1], **dict(others)}
+    gone = lost(arrival)
+    streams._flights = {
+        gone if reference is chosen else reference: each for reference, each in streams._flights.items()
+    }
     finish(algorithm)
     assert algorithm.streams.restarts == 1
     check_counters(algorithm, logged=8)
