@@ -646,10 +646,7 @@ def test_counts_are_whole_numbers(section: str) -> None:
             *("actor_interval", "critic_width", "replay_capacity_trajectories", "replay_capacity_steps"),
             *("max_policy_lag", "evaluation_context_length"),
         ),
-        "training": (
-            *("gradient_steps", "gradient_steps_per_iteration", "warmup_steps"),
-            "train_batch_size_per_learner",
-        ),
+        "training": ("gradient_steps_per_iteration", "warmup_steps", "train_batch_size_per_learner"),
         "evaluation": (
             *("episodes_per_target", "max_evaluation_slots", "evaluation_context_length"),
             *("evaluation_interval", "evaluation_num_env_runners"),
