@@ -24,6 +24,7 @@ BASE: dict[str, Any] = {
 
 ONLINE: dict[str, Any] = {
     "algorithm": "OnlineDT",
+    "training": {"train_batch_size_per_learner": 8},
     "online": {
         "pretrain_steps": 2,
         "env_steps": 400,

@@ -70,7 +70,7 @@ def test_report_shows_everything_in_one_file_and_its_twins(tmp_path):
     assert html.startswith("<!doctype html>") and "<script" not in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html), "the page must need no other file"
     assert html.count("data:image/png;base64,") == 2
-    for text in ("1,205,763", "ray 2.60.0", "Resolved configuration", "lr: 0.0003", "seed 0", "0.286"):
+    for text in ("1,205,763", "ray 2.60.0", "Configuration", "lr: 0.0003", "seed 0", "0.286"):
         assert text in html, text
     assert "&lt;b&gt;" in html and "<b>" not in html
     for name in ("desired-vs-achieved.png", "learning-curve.png"):
