@@ -30,6 +30,7 @@ from rayrl_dt.evaluation.comparison import compare_runs, reductions
 from rayrl_dt.evaluation.document import Block, Notice
 from rayrl_dt.evaluation.report import write_page
 from rayrl_dt.evaluation.run_folder import MAXIMUM, load_runs
+from rayrl_dt.interop.run_files import RECORD
 from rayrl_dt.run_checkpoints import latest_checkpoint
 
 __all__ = ["Failure", "Member", "Progress", "plan", "run", "write_comparison"]
@@ -227,7 +228,7 @@ def write_comparison(members: Sequence[Member], failures: Sequence[Failure], out
         UserError: no run has left anything to report.
     """
     missing = {failure.member.folder: failure.reason for failure in failures}
-    found = [member for member in members if (member.folder / "run.json").exists()]
+    found = [member for member in members if (member.folder / RECORD).exists()]
     if not found:
         reasons = "; ".join(dict.fromkeys(missing.values())) or "none was started"
         raise UserError(f"no run has left anything to compare ({reasons}); see the logs below {out}")

@@ -9,6 +9,7 @@ from typing import Any
 from rayrl_dt import runs
 from rayrl_dt.data import preview, sources
 from rayrl_dt.evaluation.report import write_report
+from rayrl_dt.interop.run_files import is_run
 
 __all__ = ["CONFIG", "DATASET", "FINETUNING", "METHODS", "run"]
 
@@ -97,7 +98,7 @@ def run(
     for stage, (name, what, config) in enumerate(stories, start=2):
         say(f"[bold]{stage}/{stages}[/bold] {what}")
         folder = out / name
-        resume = (folder / runs.CONFIG).exists()
+        resume = is_run(folder)
         values = {**config, "debugging": {"seed": seed}}
         observer = progress()
         with observer:

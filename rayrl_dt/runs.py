@@ -15,11 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
-
-import yaml
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import SequenceConfig
@@ -33,17 +30,16 @@ from rayrl_dt.config_files import build_config
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle
+from rayrl_dt.interop.run_files import CONFIG, RECORD, is_run
 from rayrl_dt.run_checkpoints import latest_checkpoint, prune_checkpoints, write_checkpoint, writing
+from rayrl_dt.run_records import badness, begun, records_up_to, write_json, write_yaml
 from rayrl_dt.versions import git_commit, package_versions
 
-__all__ = ["CHECKPOINT_MINUTES", "CONFIG", "Observer", "RunOutcome", "train"]
+__all__ = ["CHECKPOINT_MINUTES", "Observer", "RunOutcome", "train"]
 
-CONFIG = "config.yaml"
-"""A folder that holds this file is a run, from its first moment on."""
 CHECKPOINT_MINUTES = 10.0
 """What a lost process may cost, where no evaluation writes a checkpoint more often."""
 
-_RECORD = "run.json"
 # Beside the loss, where they apply.
 _LEARNER_METRICS = (*ONLINE_METRICS, CONSERVATIVE_GAP)
 
@@ -112,12 +108,12 @@ def train(
     _check_folder(folder, resume=resume)
     newest = latest_checkpoint(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_yaml(folder / CONFIG, values)
+    write_yaml(folder / CONFIG, values)
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         # The run must not hang on a policy that may move or go on training.
         values = {**values, "online": {**values["online"], "start_from": str(folder / "start")}}
         _keep(config.start_from, folder / "start")
-        _write_yaml(folder / CONFIG, values)
+        write_yaml(folder / CONFIG, values)
         config = build_config(values)
     if config.objective_critic is not None and (folder / "critic").exists():
         values = _asking(values, folder / "critic")
@@ -141,7 +137,7 @@ def train(
 def _check_folder(folder: Path, *, resume: bool) -> None:
     """Raises UserError if a run cannot begin in a folder, or go on there."""
     taken = folder.exists() and any(folder.iterdir())
-    if taken and not (folder / CONFIG).exists():
+    if taken and not is_run(folder):
         raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
     if resume and not taken:
         raise UserError(f"{folder} has nothing to resume; start it without --resume")
@@ -176,12 +172,12 @@ class _Run:
         self.stopping = False
         self.checkpoint_seconds = 60.0 * checkpoint_minutes
         self.saved_at = time.monotonic()
-        self.begun = _begun(folder / _RECORD, command, algorithm.gradient_steps)
-        self.records = _records_up_to(folder / "metrics.jsonl", algorithm.gradient_steps)
+        self.begun = begun(folder / RECORD, command, algorithm.gradient_steps)
+        self.records = records_up_to(folder / "metrics.jsonl", algorithm.gradient_steps)
         self.seconds = float(self.records[-1]["time_total_s"]) if self.records else 0.0
         self.tensorboard = SummaryWriter(str(folder))
         best = folder / "evaluations" / "best.json"
-        self.best = _badness(json.loads(best.read_text())) if best.exists() else math.inf
+        self.best = badness(json.loads(best.read_text())) if best.exists() else math.inf
 
     def describe(self, values: Mapping[str, Any]) -> None:
         """Writes `config.yaml` and `run.json`; of a resumed run, how it was begun stays on record."""
@@ -192,11 +188,11 @@ class _Run:
             "environment": {"env": config.env, "env_config": dict(config.env_config)},
             "debugging": {**values.get("debugging", {}), "seed": config.seed},
         }
-        _write_yaml(self.folder / CONFIG, resolved)
+        write_yaml(self.folder / CONFIG, resolved)
         store = algorithm.offline_data.store
         returns = store.episode_returns
-        _write_json(
-            self.folder / _RECORD,
+        write_json(
+            self.folder / RECORD,
             {
                 **self.begun,
                 "versions": package_versions(),
@@ -253,7 +249,7 @@ class _Run:
         begin, steps_before = time.perf_counter(), self.algorithm.gradient_steps
         result = self.algorithm.train()
         if self.stopping and self.algorithm.gradient_steps == steps_before:
-            write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
+            self._save()
             return None
         evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
         if evaluation is None and self.algorithm.at_milestone and self.algorithm.config.env is not None:
@@ -278,8 +274,7 @@ class _Run:
         # The checkpoint comes first: a record without one would be dropped by a resume anyway.
         checkpoint = None
         if evaluation is not None or late or self.algorithm.done or self.stopping:
-            checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
-            self.saved_at = time.monotonic()
+            checkpoint = self._save()
         with writing(self.folder):
             with (self.folder / "metrics.jsonl").open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
@@ -289,15 +284,21 @@ class _Run:
             self._to_tensorboard(record)
         return record
 
+    def _save(self) -> Path:
+        """Writes a checkpoint."""
+        checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
+        self.saved_at = time.monotonic()
+        return checkpoint
+
     def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
-        """Writes the last evaluation, and the best one, by `_badness`."""
+        """Writes the last evaluation, and the best one, by `badness`."""
         folder = self.folder / "evaluations"
         folder.mkdir(exist_ok=True)
         named = {**evaluation, "checkpoint": str(checkpoint.relative_to(self.folder))}
-        _write_json(folder / "last.json", named)
-        if _badness(evaluation) < self.best:
-            self.best = _badness(evaluation)
-            _write_json(folder / "best.json", named)
+        write_json(folder / "last.json", named)
+        if badness(evaluation) < self.best:
+            self.best = badness(evaluation)
+            write_json(folder / "best.json", named)
 
     def _best_checkpoint(self) -> list[str]:
         best = self.folder / "evaluations" / "best.json"
@@ -351,56 +352,3 @@ def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # the line that a killed process was writing
-    kept = [record for record in records if record[GRADIENT_STEPS] <= gradient_steps]
-    _write(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
-
-
-def _badness(evaluation: Mapping[str, Any]) -> float:
-    """What the best checkpoint has least of: alignment error over several targets; with one, or none, minus the return.
-
-    A single target is asked for to get as much as there is, and may be out of reach, or be surpassed.
-    """
-    error, targets = evaluation["alignment_error"], evaluation["targets"]
-    return -float(targets[0]["return_mean"]) if error is None or len(targets) == 1 else float(error)
-
-
-def _begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
-    """How a run was begun, and each time that it went on: commands, times and gradient steps."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    if gradient_steps == 0 or not record.exists():
-        return {"command": command, "created": now, "resumed": []}
-    before = json.loads(record.read_text())
-    again = {"command": command, "created": now, GRADIENT_STEPS: gradient_steps}
-    return {
-        "command": before.get("command"),
-        "created": before.get("created"),
-        "resumed": [*before.get("resumed", []), again],
-    }
-
-
-def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, yaml.safe_dump(dict(values), sort_keys=False))
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(values, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file that is never seen half."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    aside.replace(path)

@@ -31,6 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "config_reference",
             "config_template",
             "run_checkpoints",
+            "run_records",
             "runs",
             "tuning",
             "benchmarks",

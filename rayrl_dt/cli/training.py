@@ -89,10 +89,10 @@ def train(
 def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None) -> dict[str, Any]:
     """The settings of the run that a folder holds, with the overrides of the command that resumes it."""
     from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.interop.run_files import CONFIG, is_run
     from rayrl_dt.run_checkpoints import latest_checkpoint
-    from rayrl_dt.runs import CONFIG
 
-    if not (folder / CONFIG).exists():
+    if not is_run(folder):
         return otherwise  # there is nothing to resume, as training will say
     values = read_yaml(folder / CONFIG)
     begun_with = (values.get("debugging") or {}).get("seed", 0)
@@ -112,8 +112,6 @@ def _run(
     """Trains with a live display, and says how it ended and what to type next."""
     from rayrl_dt import runs
 
-    if not checkpoint_minutes >= 0:
-        raise UserError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
     progress = TrainingProgress()
     with progress:
         outcome = runs.train(
@@ -157,7 +155,7 @@ def finetune(
       rayrl-dt finetune runs/hopper-dt --resume
     """
     from rayrl_dt.config_files import apply_overrides
-    from rayrl_dt.interop.run_folder import find_run
+    from rayrl_dt.interop.run_files import find_run
 
     source = find_run(run) or run
     if source.name in ("", ".."):
@@ -188,7 +186,7 @@ def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
     """The settings of a finetuning: those of a file, and what it leaves open as in the run that trained the policy."""
     from rayrl_dt.config_files import read_yaml
     from rayrl_dt.interop.bundle import load_model
-    from rayrl_dt.interop.run_folder import run_settings
+    from rayrl_dt.interop.run_files import run_settings
 
     values: dict[str, Any] = {"algorithm": "OnlineDT"} if config is None else read_yaml(config)
     data = values.get("offline_data") or {}

@@ -13,13 +13,14 @@ import yaml
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.alignment import EvaluationResult
+from rayrl_dt.interop.run_files import CONFIG, RECORD
 
 __all__ = ["MAXIMUM", "RunFolder", "group_seeds", "load_runs"]
 
 MAXIMUM = "evaluations/maximum.json"
 """Where a run keeps the evaluation of its last checkpoint at the data's best return (`rayrl-dt align` does it)."""
 
-_PIECES = ("run.json", "config.yaml", "metrics.jsonl", "evaluations/last.json", "evaluations/best.json")
+_PIECES = (RECORD, CONFIG, "metrics.jsonl", "evaluations/last.json", "evaluations/best.json")
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,12 @@ def _load(path: Path, name: str) -> RunFolder:
             f"{path} holds nothing of a run ({', '.join(_PIECES)}); give the folder that rayrl-dt train wrote"
         )
     problems: list[str] = []
-    info = _json(path / "run.json", "run.json", problems)
+    info = _json(path / RECORD, RECORD, problems)
     run = RunFolder(
         path=path,
         name=name,
         info=info if isinstance(info, dict) else {},
-        config_text=_config(path / "config.yaml", problems),
+        config_text=_config(path / CONFIG, problems),
         records=_records(path / "metrics.jsonl", problems),
         last=_evaluation(path, "evaluations/last.json", problems),
         best=_evaluation(path, "evaluations/best.json", problems),
@@ -157,7 +158,7 @@ def _json(path: Path, piece: str, problems: list[str]) -> Any:
 
 
 def _config(path: Path, problems: list[str]) -> str:
-    text = _read(path, "config.yaml", problems)
+    text = _read(path, CONFIG, problems)
     if text is None:
         return ""
     try:

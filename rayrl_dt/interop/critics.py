@@ -23,7 +23,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle, load_model, read_header
-from rayrl_dt.interop.run_folder import run_settings
+from rayrl_dt.interop.run_files import run_settings
 from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import check_architecture
 from rayrl_dt.models.spec import PolicySpec

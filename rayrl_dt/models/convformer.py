@@ -23,7 +23,7 @@ from rayrl_dt.models.blocks import FeedForward, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.timesteps import TimestepTable
+from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["ConvFormerTrunk", "TokenConvolution"]
@@ -123,9 +123,7 @@ class ConvFormerTrunk(Trunk):
             self.embed_observation(inputs.observations[:, steps]),
             self.embed_action(inputs.actions[:, steps]),
         ]
-        x = torch.stack(tokens, dim=2)
-        if self.embed_timestep is not None:
-            x = x + self.embed_timestep(inputs.timesteps[:, steps])[:, :, None]
+        x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps[:, steps])
         x = self.embed_dropout(self.embed_norm(x))
         pads = None if inputs.mask is None else ~inputs.mask[:, steps, None, None]
         for block in self.blocks:

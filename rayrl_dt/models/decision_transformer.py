@@ -17,7 +17,7 @@ from rayrl_dt.models.blocks import Block, attention_bias, initialise_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.timesteps import TimestepTable
+from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["MLPTrunk", "TransformerTrunk"]
@@ -58,9 +58,7 @@ class TransformerTrunk(Trunk):
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
         # The last action token is seen by nobody: its action is what is asked for.
-        x = torch.stack(tokens, dim=2)
-        if self.embed_timestep is not None:
-            x = x + self.embed_timestep(inputs.timesteps)[:, :, None]
+        x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
         embedded: Tensor = self.embed_norm(x)
         return embedded
 

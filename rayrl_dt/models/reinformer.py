@@ -21,7 +21,7 @@ from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_b
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.timesteps import TimestepTable
+from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 __all__ = ["ReinformerTrunk"]
@@ -76,9 +76,7 @@ class _Network(nn.Module):
             self.embed_return(inputs.returns_to_go),
             self.embed_action(inputs.actions),
         ]
-        x = torch.stack(tokens, dim=2)
-        if self.embed_timestep is not None:
-            x = x + self.embed_timestep(inputs.timesteps)[:, :, None]
+        x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
         x = self.embed_dropout(self.embed_norm(x).flatten(1, 2))
         bias = attention_bias(inputs.mask, x.shape[1], _TOKENS_PER_STEP, x)
         for block in self.blocks[:-1]:

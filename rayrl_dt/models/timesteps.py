@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.models.model_config import ModelConfig
 
-__all__ = ["TimestepTable"]
+__all__ = ["TimestepTable", "add_timesteps"]
 
 
 class TimestepTable(nn.Embedding):
@@ -23,3 +23,8 @@ class TimestepTable(nn.Embedding):
     def forward(self, timesteps: Tensor) -> Tensor:
         """Returns `(B, K, d)` of timesteps `(B, K)`."""
         return super().forward(timesteps.clamp(max=self.num_embeddings - 1))
+
+
+def add_timesteps(tokens: Tensor, table: TimestepTable | None, timesteps: Tensor) -> Tensor:
+    """Returns tokens `(B, K, P, d)` with the vectors of their steps `(B, K)` added; as they are without a table."""
+    return tokens if table is None else tokens + table(timesteps)[:, :, None]

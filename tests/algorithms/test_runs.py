@@ -20,7 +20,7 @@ import typer
 import yaml
 from safetensors.numpy import load_file
 
-from rayrl_dt import SequencePolicy, UserError, runs
+from rayrl_dt import SequencePolicy, UserError, run_records, runs
 from rayrl_dt.cli import training
 from rayrl_dt.config_files import build_config, read_yaml
 from rayrl_dt.critic.training import CriticTraining
@@ -193,7 +193,7 @@ def test_the_best_of_one_target_has_the_highest_return(
     error: float | None, returns: list[float], badness: float
 ) -> None:
     evaluation = {"alignment_error": error, "targets": [{"return_mean": value} for value in returns]}
-    assert runs._badness(evaluation) == badness
+    assert run_records.badness(evaluation) == badness
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(

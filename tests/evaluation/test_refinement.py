@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -55,11 +56,11 @@ def test_each_cell_is_an_evaluation_of_its_own(bundle: Path) -> None:
     ]
     assert seen[-1] == (6, 6) and grid.env_steps == 6 * 200
     assert grid.critic == {"steps": 7, "units": grid.critic["units"]} and grid.env == "Pendulum-v1"
-    options = {"targets": "-500", "episodes_per_target": 2, "env": "Pendulum-v1"}
+    options: dict[str, Any] = {"targets": "-500", "episodes_per_target": 2, "env": "Pendulum-v1"}
     for cell in (grid.control, *grid.cells):
-        alone = evaluate_bundle(bundle, action_gradient=cell.settings, **options)  # type: ignore[arg-type]
+        alone = evaluate_bundle(bundle, action_gradient=cell.settings, **options)
         assert alone.targets[0].returns == cell.returns
-    whole = evaluate_bundle(bundle, context_length=6, **options)  # type: ignore[arg-type]
+    whole = evaluate_bundle(bundle, context_length=6, **options)
     assert whole.targets[0].returns != grid.control.returns, "the grid acts on the policy's own context"
     assert len({cell.returns for cell in (grid.control, *grid.cells)}) == 3
     assert grid.cell("adam", 0.1, 0) is grid.control and grid.cell("adam", 1.0, 2) is grid.cells[1]

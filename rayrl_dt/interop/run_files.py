@@ -8,7 +8,17 @@ from typing import Any
 
 import yaml
 
-__all__ = ["find_run", "run_settings"]
+__all__ = ["CONFIG", "RECORD", "find_run", "is_run", "run_settings"]
+
+CONFIG = "config.yaml"
+"""What was chosen; there from a run's first moment on."""
+RECORD = "run.json"
+"""How it was begun, and on what; there once the algorithm is built."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder, even if it was lost before its first checkpoint."""
+    return (folder / CONFIG).exists()
 
 
 def find_run(path: str | os.PathLike[str]) -> Path | None:
@@ -16,7 +26,7 @@ def find_run(path: str | os.PathLike[str]) -> Path | None:
     given = Path(path)
     for place in (given, given.resolve()):  # first as the user wrote it
         for folder in (place, *place.parents[:3]):
-            if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
+            if (folder / CONFIG).is_file() and (folder / RECORD).is_file():
                 return folder
     return None
 
@@ -26,6 +36,6 @@ def run_settings(path: str | os.PathLike[str], section: str) -> dict[str, Any]:
     folder = find_run(path)
     if folder is None:
         return {}
-    values = yaml.safe_load((folder / "config.yaml").read_text())
+    values = yaml.safe_load((folder / CONFIG).read_text())
     chosen = values.get(section) if isinstance(values, dict) else None
     return chosen if isinstance(chosen, dict) else {}

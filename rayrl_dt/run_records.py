@@ -1,0 +1,70 @@
+"""What a run leaves beside its checkpoints: files that are never seen half, and what a resumed run reads of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+
+__all__ = ["badness", "begun", "records_up_to", "write_json", "write_yaml"]
+
+
+def records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # the line that a killed process was writing
+    kept = [record for record in records if record[GRADIENT_STEPS] <= gradient_steps]
+    _write(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def badness(evaluation: Mapping[str, Any]) -> float:
+    """What the best checkpoint has least of: alignment error over several targets; with one, or none, minus the return.
+
+    A single target is asked for to get as much as there is, and may be out of reach, or be surpassed.
+    """
+    error, targets = evaluation["alignment_error"], evaluation["targets"]
+    return -float(targets[0]["return_mean"]) if error is None or len(targets) == 1 else float(error)
+
+
+def begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
+    """How a run was begun, and each time that it went on: commands, times and gradient steps."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if gradient_steps == 0 or not record.exists():
+        return {"command": command, "created": now, "resumed": []}
+    before = json.loads(record.read_text())
+    again = {"command": command, "created": now, GRADIENT_STEPS: gradient_steps}
+    return {
+        "command": before.get("command"),
+        "created": before.get("created"),
+        "resumed": [*before.get("resumed", []), again],
+    }
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a YAML file."""
+    _write(path, yaml.safe_dump(dict(values), sort_keys=False))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file."""
+    _write(path, json.dumps(values, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is never seen half."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text)
+    aside.replace(path)
