@@ -49,14 +49,12 @@ class Member:
         values: the config file's content.
         folder: the run folder.
         gradient_steps: after which it is done, at the latest.
-        online: the finetuning that it ends with, or None; environment steps decide when that is done.
     """
 
     name: str
     values: Mapping[str, Any]
     folder: Path
     gradient_steps: int
-    online: OnlineConfig | None = None
 
     @property
     def dataset(self) -> str:
@@ -85,11 +83,10 @@ class Member:
         if newest is None:
             return False
         step = int(newest.name)
-        if self.online is None or step >= self.gradient_steps:
-            return step >= self.gradient_steps
-        # Whole episodes are more than a round must collect, so there may be fewer rounds than planned.
-        collected = next((r["env_steps"] for r in _records(self.folder) if r["gradient_steps"] == step), 0)
-        return collected >= self.online.env_steps and _whole_rounds(self.online, step)
+        # Finetuning may end earlier: whole episodes are more than a round must collect.
+        return step >= self.gradient_steps or any(
+            record["gradient_steps"] == step and record.get("done", False) for record in _records(self.folder)
+        )
 
 
 @dataclass(frozen=True)
@@ -306,17 +303,8 @@ def _member(values: Mapping[str, Any], dataset: Any, seed: int, out: Path) -> Me
     folder = out / "runs" / _slug(str(dataset).partition(":")[2]) / f"{_slug(name)}-seed{seed}"
     if isinstance(config, OnlineConfig):
         # Its `gradient_steps` are set when the data is there.
-        return Member(name, values, folder, config.total_gradient_steps, config)
+        return Member(name, values, folder, config.total_gradient_steps)
     return Member(name, values, folder, int(config.gradient_steps))
-
-
-def _whole_rounds(online: OnlineConfig, step: int) -> bool:
-    """Whether all updates of the collected rounds are taken: an interrupt may leave some."""
-    updates = step - online.pretrain_steps
-    if online.mode == "sync":
-        return updates % online.updates_per_iteration == 0
-    # Streams have no rounds; the last update is due when the last step has arrived.
-    return updates >= int(online.env_steps / online.env_steps_per_iteration * online.updates_per_iteration)
 
 
 def _prepare(member: Member) -> None:

@@ -265,6 +265,7 @@ class _Run:
             LEARNING_RATE: float(learner[LEARNING_RATE]),
             "steps_per_s": (self.algorithm.gradient_steps - steps_before) / max(update_seconds, 1e-9),
             "time_total_s": self.seconds,
+            "done": self.algorithm.done,
             **{name: float(learner[name]) for name in _LEARNER_METRICS if name in learner},
             **self.algorithm.report(),
         }
@@ -307,7 +308,7 @@ class _Run:
     def _to_tensorboard(self, record: Mapping[str, Any]) -> None:
         step = record[GRADIENT_STEPS]
         for key, value in record.items():
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.tensorboard.add_scalar(f"train/{key}", value, step)
         for key, value in record.get("evaluation", {}).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):

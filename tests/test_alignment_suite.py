@@ -76,7 +76,8 @@ def test_online_runs_end_with_their_environment_steps(tmp_path: Path) -> None:
     for step, env_steps, trained in ((5, 200, False), (7, 400, False), (8, 400, True), (14, 800, True)):
         (member.folder / "checkpoints" / f"{step:09d}").mkdir(parents=True)
         with (member.folder / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps({"gradient_steps": step, "env_steps": env_steps}) + "\n")
+            record = {"gradient_steps": step, "env_steps": env_steps, "done": env_steps >= 400 and step >= 8}
+            lines.write(json.dumps(record) + "\n")
         assert member.trained is trained and not member.finished
 
 

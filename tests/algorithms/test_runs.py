@@ -336,6 +336,7 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     assert (info["algorithm"], info["seed"], info["dataset"]) == ("OnlineDT", 3, pendulum_data)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["phase"] for record in records] == ["pretraining", "online"]
+    assert [record["done"] for record in records] == [False, True]
     assert records[-1]["env_steps"] == 200 and records[-1]["replay_episodes"] > 0
     assert {"critic_loss", "q_mean", "bc_loss", "update_to_data"} <= records[-1].keys()
     # The start is kept, so that the source may go.
