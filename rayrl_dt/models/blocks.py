@@ -173,8 +173,8 @@ class CausalSelfAttention(_Attention):
 class CrossAttention(_Attention):
     """Multi-head attention from one sequence to another; queries, keys and values have no bias of their own.
 
-    Keys and values each read the other sequence through a LayerNorm of their own. The two norms differ in scale and
-    shift alone, which are folded into the projections: one normalised sequence, the same in every layer, serves all.
+    Keys and values each read a sequence of their own, through a LayerNorm of their own. The sequences come normalised:
+    scale and shift of the norms are folded into the projections here, so that one pair of sequences serves every layer.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, source: DropoutSource) -> None:
@@ -185,23 +185,27 @@ class CrossAttention(_Attention):
         self.norm_key = nn.LayerNorm(width)
         self.norm_value = nn.LayerNorm(width)
 
-    def forward(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """Attends.
 
         Args:
             query: `(B, R, d)`.
-            memory: `(B, S, d)` with zero mean and unit variance along d.
+            keys: `(B, S, d)`, what the keys are made of, with zero mean and unit variance along d.
+            values: `(B, S, d)`, what the values are made of, likewise.
             bias: `(1 or B, 1, R, S)`.
 
         Returns:
             `(B, R, d)`.
         """
-        pairs = ((self.key, self.norm_key), (self.value, self.norm_value))
-        weight = torch.cat([project.weight * norm.weight for project, norm in pairs])
-        shift = torch.cat([project.weight @ norm.bias for project, norm in pairs])
-        key, value = functional.linear(memory, weight, shift).chunk(2, dim=-1)
+        key = _project(keys, self.key, self.norm_key)
+        value = _project(values, self.value, self.norm_value)
         output: Tensor = self.out(self._attend(self.query(query), key, value, bias))
         return output
+
+
+def _project(normalised: Tensor, projection: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+    """The projection of what `norm` would make of a sequence that lacks only the norm's scale and shift."""
+    return functional.linear(normalised, projection.weight * norm.weight, projection.weight @ norm.bias)
 
 
 class FeedForward(nn.Module):

@@ -44,20 +44,23 @@ class ReturnStream:
 
     Attributes:
         gates: `(B, K, d)` SiLU of the embedded returns; StepRA projects them to scales and shifts.
-        memory: `(B, K, d)` embedded returns plus the position, normalised; what SeqRA's keys and values are made of.
+        keys: `(B, K, d)` embedded returns plus the position, normalised; what SeqRA's keys are made of.
+        values: `(B, K, d)` embedded returns alone, normalised; what SeqRA's values are made of.
         bias: `(1 or B, 1, K, K)` additive mask among steps; step t sees the returns of steps up to t.
     """
 
     gates: Tensor
-    memory: Tensor
+    keys: Tensor
+    values: Tensor
     bias: Tensor
 
 
 class SequenceReturnAligner(nn.Module):
     """SeqRA: cross-attention from the tokens to the returns-to-go, scaled elementwise by 1 + lambda.
 
-    lambda is a linear function of the attended returns and the query, zero at initialisation: the attention is then
-    fully on (a plain residual). -1 turns it off.
+    lambda is a linear function of the attended returns and the residual stream, zero at initialisation: the attention
+    is then fully on (a plain residual). -1 turns it off. The query is the residual stream where norms come last, and
+    its norm where they come first.
 
     Args:
         width: d.
@@ -75,12 +78,12 @@ class SequenceReturnAligner(nn.Module):
         self.dropout = Dropout(dropout, source)
         self.scaling = nn.Linear(2 * width, width) if adaptive else None
 
-    def forward(self, query: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
-        """Returns what is to be added to `query (B, R, d)`; `bias` is `(1 or B, 1, R, K)`."""
-        z: Tensor = self.dropout(self.attention(query, returns.memory, bias))
+    def forward(self, query: Tensor, stream: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
+        """Returns what is to be added to `stream (B, R, d)`; `query` has its shape, `bias` is `(1 or B, 1, R, K)`."""
+        z: Tensor = self.dropout(self.attention(query, returns.keys, returns.values, bias))
         if self.scaling is None:
             return z
-        scale = self.scaling(torch.cat([z, query.to(z.dtype)], dim=-1))
+        scale = self.scaling(torch.cat([z, stream.to(z.dtype)], dim=-1))
         aligned: Tensor = torch.addcmul(z, scale, z)
         return aligned
 
@@ -144,10 +147,13 @@ class RADTBlock(nn.Module):
         if self.post_norm:
             x = self._norm(0, x, pairs, read)
             if self.aligner is not None:
-                x = self._norm(1, x + self.aligner(x, returns, _cross_bias(returns.bias, read)), pairs, read)
+                x = self._norm(
+                    1, x + self.aligner(x, x, returns, _cross_bias(returns.bias, read)), pairs, read
+                )
             return self._norm(last, x + self.mlp(x), pairs, read)
         if self.aligner is not None:
-            x = x + self.aligner(self._norm(1, x, pairs, read), returns, _cross_bias(returns.bias, read))
+            query = self._norm(1, x, pairs, read)
+            x = x + self.aligner(query, x, returns, _cross_bias(returns.bias, read))
         output: Tensor = x + self.mlp(self._norm(last, x, pairs, read))
         return output
 
@@ -200,23 +206,25 @@ class RADTTrunk(Trunk):
         """Initialises the head as the authors do: N(0, 0.02), bias 0."""
         initialise_normal(head)
 
-    def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the tokens `(B, K, 2, d)` and `ReturnStream`'s gates and memory, functions of each step alone."""
+    def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
         position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
         embedded = self.embed_return(inputs.returns_to_go)
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
         x = torch.stack(tokens, dim=2) + position[:, :, None]
-        memory = functional.layer_norm(embedded + position, (embedded.shape[-1],))
-        return x, functional.silu(embedded), memory
+        width = embedded.shape[-1:]
+        keys = functional.layer_norm(embedded + position, width)
+        return x, functional.silu(embedded), keys, functional.layer_norm(embedded, width)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
-        tokens, gates, memory = self.embed(inputs)
+        tokens, gates, keys, values = self.embed(inputs)
         x = tokens.flatten(1, 2)
         count = x.shape[1]
         returns = ReturnStream(
             gates=gates,
-            memory=memory,
+            keys=keys,
+            values=values,
             bias=self._bias(inputs.mask, 1, x),
         )
         bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)

@@ -128,10 +128,10 @@ def test_a_fresh_block_is_plain_post_norm_with_seqra_fully_on(make_store: MakeSt
         h = entered + block.attention.out(attend(q, k, v, rows[None, :] <= rows[:, None]))
         u = functional.layer_norm(h, (WIDTH,), eps=1e-6)
         trunk = trunk_of(model)
-        memory = trunk.embed_return(inputs.returns_to_go)
-        memory = memory + trunk.embed_position(trunk.positions[inputs.timesteps])
+        returns = trunk.embed_return(inputs.returns_to_go)
+        placed = returns + trunk.embed_position(trunk.positions[inputs.timesteps])
         cross = block.aligner.attention
-        key, value = cross.key(cross.norm_key(memory)), cross.value(cross.norm_value(memory))
+        key, value = cross.key(cross.norm_key(placed)), cross.value(cross.norm_value(returns))
         visible = torch.arange(K)[None, :] <= (rows // 2)[:, None]
         z = cross.out(attend(cross.query(u), key, value, visible))
         w = functional.layer_norm(u + z, (WIDTH,), eps=1e-6)

@@ -27,12 +27,20 @@ class AlignerPlan(ABC):
     """SeqRA in two halves: what each return-to-go gives by itself, and what a token makes of them."""
 
     @abstractmethod
-    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns keys `(B, S, d)` and values `(B, S, d or 2d)` of the normalised returns `(B, S, d)`."""
+    def project(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys `(B, S, d)` and values `(B, S, d or 2d)` of what they are made of, `(B, S, d)` each."""
 
     @abstractmethod
-    def align(self, token: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Returns what is to be added to the tokens `(B, R, d)`; `bias` is `(1 or B, R, S)`."""
+    def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Returns what is to be added to the residual stream.
+
+        Args:
+            query: `(B, R, d)`, what attends.
+            stream: `(B, R, d)`, the residual stream, which lambda reads.
+            key: of `project`.
+            value: of `project`.
+            bias: `(1 or B, R, S)`.
+        """
 
 
 def aligner_plan(aligner: SequenceReturnAligner, dtype: torch.dtype) -> AlignerPlan:
@@ -62,7 +70,7 @@ class _OneHead(AlignerPlan):
         value, b_value = weights.out @ weights.value, weights.out @ weights.b_value + weights.b_out
         self._own: Tensor | None = None
         if aligner.scaling is not None:
-            # lambda = share z + own x + bias, of the attended returns z and the token x
+            # lambda = share z + own x + bias, of the attended returns z and the residual stream x
             share, own = _wide(aligner.scaling.weight).chunk(2, dim=1)
             b_share = share @ b_value + _wide(aligner.scaling.bias)
             value, b_value = torch.cat([value, share @ value]), torch.cat([b_value, b_share])
@@ -70,15 +78,15 @@ class _OneHead(AlignerPlan):
         self._key = (weights.query.T @ weights.key).to(dtype)
         self._value = value.to(dtype), b_value.to(dtype)
 
-    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.linear(memory, self._key), functional.linear(memory, *self._value)
+    def project(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.linear(keys, self._key), functional.linear(values, *self._value)
 
-    def align(self, token: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        attended = torch.bmm(attention_weights(token, key, bias), value)
+    def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        attended = torch.bmm(attention_weights(query, key, bias), value)
         if self._own is None:
             return attended
         z, scale = attended.chunk(2, dim=-1)
-        return torch.addcmul(z, scale + functional.linear(token, self._own), z)
+        return torch.addcmul(z, scale + functional.linear(stream, self._own), z)
 
 
 class _ManyHeads(AlignerPlan):
@@ -95,11 +103,11 @@ class _ManyHeads(AlignerPlan):
             None if scaling is None else (_wide(scaling.weight).to(dtype), _wide(scaling.bias).to(dtype))
         )
 
-    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.linear(memory, self._key), functional.linear(memory, *self._value)
+    def project(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.linear(keys, self._key), functional.linear(values, *self._value)
 
-    def align(self, token: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        query = functional.linear(token, self._query)
+    def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        query = functional.linear(query, self._query)
         query, key, value = (split_heads(x, self._heads) for x in (query, key, value))
         if len(bias) > 1:
             bias = bias.repeat_interleave(self._heads, dim=0)
@@ -107,7 +115,7 @@ class _ManyHeads(AlignerPlan):
         z = functional.linear(merge_heads(attended, self._heads), *self._out)
         if self._scaling is None:
             return z
-        return torch.addcmul(z, functional.linear(torch.cat([z, token], dim=-1), *self._scaling), z)
+        return torch.addcmul(z, functional.linear(torch.cat([z, stream], dim=-1), *self._scaling), z)
 
 
 def _wide(values: Tensor) -> Tensor:

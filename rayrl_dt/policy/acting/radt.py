@@ -69,14 +69,14 @@ class _Layer:
             bias = project.bias.detach() + (chunks % 2 == 0)
             self._modulation = project.weight.detach(), bias
 
-    def keep(self, gates: Tensor, memory: Tensor) -> list[Tensor]:
+    def keep(self, gates: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
         """Returns the modulation and the memory, those that there are, of some steps' returns; see `_Returns`."""
         kept = []
         if self._modulation is not None:
             modulation = functional.linear(gates, *self._modulation)
             kept.append(torch.unflatten(modulation, -1, (-1, gates.shape[-1])))
         if self.aligner is not None:
-            kept += self.aligner.project(memory)
+            kept += self.aligner.project(keys, values)
         return kept
 
     def take(self, kept: list[Tensor]) -> _Returns:
@@ -101,16 +101,16 @@ class _Layer:
         if self.post_norm:
             x = self._norm(0, x, returns)
             if self.aligner is not None:
-                x = self._norm(1, x + self._aligned(x, returns, bias), returns)
+                x = self._norm(1, x + self._aligned(x, x, returns, bias), returns)
             return self._norm(-1, x + self.mlp(x.to(self.dtype)), returns)
         if self.aligner is not None:
-            x = x + self._aligned(self._norm(1, x, returns), returns, bias)
+            x = x + self._aligned(self._norm(1, x, returns), x, returns, bias)
         return x + self.mlp(self._norm(-1, x, returns).to(self.dtype))
 
-    def _aligned(self, query: Tensor, returns: _Returns, bias: Tensor) -> Tensor:
+    def _aligned(self, query: Tensor, stream: Tensor, returns: _Returns, bias: Tensor) -> Tensor:
         assert self.aligner is not None
         key, value = returns.memory
-        return self.aligner.align(query.to(self.dtype), key, value, bias)
+        return self.aligner.align(query.to(self.dtype), stream.to(self.dtype), key, value, bias)
 
     def _norm(self, index: int, x: Tensor, returns: _Returns) -> Tensor:
         normed = self.norms[index](x)
@@ -135,8 +135,9 @@ class RADTPlan(CachedPlan):
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
         """Returns all that is kept; tokens, queries, keys and values are `(N, steps, 2, d)` each."""
-        tokens, gates, memory = self._trunk.embed(inputs)
-        kept = [layer.keep(gates, memory.to(self.dtype)) for layer in self._layers]
+        tokens, gates, keys, values = self._trunk.embed(inputs)
+        memory = keys.to(self.dtype), values.to(self.dtype)
+        kept = [layer.keep(gates, *memory) for layer in self._layers]
         first = self._layers[0]
         queries = first.queries(tokens.flatten(1, 2), first.take(list(kept[0])))
         projected = (
