@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.algorithms.streams import Arrival
+from rayrl_dt.algorithms.runners.streams import Arrival
 from rayrl_dt.benchmarks.workload import BATCH_SIZE, make_store
 from rayrl_dt.data import windows
 from rayrl_dt.data.replay import TrajectoryReplay

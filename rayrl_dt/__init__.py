@@ -9,38 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayrl_dt.algorithms.baselines.cql import CQL, CQLConfig
+    from rayrl_dt.algorithms.baselines.iql import IQL, IQLConfig
+    from rayrl_dt.algorithms.baselines.td3bc import TD3BC, TD3BCConfig
     from rayrl_dt.algorithms.bc import BC, BCConfig
-    from rayrl_dt.algorithms.cql import CQL, CQLConfig
     from rayrl_dt.algorithms.dt import DT, DTConfig
-    from rayrl_dt.algorithms.iql import IQL, IQLConfig
-    from rayrl_dt.algorithms.online_dt import OnlineDT, OnlineDTConfig
+    from rayrl_dt.algorithms.online.algorithm import OnlineDT, OnlineDTConfig
     from rayrl_dt.algorithms.radt import RADT, RADTConfig
     from rayrl_dt.algorithms.reinformer import Reinformer, ReinformerConfig
-    from rayrl_dt.algorithms.td3bc import TD3BC, TD3BCConfig
     from rayrl_dt.data.sources import load as load_dataset
     from rayrl_dt.errors import UserError
     from rayrl_dt.policy.action_gradient import ActionGradient
-    from rayrl_dt.policy.sequence_policy import SequencePolicy
+    from rayrl_dt.serving.policy import SequencePolicy
 
 _HOMES = {
     "ActionGradient": ("rayrl_dt.policy.action_gradient", "ActionGradient"),
     "BC": ("rayrl_dt.algorithms.bc", "BC"),
     "BCConfig": ("rayrl_dt.algorithms.bc", "BCConfig"),
-    "CQL": ("rayrl_dt.algorithms.cql", "CQL"),
-    "CQLConfig": ("rayrl_dt.algorithms.cql", "CQLConfig"),
+    "CQL": ("rayrl_dt.algorithms.baselines.cql", "CQL"),
+    "CQLConfig": ("rayrl_dt.algorithms.baselines.cql", "CQLConfig"),
     "DT": ("rayrl_dt.algorithms.dt", "DT"),
     "DTConfig": ("rayrl_dt.algorithms.dt", "DTConfig"),
-    "IQL": ("rayrl_dt.algorithms.iql", "IQL"),
-    "IQLConfig": ("rayrl_dt.algorithms.iql", "IQLConfig"),
-    "OnlineDT": ("rayrl_dt.algorithms.online_dt", "OnlineDT"),
-    "OnlineDTConfig": ("rayrl_dt.algorithms.online_dt", "OnlineDTConfig"),
+    "IQL": ("rayrl_dt.algorithms.baselines.iql", "IQL"),
+    "IQLConfig": ("rayrl_dt.algorithms.baselines.iql", "IQLConfig"),
+    "OnlineDT": ("rayrl_dt.algorithms.online.algorithm", "OnlineDT"),
+    "OnlineDTConfig": ("rayrl_dt.algorithms.online.algorithm", "OnlineDTConfig"),
     "RADT": ("rayrl_dt.algorithms.radt", "RADT"),
     "RADTConfig": ("rayrl_dt.algorithms.radt", "RADTConfig"),
     "Reinformer": ("rayrl_dt.algorithms.reinformer", "Reinformer"),
     "ReinformerConfig": ("rayrl_dt.algorithms.reinformer", "ReinformerConfig"),
-    "SequencePolicy": ("rayrl_dt.policy.sequence_policy", "SequencePolicy"),
-    "TD3BC": ("rayrl_dt.algorithms.td3bc", "TD3BC"),
-    "TD3BCConfig": ("rayrl_dt.algorithms.td3bc", "TD3BCConfig"),
+    "SequencePolicy": ("rayrl_dt.serving.policy", "SequencePolicy"),
+    "TD3BC": ("rayrl_dt.algorithms.baselines.td3bc", "TD3BC"),
+    "TD3BCConfig": ("rayrl_dt.algorithms.baselines.td3bc", "TD3BCConfig"),
     "UserError": ("rayrl_dt.errors", "UserError"),
     "load_dataset": ("rayrl_dt.data.sources", "load"),
 }

@@ -17,45 +17,36 @@ import rayrl_dt
 ROOT = Path(rayrl_dt.__file__).parent
 PACKAGE = "rayrl_dt"
 
-# From the bottom up. A part may import the parts below it, and itself.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "errors", "seeding", "precision", "memory", "versions"}),
-    frozenset({"data", "envs", "models", "losses", "lamb"}),
-    frozenset({"critic"}),
-    frozenset({"policy"}),
-    frozenset({"evaluation", "interop", "experiments"}),
-    frozenset({"algorithms"}),
-    frozenset(
-        {
-            "config_files",
-            "config_reference",
-            "config_template",
-            "run_checkpoints",
-            "run_records",
-            "runs",
-            "tuning",
-            "benchmarks",
-            "doctor",
-            "quickstart",
-            "alignment_suite",
-        }
-    ),
-    frozenset({"cli", "__main__"}),
+# From the bottom up: a folder, or a file of the root, is a layer, and imports itself and what stands above it here.
+LAYERS: tuple[str, ...] = (
+    "errors",
+    "seeding",
+    "versions",
+    "precision",
+    "types",
+    "losses",
+    "envs",
+    "data",
+    "models",
+    "critics",
+    "policy",
+    "objectives",
+    "interop",
+    "serving",
+    "evaluation",
+    "reports",
+    "diagnosis",
+    "experiments",
+    "algorithms",
+    "runs",
+    "doctor",
+    "tuning",
+    "benchmarks",
+    "cli",
+    "__main__",
 )
-CORE = frozenset[str]().union(*LAYERS[:5])
+CORE = frozenset(LAYERS[: LAYERS.index("algorithms")])
 
-# Imports between neighbours of one layer, with the reason.
-SIDEWAYS = {
-    ("models", "data"): "a policy's specification carries the spaces and statistics of its data",
-    ("data", "envs"): "recipes act in environments, and sources recover the environment of a data set",
-    ("evaluation", "interop"): "a bundle is evaluated where it lies",
-    ("experiments", "evaluation"): "an experiment's page is made of the blocks of the other reports",
-}
-# Imports upwards, allowed inside functions only, with the reason.
-UPWARDS = {
-    ("policy.sequence_policy", "interop.bundle"): "SequencePolicy.load is where users look for loading",
-    ("policy.sequence_policy", "interop.critics"): "its critic is loaded with it",
-}
 # Modules of the core that name Ray code in a string, to be imported when a user asks for it.
 NAMED_IN_STRINGS = {
     "data.recipes.registry": "the recipe that trains a behaviour policy with RLlib",
@@ -86,7 +77,7 @@ def part(module: str) -> str:
 
 
 def layer(module: str) -> int:
-    return next(number for number, parts in enumerate(LAYERS) if part(module) in parts)
+    return LAYERS.index(part(module))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -130,35 +121,19 @@ def strings(module: str) -> Iterator[str]:
 
 
 def test_every_module_has_a_layer() -> None:
-    placed = frozenset().union(*LAYERS)
-    stray = sorted({part(module) for module in MODULES if module} - placed)
-    assert not stray, f"put {stray} into a layer of {Path(__file__).name}"
-    assert {"types", "data", "models", "policy", "evaluation", "interop", "algorithms"} <= {
-        part(module) for module in MODULES
-    }
+    assert sorted({part(module) for module in MODULES if module}) == sorted(LAYERS)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module])
 def test_dependencies_point_downwards(module: str) -> None:
     for found in own_imports(module):
-        if not any(part(found.imported) in parts for parts in LAYERS):
-            # A public name of the lazy root package may come from anywhere.
-            pytest.fail(f"{module}:{found.line}: import {found.imported} from the module where it lives")
-        pair = (part(module), part(found.imported))
-        if pair[0] == pair[1] or layer(found.imported) < layer(module) or pair in SIDEWAYS:
-            continue
-        if layer(found.imported) == layer(module) and layer(module) in (0, 6, 7):
-            continue  # leaves and top-level commands know each other; cycles are excluded below
-        if (module, found.imported) in UPWARDS:
-            assert found.lazy, f"{module}:{found.line} must import {found.imported} inside a function"
-            continue
-        pytest.fail(f"{module}:{found.line} imports {found.imported}, which does not lie below it")
+        # A public name of the lazy root package may come from anywhere.
+        assert part(found.imported) in LAYERS, f"{module}:{found.line}: import {found.imported} from its home"
+        below = part(found.imported) == part(module) or layer(found.imported) < layer(module)
+        assert below, f"{module}:{found.line} imports {found.imported}, which does not lie below it"
 
 
-def test_exceptions_are_still_needed() -> None:
-    used = {(m, found.imported) for m in MODULES if m for found in own_imports(m)}
-    assert used >= set(UPWARDS)
-    assert {(part(one), part(other)) for one, other in used} >= set(SIDEWAYS)
+def test_what_names_ray_is_there() -> None:
     assert all(module in MODULES for module in NAMED_IN_STRINGS)
 
 
@@ -189,7 +164,7 @@ def test_importing_the_core_does_not_load_ray() -> None:
     code = f"""
 import importlib, sys
 import {PACKAGE}
-import {PACKAGE}.policy.sequence_policy
+import {PACKAGE}.serving.policy
 from {PACKAGE} import SequencePolicy, UserError, load_dataset
 assert "ray" not in sys.modules, "the public names of the core"
 assert "transformers" not in sys.modules, "the Hugging Face extra is optional"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rayrl_dt.memory import keep_freed_memory, resident_memory
+from rayrl_dt.precision import keep_freed_memory, resident_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -16,7 +16,7 @@ def test_resident_memory_sees_what_is_allocated() -> None:
     script = """
 import os
 import numpy as np
-from rayrl_dt.memory import resident_memory
+from rayrl_dt.precision import resident_memory
 before = resident_memory()
 assert 0 < before["uss"] <= before["pss"] <= before["rss"]
 size = 64 << 20
@@ -36,7 +36,7 @@ def test_an_unknown_process_is_an_error() -> None:
 
 def test_the_allocator_is_told_to_keep_memory() -> None:
     # In a process of its own: the setting stays.
-    code = "from rayrl_dt.memory import keep_freed_memory; print(keep_freed_memory())"
+    code = "from rayrl_dt.precision import keep_freed_memory; print(keep_freed_memory())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

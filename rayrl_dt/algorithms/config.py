@@ -10,19 +10,19 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rayrl_dt.algorithms.config_checks import check_values
+from rayrl_dt.algorithms.checks import check_values
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, FrozenCriticRLModule
-from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
+from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critics import load_critic
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.offline import AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.objective import AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, only_one
 
 __all__ = ["SequenceConfig"]
@@ -140,7 +140,7 @@ class SequenceConfig(AlgorithmConfig):
             return_scale: raw returns are divided by it; None for the power of ten below the largest one.
             precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
             objective: "imitation" fits the data's actions; "pg" also climbs a critic, "awac" weighs the data's actions
-                by their advantage (`rayrl_dt.policy.objective`). Both need continuous actions.
+                by their advantage (`rayrl_dt.objectives.offline`). Both need continuous actions.
             pg_weight: alpha of "pg", the critic's share; the values are normalised. QT, which the papers take it from,
                 uses 0.4 to 5.
             awac_temperature: lambda of "awac", in units of Q, which are raw rewards.

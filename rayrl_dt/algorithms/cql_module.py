@@ -11,8 +11,8 @@ from torch import nn
 
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
-from rayrl_dt.algorithms.online_module import INITIAL_TEMPERATURE
-from rayrl_dt.models.critics import TwinCritic
+from rayrl_dt.algorithms.online.module import INITIAL_TEMPERATURE
+from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["CQLRLModule"]

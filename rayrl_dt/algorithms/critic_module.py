@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
-from rayrl_dt.models.critics import IQLCritic, TwinCritic
+from rayrl_dt.critics.networks import IQLCritic, TwinCritic
 from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["CRITIC_HIDDEN", "CriticRLModule", "FrozenCriticRLModule"]

@@ -16,9 +16,9 @@ from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.errors import TrainingDiverged
-from rayrl_dt.memory import keep_freed_memory
-from rayrl_dt.policy.imitation import return_loss
-from rayrl_dt.policy.objective import Objective
+from rayrl_dt.objectives.imitation import return_loss
+from rayrl_dt.objectives.offline import Objective
+from rayrl_dt.precision import keep_freed_memory
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 

@@ -9,7 +9,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
-from rayrl_dt.models.critics import TwinCritic
+from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec

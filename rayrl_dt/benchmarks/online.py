@@ -68,7 +68,7 @@ def _compare(bench: Bench, size: str, model: dict[str, Any]) -> list[Measurement
 
 def _config(bench: Bench, model: dict[str, Any], *, head: str, **online: Any) -> Any:
     """Returns a config whose every update is one of finetuning."""
-    from rayrl_dt.algorithms.online_dt import OnlineDTConfig
+    from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 
     config = OnlineDTConfig()
     config.environment(ENV)

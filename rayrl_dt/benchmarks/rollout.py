@@ -13,7 +13,7 @@ __all__ = ["measure"]
 
 def measure(bench: Bench) -> list[Measurement]:
     """Environment steps per second of the env runner in Hopper, which never falls: contexts are full."""
-    from rayrl_dt.algorithms.env_runner import SequenceEnvRunner
+    from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 
     found = []
     with ray_running():

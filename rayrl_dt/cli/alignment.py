@@ -14,7 +14,7 @@ from rayrl_dt.cli.console import console, finish
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.alignment_suite import Member, Progress
+    from rayrl_dt.tuning.suite import Member, Progress
 
 __all__ = ["align"]
 
@@ -44,7 +44,7 @@ def align(
       rayrl-dt align tune_configs/dt_hopper.yaml tune_configs/radt_hopper.yaml --jobs 2
       rayrl-dt align tune_configs/alignment.yaml --dataset recipe:pendulum-mixed --dataset recipe:reacher-mixed
     """
-    from rayrl_dt import alignment_suite as suite
+    from rayrl_dt.tuning import suite
 
     members = suite.plan(
         configs, out, seeds=_seeds(seeds), datasets=dataset or None, overrides=overrides or []

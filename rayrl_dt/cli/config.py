@@ -13,7 +13,7 @@ from rayrl_dt.cli.console import console, finish
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.config_reference import Key
+    from rayrl_dt.cli.config_reference import Key
 
 __all__ = ["config"]
 
@@ -35,7 +35,7 @@ def config(
       rayrl-dt config DT --yaml > my_dt.yaml
       rayrl-dt train my_dt.yaml --set training.lr=1e-4
     """
-    from rayrl_dt.config_reference import reference, summaries
+    from rayrl_dt.cli.config_reference import reference, summaries
 
     if algorithm is None:
         if as_yaml:
@@ -47,12 +47,12 @@ def config(
         finish("done", then="rayrl-dt config DT")
         return
     if as_yaml:
-        from rayrl_dt.config_template import template
+        from rayrl_dt.cli.config_template import template
 
         # Not the console, which would wrap the lines.
         typer.echo(template(algorithm), nl=False)
         return
-    from rayrl_dt.config_files import HEADER
+    from rayrl_dt.runs.config_files import HEADER
 
     table = Table(box=None, header_style="bold")
     table.add_column("key: default", max_width=max(_NARROWEST, console.width // 3), overflow="fold")

@@ -15,7 +15,7 @@ from rayrl_dt.cli.data import counting
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.evaluation.refinement import RefinementGrid
+    from rayrl_dt.evaluation.refinement_grid import RefinementGrid
 
 __all__ = ["register"]
 
@@ -43,7 +43,7 @@ def critic(
       rayrl-dt critic runs/hopper
       rayrl-dt critic runs/hopper --steps 100000 --seed 1
     """
-    from rayrl_dt.critic.training import CriticTraining
+    from rayrl_dt.critics.training import CriticTraining
     from rayrl_dt.interop.critics import add_critic
 
     training = CriticTraining(steps=steps, expectile=expectile)
@@ -76,7 +76,8 @@ def refine(
       rayrl-dt refine runs/hopper
       rayrl-dt refine runs/hopper --eta 1e-4,1e-3,1e-2 --n 0,1,10 --rule plain,adam --episodes 20
     """
-    from rayrl_dt.evaluation.refinement import sweep, write_refinement
+    from rayrl_dt.evaluation.refinement_grid import sweep
+    from rayrl_dt.reports.refinement import write_refinement
 
     folder = out or run / "refinement"
     # Before minutes of work, not after.

@@ -35,7 +35,8 @@ def list_() -> None:
 
     Example: rayrl-dt data list
     """
-    from rayrl_dt.data import minari_io, recipes
+    from rayrl_dt.data import recipes
+    from rayrl_dt.data.readers import minari_io
 
     found = minari_io.list_local()
     if found:
@@ -93,12 +94,13 @@ def preview(
 
     Example: rayrl-dt data preview recipe:pendulum-mixed --out pendulum.png
     """
-    from rayrl_dt.data import preview as previews
     from rayrl_dt.data import sources
+    from rayrl_dt.data.preview import statistics as statistics_of
+    from rayrl_dt.reports.data_set import plot
 
     with console.status(f"reading {dataset}..."):
         store = sources.load(dataset)
-        statistics = previews.statistics(store)
+        statistics = statistics_of(store)
     table = Table(box=None, show_header=False)
     for key in ("source", "environment", "episodes", "steps", "terminated_fraction"):
         table.add_row(key, _text(statistics[key]))
@@ -123,7 +125,7 @@ def preview(
     if picture.suffix.lower() != ".png":
         raise UserError(f"--out {picture} must end in .png")
     then = _training(dataset, known_env=store.info.env_spec is not None)
-    finish("histograms:", previews.plot(store, picture), then=then)
+    finish("histograms:", plot(store, picture), then=then)
 
 
 def _training(dataset: str, *, known_env: bool) -> str:
@@ -148,7 +150,8 @@ def import_(
 
     Example: rayrl-dt data import d4rl:hopper_medium-v2.hdf5 --as d4rl/hopper-medium-v2
     """
-    from rayrl_dt.data import minari_io, sources
+    from rayrl_dt.data import sources
+    from rayrl_dt.data.readers import minari_io
 
     with console.status(f"reading {source}..."):
         store = sources.load(source)

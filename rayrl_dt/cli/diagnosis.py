@@ -15,7 +15,7 @@ from rayrl_dt.cli.console import console, finish, new_file
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.evaluation.examination import Examination
+    from rayrl_dt.diagnosis.examine import Examination
 
 __all__ = ["register"]
 
@@ -46,8 +46,8 @@ def diagnose(
     # Before minutes of work, not after.
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
-    from rayrl_dt.evaluation.diagnosis import write_diagnosis
-    from rayrl_dt.evaluation.examination import examine
+    from rayrl_dt.diagnosis.examine import examine
+    from rayrl_dt.diagnosis.page import write_diagnosis
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -64,7 +64,7 @@ def report(
 
     Example: rayrl-dt report runs/dt-0 runs/dt-1 --out runs/comparison
     """
-    from rayrl_dt.evaluation.report import write_report
+    from rayrl_dt.reports.run_report import write_report
 
     page = write_report(runs, out or runs[0] / "report")
     finish("report written:", page, then=f"rayrl-dt diagnose {' '.join(map(str, runs))}")

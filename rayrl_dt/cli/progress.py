@@ -15,7 +15,7 @@ __all__ = ["TrainingProgress"]
 
 
 class TrainingProgress:
-    """Shows a run; implements `rayrl_dt.runs.Observer`. Use it as a context around the run."""
+    """Shows a run; implements `rayrl_dt.runs.loop.Observer`. Use it as a context around the run."""
 
     def __init__(self) -> None:
         self._progress = Progress(

@@ -16,7 +16,7 @@ from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.evaluation.alignment import EvaluationResult
+    from rayrl_dt.evaluation.result import EvaluationResult
 
 __all__ = ["register"]
 
@@ -43,7 +43,7 @@ def quickstart(
 
     Example: rayrl-dt quickstart
     """
-    from rayrl_dt import quickstart as story
+    from rayrl_dt.runs import quickstart as story
 
     page = story.run(out, seed=seed, progress=TrainingProgress, say=console.print, command=command_line())
     finish("report:", page, then=f"rayrl-dt eval {out / 'radt'} --targets=-1500,-800,-200")
@@ -69,7 +69,7 @@ def train(
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
       rayrl-dt train tune_configs/dt_pendulum.yaml --out runs/slow --resume
     """
-    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
     values = apply_overrides(read_yaml(config), overrides or [])
     if seed is not None:
@@ -88,9 +88,9 @@ def train(
 
 def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None) -> dict[str, Any]:
     """The settings of the run that a folder holds, with the overrides of the command that resumes it."""
-    from rayrl_dt.config_files import apply_overrides, read_yaml
     from rayrl_dt.interop.run_files import CONFIG, is_run
-    from rayrl_dt.run_checkpoints import latest_checkpoint
+    from rayrl_dt.runs.checkpoints import latest_checkpoint
+    from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
     if not is_run(folder):
         return otherwise  # there is nothing to resume, as training will say
@@ -110,7 +110,7 @@ def _run(
     values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, again: str
 ) -> None:
     """Trains with a live display, and says how it ended and what to type next."""
-    from rayrl_dt import runs
+    from rayrl_dt.runs import loop as runs
 
     progress = TrainingProgress()
     with progress:
@@ -154,8 +154,8 @@ def finetune(
       rayrl-dt finetune runs/hopper-radt --set online.alpha=1.0 --set env_runners.num_env_runners=4
       rayrl-dt finetune runs/hopper-dt --resume
     """
-    from rayrl_dt.config_files import apply_overrides
     from rayrl_dt.interop.run_files import find_run
+    from rayrl_dt.runs.config_files import apply_overrides
 
     source = find_run(run) or run
     if source.name in ("", ".."):
@@ -184,9 +184,9 @@ def finetune(
 
 def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
     """The settings of a finetuning: those of a file, and what it leaves open as in the run that trained the policy."""
-    from rayrl_dt.config_files import read_yaml
     from rayrl_dt.interop.bundle import load_model
     from rayrl_dt.interop.run_files import run_settings
+    from rayrl_dt.runs.config_files import read_yaml
 
     values: dict[str, Any] = {"algorithm": "OnlineDT"} if config is None else read_yaml(config)
     data = values.get("offline_data") or {}

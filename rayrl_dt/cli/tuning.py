@@ -39,7 +39,7 @@ def tune(
       rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/sweeps/radt
     """
-    from rayrl_dt.config_files import apply_overrides, read_yaml
+    from rayrl_dt.runs.config_files import apply_overrides, read_yaml
     from rayrl_dt.tuning.plan import make_plan
     from rayrl_dt.tuning.sweep import sweep
 

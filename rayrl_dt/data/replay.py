@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data import returns
-from rayrl_dt.data.array_files import read_arrays
-from rayrl_dt.data.spill import ArraySpace
+from rayrl_dt.data.array_files import ArraySpace, read_arrays
 from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normaliser, Trajectory

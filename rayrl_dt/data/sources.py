@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rayrl_dt.data import d4rl, filters, minari_io
+from rayrl_dt.data import filters
+from rayrl_dt.data.readers import d4rl, minari_io
 from rayrl_dt.data.store import FORMAT, DatasetInfo, TrajectoryStore
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError, suggest

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayrl_dt.data import minari_local, sources
+from rayrl_dt.data import sources
+from rayrl_dt.data.readers import minari_local
 from rayrl_dt.doctor.check import GIB, Check, one_line, size
 
 __all__ = ["STORAGE_REMEDY", "cache", "data", "minari", "probe_folder", "storage"]

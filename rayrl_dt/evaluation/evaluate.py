@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from rayrl_dt import envs
 from rayrl_dt.data.scores import ReferenceScore, reference_for
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
 from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, plan_targets
 from rayrl_dt.models.sequence_model import SequenceModel

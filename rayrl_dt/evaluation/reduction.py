@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrl_dt.evaluation.alignment import EvaluationResult
+from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.statistics import Interval
 from rayrl_dt.seeding import numpy_generator
 

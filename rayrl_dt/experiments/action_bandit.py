@@ -30,17 +30,17 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt import losses
-from rayrl_dt.critic.training import CriticTraining, IQLTrainer, new_critic
-from rayrl_dt.critic.transitions import Transitions
+from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.critics.passes import layers_of
+from rayrl_dt.critics.training import CriticTraining, IQLTrainer, new_critic
+from rayrl_dt.critics.transitions import Transitions
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.evaluation.document import Block, Paragraph, Picture, Table, Tiles, number
-from rayrl_dt.experiments import page
 from rayrl_dt.experiments.return_model import Progress
-from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.value_passes import layers_of
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
+from rayrl_dt.reports import experiment as page
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator
 from rayrl_dt.types import Trajectory
 

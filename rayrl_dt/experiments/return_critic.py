@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayrl_dt.data.minari_io import RawEpisode
+from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
-from rayrl_dt.evaluation.document import Block, Paragraph, Picture, Table, Tiles, number
-from rayrl_dt.experiments import page
 from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, Training, fit
+from rayrl_dt.reports import experiment as page
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 
 __all__ = [
     "KINDS",

@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayrl_dt.evaluation.document import Block, Paragraph, Picture, Table, Tiles, number
-from rayrl_dt.experiments import page
 from rayrl_dt.experiments.bandit_learners import Learners, Method
 from rayrl_dt.experiments.return_model import Progress
+from rayrl_dt.reports import experiment as page
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.seeding import numpy_generator, torch_generator
 
 __all__ = [

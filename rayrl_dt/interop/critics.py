@@ -17,14 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rayrl_dt.critic.training import CriticTraining, fit_critic
+from rayrl_dt.critics.networks import IQLCritic, units_of
+from rayrl_dt.critics.training import CriticTraining, fit_critic
 from rayrl_dt.data import filters, sources
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import find_bundle, load_model, read_header
 from rayrl_dt.interop.run_files import run_settings
-from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import check_architecture
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.critics.passes import Layers, forward, input_gradients, layers_of, memory_for
 from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.value_passes import Layers, forward, input_gradients, layers_of, memory_for
 from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.types import ACTION_LIMIT
 

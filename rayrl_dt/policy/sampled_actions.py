@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, check_continuous
 from rayrl_dt.policy.refiner import Draw

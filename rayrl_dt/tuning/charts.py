@@ -12,9 +12,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from rayrl_dt.evaluation import plots
-from rayrl_dt.evaluation.document import number
-from rayrl_dt.evaluation.drawings import mark, save_drawing
+from rayrl_dt.reports import plots
+from rayrl_dt.reports.document import number
+from rayrl_dt.reports.svg import mark, save_drawing
 from rayrl_dt.tuning.plan import SEED
 from rayrl_dt.tuning.results import Group, TrialResult
 from rayrl_dt.tuning.space import Space

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.config_files import build_config
 from rayrl_dt.errors import UserError
+from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refining import RUN, absolute, read_refining
 from rayrl_dt.tuning.settings import LOGGERS, Settings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at

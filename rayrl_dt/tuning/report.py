@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayrl_dt.evaluation.document import (
+from rayrl_dt.reports.document import (
     MISSING,
     Block,
     Code,
@@ -20,7 +20,7 @@ from rayrl_dt.evaluation.document import (
     Tiles,
     number,
 )
-from rayrl_dt.evaluation.report import write_page
+from rayrl_dt.reports.page import write_page
 from rayrl_dt.tuning import charts
 from rayrl_dt.tuning.charts import label
 from rayrl_dt.tuning.plan import SEED, Plan

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.config_files import SECTIONS, search_spaces
 from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.runs.config_files import SECTIONS, search_spaces
 
 __all__ = ["KINDS", "Space", "find_spaces", "replaced", "value_at"]
 

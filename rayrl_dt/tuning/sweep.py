@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from rayrl_dt.algorithms.session import start_ray
-from rayrl_dt.config_files import build_config
 from rayrl_dt.data import sources
 from rayrl_dt.doctor.check import Check
 from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.plan import Plan
 from rayrl_dt.tuning.refining import read_refining

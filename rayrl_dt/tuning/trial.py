@@ -9,8 +9,8 @@ from ray import tune
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
-from rayrl_dt.config_files import build_config
 from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.runs.config_files import build_config
 
 __all__ = ["SweepTrial"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rayrl_dt.critic.training import CriticTraining
+from rayrl_dt.critics.training import CriticTraining
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import save_bundle

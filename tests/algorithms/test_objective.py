@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rayrl_dt import ReinformerConfig, UserError, runs
-from rayrl_dt.algorithms.online_dt import OnlineDTConfig
-from rayrl_dt.critic.training import CriticTraining
+from rayrl_dt import ReinformerConfig, UserError
+from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
+from rayrl_dt.critics.training import CriticTraining
 from rayrl_dt.data.sources import load
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import add_critic, load_critic
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.runs import loop as runs
 
 pytestmark = pytest.mark.ray
 

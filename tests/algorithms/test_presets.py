@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayrl_dt import OnlineDT
-from rayrl_dt.config_files import build_config, read_yaml
+from rayrl_dt.runs.config_files import build_config, read_yaml
 
 pytestmark = pytest.mark.ray
 

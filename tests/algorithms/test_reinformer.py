@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayrl_dt import Reinformer, ReinformerConfig, SequencePolicy, runs
-from rayrl_dt.algorithms.online_dt import OnlineDTConfig
-from rayrl_dt.config_files import build_config, read_yaml
+from rayrl_dt import Reinformer, ReinformerConfig, SequencePolicy
+from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.alignment import EvaluationResult
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
-from rayrl_dt.evaluation.report import write_report
+from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.interop.bundle import load_model, save_bundle
+from rayrl_dt.reports.run_report import write_report
+from rayrl_dt.runs import loop as runs
+from rayrl_dt.runs.config_files import build_config, read_yaml
 
 pytestmark = pytest.mark.ray
 

@@ -199,9 +199,9 @@ def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_builds(file: Path, tmp_path: Path) -> None:
-    from rayrl_dt.alignment_suite import plan
-    from rayrl_dt.config_files import read_yaml
+    from rayrl_dt.runs.config_files import read_yaml
     from rayrl_dt.tuning.plan import make_plan
+    from rayrl_dt.tuning.suite import plan
 
     values = read_yaml(file)
     if "tune" in values:
@@ -218,8 +218,8 @@ def test_importing_the_command_line_is_quick() -> None:
 
 @pytest.mark.parametrize("algorithm", ["DT", "RADT"])
 def test_the_quickstart_trains_its_config_files(algorithm: str) -> None:
-    from rayrl_dt.config_files import build_config, read_yaml
-    from rayrl_dt.quickstart import CONFIG, METHODS
+    from rayrl_dt.runs.config_files import build_config, read_yaml
+    from rayrl_dt.runs.quickstart import CONFIG, METHODS
 
     assert algorithm in METHODS
     file = read_yaml(f"tune_configs/{algorithm.lower()}_pendulum.yaml")

@@ -8,11 +8,11 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from rayrl_dt.config_files import ALGORITHMS, SECTIONS, build_config, keywords
-from rayrl_dt.config_reference import reference
-from rayrl_dt.config_template import template
+from rayrl_dt.cli.config_reference import reference
+from rayrl_dt.cli.config_template import template
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.runs.config_files import ALGORITHMS, SECTIONS, build_config, keywords
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ import pytest
 from builders import build_model, store_for
 
 from rayrl_dt.data.store import DatasetInfo
-from rayrl_dt.evaluation import cost
+from rayrl_dt.diagnosis import cost
 from rayrl_dt.interop.bundle import save_bundle
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,3 @@ def test_discrete_statistics(make_store: Any) -> None:
     counts = preview.statistics(store)["actions"]["counts"]
     assert list(counts) == ["5", "6", "7"] and sum(counts.values()) == store.num_steps
     assert counts["6"] == int((store.actions == 6).sum())
-
-
-@pytest.mark.parametrize("options", [{}, {"actions": 4}, {"action_dim": 9}, {"lengths": (1,)}], ids=str)
-def test_plot(make_store: Any, tmp_path: Path, options: dict[str, Any]) -> None:
-    path = preview.plot(make_store(**options), tmp_path / "new" / "preview.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rayrl_dt.algorithms.offline_data import Sampling
-from rayrl_dt.algorithms.shared_replay import ReplayIterator, SharedReplay
+from rayrl_dt.algorithms.online.shared_replay import ReplayIterator, SharedReplay
 from rayrl_dt.data import windows
 from rayrl_dt.data.replay import TrajectoryReplay, best_episodes
 from rayrl_dt.data.store import TrajectoryStore

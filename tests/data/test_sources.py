@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from rayrl_dt.data import minari_io, recipes, sources
+from rayrl_dt.data import recipes, sources
+from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.store import ARRAYS, TrajectoryStore
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError

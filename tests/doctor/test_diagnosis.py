@@ -127,7 +127,7 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_minari_root_counts_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check = by_name(doctor.diagnose(**WITHOUT_RAY))["Minari data"]
     assert check.status == "warning" and "does not exist" in check.found
-    monkeypatch.setattr("rayrl_dt.data.minari_local.list_local", lambda: [{"id": "a/b-v0"}])
+    monkeypatch.setattr("rayrl_dt.data.readers.minari_local.list_local", lambda: [{"id": "a/b-v0"}])
     (tmp_path / "minari").mkdir()
     check = by_name(doctor.diagnose(**WITHOUT_RAY))["Minari data"]
     assert check.status == "ok" and check.found.startswith("1 data set in")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrl_dt.evaluation.alignment import EvaluationResult, TargetResult
 from rayrl_dt.evaluation.reduction import baseline_of, error_reduction
+from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
 
 
 def result(error: float, *, spread: float = 0.0, episodes: int = 20) -> EvaluationResult:

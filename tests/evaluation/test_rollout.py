@@ -10,8 +10,8 @@ from scripted_env import ScriptedEnv, reward_of, scripted_vector
 
 from rayrl_dt import envs
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.alignment import EvaluationResult
 from rayrl_dt.evaluation.evaluate import assemble, evaluate_model
+from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, plan_slots, run_slots
 from rayrl_dt.evaluation.targets import TargetPlan
 from rayrl_dt.models.sequence_model import SequenceModel

@@ -14,12 +14,12 @@ import torch
 import yaml
 from builders import build_model
 
-from rayrl_dt.critic.training import CriticTraining, new_critic
+from rayrl_dt.critics.networks import IQLCritic, units_of
+from rayrl_dt.critics.training import CriticTraining, new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.interop.bundle import load_model, read_header, save_bundle
 from rayrl_dt.interop.critics import add_critic, load_critic, run_data, save_critic
-from rayrl_dt.models.critics import IQLCritic, units_of
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Normaliser
 

@@ -19,7 +19,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface, to_huggingface
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.policy.sequence_policy import SequencePolicy
+from rayrl_dt.serving.policy import SequencePolicy
 from rayrl_dt.types import Normaliser, Window
 
 transformers = pytest.importorskip("transformers")

@@ -15,15 +15,15 @@ from scipy import stats
 
 from rayrl_dt import losses
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.diagnosis import cost
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation import cost
 from rayrl_dt.interop.bundle import load_model, save_bundle
 from rayrl_dt.interop.huggingface import to_huggingface
 from rayrl_dt.models.model_config import BACKBONES, ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.sequence_policy import SequencePolicy
+from rayrl_dt.serving.policy import SequencePolicy
 from rayrl_dt.types import ACTION_LIMIT
 
 MakeStore = Callable[..., TrajectoryStore]

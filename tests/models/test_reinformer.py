@@ -16,7 +16,7 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.policy.imitation import imitation_loss, return_loss
+from rayrl_dt.objectives.imitation import imitation_loss, return_loss
 from rayrl_dt.types import Window
 
 MakeStore = Callable[..., TrajectoryStore]

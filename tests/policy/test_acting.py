@@ -9,8 +9,8 @@ import pytest
 import torch
 from builders import build_model, scramble
 
+from rayrl_dt.algorithms.online.lamb import Lamb
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.lamb import Lamb
 from rayrl_dt.models.decision_transformer import TransformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan

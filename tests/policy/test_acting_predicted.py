@@ -19,7 +19,7 @@ from rayrl_dt.policy.acting.predicted import PredictedReturnPlan, falling_length
 from rayrl_dt.policy.acting.select import acting_plan
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.context import ContextBuffer
-from rayrl_dt.policy.sequence_policy import SequencePolicy
+from rayrl_dt.serving.policy import SequencePolicy
 from rayrl_dt.types import Window
 
 MakeStore = Callable[..., TrajectoryStore]

@@ -12,15 +12,15 @@ import torch
 from builders import build_model, scramble
 from torch import Tensor
 
-from rayrl_dt.critic.training import new_critic
+from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.critics.passes import layers_of
+from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.value_passes import layers_of
 from rayrl_dt.policy.action_gradient import RULES, ActionGradient, ActionRefiner, climb
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.sequence_policy import SequencePolicy
+from rayrl_dt.serving.policy import SequencePolicy
 from rayrl_dt.types import ACTION_LIMIT
 
 MakeStore = Callable[..., TrajectoryStore]

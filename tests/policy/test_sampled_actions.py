@@ -11,10 +11,10 @@ import torch
 from builders import build_model, scramble
 from torch import Tensor
 
-from rayrl_dt.critic.training import new_critic
+from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.critics import IQLCritic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor

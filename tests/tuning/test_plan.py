@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rayrl_dt.config_files import build_config
 from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
+from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.plan import make_plan
 from rayrl_dt.tuning.refining import read_refining
 from rayrl_dt.tuning.sweep import require_shared

@@ -19,10 +19,10 @@ import yaml
 from builders import build_model, store_for
 
 from rayrl_dt import SequencePolicy
-from rayrl_dt.critic.training import new_critic
+from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.refinement import sweep as refine
+from rayrl_dt.evaluation.refinement_grid import sweep as refine
 from rayrl_dt.interop.bundle import read_header, save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.tuning.conclusion import conclude

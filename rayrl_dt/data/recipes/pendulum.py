@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt import envs, seeding
-from rayrl_dt.data.minari_io import RawEpisode
+from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.behaviour import GradedBehaviour
 from rayrl_dt.data.recipes.rollouts import Progress
 

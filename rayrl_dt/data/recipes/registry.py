@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayrl_dt.data import minari_io
+from rayrl_dt.data.readers import minari_io
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names"]
@@ -99,7 +99,7 @@ _RECIPES = {
             "trained",
             "rayrl_dt/{}/replay-v0",
             "any continuous-action environment: SAC's replay, medium and best data (options env, steps)",
-            "rayrl_dt.algorithms.trained_recipe:make",
+            "rayrl_dt.algorithms.baselines.sac_recipe:make",
             episodes=None,
             options=("env", "steps", "overrides"),
         ),

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt import envs, seeding
-from rayrl_dt.data import minari_io
-from rayrl_dt.data.minari_io import RawEpisode
+from rayrl_dt.data.readers import minari_io
+from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes import pendulum, point_maze, reacher
 from rayrl_dt.data.recipes.behaviour import is_clean, is_random
 from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rayrl_dt import envs
-from rayrl_dt.data import minari_io, recipes
+from rayrl_dt.data import recipes
+from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.recipes import pendulum
 from rayrl_dt.data.recipes.point_maze import WayPoints
 from rayrl_dt.data.recipes.scripted import random_walks

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from rayrl_dt.data import minari_io, recipes
+from rayrl_dt.data import recipes
+from rayrl_dt.data.readers import minari_io
 from rayrl_dt.errors import UserError
 
 pytestmark = pytest.mark.ray

@@ -1,0 +1,1 @@
+"""Memoryless baselines: IQL, CQL and TD3+BC, and the SAC that makes data."""

@@ -1,0 +1,121 @@
+"""TD3+BC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.baselines.config import MemorylessConfig
+from rayrl_dt.algorithms.checks import at_least, whole
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.online.learner import OnlineLearner
+from rayrl_dt.algorithms.online.module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
+from rayrl_dt.errors import UserError
+
+__all__ = ["TD3BC", "TD3BCConfig", "TD3BCLearner"]
+
+
+class TD3BCConfig(MemorylessConfig):
+    """TD3+BC (Fujimoto and Gu 2021, "A Minimalist Approach to Offline Reinforcement Learning").
+
+    The policy minimises (pi(s) - a)^2 - lambda Q1(s, pi(s)) with lambda = alpha / mean|Q1(s, pi(s))|, detached; twin
+    critics learn from the lower one of their slow copies at the smoothed action of the policy's slow copy (noise 0.2,
+    at most 0.5). Policy and copies move at every second step.
+
+    A gradient step is that of online finetuning before it goes online, with another policy (`OnlineLearner`).
+
+    Differs from the paper: observations are normalised with 1e-6, not 1e-3, beside the standard deviation; a few ten
+    thousand steps instead of a million.
+    """
+
+    # What `OnlineLearner` reads: all of training is its pretraining.
+    bc_weight = 1.0
+    normalise_q = True
+    optimiser = "adamw"
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or TD3BC)
+        self.alpha = 2.5
+        self.actor_interval = 2
+        self.critic_layer_norm = False
+
+    def training(
+        self,
+        *,
+        alpha: float = NotProvided,
+        actor_interval: int = NotProvided,
+        critic_layer_norm: bool = NotProvided,
+        **kwargs: Any,
+    ) -> TD3BCConfig:
+        """Sets the optimisation.
+
+        Args:
+            alpha: weight of the normalised values beside the squared error; 0 is behaviour cloning.
+            actor_interval: gradient steps of the critics for one of the policy and the slow copies.
+            critic_layer_norm: layer norm without parameters in the critics' hidden layers, against values that explode
+                (not in the paper).
+            **kwargs: those of `MemorylessConfig`, of all algorithms, and RLlib's own.
+        """
+        super().training(**kwargs)
+        self._set(alpha=alpha, actor_interval=actor_interval, critic_layer_norm=critic_layer_norm)
+        return self
+
+    @property
+    def alpha_pretrain(self) -> float:
+        """Alpha, as `OnlineLearner` calls it."""
+        return self.alpha
+
+    @property
+    def pretrain_steps(self) -> int:
+        """All gradient steps."""
+        return self.gradient_steps
+
+    def get_default_learner_class(self) -> type[SequenceLearner]:
+        """Returns `TD3BCLearner`."""
+        return TD3BCLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of the module with twin critics and slow copies."""
+        return RLModuleSpec(module_class=OnlineRLModule)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {
+            **super()._model_config_auto_includes,
+            CRITIC: {"hidden": self.critic_width, "layer_norm": self.critic_layer_norm},
+            FROZEN_MODEL: False,
+            INITIAL_TEMPERATURE: 1.0,
+        }
+
+    def validate(self) -> None:
+        """Checks the values of TD3+BC too.
+
+        Raises:
+            UserError: a value is out of range, or the head is not deterministic.
+        """
+        if self.sequence_model.head == "gaussian":
+            raise UserError(
+                "TD3BC needs a deterministic policy, model_config.head is 'gaussian'; set head: deterministic, or "
+                "algorithm: IQL"
+            )
+        at_least(self, "training", 0, "alpha")
+        whole(self, "training", 1, "actor_interval")
+        super().validate()
+
+
+class TD3BC(SequenceAlgorithm):
+    """The algorithm of `TD3BCConfig`."""
+
+    @classmethod
+    def get_default_config(cls) -> TD3BCConfig:
+        """Returns a `TD3BCConfig`."""
+        return TD3BCConfig(algo_class=cls)
+
+
+class TD3BCLearner(OnlineLearner):
+    """The learner of online finetuning, its critics by Adam without decay."""
+
+    critic_weight_decay = 0.0

@@ -1,0 +1,1 @@
+"""Online finetuning of a policy that logged data trained."""

@@ -1,0 +1,341 @@
+"""Online finetuning of return-conditioned transformers: ODT, TD3+ODT and their controls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.algorithms.online.config import OnlineConfig
+from rayrl_dt.algorithms.online.shared_replay import SharedReplay, sources
+from rayrl_dt.algorithms.runners.rounds import Collect, run_on_runners
+from rayrl_dt.algorithms.runners.streams import RunnerStreams
+from rayrl_dt.data.replay import TrajectoryReplay
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
+from rayrl_dt.interop.bundle import load_model
+from rayrl_dt.seeding import derive_seed
+
+__all__ = ["ENV_STEPS", "OnlineDT", "OnlineDTConfig"]
+
+ENV_STEPS = "env_steps"
+_EPISODES = "collected_episodes"
+_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "round_steps", "updates_due", "collected_return", "stream_calls")
+_REPLAY = "replay.npz"
+# Between two looks at what the runners have sent: long enough to cost nothing, short enough that none runs dry.
+_SECONDS_OF_UPDATES = 0.1
+_FRAGMENT = 50
+
+
+class OnlineDTConfig(OnlineConfig):
+    """Online Decision Transformer with a critic's gradient (TD3+ODT), and what it is compared with.
+
+    Zheng et al. 2022, "Online Decision Transformer"; Yan et al. 2024, "Reinforcement Learning Gradients as Vitamin for
+    Online Finetuning Decision Transformers". Pretrains on logged data, then collects whole episodes, keeps them in a
+    replay with hindsight returns, and goes on training on those. Any backbone works.
+
+    | method | set |
+    |---|---|
+    | TD3+ODT | nothing |
+    | TD3 alone | `online(bc_weight=0, alpha=1)` |
+    | deterministic ODT | `online(rl_gradient="none")` |
+    | ODT | `online(rl_gradient="none")`, `rl_module(model_config={"head": "gaussian"})` |
+
+    Differences from the papers and their code: returns-to-go are relabelled once, when an episode enters the replay,
+    not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does
+    what the code does); `mode="async"` collects while it learns.
+    Sizes are for a CPU: width 64, 2 layers, K 5.
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or OnlineDT)
+
+
+class OnlineDT(SequenceAlgorithm):
+    """The algorithm of `OnlineDTConfig`.
+
+    Attributes:
+        env_steps: environment steps collected so far (saved).
+        collected_episodes: their episodes (saved).
+        rounds: rounds that have been collected (saved); see `env_steps_per_iteration`.
+        round_steps: environment steps of the next one so far (saved).
+        updates_due: online updates that what is collected asks for (saved).
+        collected_return: mean raw return of the episodes collected last (saved).
+        stream_calls: calls made to runners in async mode (saved).
+        replay: the trajectories that online updates draw from (saved); None while pretraining. In this process, or in
+            one of its own when runners or learners are remote.
+        streams: the runners' calls in async mode; None before the first.
+    """
+
+    config: OnlineConfig
+
+    @classmethod
+    def get_default_config(cls) -> OnlineDTConfig:
+        """Returns an `OnlineDTConfig`."""
+        return OnlineDTConfig(algo_class=cls)
+
+    def setup(self, config: Any) -> None:
+        """Builds everything, and takes over the weights of the policy to start from."""
+        self.env_steps = 0
+        self.collected_episodes = 0
+        self.rounds = 0
+        self.round_steps = 0
+        self.updates_due = 0
+        self.collected_return: float | None = None
+        self.stream_calls = 0
+        self.replay: TrajectoryReplay | SharedReplay | None = None
+        self.streams: RunnerStreams | None = None
+        self._policy: tuple[Any, int] | None = None
+        self._lags: list[int] = []
+        self._collected = 0, 0.0  # environment steps of this iteration, and the seconds that they took
+        super().setup(config)
+        if self.config.env is None:
+            raise UserError("there is no environment to finetune in; set environment.env in the config")
+        if self.config.start_from is not None:
+            self._take_over(self.config.start_from)
+            # From here on a checkpoint needs nothing but itself.
+            self.config = self.config.copy(copy_frozen=False)
+            self.config.start_from = None
+            self.config.freeze()
+
+    def _take_over(self, path: str) -> None:
+        weights = load_model(path).state_dict()
+        state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
+        module = state[DEFAULT_MODULE_ID]
+        for prefix in ("model", "target_model"):  # there are targets only beside a critic
+            taken = {f"{prefix}.{name}": value.numpy() for name, value in weights.items()}
+            module.update({name: value for name, value in taken.items() if name in module})
+        self.learner_group.set_weights(state)
+
+    @property
+    def online(self) -> bool:
+        """Whether pretraining is over."""
+        return self.gradient_steps >= self.config.pretrain_steps
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has collected all of its environment steps and learned from them."""
+        return self.online and not self._collects and self._updates_left <= 0
+
+    @property
+    def at_milestone(self) -> bool:
+        """Whether the policy is to be evaluated, whatever the interval: the final one, and the one to be finetuned."""
+        return self.done or (self.online and self.replay is None)
+
+    @property
+    def _collects(self) -> bool:
+        """Whether there is more to collect: a round that has begun is completed."""
+        return self.env_steps < self.config.env_steps or self.round_steps > 0
+
+    @property
+    def _updates_left(self) -> int:
+        """Updates that are due and not taken yet (in rounds: an interrupt may leave some)."""
+        return self.config.pretrain_steps + self.updates_due - self.gradient_steps
+
+    def training_step(self) -> None:
+        """Pretrains for some steps, or collects and takes one round of updates."""
+        if self.done:
+            return
+        self._collected = 0, 0.0
+        if not self.online:
+            left = self.config.pretrain_steps - self.gradient_steps
+            iterators = self.offline_data.iterators(self.config.num_learners)
+            self._update(iterators, min(self.config.gradient_steps_per_iteration, left))
+            return
+        if self.replay is None:
+            self.replay = self._new_replay()
+            self.replay.fill(self.offline_data.store)
+        if self.config.mode == "async":
+            self._collect_and_update(self.replay)
+            return
+        if self._updates_left <= 0:
+            try:
+                self._collect(self.replay)
+            except RolloutsStopped:
+                return  # the round is collected anew, and is the same
+        self._update(self._sources(self.replay), self._updates_left)
+
+    def _new_replay(self) -> TrajectoryReplay | SharedReplay:
+        spec, config = self.policy_spec, self.config
+        gib = config.replay_memory_gib
+        arguments = {
+            "info": self.offline_data.full.info,
+            "normaliser": spec.normaliser,
+            "capacity": config.replay_capacity_trajectories,
+            "capacity_steps": config.replay_capacity_steps,
+            "memory_bytes": None if gib is None else int(gib * 2**30),
+        }
+        if config.num_env_runners > 0 or config.num_learners > 0:
+            return SharedReplay(arguments)
+        return TrajectoryReplay(**arguments)
+
+    def _sources(self, replay: TrajectoryReplay | SharedReplay) -> list[BatchSource]:
+        config = self.config
+        return sources(replay, self.offline_data.sampling, config.num_learners, ahead=config.mode == "async")
+
+    def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
+        """Runs whole episodes until a round is complete; each is a function of the weights and its number."""
+        begin = time.perf_counter()
+        config, runners = self.config, self.env_runner_group
+        if runners.num_remote_env_runners() == 0:
+            runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            call = Collect(stop=self.stop_asked)
+        else:
+            call = Collect(ray.put(self.policy_state()))
+        at_once = max(1, config.num_env_runners) * config.num_envs_per_env_runner
+        target = config.rollout_target()
+        collected: list[EpisodeRecord] = []
+        left = max(1, config.env_steps_per_iteration - self.round_steps)
+        while sum(episode.length for episode in collected) < left:
+            first = self.collected_episodes + len(collected)
+            slots = [
+                Slot(target, 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
+                for j in range(at_once)
+            ]
+            collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
+        self._take_in(collected, replay)
+        self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
+
+    def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
+        """Adds finished episodes to the replay and counts them, and the updates of the rounds that they complete."""
+        trajectories = []
+        for episode in episodes:
+            trajectory = episode.trajectory
+            assert trajectory is not None
+            ended = self.config.timeout_is_terminal or trajectory.terminated
+            trajectories.append(replace(trajectory, terminated=ended))
+        replay.add(trajectories)
+        for episode in episodes:
+            if self._collects:
+                self.round_steps += episode.length
+            self.env_steps += episode.length
+            if self.round_steps >= self.config.env_steps_per_iteration:
+                self.rounds += 1
+                self.round_steps = 0
+                self.updates_due += self.config.updates_per_iteration
+        self.collected_episodes += len(episodes)
+        self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
+
+    def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
+        """Takes one iteration's updates while the runners go on collecting.
+
+        Updates wait for a round to be complete, as in sync mode, and for a runner where its weights would fall further
+        behind than `max_policy_lag`. Runners wait where they are `max_rounds_ahead` ahead of the updates.
+        """
+        config, begin = self.config, time.perf_counter()
+        goal = self.gradient_steps + config.updates_per_iteration
+        self._lags = []
+        chunk = 1
+        while self.gradient_steps < goal and not self.done and not self.stop_asked():
+            allowed = min(self._updates_left, goal - self.gradient_steps, self._lag_left(), chunk)
+            self._exchange(replay, timeout=0.0 if allowed > 0 else 1.0)
+            if allowed <= 0:
+                continue
+            before, seconds = self.gradient_steps, self.last_update_seconds
+            self._update(self._sources(replay), allowed)
+            if self.gradient_steps < before + allowed:
+                break  # an observer wants to stop
+            seconds = self.last_update_seconds - seconds
+            chunk = max(1, int(allowed * _SECONDS_OF_UPDATES / max(seconds, 1e-6)))
+        self._collected = self._collected[0], time.perf_counter() - begin
+
+    def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
+        """Takes in what the runners have sent, and gives them their next calls."""
+        config = self.config
+        if self.streams is None:
+            fragment = config.rollout_fragment_length
+            steps = fragment if isinstance(fragment, int) else _FRAGMENT
+            self.streams = RunnerStreams(self.env_runner_group, steps=steps, calls=self.stream_calls)
+        ahead = self._updates_left / config.updates_per_iteration
+        if self._collects and ahead < config.max_rounds_ahead:
+            self.streams.send(self._current_policy)
+            self.stream_calls = self.streams.calls
+        for arrival in self.streams.receive(timeout=timeout):
+            self._lags.append(self.gradient_steps - arrival.weights)
+            self._collected = self._collected[0] + arrival.env_steps, 0.0
+            if arrival.episodes:
+                self._take_in(arrival.episodes, replay)
+
+    def _current_policy(self) -> tuple[Any, int]:
+        """The policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
+        step = self.gradient_steps
+        if self._policy is None or step - self._policy[1] >= max(1, self.config.policy_lag_bound // 4):
+            self._policy = ray.put(self.policy_state()), step
+        return self._policy
+
+    def _lag_left(self) -> int:
+        """Updates that may be taken before the oldest weights that a runner acts with are too old."""
+        oldest = None if self.streams is None else self.streams.oldest_weights
+        return self.config.policy_lag_bound - (0 if oldest is None else self.gradient_steps - oldest)
+
+    def report(self) -> dict[str, Any]:
+        """Returns where the finetuning stands: phase, environment steps, replay, updates to data, policy lag."""
+        replay, config = self.replay, self.config
+        updates = max(0, self.gradient_steps - config.pretrain_steps)
+        steps = 0 if replay is None else replay.num_steps
+        collected, seconds = self._collected
+        return {
+            "phase": "pretraining" if replay is None else "online",
+            ENV_STEPS: self.env_steps,
+            _EPISODES: self.collected_episodes,
+            "collected_return": self.collected_return,
+            "env_steps_per_s": collected / seconds if seconds else None,
+            "update_to_data": updates / self.env_steps if self.env_steps else None,
+            "replay_episodes": 0 if replay is None else len(replay),
+            "replay_steps": steps,
+            # In rounds, everything was collected with the weights that the round began with.
+            "policy_lag_mean": sum(self._lags) / len(self._lags) if self._lags else None,
+            "policy_lag_max": max(self._lags, default=None),
+            "runner_restarts": 0 if self.streams is None else self.streams.restarts,
+        }
+
+    def cleanup(self) -> None:
+        """Ends the replay's process with the rest."""
+        if isinstance(self.replay, SharedReplay):
+            self.replay.stop()
+        super().cleanup()
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """Writes RLlib's checkpoint, and the replay beside it: RLlib's own leaves replays out."""
+        folder: str = super().save_to_path(path, **kwargs)
+        if self.replay is not None:
+            self.replay.save(Path(folder) / _REPLAY)
+        return folder
+
+    def restore_from_path(self, path: Any, *, component: str | None = None, **kwargs: Any) -> None:
+        """Restores RLlib's checkpoint and the replay.
+
+        Raises:
+            UserError: the replay is missing or truncated.
+        """
+        super().restore_from_path(path, component=component, **kwargs)
+        if component is not None:
+            return
+        if isinstance(self.replay, SharedReplay):
+            self.replay.stop()
+        self.replay = None
+        if self.collected_episodes > 0:
+            self.replay = self._new_replay()
+            self.replay.load(Path(path) / _REPLAY)
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adds the counters of collection."""
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return {**super().get_state(*args, **kwargs), **counters}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores RLlib's state and the counters; calls under way are of another past, and are dropped."""
+        calls = self.stream_calls
+        super().set_state(state)
+        for name in _COUNTERS:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        # Runners that live go on with streams of this process: no number of theirs may come again.
+        self.stream_calls = max(calls, self.stream_calls)
+        self.streams = self._policy = None

@@ -1,0 +1,264 @@
+"""The env runner: one batched forward for all slots, whole episodes out, fixed quotas in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from rayrl_dt import envs
+from rayrl_dt.algorithms.module import SequenceRLModule
+from rayrl_dt.algorithms.runners.streams import Arrival, Continue
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
+from rayrl_dt.interop.critics import load_refiner
+from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.collector import Collector, FinishedEpisode
+from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.precision import resolve
+from rayrl_dt.seeding import derive_seed, torch_generator
+
+__all__ = ["SequenceEnvRunner"]
+
+
+@dataclass
+class _Stream:
+    """Environments that go on from call to call.
+
+    Attributes:
+        collector: steps them.
+        life: number of the call that began it.
+        episodes: that it has brought.
+    """
+
+    collector: Collector
+    life: int
+    episodes: int = 0
+
+
+class SequenceEnvRunner(SingleAgentEnvRunner):
+    """Collects with context windows kept beside the environments rather than cut from episode objects.
+
+    `sample` returns whole episodes only: one that is still running goes on in the next call.
+    """
+
+    module: SequenceRLModule
+    env: Any
+
+    def make_env(self) -> None:
+        """Creates the vector environment; with no environment configured the runner has none."""
+        self.num_envs = 0
+        self._collector: Collector | None = None
+        self._stream: _Stream | None = None
+        if self.config.env is None:
+            return
+        if self.env is not None:
+            self.env.close()
+        self.num_envs = self.config.num_envs_per_env_runner
+        self.env = self._vector_env(self.num_envs)
+        self._needs_initial_reset = True
+
+    def make_module(self) -> None:
+        """Builds the module, in eval mode for good."""
+        super().make_module()
+        self.module.eval()
+        self._weights_of: int | None = None
+
+    def get_spaces(self) -> dict[str, Any]:
+        """Returns the environment's spaces, or those of the data where there is no environment."""
+        single = (self.config.observation_space, self.config.action_space)
+        if self.env is None:
+            return {DEFAULT_MODULE_ID: single, INPUT_ENV_SINGLE_SPACES: single, INPUT_ENV_SPACES: single}
+        return {
+            INPUT_ENV_SPACES: (self.env.observation_space, self.env.action_space),
+            INPUT_ENV_SINGLE_SPACES: (self.env.single_observation_space, self.env.single_action_space),
+            DEFAULT_MODULE_ID: single,
+        }
+
+    def evaluate(self, slots: list[Slot], *, sample_actions: bool) -> Rollouts:
+        """Runs each slot's quota of episodes in a vector environment of `len(slots)` slots.
+
+        Args:
+            slots: targets, quotas and seeds.
+            sample_actions: draw discrete actions from the softmax instead of taking the most likely.
+        """
+        if self.config.env is None:
+            raise UserError("there is no environment to evaluate in; set environment.env in the config")
+        env = self._vector_env(len(slots))
+        try:
+            # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
+            # Draws are those of `evaluate_model`: the same policy has the same episodes there.
+            actor = self._actor(len(slots), sample_actions, slots[0].seed, precision="fp32")
+            actor.refiner = self._refiner()
+            return run_slots(Collector(env, actor, record=False), slots)
+        finally:
+            env.close()
+
+    def load_policy(self, weights: dict[str, Any]) -> None:
+        """Takes over the weights of the policy network, as NumPy arrays."""
+        self._weights_of = None
+        self.module.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+
+    def collect(self, slots: list[Slot], stop: Callable[[], bool] | None = None) -> Rollouts:
+        """Runs each slot's quota with exploration, and records the steps.
+
+        What is collected is a function of the weights and the slots: nothing goes on from one call to the next.
+
+        Args:
+            slots: targets, quotas and seeds.
+            stop: called before every step; True ends the collection, for nothing.
+        """
+        if self.config.env is None:
+            raise UserError("there is no environment to collect in; set environment.env in the config")
+        env = self._vector_env(len(slots))
+        try:
+            actor = self._explorer(len(slots), slots[0].seed)
+            return run_slots(Collector(env, actor, record=True), slots, stop=stop)
+        finally:
+            env.close()
+
+    def go_on(self, call: Continue) -> Arrival:
+        """Goes on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
+        if self._weights_of != call.weights:
+            self.load_policy(ray.get(call.policy))
+            self._weights_of = call.weights
+        if self._stream is None or self._stream.life < call.oldest_life:
+            # A new process, or the first call: the call's number has never seeded anything.
+            seed = derive_seed(self.config.seed or 0, "stream", call.number)
+            collector = Collector(self.env, self._explorer(self.num_envs, seed), record=True)
+            collector.targets[:] = self.config.rollout_target()
+            collector.reset(seed=derive_seed(seed, "env") % 2**31)
+            self._stream = _Stream(collector, call.number)
+        stream = self._stream
+        before, steps_before = stream.episodes, stream.collector.env_steps
+        finished: list[FinishedEpisode] = []
+        for _ in range(call.steps):
+            finished = stream.collector.step()
+            if finished:
+                break
+        stream.episodes += len(finished)
+        return Arrival(
+            life=stream.life,
+            episodes=tuple(
+                EpisodeRecord(episode.target, episode.episode_return, episode.length, episode.trajectory)
+                for episode in finished
+            ),
+            env_steps=stream.collector.env_steps - steps_before,
+            weights=call.weights,
+            episodes_before=before,
+        )
+
+    def _explorer(self, slots: int, seed: int) -> VectorActor:
+        """The policy as it collects: drawn actions, or noise on those of a deterministic head."""
+        spec = self.module.model.spec
+        stochastic = spec.discrete or spec.gaussian
+        return VectorActor(
+            self.module.model,
+            slots,
+            sample=torch_generator(seed, "exploration"),
+            noise=0.0 if stochastic else self.config.exploration_noise,
+            precision=self._precision,
+        )
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        if random_actions:
+            raise UserError(
+                "random actions are not collected here; `rayrl-dt data make` makes random behaviour"
+            )
+        if self._collector is None:
+            seed = derive_seed(self.config.seed or 0, "rollout", self.worker_index or 0)
+            actor = self._actor(self.num_envs, explore, seed, precision=self._precision)
+            self._collector = Collector(self.env, actor, record=True)
+        collector = self._collector
+        collector.targets[:] = self.config.rollout_target()
+        if force_reset or num_episodes is not None or self._needs_initial_reset:
+            position = (self.worker_index or 0, collector.env_steps)
+            collector.reset(seed=derive_seed(self.config.seed or 0, "rollout-env", *position) % 2**31)
+            self._needs_initial_reset = False
+        begin = collector.env_steps
+        finished: list[FinishedEpisode] = []
+        while (
+            len(finished) < num_episodes
+            if num_episodes is not None
+            else collector.env_steps - begin < (num_timesteps or 0)
+        ):
+            finished.extend(collector.step())
+        episodes = [self._to_rllib(episode) for episode in finished]
+        self._done_episodes_for_metrics.extend(episodes)
+        self._increase_sampled_metrics(collector.env_steps - begin, len(episodes))
+        return episodes
+
+    def _to_rllib(self, episode: FinishedEpisode) -> SingleAgentEpisode:
+        trajectory = episode.trajectory
+        assert trajectory is not None
+        return SingleAgentEpisode(
+            # Lists of rows: RLlib asks for the truth value of what it gets.
+            observations=list(trajectory.observations),
+            actions=list(trajectory.actions),
+            rewards=trajectory.rewards.tolist(),
+            terminated=trajectory.terminated,
+            truncated=not trajectory.terminated,
+            observation_space=self.config.observation_space,
+            action_space=self.config.action_space,
+            len_lookback_buffer=0,
+        ).to_numpy()
+
+    @property
+    def _precision(self) -> str:
+        """The arithmetic of collection."""
+        return resolve(self.config.precision, self._device)
+
+    def _actor(self, slots: int, sample_actions: bool, seed: int, *, precision: str) -> VectorActor:
+        sample: torch.Generator | None = None
+        if sample_actions and self.module.model.spec.discrete:
+            sample = torch_generator(seed, "actions")
+        return VectorActor(self.module.model, slots, sample=sample, precision=precision)
+
+    def _refiner(self) -> Refiner | None:
+        """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
+        settings = self.config.refinement
+        if settings is None:
+            return None
+        return load_refiner(self.config.critic_from, self.module.model.spec, settings)
+
+    def _vector_env(self, slots: int) -> Any:
+        return envs.make_vector(
+            self.config.env,
+            slots,
+            mode=self.config.gym_env_vectorize_mode,
+            spaces=(self.config.observation_space, self.config.action_space),
+            **self.config.env_config,
+        )
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over weights also when they are older than the ones at hand (a restored checkpoint)."""
+        self._weights_seq_no = 0
+        self._weights_of = None
+        super().set_state(state)
+        if self.module is not None:
+            self.module.eval()
+
+    def assert_healthy(self) -> None:
+        """A runner is healthy with a module, and with an environment if one is configured."""
+        assert self.module is not None
+        assert self.config.env is None or self.env is not None
+
+    def stop(self) -> None:
+        """Closes the environment."""
+        if self.env is not None:
+            self.env.close()

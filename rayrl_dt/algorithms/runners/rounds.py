@@ -1,0 +1,194 @@
+"""Running slots on env runners, in this process or remote, until every part is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rayrl_dt.algorithms.runners.failure import RunnerFailure
+from rayrl_dt.algorithms.runners.patience import Patience
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import Rollouts, RolloutsStopped, Slot
+
+__all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
+
+_ATTEMPTS = 3
+# Seconds for each episode of a part; a runner that takes longer is taken for one that hangs.
+_PATIENCE = 1800.0
+_BETWEEN_LOOKS = 0.5
+# Seconds that the process of a runner may take to start again, where there is no other runner.
+_PATIENCE_WITH_A_START = 120.0
+
+
+class RunnerCall(Protocol):
+    """What a runner is to do with its slots; sent to remote runners, hence plain data."""
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Runs the slots without exploration."""
+
+    sample_actions: bool
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+        rollouts: Rollouts = runner.evaluate(slots, sample_actions=self.sample_actions)
+        return rollouts
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Runs the slots with exploration and records their steps.
+
+    Attributes:
+        weights: of the policy, in the object store once for all runners; None for those that the runner has. They come
+            with the call, so that a runner that was restarted a moment ago cannot act on old ones.
+        stop: asked before each step whether to end; None on remote runners, whose results are not waited for then.
+    """
+
+    weights: ray.ObjectRef[dict[str, Any]] | None = None
+    stop: Callable[[], bool] | None = None
+
+    def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
+        """Runs the slots."""
+        if self.weights is not None:
+            runner.load_policy(ray.get(self.weights))
+        rollouts: Rollouts = runner.collect(slots, self.stop)
+        return rollouts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The call that a remote runner gets; it names its part, since lost runners return nothing."""
+
+    part: int
+    slots: list[Slot]
+    call: RunnerCall
+
+    def __call__(self, runner: Any) -> tuple[int, Rollouts | RunnerFailure]:
+        # Raised, it would look like a lost runner.
+        try:
+            return self.part, self.call(runner, self.slots)
+        except Exception as error:
+            return self.part, RunnerFailure.of(error)
+
+
+def run_on_runners(
+    algorithm: Any,
+    runners: Any,
+    slots: list[Slot],
+    call: RunnerCall,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> Rollouts:
+    """Runs the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again.
+
+    A runner that needs more than half an hour for each episode of its part is taken for lost, and is restarted.
+
+    Args:
+        algorithm: restores lost runners.
+        runners: an `EnvRunnerGroup` whose weights are synchronised.
+        slots: targets, quotas and seeds; a part depends on nothing else, so running it again loses nothing.
+        call: what to do with them.
+        stop: asked while remote runners are waited for; True ends it.
+
+    Returns:
+        The episodes in the order of the slots, however many runners there were.
+
+    Raises:
+        UserError: a part was lost for good with its runners, or an environment raised.
+        RolloutsStopped: `stop` asked for it.
+    """
+    if runners.num_remote_env_runners() == 0:
+        try:
+            return call(runners.local_env_runner, slots)
+        except (UserError, RolloutsStopped):
+            raise
+        except Exception as error:
+            failure = RunnerFailure.of(error)
+        raise failure.error()  # whose cause is text: Ray copies causes, which this exception may not survive
+    count = max(1, runners.num_healthy_remote_workers())
+    waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
+    done: dict[int, Rollouts] = {}
+    for _ in range(_ATTEMPTS):
+        workers = list(runners.healthy_worker_ids())
+        while waiting and workers:
+            parts = [_Part(part, part_slots, call) for part, part_slots in waiting.items()]
+            calls = dict(zip(workers, parts, strict=False))  # what is left waits for the next turn
+            results = _answers(runners, calls, stop)
+            for part, result in results:
+                if isinstance(result, RunnerFailure):
+                    raise result.error()
+                done[part] = result
+                del waiting[part]
+            if len(results) < len(calls):
+                break  # a runner died: look again who is healthy
+        if not waiting:
+            break
+        _bring_back(algorithm, runners, stop)
+        runners.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
+    if waiting:
+        raise UserError(
+            f"{len(waiting)} of {count} parts of the rollouts were lost with their runners, {_ATTEMPTS} times: these "
+            f"died, or took more than {_PATIENCE / 60:.0f} minutes for an episode; check the runners' memory and logs, "
+            "then resume from the last checkpoint"
+        )
+    ordered = [done[part] for part in sorted(done)]
+    return Rollouts(
+        episodes=tuple(record for result in ordered for record in result.episodes),
+        env_steps=sum(result.env_steps for result in ordered),
+        seconds=max(result.seconds for result in ordered),
+    )
+
+
+def _bring_back(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> None:
+    """Takes restarted runners back into service, and waits for one if there is no other."""
+    deadline = time.monotonic() + _PATIENCE_WITH_A_START
+    algorithm.restore_env_runners(runners)
+    while not runners.healthy_worker_ids() and time.monotonic() < deadline:
+        if stop is not None and stop():
+            raise RolloutsStopped
+        time.sleep(_BETWEEN_LOOKS)
+        algorithm.restore_env_runners(runners)
+
+
+def _answers(
+    runners: Any, calls: Mapping[int, _Part], stop: Callable[[], bool] | None
+) -> list[tuple[int, Rollouts | RunnerFailure]]:
+    """What the runners answer; one that dies or hangs answers nothing, and is taken out of service.
+
+    Args:
+        runners: an `EnvRunnerGroup`.
+        calls: by the runner's number.
+        stop: see `run_on_runners`.
+    """
+    # The group's own calls wait for all of them, however long that takes.
+    manager = runners._worker_manager
+    flights = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
+    episodes = max(sum(slot.episodes for slot in part.slots) for part in calls.values())
+    patience = Patience(_PATIENCE * episodes)
+    answers: list[tuple[int, Rollouts | RunnerFailure]] = []
+    while flights:
+        if stop is not None and stop():
+            raise RolloutsStopped
+        ready, _ = ray.wait(list(flights), timeout=_BETWEEN_LOOKS)
+        for reference in ready:
+            runner = flights.pop(reference)
+            try:
+                answers.append(ray.get(reference))
+            except RayTaskError:
+                raise
+            except RayError:  # killed for its memory, or lost with its node or on the way
+                manager.set_actor_state(runner, healthy=False)
+        for runner in patience.look(flights.values(), ()):
+            # Its call fails then, as a dead runner's does.
+            ray.kill(manager.actors()[runner], no_restart=False)
+    return answers

@@ -1,0 +1,261 @@
+"""Collection that never stops: each remote runner has its next call before it has answered the last.
+
+A runner's environments go on from call to call, so nobody waits for a long episode. A call returns with the step in
+which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. Weights travel
+once through the object store, whoever asks for them, and only when they have moved far enough.
+
+What an arrival brings is counted against what its stream says it has brought. So where one is lost and its runner lives
+(its node's object store was lost, say), the stream ends and the runner begins another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rayrl_dt.algorithms.runners.failure import RunnerFailure
+from rayrl_dt.algorithms.runners.patience import Patience
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import EpisodeRecord
+
+__all__ = ["Arrival", "Continue", "Life", "RunnerStreams"]
+
+_CALLS_PER_RUNNER = 2
+_PROBE_EVERY = 2.0
+_PROBE_FOR = 0.2
+_PATIENCE = 120.0
+# Seconds that a runner may take for a call, and how often in a row it may be restarted for taking longer.
+_PATIENCE_WITH_A_CALL = 600.0
+_RESTARTS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What one call brought.
+
+    Attributes:
+        life: number of the call that began the runner's stream; another one after the runner's process was replaced.
+        episodes: that ended, with their steps.
+        env_steps: taken, those of unfinished episodes included.
+        weights: gradient step of the weights that acted.
+        episodes_before: episodes that the stream had brought before this call.
+    """
+
+    life: int
+    episodes: tuple[EpisodeRecord, ...]
+    env_steps: int
+    weights: int
+    episodes_before: int
+
+
+@dataclass(frozen=True)
+class Continue:
+    """The call: go on collecting.
+
+    Attributes:
+        number: of the call; a new stream is seeded with it.
+        policy: weights of the policy in the object store.
+        weights: gradient step that they are of.
+        steps: vector steps to take at most.
+        oldest_life: a stream that an earlier call began ends, and this call begins another.
+    """
+
+    number: int
+    policy: ray.ObjectRef[dict[str, Any]]
+    weights: int
+    steps: int
+    oldest_life: int
+
+    def __call__(self, runner: Any) -> Arrival | RunnerFailure:
+        """Runs on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
+        try:
+            arrival: Arrival = runner.go_on(self)
+            return arrival
+        except Exception as error:
+            return RunnerFailure.of(error)
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a runner's stream has brought, from the start of its process to its end.
+
+    Attributes:
+        runner: its index.
+        episodes: that ended.
+        steps: of them.
+    """
+
+    runner: int
+    episodes: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class _Flight:
+    runner: int
+    weights: int
+
+
+class RunnerStreams:
+    """Keeps every healthy remote runner of a group busy.
+
+    Args:
+        group: RLlib's `EnvRunnerGroup`.
+        steps: vector steps of a call at most.
+        calls: calls made in this run so far; numbers go on from there, and streams that those calls began end.
+
+    Attributes:
+        calls: calls made.
+        lives: what each stream has brought, by the number of the call that began it.
+    """
+
+    def __init__(self, group: Any, *, steps: int, calls: int) -> None:
+        # The group's own asynchronous calls can only wait for all of them at once.
+        self._manager = group._worker_manager
+        self._group = group
+        self._steps = steps
+        self._flights: dict[Any, _Flight] = {}  # in the order of their calls
+        self._first_call = calls
+        self._oldest_lives: dict[int, int] = {}  # by runner, of those that lost a stream
+        self._probed = self._heard = time.monotonic()
+        self._patience = Patience(_PATIENCE_WITH_A_CALL)
+        self._hung: dict[int, int] = {}  # times in a row, by runner
+        self.calls = calls
+        self.lives: dict[int, Life] = {}
+
+    @property
+    def oldest_weights(self) -> int | None:
+        """Gradient step of the oldest weights that a call under way acts with."""
+        return min((flight.weights for flight in self._flights.values()), default=None)
+
+    @property
+    def restarts(self) -> int:
+        """Streams that began anew: of runners that died and came back, or of which something was lost on its way."""
+        return len(self.lives) - len({life.runner for life in self.lives.values()})
+
+    def send(self, policy: Callable[[], tuple[Any, int]]) -> None:
+        """Tops up the calls of every healthy runner.
+
+        Args:
+            policy: returns a reference to the policy's weights, and the gradient step that they are of; asked once if
+                there is anything to send.
+        """
+        self._bring_back()
+        busy: dict[int, int] = {}
+        for flight in self._flights.values():
+            busy[flight.runner] = busy.get(flight.runner, 0) + 1
+        runners = {
+            runner: _CALLS_PER_RUNNER - busy.get(runner, 0) for runner in self._manager.healthy_actor_ids()
+        }
+        if not any(room > 0 for room in runners.values()):
+            return
+        reference, weights = policy()
+        for _ in range(_CALLS_PER_RUNNER):
+            for runner, room in runners.items():
+                if room > 0:
+                    oldest = self._oldest_lives.get(runner, self._first_call)
+                    call = Continue(self.calls, reference, weights, self._steps, oldest)
+                    flight = self._manager.actors()[runner].apply.remote(call)
+                    self._flights[flight] = _Flight(runner, weights)
+                    self.calls += 1
+                    runners[runner] -= 1
+
+    def receive(self, *, timeout: float) -> list[Arrival]:
+        """Returns what has arrived; waits for something if nothing has.
+
+        A runner that has not answered for ten minutes is restarted, as if it had died.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            UserError: an environment raised, no runner has come back for two minutes, or one hangs again and again.
+        """
+        if not self._flights:
+            time.sleep(min(timeout, 0.01))
+        found, _ = ray.wait(list(self._flights), timeout=timeout) if self._flights else ([], [])
+        if found:
+            # The wait ends with the first; the others that are there come along.
+            found, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
+        ready = set(found)
+        arrivals: list[Arrival] = []
+        answered, behind = set[int](), set[int]()
+        for reference, flight in list(self._flights.items()):
+            if reference not in ready:
+                behind.add(flight.runner)
+            # A stream's arrivals may overtake each other on their way, and are lost together.
+            if flight.runner in behind or reference not in self._flights:
+                continue
+            del self._flights[reference]
+            arrival = self._open(reference, flight)
+            if arrival is not None:
+                arrivals.append(arrival)
+                answered.add(flight.runner)
+        if arrivals:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > _PATIENCE and not self._manager.healthy_actor_ids():
+            raise UserError(
+                f"no env runner has come back for {_PATIENCE:.0f} s; look into the runners' logs and memory, then "
+                "continue from the last checkpoint with --resume"
+            )
+        for runner in answered:
+            self._hung.pop(runner, None)
+        for runner in self._patience.look({flight.runner for flight in self._flights.values()}, answered):
+            self._restart(runner)
+        return arrivals
+
+    def _restart(self, runner: int) -> None:
+        """Ends the process of a runner that hangs: its calls then fail as a dead one's, and Ray starts another."""
+        self._hung[runner] = self._hung.get(runner, 0) + 1
+        if self._hung[runner] > _RESTARTS_IN_A_ROW:
+            raise UserError(
+                f"env runner {runner} has not answered for {self._patience.seconds:.0f} s, {self._hung[runner]} times "
+                "in a row; see whether its environment hangs (where it is merely slow, lower "
+                "env_runners.rollout_fragment_length), then continue from the last checkpoint with --resume"
+            )
+        ray.kill(self._manager.actors()[runner], no_restart=False)
+
+    def _open(self, reference: Any, flight: _Flight) -> Arrival | None:
+        """What a call brought; None if it was lost, with its runner or alone."""
+        try:
+            found = ray.get(reference)
+        except RayTaskError:
+            raise
+        except RayError:  # dead, killed for its memory, or lost with its node or on the way
+            self._lose(flight.runner)
+            return None
+        if isinstance(found, RunnerFailure):
+            raise found.error()
+        assert isinstance(found, Arrival)
+        life = self.lives.get(found.life, Life(flight.runner))
+        if found.episodes_before != life.episodes:
+            raise RuntimeError(
+                f"stream {found.life} has brought {life.episodes} episodes and says {found.episodes_before}"
+            )
+        brought = sum(episode.length for episode in found.episodes)
+        self.lives[found.life] = Life(
+            flight.runner, life.episodes + len(found.episodes), life.steps + brought
+        )
+        return found
+
+    def _lose(self, runner: int) -> None:
+        """Takes a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
+        self._manager.set_actor_state(runner, healthy=False)
+        self._oldest_lives[runner] = self.calls
+        self._flights = {flight: each for flight, each in self._flights.items() if each.runner != runner}
+
+    def _bring_back(self) -> None:
+        """Takes runners that Ray has restarted back into service."""
+        now = time.monotonic()
+        if (
+            self._manager.num_healthy_actors() == self._manager.num_actors()
+            or now - self._probed < _PROBE_EVERY
+        ):
+            return
+        self._probed = now
+        self._group.probe_unhealthy_env_runners(timeout_seconds=_PROBE_FOR)

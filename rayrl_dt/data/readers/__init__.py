@@ -1,0 +1,1 @@
+"""Reads logged data of other formats into trajectories."""

@@ -1,0 +1,317 @@
+"""Reads and writes Minari data sets.
+
+Reading goes to the HDF5 file directly: Minari's own iteration also decodes every `info`, which is most of the
+bytes of some data sets. Writing goes through Minari's storage, so that Minari reads it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage, is_image_space
+
+from rayrl_dt.data.readers import flattening
+from rayrl_dt.data.readers.minari_local import (
+    check_id,
+    data_folder,
+    datasets_root,
+    exists,
+    first_line,
+    list_local,
+    mark_namespaces,
+)
+from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.data.store import DatasetInfo
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Trajectory
+
+__all__ = ["RawEpisode", "data_folder", "datasets_root", "exists", "list_local", "read", "stream", "write"]
+
+_LOG = logging.getLogger(__name__)
+_METADATA_KEYS = (
+    "dataset_id",
+    "author",
+    "author_email",
+    "algorithm_name",
+    "description",
+    "code_permalink",
+    "minari_version",
+    "requirements",
+    "ref_min_score",
+    "ref_max_score",
+    "combined_datasets",
+)
+
+
+@dataclass(frozen=True)
+class RawEpisode:
+    """One episode as the environment gave it, for writing.
+
+    Attributes:
+        observations: an array `(T+1, *obs)`, or for Dict and Tuple spaces a dict or tuple of such.
+        actions: `(T, A)` or `(T,)`.
+        rewards: `(T,)`.
+        terminated: whether the episode ended in a terminal state; if not, it was truncated.
+        seed: of the environment's reset, if known.
+        infos: a dict of arrays `(T+1, ...)`, kept but not read back.
+    """
+
+    observations: Any
+    actions: np.ndarray[Any, Any]
+    rewards: np.ndarray[Any, Any]
+    terminated: bool
+    seed: int | None = None
+    infos: dict[str, Any] | None = None
+
+
+def read(dataset_id: str, *, download: bool = False) -> tuple[list[Trajectory], DatasetInfo]:
+    """Reads a whole data set.
+
+    Observations that are not a Box are flattened as `gymnasium.wrappers.FlattenObservation` does.
+
+    Args:
+        dataset_id: for instance `mujoco/hopper/medium-v0`.
+        download: fetch it if it is not there locally.
+
+    Raises:
+        UserError: it is neither here nor to be had, or it is damaged.
+    """
+    episodes, info = stream(dataset_id, download=download)
+    return list(episodes), info
+
+
+def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Trajectory], DatasetInfo]:
+    """As `read`, one episode at a time: errors in an episode surface when it is reached."""
+    folder = data_folder(dataset_id, download=download)
+    try:
+        raw = MinariStorage.read_raw_metadata(folder)
+        storage = MinariStorage.read(folder)
+        space = _stored_order(storage.observation_space, _json(raw.get("observation_space")))
+        total = int(raw["total_episodes"])
+    except Exception as error:
+        raise _damaged(folder, error) from error
+    metadata = {key: raw[key] for key in _METADATA_KEYS if key in raw}
+    env_spec = _env_spec(raw.get("env_spec"), dataset_id)
+    if env_spec is not None:
+        metadata["environment"] = env_spec.id
+    evaluation_spec = _env_spec(raw.get("eval_env_spec"), dataset_id)
+    if evaluation_spec is not None:
+        metadata["evaluation_environment"] = evaluation_spec.id
+    info = DatasetInfo(
+        source=f"minari:{dataset_id}",
+        observation_space=flattening.flat_space(space),
+        action_space=flattening.action_space(storage.action_space),
+        env_spec=env_spec,
+        metadata=metadata,
+    )
+    return _trajectories(folder, storage, space, total), info
+
+
+def write(
+    dataset_id: str,
+    trajectories: Iterable[Trajectory | RawEpisode],
+    *,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    env_spec: EnvSpec | str | None,
+    author: str,
+    algorithm_name: str,
+    description: str,
+    requirements: Sequence[str] = (),
+    ref_min_score: float | None = None,
+    ref_max_score: float | None = None,
+    code_permalink: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Writes a data set that `minari.load_dataset` reads; it appears whole or not at all.
+
+    Args:
+        dataset_id: `(namespace/)name-vN`.
+        trajectories: the episodes, read once; `RawEpisode` where the observations are not single arrays.
+        observation_space: of the environment, not flattened.
+        action_space: of the environment.
+        env_spec: the environment's specification or registered id, for `recover_environment`.
+        author: who made the data.
+        algorithm_name: what acted.
+        description: what one has to know about the data.
+        requirements: pip requirements of the environment.
+        ref_min_score: raw return of a random policy; with `ref_max_score`, for normalised scores.
+        ref_max_score: raw return of an expert.
+        code_permalink: where the generating code is.
+        overwrite: replace a data set of that id.
+
+    Returns:
+        The data set id.
+
+    Raises:
+        UserError: the id is malformed or taken, or an episode does not fit the spaces.
+    """
+    check_id(dataset_id)
+    target = datasets_root() / dataset_id
+    taken = UserError(
+        f"the data set {dataset_id} exists in {datasets_root()}; choose another id or overwrite it"
+    )
+    if target.exists() and not overwrite:
+        raise taken
+    if (ref_min_score is None) != (ref_max_score is None):
+        raise UserError("give both ref_min_score and ref_max_score, or neither")
+    metadata: dict[str, Any] = {
+        "dataset_id": dataset_id,
+        "author": {author},
+        "algorithm_name": algorithm_name,
+        "description": description,
+        "minari_version": minari.__version__,
+        "requirements": list(requirements),
+    }
+    if ref_min_score is not None and ref_max_score is not None:
+        metadata |= {"ref_min_score": float(ref_min_score), "ref_max_score": float(ref_max_score)}
+    if code_permalink is not None:
+        metadata["code_permalink"] = code_permalink
+    aside = stage(target)
+    try:
+        storage = MinariStorage.new(
+            aside / "data",
+            observation_space=observation_space,
+            action_space=action_space,
+            env_spec=gym.spec(env_spec) if isinstance(env_spec, str) else env_spec,
+            jpeg_encoding=False,  # lossless
+        )
+        storage.update_metadata(metadata)
+        storage.update_episodes(_buffers(trajectories, observation_space, action_space))
+        if not storage.total_episodes:
+            raise UserError(f"no episodes were given for {dataset_id}; collect some first")
+        if not publish(aside, target, replace=overwrite):
+            raise taken
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    mark_namespaces(dataset_id)
+    return dataset_id
+
+
+def _trajectories(
+    folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int
+) -> Iterator[Trajectory]:
+    number = 0
+    try:
+        for values in _episodes(folder, storage, space, total):
+            yield Trajectory(
+                observations=flattening.flatten(space, values["observations"]),
+                actions=flattening.flat_actions(storage.action_space, values["actions"]),
+                rewards=np.asarray(values["rewards"], np.float32),
+                terminated=bool(values["terminations"][-1]),
+            )
+            number += 1
+    except UserError as error:
+        raise UserError(f"{folder}, episode_{number}: {error}") from error
+    except Exception as error:  # h5py raises many types on damaged files
+        raise _damaged(folder, error) from error
+
+
+def _episodes(
+    folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int
+) -> Iterator[Mapping[str, Any]]:
+    path = folder / "main_data.hdf5"
+    if not path.exists() or (storage.jpeg_encoding and _has_image(space)):
+        yield from storage.get_episodes(range(total))
+        return
+    with h5py.File(path, "r") as file:
+        for number in range(total):
+            group = file[f"episode_{number}"]
+            yield {
+                "observations": _values(group["observations"], space),
+                **{key: group[key][()] for key in ("actions", "rewards", "terminations")},
+            }
+
+
+def _values(node: Any, space: gym.Space[Any]) -> Any:
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _values(node[key], part) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_values(node[f"_index_{i}"], part) for i, part in enumerate(space.spaces))
+    return node[()]
+
+
+def _has_image(space: gym.Space[Any]) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        return any(_has_image(part) for part in space.spaces.values())
+    if isinstance(space, gym.spaces.Tuple):
+        return any(_has_image(part) for part in space.spaces)
+    return bool(is_image_space(space))
+
+
+def _stored_order(space: gym.Space[Any], stored: Any) -> gym.Space[Any]:
+    """Gives Dict spaces the environment's order of keys, which Minari's deserialisation sorts away."""
+    if isinstance(space, gym.spaces.Dict) and stored is not None:
+        parts = stored["subspaces"]
+        return gym.spaces.Dict(OrderedDict((k, _stored_order(space[k], parts[k])) for k in parts))
+    if isinstance(space, gym.spaces.Tuple) and stored is not None:
+        return gym.spaces.Tuple(
+            [_stored_order(a, b) for a, b in zip(space.spaces, stored["subspaces"], strict=True)]
+        )
+    return space
+
+
+def _buffers(
+    trajectories: Iterable[Trajectory | RawEpisode],
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+) -> Iterator[EpisodeBuffer]:
+    for number, episode in enumerate(trajectories):
+        try:
+            # Written only if it reads back: right lengths and shapes, finite.
+            checked = Trajectory(
+                flattening.flatten(observation_space, episode.observations),
+                flattening.flat_actions(action_space, episode.actions),
+                np.asarray(episode.rewards),
+                episode.terminated,
+            )
+        except UserError as error:
+            raise UserError(f"episode {number}: {error}") from error
+        last = np.arange(len(checked)) == len(checked) - 1
+        yield EpisodeBuffer(
+            seed=getattr(episode, "seed", None),
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=last & episode.terminated,
+            truncations=last & (not episode.terminated),
+            infos=getattr(episode, "infos", None),
+        )
+
+
+def _env_spec(serialised: Any, dataset_id: str) -> EnvSpec | None:
+    """The specification, without the fields that this Gymnasium no longer has; None if it cannot be read."""
+    if serialised is None:
+        return None
+    known = {field.name for field in dataclasses.fields(EnvSpec)}
+    try:
+        values = json.loads(serialised)
+        return EnvSpec.from_json(json.dumps({key: value for key, value in values.items() if key in known}))
+    except Exception as error:  # any entry of the specification may be foreign
+        _LOG.warning("The environment of %s cannot be recovered (%s); name one yourself.", dataset_id, error)
+        return None
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} is damaged or not a Minari data set ({type(error).__name__}: {first_line(error)}); "
+        "delete it and download or make it again"
+    )
+
+
+def _json(text: Any) -> Any:
+    return json.loads(text) if isinstance(text, str) else None

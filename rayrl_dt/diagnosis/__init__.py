@@ -1,0 +1,1 @@
+"""What a policy reads of its window, and what acting with it costs."""

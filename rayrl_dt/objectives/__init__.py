@@ -1,0 +1,1 @@
+"""What a policy is trained on: imitation, offline objectives with a critic, and RL gradients online."""

@@ -1,0 +1,1 @@
+"""Pages, plots and tables of what runs left behind."""

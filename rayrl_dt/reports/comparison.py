@@ -1,0 +1,188 @@
+"""Several runs side by side: every seed, every target, and no figure of different tasks in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rayrl_dt.evaluation.reduction import BASELINE, baseline_of, error_reduction
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.statistics import Interval, interquartile_mean, stratified_bootstrap
+from rayrl_dt.reports import plots
+from rayrl_dt.reports.document import MISSING, Block, Heading, Paragraph, Picture, Table, decimals, number
+from rayrl_dt.reports.findings import LEGEND, METRICS, compare, metrics, places_of
+from rayrl_dt.reports.run_folder import RunFolder, group_seeds
+
+__all__ = ["compare_runs", "reductions"]
+
+_BASELINE_LEGEND = (
+    f"Reduction is 1 - E / E({BASELINE}), both means over seeds; the interval resamples seeds, and episodes "
+    "within each target."
+)
+
+
+def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
+    """Returns one section per task, with its plots written into `folder`.
+
+    Runs of different environments or data sets share no axis and no table.
+    """
+    tasks: dict[tuple[str, str], list[RunFolder]] = {}
+    for run in runs:
+        tasks.setdefault(run.task, []).append(run)
+    blocks: list[Block] = []
+    for index, ((environment, dataset), members) in enumerate(tasks.items(), start=1):
+        groups = group_seeds(members)
+        evaluated = _evaluated(groups)
+        blocks.append(Heading(f"{environment} from {dataset}" if len(tasks) > 1 else "All runs"))
+        if len(tasks) == 1:
+            blocks.insert(0, Paragraph(f"{environment} \u00b7 {dataset}", "muted"))
+        blocks.append(_runs_table(members))
+        sentences = compare(evaluated)
+        blocks += [Paragraph(" ".join(sentences))] if sentences else []
+        if index == 1:
+            blocks.append(Paragraph(f"Figures are of the last checkpoint. {LEGEND}", "muted"))
+        if evaluated:
+            name, maximum = f"comparison-{index}-desired-vs-achieved.png", _common_maximum(members)
+            plots.desired_vs_achieved(evaluated, folder / name, data_max=maximum)
+            caption = (
+                "Bars: 95% over the episodes of one seed. Bands: lowest to highest seed around their mean."
+            )
+            blocks.append(Picture(name, "Achieved against desired return of all runs", caption))
+        blocks += _over_seeds(evaluated) + _target_grid(members)
+        if any(run.records for run in members):
+            name = f"comparison-{index}-learning-curve.png"
+            curves = {run.name: run.records for run in members if run.records}
+            plots.learning_curve(curves, folder / name, data_max=_common_maximum(members))
+            blocks.append(Picture(name, "Learning curves of all runs over gradient steps"))
+    return blocks
+
+
+def reductions(runs: Sequence[RunFolder]) -> list[Block]:
+    """Returns one table: how far each method's error lies below the baseline's, per task and on average.
+
+    Nothing if no task has both the baseline and another method.
+    """
+    tasks: dict[str, dict[str, float]] = {}
+    for task in dict.fromkeys(run.task for run in runs):
+        groups = _evaluated(group_seeds([run for run in runs if run.task == task]))
+        baseline = baseline_of(groups)
+        if baseline is None:
+            continue
+        for label, results in groups.items():
+            found = error_reduction(groups[baseline], results)
+            if label != baseline and found is not None:
+                tasks.setdefault(" from ".join(task), {})[label.split(" (")[0]] = found.estimate
+    if not tasks:
+        return []
+    methods = list(dict.fromkeys(method for found in tasks.values() for method in found))
+    rows = []
+    for method in methods:
+        values = [found[method] for found in tasks.values() if method in found]
+        cells = [_percent(found.get(method)) for found in tasks.values()]
+        rows.append([method, *cells, _percent(float(np.mean(values)) if len(values) == len(tasks) else None)])
+    return [
+        Heading(f"Reduction of the alignment error against {BASELINE}"),
+        Table(["Last checkpoints", *tasks, "Mean"], rows),
+        Paragraph(_BASELINE_LEGEND, "muted"),
+    ]
+
+
+def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[EvaluationResult]]:
+    """The last evaluations of each group that has some, of policies that were asked for something."""
+    return {
+        label: results
+        for label, group in groups.items()
+        if (results := [run.last for run in group if run.last is not None and not run.last.targets_ignored])
+    }
+
+
+def _runs_table(runs: Sequence[RunFolder]) -> Table:
+    header = ["Run", "Seed", *METRICS, "Best E / span"]
+    rows = [_row(run) for run in runs]
+    if any(run.maximum is not None for run in runs):
+        header.append("At the data's maximum")
+        for run, row in zip(runs, rows, strict=True):
+            row.append(_at_maximum(run))
+    return Table(header, rows)
+
+
+def _row(run: RunFolder) -> list[str]:
+    best = number(run.best.alignment_error_relative, 3) if run.last and run.best else MISSING
+    cells = metrics(run.last) if run.last else [MISSING] * len(METRICS)
+    return [run.name, str(run.info.get("seed", MISSING)), *cells, best]
+
+
+def _at_maximum(run: RunFolder) -> str:
+    if run.maximum is None:
+        return MISSING
+    item, score = run.maximum.highest, run.maximum.normalized_score
+    places = places_of(run.maximum)
+    text = number(item.return_mean, places)
+    if not run.maximum.targets_ignored:
+        text += f" of {number(item.target, places)}"
+    return text if score is None else f"{text} (score {number(score, 1)})"
+
+
+def _over_seeds(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[Block]:
+    """One row per method: every error as mean and spread over seeds, and its reduction against the baseline."""
+    baseline = baseline_of(groups)
+    if baseline is None and all(len(results) < 2 for results in groups.values()):
+        return []
+    rows = []
+    for label, results in groups.items():
+        errors = [error for result in results if (error := result.alignment_error) is not None]
+        each = [error for result in results if (error := result.per_episode_error) is not None]
+        spans = [error for result in results if (error := result.alignment_error_relative) is not None]
+        # The middle half of fewer than four values is all of them.
+        iqm = stratified_bootstrap([spans], interquartile_mean) if len(spans) > 3 else None
+        reduction = error_reduction(groups[baseline], results) if baseline not in (None, label) else None
+        rows.append(
+            [
+                label,
+                number(len(results)),
+                _spread(errors, places_of(results[0])),
+                _spread(spans, 3),
+                _spread(each, places_of(results[0])),
+                f"{iqm.estimate:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]" if iqm else MISSING,
+                _percent(reduction),
+            ]
+        )
+    header = ["Mean \u00b1 std over seeds", "Seeds", "E", "E / span", "Per episode", "IQM of E / span [95%]"]
+    return [Table([*header, f"Reduction against {BASELINE}"], rows)]
+
+
+def _spread(values: Sequence[float], places: int) -> str:
+    if not values:
+        return MISSING
+    mean = number(float(np.mean(values)), places)
+    return f"{mean} \u00b1 {number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else mean
+
+
+def _percent(value: Interval | float | None) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, Interval):
+        low, high = (number(100 * end, 0) for end in (value.low, value.high))
+        return f"{number(100 * value.estimate, 1)}% [{low}, {high}]"
+    return f"{number(100 * value, 1)}%"
+
+
+def _target_grid(runs: Sequence[RunFolder]) -> list[Block]:
+    """Mean achieved return, one row per run and one column per target, for each set of targets in use."""
+    grids: dict[tuple[float, ...], list[list[str]]] = {}
+    for run in runs:
+        if run.last is not None and not run.last.targets_ignored:
+            items = sorted(run.last.targets, key=lambda item: item.target)
+            row = [run.name, *(number(item.return_mean, places_of(run.last)) for item in items)]
+            grids.setdefault(tuple(item.target for item in items), []).append(row)
+    blocks: list[Block] = [
+        Table(["Achieved at target", *(number(target, decimals(targets)) for target in targets)], rows)
+        for targets, rows in grids.items()
+    ]
+    return [Heading("Every target, every seed", 3), *blocks] if blocks else []
+
+
+def _common_maximum(runs: Sequence[RunFolder]) -> float | None:
+    return max((run.data_max for run in runs if run.data_max is not None), default=None)

@@ -1,0 +1,118 @@
+"""What is in a data set, as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rayrl_dt.data.preview import action_bounds, action_chunks, action_counts
+from rayrl_dt.data.store import TrajectoryStore
+
+__all__ = ["plot"]
+
+Array = np.ndarray[Any, Any]
+
+_BINS = 40
+
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+_INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
+
+
+def plot(store: TrajectoryStore, path: Path) -> Path:
+    """Writes a PNG with histograms of the returns, the episode lengths and the actions.
+
+    Args:
+        store: the trajectories.
+        path: of the picture; its folder is made if need be.
+    """
+    figure = Figure(figsize=(13.5, 4.2), dpi=130, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    returns_axes, lengths_axes, actions_axes = figure.subplots(1, 3)
+    _draw_spread(returns_axes, store.episode_returns, _COLOURS[0])
+    _label(returns_axes, "Episode returns", "return (raw)", "episodes")
+    _draw_spread(lengths_axes, store.lengths, _COLOURS[2])
+    _label(lengths_axes, "Episode lengths", "steps", "episodes")
+    if isinstance(store.info.action_space, gym.spaces.Discrete):
+        _draw_counts(actions_axes, store)
+    elif store.actions.shape[1] <= len(_COLOURS):
+        _draw_lines(actions_axes, store)
+    else:
+        _draw_heat(figure, actions_axes, store)
+    figure.suptitle(
+        f"{store.info.source}  ·  {store.num_episodes:,} episodes, {store.num_steps:,} steps",
+        fontsize=12,
+        color=_INK,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _densities(store: TrajectoryStore) -> tuple[Array, Array]:
+    """Histogram edges common to all dimensions, and the fraction of steps in each bin `(A, bins)`."""
+    low, high = action_bounds(store)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        low = np.min([chunk.min() for chunk in action_chunks(store)], keepdims=True)
+        high = np.max([chunk.max() for chunk in action_chunks(store)], keepdims=True)
+    edges = np.linspace(low.min(), max(high.max(), low.min() + 1e-6), _BINS + 1)
+    counts = np.zeros((store.actions.shape[1], _BINS))
+    for actions in action_chunks(store):
+        clipped = np.clip(actions, edges[0], edges[-1])
+        counts += [np.histogram(column, edges)[0] for column in clipped.T]
+    return edges, counts / store.num_steps
+
+
+def _draw_spread(axes: Any, values: Array, colour: str) -> None:
+    axes.hist(values, bins=_BINS, color=colour, alpha=0.85)
+    for q, dash in ((5, ":"), (50, "-"), (95, ":")):
+        value = float(np.percentile(values, q))
+        axes.axvline(value, color=_INK, lw=1.1, ls=dash, label=f"p{q} = {value:,.4g}")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+
+
+def _draw_counts(axes: Any, store: TrajectoryStore) -> None:
+    axes.bar(*action_counts(store), color=_COLOURS[1], alpha=0.85)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _label(axes, "Actions", "action", "steps")
+
+
+def _draw_lines(axes: Any, store: TrajectoryStore) -> None:
+    edges, fractions = _densities(store)
+    for number, row in enumerate(fractions):
+        colour = _COLOURS[number]
+        axes.stairs(100 * row, edges, color=colour, lw=1.6, label=f"dimension {number}")
+        axes.stairs(100 * row, edges, color=colour, alpha=0.12, fill=True)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+    _label(axes, "Actions", "action", "% of steps")
+
+
+def _draw_heat(figure: Figure, axes: Any, store: TrajectoryStore) -> None:
+    edges, fractions = _densities(store)
+    rows = np.arange(len(fractions) + 1) - 0.5
+    image = axes.pcolormesh(edges, rows, 100 * fractions, cmap="viridis")
+    figure.colorbar(image, ax=axes, label="% of steps")
+    _label(axes, "Actions", "action", "dimension")
+    axes.grid(False)
+
+
+def _label(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.tick_params(colors=_FAINT, labelsize=9)
+    axes.grid(axis="y", color=_GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GRID)

@@ -1,0 +1,256 @@
+"""Reads what a run left behind, however little: a missing or broken piece is named and stops nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.interop.run_files import CONFIG, RECORD
+
+__all__ = ["MAXIMUM", "RunFolder", "group_seeds", "load_runs"]
+
+MAXIMUM = "evaluations/maximum.json"
+"""Where a run keeps the evaluation of its last checkpoint at the data's best return (`rayrl-dt align` does it)."""
+
+_PIECES = (RECORD, CONFIG, "metrics.jsonl", "evaluations/last.json", "evaluations/best.json")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run, as far as it could be read.
+
+    Attributes:
+        path: the folder.
+        name: its name; unique among the runs loaded together.
+        info: `run.json`; empty if unreadable.
+        config_text: `config.yaml` as it stands; empty if unreadable.
+        records: `metrics.jsonl`, one dict per training iteration.
+        last: the evaluation of the last checkpoint.
+        best: the evaluation of the best checkpoint, never to be shown without `last`.
+        maximum: the last checkpoint asked for the data's best return, if that was evaluated.
+        problems: one line for each piece that is missing or broken.
+    """
+
+    path: Path
+    name: str
+    info: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    records: tuple[dict[str, Any], ...] = ()
+    last: EvaluationResult | None = None
+    best: EvaluationResult | None = None
+    maximum: EvaluationResult | None = None
+    problems: tuple[str, ...] = ()
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Returns a nested dict of `run.json`, empty if it is not there."""
+        value = self.info.get(name)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name, or the run's if that is unknown."""
+        return str(self.info.get("algorithm") or self.name)
+
+    @property
+    def method(self) -> str:
+        """What the run calls itself (`name` in its config), or its algorithm."""
+        return str(self.info.get("name") or self.algorithm)
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """(environment, data set), "unknown" where not recorded: only runs that agree are compared."""
+        env = self.info.get("env") or (self.last.env if self.last else None)
+        dataset = self.info.get("dataset") or (self.last.dataset if self.last else None)
+        return str(env or "unknown environment"), str(dataset or "unknown data set")
+
+    @property
+    def data_max(self) -> float | None:
+        """The highest raw return in the data."""
+        if self.last is not None and self.last.data is not None:
+            return self.last.data.maximum
+        value = self.section("data").get("return_max")
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def load_runs(folders: Sequence[Path]) -> list[RunFolder]:
+    """Returns the runs under their shortest distinct names.
+
+    Raises:
+        UserError: there is no folder, or a folder holds nothing of a run.
+    """
+    paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
+    if not paths:
+        raise UserError("there is no run to report on; give at least one run folder")
+    return [_load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
+    """Returns the runs by label; runs whose configurations differ in nothing but the seed share one."""
+    groups: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(_identity(run), []).append(run)
+    methods = [members[0].method for members in groups.values()]
+    labelled = {}
+    for members in groups.values():
+        first = members[0]
+        label = first.method if methods.count(first.method) == 1 else first.name
+        labelled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
+    return labelled
+
+
+def _load(path: Path, name: str) -> RunFolder:
+    if not path.is_dir():
+        raise UserError(f"there is no run folder {path}; give a folder that rayrl-dt train or finetune wrote")
+    if not any((path / piece).exists() for piece in _PIECES):
+        raise UserError(
+            f"{path} holds nothing of a run ({', '.join(_PIECES)}); give the folder that rayrl-dt train wrote"
+        )
+    problems: list[str] = []
+    info = _json(path / RECORD, RECORD, problems)
+    run = RunFolder(
+        path=path,
+        name=name,
+        info=info if isinstance(info, dict) else {},
+        config_text=_config(path / CONFIG, problems),
+        records=_records(path / "metrics.jsonl", problems),
+        last=_evaluation(path, "evaluations/last.json", problems),
+        best=_evaluation(path, "evaluations/best.json", problems),
+        maximum=_evaluation(path, MAXIMUM, problems) if (path / MAXIMUM).exists() else None,
+    )
+    if run.last is None:
+        run = replace(run, last=_last_recorded(run.records, problems))
+    if run.last is None and run.best is not None:
+        problems.append("no evaluation of the last checkpoint: the best one is not shown alone")
+    return replace(run, problems=tuple(problems))
+
+
+def _read(path: Path, piece: str, problems: list[str]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(f"{piece} is missing")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{piece} cannot be read ({_first_line(error)})")
+    return None
+
+
+def _json(path: Path, piece: str, problems: list[str]) -> Any:
+    text = _read(path, piece, problems)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        problems.append(f"{piece} is not JSON ({_first_line(error)})")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{piece} is not a JSON object")
+        return None
+    return value
+
+
+def _config(path: Path, problems: list[str]) -> str:
+    text = _read(path, CONFIG, problems)
+    if text is None:
+        return ""
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(f"config.yaml is not YAML ({_first_line(error)}); shown as it stands")
+    return text
+
+
+def _evaluation(folder: Path, piece: str, problems: list[str]) -> EvaluationResult | None:
+    values = _json(folder / piece, piece, problems)
+    if values is None:
+        return None
+    try:
+        return EvaluationResult.from_json(values)
+    except UserError as error:
+        problems.append(f"{piece}: {error}")
+        return None
+
+
+def _records(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
+    text = _read(path, "metrics.jsonl", problems)
+    records: list[dict[str, Any]] = []
+    broken: list[int] = []
+    for line_number, line in enumerate((text or "").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            step = record.get("gradient_steps")
+        except (ValueError, AttributeError):
+            broken.append(line_number)
+            continue
+        # A resumed run repeats the iterations after its last checkpoint; the repetition counts.
+        while isinstance(step, int) and records and _step(records[-1]) >= step:
+            records.pop()
+        records.append(record)
+    if broken:
+        lines = ", ".join(str(line_number) for line_number in broken[:5]) + ("..." if len(broken) > 5 else "")
+        problems.append(f"metrics.jsonl: {len(broken)} unreadable line(s) skipped (line {lines})")
+    elif text is not None and not records:
+        problems.append("metrics.jsonl is empty")
+    return tuple(records)
+
+
+def _step(record: dict[str, Any]) -> float:
+    step = record.get("gradient_steps")
+    return step if isinstance(step, int) else -1.0
+
+
+def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> EvaluationResult | None:
+    """The last evaluation of the training log: what a killed run has instead of `evaluations/last.json`."""
+    for record in reversed(records):
+        if isinstance(record.get("evaluation"), dict):
+            try:
+                result = EvaluationResult.from_json(record["evaluation"])
+            except UserError:
+                continue
+            step = record.get("gradient_steps")
+            problems.append(
+                f"the last checkpoint's evaluation is taken from metrics.jsonl, gradient step {step}"
+            )
+            if result.gradient_steps is None and isinstance(step, int):
+                result = replace(result, gradient_steps=step)
+            return result
+    return None
+
+
+def _identity(run: RunFolder) -> str:
+    try:
+        config = yaml.safe_load(run.config_text)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        return str(run.path)
+    return json.dumps([run.algorithm, run.task, _without_seed(config)], sort_keys=True, default=str)
+
+
+def _without_seed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_seed(item) for key, item in value.items() if key != "seed"}
+    return [_without_seed(item) for item in value] if isinstance(value, list) else value
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    depth = 1
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""Acting with a policy outside of training."""

@@ -1,0 +1,744 @@
+"""Online finetuning through RLlib: the presets, their update order, the replay, exact resume, lost runners."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+
+from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError, load_dataset
+from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.runs.config_files import apply_overrides, build_config
+from rayrl_dt.seeding import derive_seed
+
+pytestmark = pytest.mark.ray
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "TD3+ODT": {},
+    "TD3": {"bc_weight": 0.0, "alpha": 1.0},
+    "deterministic ODT": {"rl_gradient": "none"},
+    "ODT": {"rl_gradient": "none", "head": "gaussian"},
+}
+RESUMED = {
+    **PRESETS,
+    "TD3+ODT, held": {"action_regularisation": 0.05},
+    "ODT, held": {**PRESETS["ODT"], "action_regularisation": 0.05},
+}
+Configure = Callable[..., OnlineDTConfig]
+
+
+def configured(
+    data: str, *, head: str = "auto", backbone: str = "dt", dropout: float = 0.1, **settings: Any
+) -> Any:
+    """Configures a run of seconds: 4 updates, then 2 rounds of one episode and 3 updates."""
+    config = OnlineDTConfig()
+    config.offline_data(dataset=settings.pop("dataset", data))
+    if "start_from" not in settings:
+        model = {"context_length": 4, "embed_dim": 16, "num_layers": 2, "num_heads": 2}
+        config.rl_module(model_config={**model, "dropout": dropout, "head": head, "backbone": backbone})
+    config.training(gradient_steps_per_iteration=4, train_batch_size_per_learner=8, warmup_steps=6)
+    config.evaluation(target_returns="dataset:3", episodes_per_target=2)
+    defaults = {
+        "pretrain_steps": 4,
+        "env_steps": 400,
+        "env_steps_per_iteration": 200,
+        "updates_per_iteration": 3,
+        "replay_capacity_trajectories": 5,
+    }
+    return config.online(**{**defaults, **settings})
+
+
+@pytest.fixture
+def online(ray_session: None, pendulum_data: str) -> Configure:
+    """Returns a function that configures a run of seconds on Pendulum."""
+    return partial(configured, pendulum_data)
+
+
+@pytest.fixture(scope="module")
+def two_learners(ray_session: None, pendulum_data: str) -> Iterator[Any]:
+    """Returns an algorithm with two learners; they take longer to start than to do what a test asks."""
+    # They stay while other tests start theirs, so they take no CPU from Ray's count.
+    config = configured(pendulum_data).learners(num_learners=2, num_cpus_per_learner=0)
+    algorithm = config.build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def state(algorithm: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """All weights of the learner: policy, critic, targets."""
+    module = algorithm.learner_group._learner.online_module
+    return {name: value.detach().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> bool:
+    names = [name for name in one if name.startswith(prefix)]
+    assert names and one.keys() == other.keys()
+    return all(np.array_equal(one[name], other[name]) for name in names)
+
+
+def standing(algorithm: Any) -> dict[str, Any]:
+    """What the algorithm reports, less the rate of the clock."""
+    return {name: value for name, value in algorithm.report().items() if name != "env_steps_per_s"}
+
+
+def train(algorithm: Any) -> None:
+    for _ in range(50):
+        if algorithm.done:
+            return
+        algorithm.train()
+    raise AssertionError("the run does not end")
+
+
+@pytest.mark.parametrize("preset", RESUMED)
+def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
+    online: Configure, preset: str, tmp_path: Path
+) -> None:
+    whole = online(**RESUMED[preset]).build_algo()
+    initial = state(whole)
+    train(whole)
+    assert (whole.gradient_steps, whole.rounds, whole.collected_episodes) == (10, 2, 2)
+    assert whole.env_steps == 400 == whole.replay.counts.added_steps - sum(_logged(whole))
+    assert not same(initial, state(whole), "model.")
+    half = online(**RESUMED[preset]).build_algo()
+    for _ in range(2):
+        half.train()
+    assert half.rounds == 1
+    half.save_to_path(str(tmp_path / "half"))
+    half.stop()
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "half"))
+    assert (resumed.gradient_steps, resumed.env_steps, resumed.rounds) == (7, 200, 1)
+    train(resumed)
+    assert same(state(whole), state(resumed))
+    assert standing(whole) == standing(resumed)
+    for name, value in whole.replay.state()["steps"].items():
+        np.testing.assert_array_equal(value, resumed.replay.state()["steps"][name])
+    one, other = whole.evaluate()["alignment"], resumed.evaluate()["alignment"]
+    assert [t["returns"] for t in one["targets"]] == [t["returns"] for t in other["targets"]]
+    whole.stop()
+    resumed.stop()
+
+
+def _logged(algorithm: Any) -> list[int]:
+    """Lengths of the logged episodes that the replay began with."""
+    store = algorithm.offline_data.store
+    return store.lengths[np.argsort(store.episode_returns, kind="stable")[-5:]].tolist()
+
+
+@pytest.mark.parametrize("backbone", ["radt", "convformer", "starformer"])
+def test_any_backbone_is_finetuned(online: Configure, backbone: str) -> None:
+    algorithm = online(backbone=backbone, env_steps=200).build_algo()
+    before = state(algorithm)
+    train(algorithm)
+    after = state(algorithm)
+    assert not same(before, after, "model.") and not same(before, after, "critic.")
+    algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ({}, "none"),
+        ({"timestep_embedding": "learned"}, "learned"),
+        ({"backbone": "convformer"}, "none"),
+        ({"backbone": "starformer"}, "auto"),  # it has none, and is asked for none
+    ],
+    ids=str,
+)
+def test_timesteps_are_not_embedded_unless_asked_for(chosen: dict[str, str], kind: str) -> None:
+    config = OnlineDTConfig()
+    config.rl_module(model_config=chosen)
+    assert config.sequence_model.timestep_embedding == kind
+
+
+def test_without_weight_the_critic_leaves_the_policy_bit_for_bit(online: Configure) -> None:
+    runs = []
+    for settings in ({"alpha": 0.0}, {"rl_gradient": "none"}):
+        algorithm = online(**settings).build_algo()
+        train(algorithm)
+        runs.append({n: v for n, v in state(algorithm).items() if n.startswith("model.")})
+        algorithm.stop()
+    assert same(*runs)
+
+
+def test_the_order_of_updates(online: Configure) -> None:
+    """Critic at every step; policy and targets at every second one; targets equal at the start of finetuning."""
+    algorithm = online(actor_interval=2, polyak=0.25, env_steps=200, updates_per_iteration=4).build_algo()
+    algorithm.train()
+    learner = algorithm.learner_group._learner
+    seen: list[tuple[int, dict[str, Any]]] = [(learner.gradient_step, state(algorithm))]
+    copied: list[bool] = []
+    module = learner.online_module
+    copy_targets = module.copy_targets
+
+    def copy_and_look() -> None:
+        copy_targets()
+        now = state(algorithm)
+        copied.append(
+            all(
+                np.array_equal(now[f"target_{n}"], v)
+                for n, v in now.items()
+                if n.startswith(("model.", "critic."))
+            )
+        )
+
+    module.copy_targets = copy_and_look
+    algorithm.observe_steps(lambda step, loss: seen.append((step, state(algorithm))) is None)
+    algorithm.train()
+    assert copied == [True]
+    assert [step for step, _ in seen] == [4, 5, 6, 7, 8]
+    for (_, before), (step, after) in pairwise(seen):
+        assert not same(before, after, "critic.")
+        moves = step % 2 == 1  # the first online step updates both
+        assert same(before, after, "model.") != moves
+        if not moves:
+            assert same(before, after, "target_")
+        elif step > 5:
+            for kind in ("model", "critic"):
+                for name in (n for n in after if n.startswith(f"{kind}.q") or n.startswith("model.head")):
+                    expected = 0.75 * before[f"target_{name}"] + 0.25 * after[name]
+                    np.testing.assert_allclose(after[f"target_{name}"], expected, rtol=1e-5, atol=1e-6)
+    algorithm.stop()
+
+
+def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> None:
+    algorithm = online(bc_weight=0.0, alpha=0.5, optimiser="adamw", dropout=0.0).build_algo()
+    algorithm.train()
+    learner = algorithm.learner_group._learner
+    module, window = learner.online_module, _window(algorithm)
+    module.precision = "fp32"
+    found: list[list[torch.Tensor]] = []
+    gradients = learner._gradients
+    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    critic = {name: value.clone() for name, value in module.critic.state_dict().items()}
+    learner.config = learner.config.copy(copy_frozen=False)
+    learner.config.grad_clip = None
+    expected = torch.autograd.grad(
+        -0.5
+        * module.critic.first(module.model.inputs(window).observations, module.model(window))[
+            window.mask
+        ].mean(),
+        list(module.model.parameters()),
+        allow_unused=True,
+    )
+    learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    for one, other in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(
+            one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
+        )
+    assert all(torch.equal(value, module.critic.state_dict()[name]) for name, value in critic.items())
+    algorithm.stop()
+
+
+def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> None:
+    """At the first online step the distance is zero, and so is its gradient; before, it does not count at all."""
+    runs = []
+    for weight in (0.0, 20.0):
+        config = online(action_regularisation=weight, dropout=0.0, env_steps=200)
+        algorithm = config.training(warmup_steps=0, lr=1e-2).build_algo()
+        seen: dict[int, dict[str, Any]] = {}
+        algorithm.observe_steps(lambda step, loss, a=algorithm, s=seen: s.update({step: state(a)}) is None)
+        train(algorithm)
+        runs.append(seen)
+        algorithm.stop()
+    free, held = runs
+    assert list(free) == list(held) == [1, 2, 3, 4, 5, 6, 7]
+    assert not any(name.startswith("frozen_model") for name in free[7])
+    for step in range(1, 6):
+        assert all(np.array_equal(value, held[step][name]) for name, value in free[step].items())
+    assert not all(np.array_equal(value, held[6][name]) for name, value in free[6].items())
+    names = [name for name in held[7] if name.startswith("model.")]
+    for step in (5, 6, 7):
+        assert all(np.array_equal(held[step][f"frozen_{name}"], held[4][name]) for name in names)
+    assert not same({n: held[4][n] for n in names}, {n: held[7][n] for n in names})
+
+
+@pytest.mark.parametrize("preset", ["TD3+ODT", "ODT"])
+def test_the_regulariser_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
+    settings = {**PRESETS[preset], "action_regularisation": 0.5, "bc_weight": 0.0, "dropout": 0.0}
+    algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
+    learner = algorithm.learner_group._learner
+    module, window = learner.online_module, _window(algorithm)
+    module.precision = "fp32"
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.frozen_model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+    def distance() -> torch.Tensor:
+        one, other = (net(window) for net in (module.model, module.frozen_model))
+        if preset == "ODT":
+            one, other = (torch.tanh(outputs.chunk(2, dim=-1)[0]) for outputs in (one, other))
+        return ((one - other.detach())[window.mask] ** 2).mean()
+
+    expected = torch.autograd.grad(0.5 * distance(), list(module.model.parameters()), allow_unused=True)
+    found: list[list[torch.Tensor]] = []
+    gradients = learner._gradients
+    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    learner.config = learner.config.copy(copy_frozen=False)
+    learner.config.grad_clip = None
+    before, frozen = distance().detach(), state(algorithm)
+    for _ in range(5):
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    first = next(step for step in found if len(step) == len(expected))  # the temperature steps, too
+    for one, other in zip(first, expected, strict=True):
+        torch.testing.assert_close(
+            one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
+        )
+    assert any((gradient != 0).any() for gradient in first)
+    assert distance() < before
+    names = [name for name in frozen if name.startswith("frozen_model.")]
+    assert names and all(np.array_equal(frozen[name], state(algorithm)[name]) for name in names)
+    algorithm.stop()
+
+
+def test_discrete_actions_have_no_distance(online: Configure, cartpole_data: str) -> None:
+    config = online(dataset=cartpole_data, rl_gradient="none", action_regularisation=0.1)
+    with pytest.raises(UserError, match=r"action_regularisation is 0.1.*Discrete\(2\).*set it to 0"):
+        config.build_algo()
+
+
+def _window(algorithm: Any) -> Any:
+    (iterator,) = algorithm.offline_data.iterators(0)
+    return next(iterator.batches(rank=0, first_step=0, count=1)).to_torch()
+
+
+def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> None:
+    algorithm = online().build_algo()
+    learner = algorithm.learner_group._learner
+    seen: list[Any] = []
+    learner.online_module.target_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    window = _window(algorithm)
+    learner._critic_step(window, torch.Generator().manual_seed(0))
+    (shifted,) = seen
+    inner = window.mask[:, :-1] & window.mask[:, 1:]
+    for name in ("observations", "returns_to_go", "timesteps"):
+        ahead, behind = getattr(shifted, name)[:, :-1], getattr(window, name)[:, 1:]
+        assert torch.equal(ahead[inner], behind[inner])
+    assert (shifted.actions[:, -1] == 0).all()
+    assert torch.equal(shifted.mask, window.mask)
+    assert not learner.online_module.target_model.training
+    algorithm.stop()
+
+
+def test_the_critic_learns_from_scaled_rewards(online: Configure) -> None:
+    """A critic of rewards divided by 8 is one of those rewards as they are."""
+    runs = []
+    for scale in (1.0, 8.0):
+        algorithm = online(reward_scale=scale).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        learner.online_module.precision = "fp32"
+        learner._critic_step(
+            replace(window, rewards=window.rewards * scale), torch.Generator().manual_seed(0)
+        )
+        runs.append(state(algorithm))
+        learner._critic_step(window, torch.Generator().manual_seed(0))
+        runs.append(state(algorithm))
+        algorithm.stop()
+    assert same(runs[0], runs[2]) and not same(runs[1], runs[3], "critic.")
+
+
+def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: Configure) -> None:
+    from rayrl_dt.evaluation.rollout import Slot
+
+    runner = (algorithm := online(exploration_noise=0.3).build_algo()).env_runner_group.local_env_runner
+    slot = Slot(-200.0, 1, derive_seed(0, "x") % 2**31)
+    one, again = (runner.collect([slot]).episodes[0] for _ in range(2))
+    greedy = runner.evaluate([slot], sample_actions=False).episodes[0]
+    actions = one.trajectory.actions
+    np.testing.assert_array_equal(actions, again.trajectory.actions)
+    assert greedy.episode_return != one.episode_return and greedy.trajectory is None
+    assert np.abs(actions).max() <= 2.0 and len(np.unique(actions)) > 100
+    assert not one.trajectory.terminated and len(one.trajectory) == 200
+    algorithm.stop()
+
+
+def test_what_was_asked_for_is_not_stored(online: Configure) -> None:
+    """Returns are relabelled: those in the replay were earned, whatever the rollout was asked for."""
+    asked = 1e6
+    algorithm = online(exploration_target=asked, env_steps=200, updates_per_iteration=1).build_algo()
+    train(algorithm)
+    store = algorithm.replay.store
+    begin = int(store.starts[-1])
+    rewards, to_go = store.rewards[begin:], store.returns_to_go[begin:]
+    assert len(rewards) == 200 and algorithm.collected_return < 0
+    np.testing.assert_allclose(to_go, np.cumsum(rewards[::-1])[::-1], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(to_go[0], algorithm.collected_return, rtol=1e-5)
+    np.testing.assert_allclose(to_go[:-1] - to_go[1:], rewards[:-1], rtol=1e-3, atol=1e-3)
+    algorithm.stop()
+
+
+def test_the_warm_up_goes_on_into_finetuning(online: Configure) -> None:
+    config = online(updates_per_iteration=4, env_steps=200).training(lr=0.01, warmup_steps=6)
+    algorithm = config.build_algo()
+    learner = algorithm.learner_group._learner
+    rates: list[float] = []
+
+    def observe(step: int, loss: float) -> bool:
+        rates.append(learner.get_optimizer("default_policy", "policy").param_groups[0]["lr"])
+        return True
+
+    algorithm.observe_steps(observe)
+    train(algorithm)
+    # Four steps of pretraining, four of finetuning.
+    np.testing.assert_allclose(rates, [0.01 * min(step / 6, 1) for step in range(1, 9)])
+    algorithm.stop()
+
+
+def test_the_temperature_and_the_policy_do_not_train_each_other(online: Configure) -> None:
+    runs = []
+    for rate in (0.0, 0.5):
+        algorithm = online(**PRESETS["ODT"], dropout=0.0, temperature_lr=rate).build_algo()
+        learner, window = algorithm.learner_group._learner, _window(algorithm)
+        before = state(algorithm)
+        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+        runs.append(state(algorithm))
+        assert not same(before, runs[-1], "model.")
+        fell = runs[-1]["log_temperature"] < before["log_temperature"]
+        # The policy's own step leaves the temperature; its step follows the entropy's distance from -A, A = 1.
+        assert fell == (rate > 0 and float(learner._sums["entropy"]) > -1.0)
+        assert (runs[-1]["log_temperature"] == before["log_temperature"]) == (rate == 0)
+        algorithm.stop()
+    free, held = ({n: v for n, v in run.items() if n.startswith("model.")} for run in runs)
+    assert same(free, held), "the temperature's step leaves the policy"
+
+
+def test_time_outs_may_be_stored_as_ends(online: Configure) -> None:
+    for flag in (False, True):
+        algorithm = online(timeout_is_terminal=flag, env_steps=200, updates_per_iteration=1).build_algo()
+        train(algorithm)
+        assert bool(algorithm.replay.store.terminated[-1]) is flag
+        algorithm.stop()
+
+
+@pytest.mark.parametrize("rl_gradient", ["td3", "none"])
+def test_finetuning_starts_from_a_policy(
+    online: Configure, pendulum_data: str, tmp_path: Path, rl_gradient: str
+) -> None:
+    model = {"context_length": 3, "embed_dim": 8, "num_layers": 1, "backbone": "radt"}
+    offline = DTConfig().offline_data(dataset=pendulum_data).rl_module(model_config=model)
+    source = (
+        offline.training(gradient_steps=2, gradient_steps_per_iteration=2, return_scale=50.0)
+        .evaluation(evaluation_context_length=2)
+        .build_algo()
+    )
+    source.train()
+    weights = source.policy_state()
+    weights["observation_mean"] = np.ones(3, np.float32)
+    ones = replace(source.policy_spec.normaliser, mean=weights["observation_mean"])
+    spec = replace(source.policy_spec, normaliser=ones)
+    bundle = save_bundle(spec, weights, tmp_path / "bundle")
+    source.stop()
+    algorithm = online(start_from=str(bundle), rl_gradient=rl_gradient).build_algo()
+    taken = algorithm.policy_state()
+    assert same(taken, weights)
+    ours = algorithm.policy_spec
+    assert (ours.model, ours.return_scale, ours.acts_on) == (spec.model, 50.0, 2)
+    own = online(start_from=str(bundle), rl_gradient=rl_gradient, evaluation_context_length=3)
+    own.resolve(algorithm.offline_data.full)
+    assert own.resolved_spec.acts_on == 3, "its own config has the last word"
+    np.testing.assert_array_equal(ours.normaliser.mean, 1.0)
+    train(algorithm)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    # The checkpoint needs nothing but itself.
+    bundle.rename(tmp_path / "gone")
+    restored = OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
+    assert same(state(algorithm), state(restored))
+    assert restored.policy_spec.return_scale == 50.0
+    algorithm.stop()
+    restored.stop()
+
+
+def test_a_policy_of_other_spaces_is_refused(
+    online: Configure, cartpole_data: str, pendulum_data: str, tmp_path: Path
+) -> None:
+    source = DTConfig().offline_data(dataset=pendulum_data).build_algo()
+    bundle = save_bundle(source.policy_spec, source.policy_state(), tmp_path / "bundle")
+    source.stop()
+    with pytest.raises(UserError, match="trained in other spaces"):
+        online(dataset=cartpole_data, start_from=str(bundle), rl_gradient="none").build_algo()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        # Of delayed rewards: its target would stay where the replay's returns fall.
+        ({}, r"bundle holds its target constant.*without offline_data.delayed_reward"),
+        ({"head": "gaussian"}, r"td3 needs a deterministic policy.*rl_gradient: none"),
+        ({"backbone": "mlp"}, r"mlp has one output per window"),
+        ({"backbone": "reinformer"}, r"reinformer cannot be finetuned online"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_cannot_be_finetuned_is_refused(
+    online: Configure, pendulum_data: str, tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
+    store = load_dataset(pendulum_data, delayed_reward=not model)
+    spec = PolicySpec.from_store(ModelConfig(**model), store, return_scale=None)
+    weights = {name: value.numpy() for name, value in SequenceModel(spec).state_dict().items()}
+    bundle = save_bundle(spec, weights, tmp_path / "bundle")
+    with pytest.raises(UserError, match=message):
+        online(start_from=str(bundle)).build_algo()
+
+
+def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
+    config = online(env_steps_per_iteration=400).learners(num_learners=2).env_runners(num_env_runners=2)
+    algorithm = config.build_algo()
+    algorithm.train()
+    algorithm.train()
+    assert algorithm.collected_episodes == 2 and algorithm.gradient_steps == 7
+    weights = algorithm.learner_group.foreach_learner(
+        lambda learner: {n: v.numpy() for n, v in learner.online_module.state_dict().items()}
+    )
+    one, other = (result.get() for result in weights)
+    assert same(one, other)
+    assert algorithm.done
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    algorithm.stop()
+    # Fewer runners on resume, and a local learner.
+    local = online(env_steps_per_iteration=400, env_steps=800).build_algo()
+    local.restore_from_path(str(tmp_path / "checkpoint"))
+    assert len(local.replay) == 5 and local.env_steps == 400
+    local.train()
+    assert local.collected_episodes == 4
+    local.stop()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners: Any, preset: str) -> None:
+    """Through pretraining into finetuning, on batches of their own: a preset's learner in both processes."""
+    config = online(**PRESETS[preset]).learners(num_learners=2)
+    config.validate()
+    iterators = config.offline_data_class(config).iterators(2)
+    spaces = {DEFAULT_MODULE_ID: (config.observation_space, config.action_space)}
+
+    def learn(host: Any) -> tuple[Any, ...]:
+        learner = config.build_learner(spaces=spaces)
+        states = [weights(learner)]
+        data = TrainingData(data_iterators=[iterators[host._rank]])
+        learner.update(training_data=data, num_iters=5)
+        states.append(weights(learner))
+        return learner._rank, learner.gradient_step, float(learner._last_loss), *states
+
+    def weights(learner: Any) -> dict[str, Any]:
+        return {n: v.numpy().copy() for n, v in learner.online_module.state_dict().items()}
+
+    one, other = (result.get() for result in two_learners.learner_group.foreach_learner(learn))
+    assert (one[0], other[0]) == (0, 1) and one[1] == other[1] == 5
+    assert one[2] != other[2], "they saw different batches"
+    before, after = one[3:]
+    assert same(before, other[3]) and same(after, other[4])
+    learns = {"model.": True, "critic.": config.rl_gradient == "td3", "log_temperature": preset == "ODT"}
+    for prefix in (prefix for prefix, does in learns.items() if does):
+        assert not same(before, after, prefix)
+
+
+def test_a_killed_runner_costs_nothing(online: Configure) -> None:
+    """Episodes are functions of weights and numbers, so a lost part is run again and nothing is doubled."""
+    import ray
+
+    settings = {"env_steps_per_iteration": 400, "env_steps": 400}
+    quiet = online(**settings).env_runners(num_env_runners=2).build_algo()
+    train(quiet)
+    config = online(**settings).env_runners(num_env_runners=2)
+    algorithm = config.fault_tolerance(restart_failed_env_runners=True).build_algo()
+    algorithm.train()
+    group = algorithm.env_runner_group
+    victim = group._worker_manager.actors()[group.healthy_worker_ids()[0]]
+    ray.kill(victim, no_restart=False)
+    train(algorithm)
+    assert algorithm.replay.counts == quiet.replay.counts
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
+    assert same(state(algorithm), state(quiet))
+    quiet.stop()
+    algorithm.stop()
+
+
+def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
+    algorithm = online(critic_lr=50.0, pretrain_steps=200, env_steps=0).build_algo()
+    with pytest.raises(TrainingDiverged, match=r"critic's values exploded|critic's loss became"):
+        for _ in range(60):
+            algorithm.train()
+    algorithm.stop()
+
+
+def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learners: Any) -> None:
+    """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
+
+    def apply_a_loss_that_is_infinite_in_one(learner: Any) -> str | None:
+        parameters = learner.online_module.critic.parameters()
+        loss = sum(parameter.sum() for parameter in parameters) + (float("inf") if learner._rank == 1 else 0)
+        try:
+            learner._apply("critic", loss, "the loss", clip=None)
+        except TrainingDiverged as error:
+            return str(error)
+        return None
+
+    def raise_values_in_one(learner: Any) -> None:
+        if learner._rank == 1:
+            learner.online_module.critic.q1[-1].bias.data += 1e12
+
+    group = two_learners.learner_group
+    found = [result.get() for result in group.foreach_learner(apply_a_loss_that_is_infinite_in_one)]
+    assert len(found) == 2 and all(
+        text.startswith("the loss became inf with a gradient of") for text in found
+    )
+    group.foreach_learner(raise_values_in_one)
+    with pytest.raises(TrainingDiverged, match=r"^the critic's values exploded.*critic_lr$") as raised:
+        two_learners.train()
+    assert type(raised.value) is TrainingDiverged and "\n" not in str(raised.value)
+
+
+def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
+    algorithm = online(env_steps=200).build_algo()
+    train(algorithm)
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    algorithm.stop()
+    file = tmp_path / "checkpoint" / "replay.npz"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"replay.npz.*earlier checkpoint"):
+        OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": -0.1}, "online.alpha is -0.1"),
+        ({"action_regularisation": -1}, "online.action_regularisation is -1"),
+        ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
+        ({"gamma": 1.5}, "online.gamma is 1.5"),
+        ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),
+        ({"replay_capacity_steps": 0}, "replay_capacity_steps"),
+        ({"evaluation_context_length": 0}, "evaluation_context_length"),
+        ({"head": "gaussian"}, "td3 needs a deterministic policy.*ODT"),
+        ({"backbone": "mlp"}, "mlp"),
+        ({"critic_lr": 0}, "online.critic_lr is 0"),
+        ({"reward_scale": 0}, "online.reward_scale is 0"),
+        ({"updates_per_iteration": 0}, "updates_per_iteration"),
+    ],
+)
+def test_bad_values_are_refused(online: Configure, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        online(**settings).validate()
+
+
+@pytest.mark.parametrize("section", ["online", "training", "evaluation", "env_runners", "learners"])
+def test_counts_are_whole_numbers(section: str) -> None:
+    """1e3 is 1000, however it is written; 2.5 is refused before anything runs, in every section."""
+    counts = {
+        "online": (
+            *("pretrain_steps", "env_steps", "env_steps_per_iteration", "updates_per_iteration"),
+            *("actor_interval", "critic_width", "replay_capacity_trajectories", "replay_capacity_steps"),
+            *("max_policy_lag", "evaluation_context_length"),
+        ),
+        "training": ("gradient_steps_per_iteration", "warmup_steps", "train_batch_size_per_learner"),
+        "evaluation": (
+            *("episodes_per_target", "max_evaluation_slots", "evaluation_context_length"),
+            *("evaluation_interval", "evaluation_num_env_runners"),
+        ),
+        "env_runners": ("num_env_runners", "num_envs_per_env_runner"),
+        "learners": ("num_learners",),
+    }[section]
+    file = {"algorithm": "OnlineDT", "offline_data": {"dataset": "recipe:pendulum-mixed"}}
+    for written in ("1e3", "1.0e+3"):
+        overrides = [f"{section}.{name}={written}" for name in counts]
+        config = build_config(apply_overrides(file, overrides))
+        values = [getattr(config, name) for name in counts]
+        assert values == [1000] * len(counts) and {type(value) for value in values} == {int}
+    for name in counts:
+        values = apply_overrides(file, [f"{section}.{name}=2.5"])
+        with pytest.raises(UserError, match=rf"{name} is 2.5; it must be a whole number of at least .*2$"):
+            build_config(values)
+
+
+@pytest.mark.timeout(590)
+def test_a_process_killed_five_times_ends_like_one_that_was_not(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    """kill -9 through the run folder, and on from its newest checkpoint: equal weights, replay and metrics."""
+    import yaml
+
+    config = tmp_path / "online.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "algorithm": "OnlineDT",
+                "offline_data": {"dataset": pendulum_data},
+                "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
+                "training": {"gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8},
+                "online": {
+                    "pretrain_steps": 4,
+                    "env_steps": 1000,
+                    "env_steps_per_iteration": 200,
+                    "updates_per_iteration": 3,
+                    "replay_capacity_trajectories": 6,
+                },
+                "evaluation": {"target_returns": "-1000", "episodes_per_target": 1, "evaluation_interval": 2},
+            }
+        )
+    )
+    script = (
+        "import os, sys, signal\n"
+        "from rayrl_dt.runs.config_files import read_yaml\n"
+        "from pathlib import Path\n"
+        "from rayrl_dt import OnlineDT, run_checkpoints, runs\n"
+        "moment, folder = sys.argv[3], Path(sys.argv[2])\n"
+        "def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "class Killer:\n"
+        "    def started(self, algorithm): pass\n"
+        "    def stepped(self, step, loss):\n"
+        "        if moment == f'step {step}': kill()\n"
+        "    def iterated(self, record): pass\n"
+        "if moment == 'collected': OnlineDT._take_in = kill\n"
+        "if moment == 'writing': run_checkpoints.save_bundle = kill\n"
+        "runs.train(read_yaml(sys.argv[1]), folder, resume=folder.exists(), observer=Killer())\n"
+    )
+
+    def run(folder: Path, moment: str) -> int:
+        command = [sys.executable, "-c", script, str(config), str(folder), moment]
+        return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode
+
+    assert run(tmp_path / "whole", "never") == 0
+    # Before there is a checkpoint, in a round, with episodes collected and not stored, in the middle of a checkpoint.
+    for moment in ("step 2", "step 8", "collected", "writing", "step 18"):
+        assert run(tmp_path / "killed", moment) == -9, moment
+    assert run(tmp_path / "killed", "never") == 0
+    from safetensors.numpy import load_file
+
+    whole, killed = (
+        load_file(tmp_path / name / "policy" / "policy.safetensors") for name in ("whole", "killed")
+    )
+    assert same(whole, killed)
+    newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "killed")]
+    assert newest[0].name == newest[1].name
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
+    # What finetuning begins with is evaluated, and then every other iteration.
+    assert [record["gradient_steps"] for record in logs[0] if "evaluation" in record][:3] == [4, 7, 13]
+    timed = {"steps_per_s", "time_total_s", "env_steps_per_s", "evaluation"}
+    for one, other in zip(*logs, strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+        if "evaluation" in one:
+            assert one["evaluation"]["targets"] == other["evaluation"]["targets"]
+    with np.load(newest[0] / "replay.npz") as one, np.load(newest[1] / "replay.npz") as other:
+        assert set(one.files) == set(other.files)
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)

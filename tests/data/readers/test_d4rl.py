@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from rayrl_dt.data.readers import d4rl
+from rayrl_dt.errors import UserError
+
+
+def _arrays(trajectories: Any, *, unfinished: int = 2) -> dict[str, Any]:
+    """D4RL's layout: the steps of all episodes, then the beginning of one that was cut off."""
+    steps = [len(trajectory) for trajectory in trajectories]
+    ends = np.cumsum(steps) - 1
+    arrays = {
+        "observations": np.concatenate([t.observations[:-1] for t in trajectories]),
+        "next_observations": np.concatenate([t.observations[1:] for t in trajectories]),
+        "actions": np.concatenate([t.actions for t in trajectories]),
+        "rewards": np.concatenate([t.rewards for t in trajectories]),
+        "terminals": np.zeros(sum(steps), bool),
+        "timeouts": np.zeros(sum(steps), bool),
+    }
+    for end, trajectory in zip(ends, trajectories, strict=True):
+        arrays["terminals" if trajectory.terminated else "timeouts"][end] = True
+    return {
+        name: np.concatenate([values, np.zeros((unfinished, *values.shape[1:]), values.dtype)])
+        for name, values in arrays.items()
+    }
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, compression="gzip")
+        file["infos/qpos"] = np.zeros((len(arrays["rewards"]), 2))
+        file["metadata/algorithm"] = "SAC"
+    return path
+
+
+def _assert_same(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.observations, two.observations)
+        np.testing.assert_array_equal(one.actions, two.actions)
+        np.testing.assert_array_equal(one.rewards, two.rewards)
+        assert one.terminated == two.terminated
+
+
+@pytest.mark.parametrize("block", [1, 10, 65_536])
+def test_episodes_end_at_terminals_and_timeouts(
+    make_trajectories: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(d4rl, "_BLOCK_STEPS", block)
+    trajectories = make_trajectories(lengths=(5, 3, 1, 12, 4, 2))
+    path = _write(tmp_path / "hopper_medium_replay-v2.hdf5", _arrays(trajectories))
+    found, info = d4rl.read(path)
+    _assert_same(found, trajectories)
+    assert info.env_spec is None and info.source == f"d4rl:{path}"
+    assert info.metadata["environment"] == "Hopper-v2"
+    assert info.metadata["d4rl_id"] == "hopper-medium-replay-v2"
+    assert info.metadata["final_observations"] == "recorded"
+    assert info.action_space.contains(np.ones(2, np.float32))
+    assert info.observation_space.shape == (3,)
+
+
+def test_last_observation_is_repeated_where_none_is_recorded(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories()
+    arrays = _arrays(trajectories)
+    del arrays["next_observations"]
+    found, info = d4rl.read(_write(tmp_path / "mine.hdf5", arrays))
+    for one, two in zip(found, trajectories, strict=True):
+        np.testing.assert_array_equal(one.observations[:-1], two.observations[:-1])
+        np.testing.assert_array_equal(one.observations[-1], two.observations[-2])
+    assert info.metadata["final_observations"] == "repeated"
+    assert "environment" not in info.metadata and "d4rl_id" not in info.metadata
+
+
+def test_ends_without_timeouts_show_in_the_next_observations(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories()
+    arrays = _arrays(trajectories)
+    del arrays["timeouts"]
+    _assert_same(d4rl.read(_write(tmp_path / "old.hdf5", arrays))[0], trajectories)
+
+
+def test_terminals_alone_come_with_a_warning(
+    make_trajectories: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrays = _arrays(make_trajectories(lengths=(3, 4, 5)))  # the second one is truncated
+    del arrays["timeouts"], arrays["next_observations"]
+    with caplog.at_level(logging.WARNING):
+        found, _ = d4rl.read(_write(tmp_path / "old.hdf5", arrays))
+    assert [len(episode) for episode in found] == [3, 9]
+    assert "split at terminal states only" in caplog.text
+    arrays["terminals"][:] = False
+    with pytest.raises(UserError, match="no finished episode"):
+        d4rl.read(_write(tmp_path / "none.hdf5", arrays))
+
+
+def test_columns_and_doubles_are_accepted(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories()
+    arrays = {name: values.astype(np.float64) for name, values in _arrays(trajectories).items()}
+    arrays = {name: values[:, None] if values.ndim == 1 else values for name, values in arrays.items()}
+    found, _ = d4rl.read(_write(tmp_path / "columns.hdf5", arrays))
+    _assert_same(found, trajectories)
+    assert found[0].observations.dtype == np.float32 and found[0].rewards.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "d4rl_id", "environment"),
+    [
+        ("hopper_mixed", "hopper-medium-replay-v0", "Hopper-v2"),
+        ("halfcheetah-medium-expert-v2", "halfcheetah-medium-expert-v2", "HalfCheetah-v2"),
+        ("ant_full_replay-v2", "ant-full-replay-v2", "Ant-v2"),
+        ("walker2d_random-v1", "walker2d-random-v1", "Walker2d-v2"),
+        ("Ant_maze_u-maze", None, None),
+        ("hopper", None, None),
+    ],
+)
+def test_published_names(
+    make_trajectories: Any, tmp_path: Path, name: str, d4rl_id: str | None, environment: str | None
+) -> None:
+    _, info = d4rl.read(_write(tmp_path / f"{name}.hdf5", _arrays(make_trajectories())))
+    assert info.metadata.get("d4rl_id") == d4rl_id and info.metadata.get("environment") == environment
+
+
+def test_bad_files(make_trajectories: Any, tmp_path: Path) -> None:
+    arrays = _arrays(make_trajectories())
+    with pytest.raises(UserError, match="no file"):
+        d4rl.read(tmp_path / "missing.hdf5")
+    (tmp_path / "text.hdf5").write_text("hello")
+    with pytest.raises(UserError, match=r"not an HDF5 file.*download it again"):
+        d4rl.read(tmp_path / "text.hdf5")
+    whole = _write(tmp_path / "whole.hdf5", arrays)
+    os.truncate(whole, whole.stat().st_size // 2)
+    with pytest.raises(UserError, match="truncated"):
+        d4rl.read(whole)
+    with pytest.raises(UserError, match="has no actions"):
+        d4rl.read(_write(tmp_path / "a.hdf5", {k: v for k, v in arrays.items() if k != "actions"}))
+    with pytest.raises(UserError, match="differ in length"):
+        d4rl.read(_write(tmp_path / "b.hdf5", {**arrays, "actions": arrays["actions"][:-1]}))
+    with pytest.raises(UserError, match="flatten them"):
+        d4rl.read(_write(tmp_path / "c.hdf5", {**arrays, "observations": arrays["rewards"]}))
+    with pytest.raises(UserError, match="actions up to 4"):
+        d4rl.read(_write(tmp_path / "d.hdf5", {**arrays, "actions": np.full_like(arrays["actions"], 4)}))
+    poisoned = {**arrays, "rewards": np.full_like(arrays["rewards"], np.nan)}
+    with pytest.raises(UserError, match=r"e.hdf5, episode 0: .*NaN or infinite rewards"):
+        d4rl.read(_write(tmp_path / "e.hdf5", poisoned))

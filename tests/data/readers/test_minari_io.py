@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium.spaces.utils import flatten
+
+from rayrl_dt.data.readers import minari_io
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Trajectory
+
+BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+ACTIONS = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+
+def _write(trajectories: Any, dataset_id: str = "toy/test-v0", **options: Any) -> str:
+    options = {
+        "observation_space": BOX,
+        "action_space": ACTIONS,
+        "env_spec": "Pendulum-v1",
+        "author": "tests",
+        "algorithm_name": "noise",
+        "description": "Random numbers.",
+        **options,
+    }
+    return minari_io.write(dataset_id, trajectories, **options)
+
+
+def _file(dataset_id: str = "toy/test-v0") -> Path:
+    return minari_io.datasets_root() / dataset_id / "data" / "main_data.hdf5"
+
+
+def _raw(space: gym.Space[Any], steps: int, seed: int = 0) -> tuple[list[Any], Any]:
+    """Observations of a composite space, one by one and as Minari keeps them."""
+    space.seed(seed)
+    samples = [space.sample() for _ in range(steps + 1)]
+
+    def stack(part: gym.Space[Any], values: list[Any]) -> Any:
+        if isinstance(part, gym.spaces.Dict):
+            return {key: stack(sub, [value[key] for value in values]) for key, sub in part.spaces.items()}
+        if isinstance(part, gym.spaces.Tuple):
+            return tuple(stack(sub, [value[i] for value in values]) for i, sub in enumerate(part.spaces))
+        return np.stack(values)
+
+    return samples, stack(space, samples)
+
+
+def test_round_trip(make_trajectories: Any) -> None:
+    trajectories = make_trajectories()
+    _write(trajectories, ref_min_score=-5.0, ref_max_score=7.0, requirements=["gymnasium>=1"])
+    found, info = minari_io.read("toy/test-v0")
+    assert len(found) == len(trajectories)
+    for one, two in zip(found, trajectories, strict=True):
+        np.testing.assert_array_equal(one.observations, two.observations)
+        np.testing.assert_array_equal(one.actions, two.actions)
+        np.testing.assert_array_equal(one.rewards, two.rewards)
+        assert one.terminated == two.terminated
+    assert info.source == "minari:toy/test-v0"
+    assert info.observation_space == BOX and info.action_space == ACTIONS
+    assert info.env_spec is not None and info.env_spec.id == "Pendulum-v1"
+    json.dumps(info.metadata)
+    assert info.metadata["author"] == ["tests"] and info.metadata["ref_max_score"] == 7.0
+    assert info.metadata["environment"] == "Pendulum-v1" and info.metadata["requirements"] == ["gymnasium>=1"]
+
+
+def test_minari_reads_what_is_written(make_trajectories: Any) -> None:
+    trajectories = make_trajectories()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _write(trajectories)
+        dataset = minari.load_dataset("toy/test-v0")
+        listed = minari.list_local_datasets()
+    assert list(listed) == ["toy/test-v0"] and minari.namespace.list_local_namespaces() == ["toy"]
+    assert dataset.total_episodes == len(trajectories)
+    assert dataset.total_steps == sum(map(len, trajectories))
+    for episode, expected in zip(dataset.iterate_episodes(), trajectories, strict=True):
+        np.testing.assert_array_equal(episode.observations, expected.observations)
+        assert episode.terminations[-1] == expected.terminated != episode.truncations[-1]
+        assert not episode.terminations[:-1].any() and not episode.truncations[:-1].any()
+    env = dataset.recover_environment()
+    assert env.spec is not None and env.spec.id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Dict({"z": gym.spaces.Box(-1, 1, (2, 2)), "a": gym.spaces.Box(0, 9, (3,), np.float64)}),
+        gym.spaces.Dict(OrderedDict(z=gym.spaces.Box(-1, 1, (2,)), a=gym.spaces.Box(0, 9, (1,)))),
+        gym.spaces.Dict(
+            {"b": gym.spaces.Dict({"c": gym.spaces.Discrete(3, start=2)}), "a": gym.spaces.MultiBinary(4)}
+        ),
+        gym.spaces.Tuple([gym.spaces.Box(-1, 1, (2,)), gym.spaces.MultiDiscrete([2, 5])]),
+        gym.spaces.Discrete(6, start=-1),
+    ],
+    ids=["sorted", "unsorted", "nested", "tuple", "discrete"],
+)
+def test_composite_observations_are_flattened_as_gymnasium_does(space: gym.Space[Any]) -> None:
+    samples, stacked = _raw(space, 5)
+    episode = minari_io.RawEpisode(stacked, np.zeros((5, 2), np.float32), np.arange(5.0), terminated=False)
+    _write([episode], observation_space=space)
+    (found,), info = minari_io.read("toy/test-v0")
+    expected = np.stack([flatten(space, sample) for sample in samples]).astype(np.float32)
+    np.testing.assert_array_equal(found.observations, expected)
+    assert found.observations.dtype == np.float32 and found.rewards.dtype == np.float32
+    assert info.observation_space.shape == expected.shape[1:]
+    assert info.observation_space.contains(found.observations[0])
+
+
+def test_images_stay_bytes_and_exact() -> None:
+    space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (4, 36, 36, 3), dtype=np.uint8)
+    _write([Trajectory(image, np.zeros((3, 2)), np.ones(3), terminated=True)], observation_space=space)
+    (found,), _ = minari_io.read("toy/test-v0")
+    np.testing.assert_array_equal(found.observations, image)
+
+
+def test_jpeg_images_are_decoded() -> None:
+    space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers(
+            "jpeg-v0",
+            [
+                minari.data_collector.EpisodeBuffer(
+                    observations=np.full((4, 36, 36, 3), 100, np.uint8),
+                    actions=np.zeros((3, 2), np.float32),
+                    rewards=np.ones(3),
+                    terminations=np.array([False, False, True]),
+                    truncations=np.zeros(3, bool),
+                    infos={},
+                )
+            ],
+            observation_space=space,
+            action_space=ACTIONS,
+        )
+    (found,), info = minari_io.read("jpeg-v0")
+    assert found.observations.dtype == np.uint8 and np.abs(found.observations.astype(int) - 100).max() <= 2
+    assert info.env_spec is None and "environment" not in info.metadata
+
+
+def test_discrete_actions_keep_the_environments_numbers(make_trajectories: Any) -> None:
+    trajectories = make_trajectories(actions=3, first_action=5)
+    _write(trajectories, action_space=gym.spaces.Discrete(3, start=5))
+    found, info = minari_io.read("toy/test-v0")
+    np.testing.assert_array_equal(found[4].actions, trajectories[4].actions)
+    assert found[4].actions.min() >= 5 and found[4].actions.dtype == np.int64
+    assert info.action_space == gym.spaces.Discrete(3, start=5)
+
+
+def test_old_specifications_are_read(make_trajectories: Any) -> None:
+    _write(make_trajectories())
+    path = _file().with_name("metadata.json")
+    raw = json.loads(path.read_text())
+    spec = json.loads(raw["env_spec"]) | {"apply_api_compatibility": False, "autoreset": False}
+    path.write_text(json.dumps({**raw, "env_spec": json.dumps(spec)}))
+    assert minari_io.read("toy/test-v0")[1].env_spec is not None
+    path.write_text(json.dumps({**raw, "env_spec": "no JSON"}))
+    assert minari_io.read("toy/test-v0")[1].env_spec is None
+
+
+def test_missing_data_set_names_the_nearest_and_the_remedy(make_trajectories: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no data set.*rayrl-dt data make"):
+        minari_io.read("toy/test-v0")
+    _write(make_trajectories())
+    for download in (False, True):
+        with pytest.raises(UserError) as caught:
+            minari_io.read("toy/tset-v0", download=download)
+        message = str(caught.value)
+        assert "'toy/tset-v0'" in message and str(tmp_path / "minari") in message
+        assert "Did you mean 'toy/test-v0'?" in message and "rayrl-dt data make" in message
+        assert "\n" not in message
+        assert ("downloading it failed" in message) == download
+
+
+def test_unknown_remote_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(dataset_id: str) -> None:
+        raise ValueError(f"Couldn't find any version for dataset {dataset_id}\nmore")
+
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://nowhere")
+    monkeypatch.setattr(minari, "download_dataset", unknown)
+    with pytest.raises(
+        UserError, match=r"failed \(ValueError: Couldn't find any version for dataset ab/c-v0\)"
+    ):
+        minari_io.read("ab/c-v0", download=True)
+
+
+def test_downloading(make_trajectories: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fetch(dataset_id: str) -> None:
+        print("Downloading ...")
+        _write(make_trajectories(), dataset_id)
+
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://somewhere")
+    monkeypatch.setattr(minari, "download_dataset", fetch)
+    assert len(minari_io.read("ab/c-v0", download=True)[0]) == 5
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "text", "file", "episode", "key", "metadata", "metadata file"]
+)
+def test_damaged_data_set(make_trajectories: Any, damage: str) -> None:
+    _write(make_trajectories(lengths=(300, 300)))
+    file, metadata = _file(), _file().with_name("metadata.json")
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    elif damage == "text":
+        file.write_text("no HDF5")
+    elif damage == "file":
+        file.unlink()
+    elif damage == "metadata":
+        metadata.write_text("{")
+    elif damage == "metadata file":
+        metadata.unlink()
+    else:
+        with h5py.File(file, "a") as data:
+            del data["episode_1" if damage == "episode" else "episode_1/rewards"]
+    with pytest.raises(
+        UserError, match=r"is damaged .*toy/test-v0|toy/test-v0.* is damaged .*delete it"
+    ) as caught:
+        minari_io.read("toy/test-v0")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "why"),
+    [
+        ("observations", np.full((8, 3), np.nan), "NaN or infinite observations"),
+        ("rewards", np.full(7, np.inf), "NaN or infinite rewards"),
+        ("observations", np.zeros((7, 3)), "7 observations, 7 actions and 7 rewards"),
+        ("observations", np.zeros((8, 4)), "observations have shape"),
+        ("actions", np.zeros((7, 5)), "actions have shape"),
+        ("actions", np.zeros((0, 2)), "8 observations, 0 actions and 7 rewards"),
+        ("observations", np.array([b"text"] * 8), "not numbers"),
+    ],
+)
+def test_bad_episode_is_named(make_trajectories: Any, key: str, values: Any, why: str) -> None:
+    _write(make_trajectories(lengths=(3, 7)))
+    with h5py.File(_file(), "a") as data:
+        del data[f"episode_1/{key}"]
+        data[f"episode_1/{key}"] = values
+    with pytest.raises(UserError, match=f"toy/test-v0.*episode_1: .*{why}"):
+        minari_io.read("toy/test-v0")
+
+
+def test_bad_episodes_are_not_written(make_trajectories: Any) -> None:
+    good = make_trajectories()
+    with pytest.raises(UserError, match=r"episode 1: actions have shape \(5,\)"):
+        _write([good[0], *make_trajectories(action_dim=5)])
+    with pytest.raises(UserError, match="whole numbers from 0 to 2"):
+        _write(make_trajectories(actions=9), action_space=gym.spaces.Discrete(3))
+    with pytest.raises(UserError, match="no episodes"):
+        _write([])
+    with pytest.raises(UserError, match="both ref_min_score and ref_max_score"):
+        _write(good, ref_max_score=1.0)
+    for dataset_id in ("no-version", "/abs-v0", "../up-v0", "a b-v0"):
+        with pytest.raises(UserError, match="is not a Minari data set id"):
+            _write(good, dataset_id)
+    assert minari_io.list_local() == []
+    assert not minari_io.exists("toy/test-v0")
+
+
+def test_unsupported_spaces(make_trajectories: Any) -> None:
+    space = gym.spaces.Dict({"a": gym.spaces.Text(5)})
+    with pytest.raises(UserError):
+        _write(make_trajectories(), observation_space=space)
+    _write(make_trajectories())
+    path = _file().with_name("metadata.json")
+    raw = json.loads(path.read_text())
+    multi = json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": [2, 2], "start": [0, 0]})
+    path.write_text(json.dumps({**raw, "action_space": multi}))
+    with pytest.raises(UserError, match=r"action space MultiDiscrete.* is not supported"):
+        minari_io.read("toy/test-v0")
+
+
+def test_existing_data_set_is_kept_unless_overwritten(make_trajectories: Any) -> None:
+    _write(make_trajectories())
+    with pytest.raises(UserError, match=r"exists in .*choose another id or overwrite it"):
+        _write(make_trajectories(lengths=(4,)))
+    assert len(minari_io.read("toy/test-v0")[0]) == 5
+
+    def failing() -> Any:
+        yield make_trajectories()[0]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _write(failing(), overwrite=True)
+    assert len(minari_io.read("toy/test-v0")[0]) == 5
+    _write(make_trajectories(lengths=(4,)), overwrite=True)
+    assert len(minari_io.read("toy/test-v0")[0]) == 1
+    assert [path.name for path in (minari_io.datasets_root() / "toy").iterdir() if path.is_dir()] == [
+        "test-v0"
+    ]
+
+
+def test_list_local(make_trajectories: Any) -> None:
+    assert minari_io.list_local() == []
+    _write(make_trajectories(), "b/deep/er-v1")
+    _write(make_trajectories(lengths=(4,)), "a-v0", env_spec=None)
+    (minari_io.datasets_root() / "broken-v0" / "data").mkdir(parents=True)
+    first, second = minari_io.list_local()
+    assert first["id"] == "a-v0" and first["episodes"] == 1 and first["steps"] == 4 and first["env"] is None
+    assert second["id"] == "b/deep/er-v1" and second["env"] == "Pendulum-v1" and second["author"] == "tests"
+    assert second["size_mb"] > 0
+    assert minari_io.exists("a-v0") and not minari_io.exists("broken-v0")

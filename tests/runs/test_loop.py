@@ -1,0 +1,401 @@
+"""Run folders: what a run writes, how it is stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from safetensors.numpy import load_file
+
+from rayrl_dt import SequencePolicy, UserError
+from rayrl_dt.cli import training
+from rayrl_dt.critics.training import CriticTraining
+from rayrl_dt.evaluation.evaluate import evaluate_bundle
+from rayrl_dt.interop.bundle import read_header
+from rayrl_dt.interop.critics import add_critic, load_critic
+from rayrl_dt.reports.run_report import write_report
+from rayrl_dt.runs import loop as runs
+from rayrl_dt.runs import records as run_records
+from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint
+from rayrl_dt.runs.config_files import build_config, read_yaml
+
+pytestmark = pytest.mark.ray
+
+
+def values(dataset: str, **training: Any) -> dict[str, Any]:
+    settings = {"gradient_steps": 12, "gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8}
+    return {
+        "algorithm": "DT",
+        "offline_data": {"dataset": dataset},
+        "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
+        "training": {**settings, **training},
+        "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2, "evaluation_interval": 1},
+    }
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(str(folder / "policy" / "policy.safetensors"))
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+class StopAt:
+    """An observer that presses Ctrl-C at a gradient step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def started(self, algorithm: Any) -> None:
+        pass
+
+    def stepped(self, gradient_step: int, loss: float) -> None:
+        if gradient_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+    def iterated(self, record: Mapping[str, Any]) -> None:
+        pass
+
+
+def test_a_run_writes_what_others_read(ray_session: None, pendulum_data: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    outcome = runs.train(values(pendulum_data), folder, command="rayrl-dt train x.yaml")
+    assert outcome.finished and outcome.gradient_steps == 12
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["gradient_steps"] for line in lines] == [4, 8, 12]
+    assert all("evaluation" in line for line in lines)
+    last = json.loads((folder / "evaluations" / "last.json").read_text())
+    best = json.loads((folder / "evaluations" / "best.json").read_text())
+    assert last["gradient_steps"] == 12
+    errors = [line["evaluation"]["alignment_error"] for line in lines]
+    assert best["alignment_error"] == min(errors) and last["alignment_error"] == errors[-1]
+    run = json.loads((folder / "run.json").read_text())
+    assert run["env"] == "Pendulum-v1" and run["command"] == "rayrl-dt train x.yaml" and run["parameters"] > 0
+    # The resolved config is itself a config.
+    again = yaml.safe_load((folder / "config.yaml").read_text())
+    assert build_config(again).gradient_steps == 12
+    assert list(folder.glob("events.*"))
+    kept = {path.name for path in checkpoints(folder)}
+    assert {"000000008", "000000012", Path(best["checkpoint"]).name} == kept | {Path(best["checkpoint"]).name}
+    policy = SequencePolicy.load(folder)
+    policy.reset(-500.0)
+    assert policy.act(np.zeros(3, np.float32)).shape == (1,)
+    assert write_report([folder], tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "selection", "otherwise"),
+    [
+        ("pendulum_data", "auto", {"context_length": 4}),
+        ("cartpole_data", "mode", {"action_selection": "sample"}),
+        ("cartpole_data", "auto", {"action_selection": "mode"}),
+    ],
+)
+def test_a_policy_is_evaluated_later_as_in_its_training(
+    ray_session: None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    data: str,
+    selection: str,
+    otherwise: dict[str, Any],
+) -> None:
+    given = values(request.getfixturevalue(data), gradient_steps=4)
+    given["evaluation"] |= {
+        "target_returns": "5,20",
+        "episodes_per_target": 3,
+        "action_selection": selection,
+        "evaluation_context_length": 2,
+    }
+    runs.train(given, tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "evaluations" / "last.json").read_text())
+
+    def again(**how: Any) -> list[list[float]]:
+        result = evaluate_bundle(tmp_path / "run", targets="5,20", episodes_per_target=3, **how)
+        return [list(target.returns) for target in result.targets]
+
+    assert again() == [target["returns"] for target in last["targets"]] != again(**otherwise)
+
+
+def test_a_taken_folder_is_refused_and_left_alone(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"is no run .*choose another --out"):
+            runs.train(values(pendulum_data), folder, resume=resume)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError, match="nothing to resume; start it without --resume"):
+        runs.train(values(pendulum_data), tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_starts_over(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    class Lost(StopAt):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        runs.train(values(pendulum_data), folder, observer=Lost(0))
+    assert latest_checkpoint(folder) is None
+    with pytest.raises(UserError, match="exists already; continue it with --resume"):
+        runs.train(values(pendulum_data), folder)
+    assert runs.train(values(pendulum_data), folder, resume=True).finished
+
+
+def test_checkpoints_do_not_wait_for_an_evaluation(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    never = {**values(pendulum_data), "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2}}
+    kept: dict[float, list[list[str]]] = {}
+
+    class Looks(StopAt):
+        def iterated(self, record: Mapping[str, Any]) -> None:
+            seen.append([path.name for path in checkpoints(folder)])
+
+    for minutes in (0.0, 60.0):
+        folder, seen = tmp_path / str(minutes), kept.setdefault(minutes, [])
+        runs.train(never, folder, checkpoint_minutes=minutes, observer=Looks(-1))
+    assert [names[-1] for names in kept[0.0]] == ["000000004", "000000008", "000000012"]
+    assert kept[60.0] == [[], [], ["000000012"]]
+    with pytest.raises(UserError, match="checkpoint_minutes is -1"):
+        runs.train(never, tmp_path / "bad", checkpoint_minutes=-1)
+
+
+def test_only_numbers_name_checkpoints(tmp_path: Path) -> None:
+    for name in ("000000004", "000000004-online", "4", "000000012"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000000004", "000000012"]
+
+
+@pytest.mark.parametrize(
+    ("error", "returns", "badness"),
+    [(5.0, [-130.0], 130.0), (2.0, [-148.0], 148.0), (5.0, [1.0, 2.0], 5.0), (None, [7.0], -7.0)],
+)
+def test_the_best_of_one_target_has_the_highest_return(
+    error: float | None, returns: list[float], badness: float
+) -> None:
+    evaluation = {"alignment_error": error, "targets": [{"return_mean": value} for value in returns]}
+    assert run_records.badness(evaluation) == badness
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    runs.train(values(pendulum_data), whole)
+    outcome = runs.train(values(pendulum_data), broken, command="first", observer=StopAt(6))
+    assert not outcome.finished and outcome.gradient_steps == 6
+    begun = json.loads((broken / "run.json").read_text())
+    assert (begun["command"], begun["resumed"]) == ("first", [])
+    assert latest_checkpoint(broken) == broken / "checkpoints" / "000000006"
+    outcome = runs.train(values(pendulum_data), broken, resume=True, command="again")
+    assert outcome.finished
+    record = json.loads((broken / "run.json").read_text())
+    assert (record["command"], record["created"]) == ("first", begun["created"])
+    assert [(part["command"], part["gradient_steps"]) for part in record["resumed"]] == [("again", 6)]
+    assert same(weights(whole), weights(broken))
+    lines = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert [line["gradient_steps"] for line in lines] == [4, 6, 10, 12]
+
+
+def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    add_critic(folder, training=CriticTraining(steps=5, batch_size=8, hidden=8), seed=3)
+    critic, before = load_critic(folder).state_dict(), weights(folder)
+    runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
+    assert not same(before, weights(folder))
+    for place in (folder, folder / "checkpoints" / "000000008"):
+        header = read_header(place)
+        assert (header["critic"]["seed"], header["gradient_steps"]) == (3, 8)
+        again = load_critic(place).state_dict()
+        assert all(np.array_equal(critic[name], again[name]) for name in critic)
+
+
+def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    """Files of this process cannot grow beyond a size, as on a disk without room for more."""
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    before = weights(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(StopAt):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.step, limits[1]))
+
+    for size in (100, 8_000):  # of RLlib's own files, and of the bundle's
+        try:
+            with pytest.raises(UserError, match=r"could not be written \(.*File too large.*--resume"):
+                runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True, observer=Fills(size))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in checkpoints(folder)] == ["000000004"]
+    assert same(before, weights(folder))
+    assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
+
+
+@pytest.mark.timeout(590)
+def test_a_killed_process_resumes_to_the_same_weights(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = values(pendulum_data, gradient_steps=300, gradient_steps_per_iteration=30)
+    runs.train(config, whole)
+    script = (
+        "import sys, json\nfrom pathlib import Path\nfrom rayrl_dt import runs\n"
+        "runs.train(json.loads(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(config), str(killed)])
+    deadline = time.monotonic() + 200
+    while latest_checkpoint(killed) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    reached = latest_checkpoint(killed)
+    assert reached is not None and int(reached.name) < 300
+    runs.train(config, killed, resume=True)
+    assert same(weights(whole), weights(killed))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainin": {}}, "unknown section 'trainin'. Did you mean 'training'"),
+        ({"training": {"learning_rate": 1}}, "training has no key 'learning_rate'"),
+        ({"training": {"gradient_step": 1}}, "Did you mean 'gradient_steps'"),
+        ({"algorithm": "DTT"}, "Did you mean 'DT'"),
+        ({"training": {"lr": {"loguniform": [1e-5, 1e-3]}}}, "training.lr is a search space"),
+        ({"training": 3}, "must be a mapping"),
+        ({"offline_data": {}}, "no data set is given"),
+        (
+            {"algorithm": "OnlineDT", "training": {"gradient_steps": 9}},
+            r"gradient_steps is 9, .*online.pretrain_steps and online.env_steps",
+        ),
+    ],
+)
+def test_config_files_are_checked(change: dict[str, Any], message: str) -> None:
+    config = {"algorithm": "DT", "offline_data": {"dataset": "recipe:pendulum-mixed"}, **change}
+    with pytest.raises(UserError, match=message):
+        build_config(config)
+
+
+def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_yaml(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must hold a mapping"):
+        read_yaml(tmp_path / "list.yaml")
+
+
+def test_finetune_goes_on_from_a_run_and_resumes(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    finetune = training.finetune
+    offline = {**values(pendulum_data), "evaluation": {"target_returns": "-900", "episodes_per_target": 1}}
+    offline["offline_data"]["below_return"] = -900
+    source = runs.train(offline, tmp_path / "dt").folder
+    small = [
+        "online.pretrain_steps=2",
+        "online.updates_per_iteration=2",
+        "online.env_steps_per_iteration=200",
+    ]
+    small += ["evaluation.target_returns=-900", "evaluation.episodes_per_target=1"]
+    settings: dict[str, Any] = {"config": None, "out": None}
+    newest = source / "checkpoints" / "000000012"
+    finetune(newest, overrides=small, env_steps=200, resume=False, seed=3, **settings)
+    folder = tmp_path / "dt-online"
+    assert [path.name for path in checkpoints(source)][-1] == "000000012"
+    kept = read_yaml(folder / "config.yaml")
+    assert kept["offline_data"] == {"dataset": pendulum_data, "below_return": -900}
+    assert kept["environment"]["env"] == "Pendulum-v1"
+    info = json.loads((folder / "run.json").read_text())
+    assert (info["algorithm"], info["seed"], info["dataset"]) == ("OnlineDT", 3, pendulum_data)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["phase"] for record in records] == ["pretraining", "online"]
+    assert [record["done"] for record in records] == [False, True]
+    assert records[-1]["env_steps"] == 200 and records[-1]["replay_episodes"] > 0
+    assert {"critic_loss", "q_mean", "bc_loss", "update_to_data"} <= records[-1].keys()
+    # The start is kept, so that the source may go.
+    shutil.rmtree(source)
+    again: dict[str, Any] = {**settings, "out": folder, "overrides": None, "env_steps": 400, "resume": True}
+    with pytest.raises(UserError, match=r"--seed is 4, and the run in .* was begun with 3"):
+        finetune(source, **again, seed=4)
+    with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
+        finetune(source, **{**again, "config": Path("x.yaml")})
+    finetune(source, **again)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["env_steps"] for record in records] == [0, 200, 400]
+
+
+def test_a_run_is_interrupted_while_it_collects(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    class Interrupts(StopAt):
+        def iterated(self, record: Mapping[str, Any]) -> None:
+            if record["phase"] == "pretraining":
+                threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,)).start()
+
+    folder, online = tmp_path / "run", {"pretrain_steps": 2, "updates_per_iteration": 2, "env_steps": 200}
+    config = {
+        **values(pendulum_data),
+        "algorithm": "OnlineDT",
+        "training": {"train_batch_size_per_learner": 8},
+        "online": {**online, "env_steps_per_iteration": 10**6},
+        "evaluation": {"target_returns": "-900", "episodes_per_target": 1},
+    }
+    outcome = runs.train(config, folder, observer=Interrupts(-1))
+    assert not outcome.finished and outcome.gradient_steps == 2
+    assert latest_checkpoint(folder) == folder / "checkpoints" / "000000002"
+    config["online"] = {**online, "env_steps_per_iteration": 200}
+    assert runs.train(config, folder, resume=True).last["env_steps"] == 200
+
+
+def test_a_resumed_run_keeps_the_settings_of_its_command(
+    ray_session: None, pendulum_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(training.TrainingProgress):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            if gradient_step == 6:
+                signal.raise_signal(signal.SIGINT)
+
+    file, folder = tmp_path / "dt.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(values(pendulum_data)))
+    settings: dict[str, Any] = {"out": folder, "resume": False}
+    with monkeypatch.context() as patch, pytest.raises(typer.Exit) as stopped:
+        patch.setattr(training, "TrainingProgress", Interrupted)
+        training.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)
+    assert stopped.value.exit_code == 1
+    file.write_text("algorithm: BC")
+    with pytest.raises(UserError, match=r"--seed is 6, and the run in .* was begun with 5"):
+        training.train(file, overrides=None, seed=6, **{**settings, "resume": True})
+    training.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
+    kept = read_yaml(folder / "config.yaml")
+    assert (kept["algorithm"], kept["debugging"]["seed"]) == ("DT", 5)
+    assert (kept["training"]["lr"], kept["training"]["gradient_steps"]) == (1e-5, 8)
+    assert latest_checkpoint(folder) == folder / "checkpoints" / "000000008"
