@@ -52,7 +52,7 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, head: Node, cpus: int, folder: Path) -> None:
-        """Starts Ray there, in a process group of its own, and waits until it is up.
+        """Start Ray there, in a process group of its own, and wait until it is up.
 
         Raises:
             SystemExit: it does not come up.
@@ -92,7 +92,7 @@ class Node:
 
 
 def _descendants(root: int) -> list[int]:
-    """A process and everything that it started, while it is there to ask."""
+    """Return a process and everything that it started, while it is there to ask."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -167,7 +167,7 @@ def _namespaces_work() -> bool:
 
 
 def _lose(node: Node, when: Path, over: threading.Event) -> None:
-    """Waits for a file, unless all is over before, and kills a node."""
+    """Wait for a file, unless all is over before, and kill a node."""
     while not over.wait(0.2):
         if when.exists():
             node.kill()
@@ -176,7 +176,7 @@ def _lose(node: Node, when: Path, over: threading.Event) -> None:
 
 
 def main() -> int:
-    """Starts the nodes, runs the command on the head, stops the nodes."""
+    """Start the nodes, run the command on the head, stop the nodes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpus", type=int, default=2, help="of each worker, as Ray counts them")
     parser.add_argument("--kill-when", type=Path, help="kill the second worker once this file exists")

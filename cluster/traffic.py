@@ -23,7 +23,7 @@ from rayrl_dt.evaluation.rollout import EpisodeRecord
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import ModelConfig, PolicySpec
 from rayrl_dt.seeding import numpy_generator
-from rayrl_dt.types import Normaliser
+from rayrl_dt.types import Normalizer
 
 _POLICIES = {
     "default (64 x 2, K 5)": {"context_length": 5, "embed_dim": 64, "num_layers": 2, "num_heads": 1},
@@ -67,7 +67,7 @@ def measure(model: dict[str, Any]) -> Sizes:
 def replay_rate() -> float:
     """Environment steps per second that the replay takes in here, from messages as they arrive."""
     store = make_store()
-    replay = TrajectoryReplay(store.info, Normaliser.identity(store.observations.shape[1:]), capacity=500)
+    replay = TrajectoryReplay(store.info, Normalizer.identity(store.observations.shape[1:]), capacity=500)
     messages = [pickle.dumps([store.trajectory(number)], protocol=5) for number in range(len(store.lengths))]
     begin = time.perf_counter()
     for message in messages:
@@ -80,7 +80,7 @@ def _pickled(message: Any) -> int:
 
 
 def main() -> None:
-    """Prints a table of sizes and rates for each policy."""
+    """Print a table of sizes and rates for each policy."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, default=100, help="that collect")
     parser.add_argument("--runners", type=int, default=16, help="env runners on each")

@@ -20,7 +20,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the allowed name nearest to `name`, or the allowed names."""
+    """Return " Did you mean 'x'?" for the allowed name nearest to `name`, or the allowed names."""
     options = sorted(str(option) for option in allowed)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
     if close:

@@ -39,7 +39,7 @@ __all__ = [
 
 
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over real steps and action dimensions (Decision Transformer, section 3).
+    """Return the mean squared error over real steps and action dimensions (Decision Transformer, section 3).
 
     Long windows weigh more than short ones: the mean is over steps, not over windows.
 
@@ -56,7 +56,7 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weights: Tensor 
 
 
 def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the discrete actions of real steps.
+    """Return the mean negative log-likelihood of the discrete actions of real steps.
 
     Args:
         logits: `(B, P, n)`.
@@ -89,7 +89,7 @@ def squashed_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -
 def squashed_gaussian_nll(
     mean: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean negative log-density of the actions of real steps (Online DT).
+    """Return the mean negative log-density of the actions of real steps (Online DT).
 
     Args:
         mean: `(B, P, A)` before the tanh.
@@ -103,7 +103,7 @@ def squashed_gaussian_nll(
 
 
 def squashed_gaussian_entropy(mean: Tensor, log_std: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-    """Mean entropy of the policy at real steps, from one reparameterised sample each (Online DT).
+    """Return the mean entropy of the policy at real steps, from one reparameterized sample each (Online DT).
 
     Differs from the released code, which averages over padding too: there the entropy that the temperature holds at
     its target is partly that of steps which do not exist.
@@ -119,7 +119,7 @@ def squashed_gaussian_entropy(mean: Tensor, log_std: Tensor, mask: Tensor, noise
 
 
 def squashed_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws actions with their log-density, both differentiable (soft actor-critic, appendix C).
+    """Draw actions with their log-density, both differentiable (soft actor-critic, appendix C).
 
     The density is that of the very number before the tanh, so it stays exact where the tanh rounds to 1, where
     `squashed_gaussian_log_prob` of the drawn action would not.
@@ -139,7 +139,7 @@ def squashed_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tu
 
 
 def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
-    """The dual of "entropy >= target": the temperature falls exactly when the entropy is above it (Online DT).
+    """Return the dual of "entropy >= target": the temperature falls exactly when the entropy is above it (Online DT).
 
     Args:
         log_temperature: `()`, the only input that gets a gradient.
@@ -197,26 +197,26 @@ def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return error.square().sum() / mask.sum()
 
 
-def td3_actor_loss(values: Tensor, mask: Tensor, *, normalise: bool) -> Tensor:
+def td3_actor_loss(values: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:
     """Minus the mean value of the policy's actions at real steps (TD3+ODT, equation 2, the term that alpha weighs).
 
-    Normalised, it is the term of TD3+BC and of PG (Action Gradient, equation 9).
+    Normalized, it is the term of TD3+BC and of PG (Action Gradient, equation 9).
 
     Args:
         values: `(B, P)`, Q of the policy's own actions.
         mask: `(B, P)`.
-        normalise: divide by the mean absolute value, detached, so that the scale of the rewards does not matter
+        normalize: divide by the mean absolute value, detached, so that the scale of the rewards does not matter
             (as TD3+BC does).
     """
     loss = -_mean(values.float(), mask)
-    if normalise:
+    if normalize:
         size = _mean(values.detach().float().abs(), mask)
         loss = loss / size.clamp(min=torch.finfo(size.dtype).tiny)
     return loss
 
 
 def advantage_weights(advantages: Tensor, *, temperature: float, cap: float) -> Tensor:
-    """How much each logged action counts: exp(advantage / temperature), detached and bounded.
+    """Return how much each logged action counts: exp(advantage / temperature), detached and bounded.
 
     AWAC (Action Gradient paper, equation 10) and IQL's policy extraction, whose beta is 1 / temperature.
 
@@ -233,7 +233,7 @@ def advantage_weights(advantages: Tensor, *, temperature: float, cap: float) -> 
 
 
 def expectile_loss(predicted: Tensor, target: Tensor, *, expectile: float) -> Tensor:
-    """Mean of |tau - 1(u < 0)| u^2 with u = target - predicted (IQL; Action Gradient paper, equation 5).
+    """Return the mean of |tau - 1(u < 0)| u^2 with u = target - predicted (IQL; Action Gradient paper, equation 5).
 
     At tau = 1/2 it is half the squared error, and the best prediction is the target's mean; at tau towards 1 the best
     prediction rises towards the target's maximum.
@@ -286,7 +286,7 @@ def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
 
 
 def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each critic, summed over the critics (Action Gradient paper, equation 4).
+    """Return the mean squared error of each critic, summed over the critics (Action Gradient paper, equation 4).
 
     Args:
         values: `(2, B)`.
@@ -296,7 +296,7 @@ def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
 
 
 def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Tensor:
-    """How far critics value all actions above the logged ones, softly (CQL, equation 4).
+    """Return how far critics value all actions above the logged ones, softly (CQL, equation 4).
 
     log of the integral of exp Q(s, a) over the actions, less Q(s, a) of the logged action. The integral is an
     importance-weighted mean over M sampled actions (appendix F), so the gap is at least that of the mean,
@@ -318,7 +318,7 @@ def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Te
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:
-    """Log-density of tanh(x), x = `before_tanh`, whose standardised value is `standard`; `(..., A)` to `(...)`."""
+    """Log-density of tanh(x), x = `before_tanh`, whose standardized value is `standard`; `(..., A)` to `(...)`."""
     normal = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh(x)^2), which does not cancel where tanh(x) rounds to 1.
     slope = 2.0 * (math.log(2.0) - before_tanh - functional.softplus(-2.0 * before_tanh))
@@ -326,10 +326,10 @@ def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:
 
 
 def _blank(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns `(B, P, A)` in float32 with zeros at padding, before anything there can become NaN."""
+    """Return `(B, P, A)` in float32 with zeros at padding, before anything there can become NaN."""
     return values.float().where(mask[..., None], 0.0)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `(B, P)` over real steps."""
+    """Return the mean of `(B, P)` over real steps."""
     return values.where(mask, 0.0).sum() / mask.sum()

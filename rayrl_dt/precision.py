@@ -26,7 +26,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has bf16 matrix instructions (AVX512-BF16, AMX, Arm); emulation is slower than fp32."""
+    """Return whether this CPU has bf16 matrix instructions (AVX512-BF16, AMX, Arm); emulation is slower than fp32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -35,7 +35,7 @@ def cpu_has_bf16() -> bool:
 
 
 def resolve(precision: str, device: torch.device | str) -> str:
-    """Returns "bf16" or "fp32" for a device.
+    """Return "bf16" or "fp32" for a device.
 
     Raises:
         UserError: the precision is unknown.
@@ -52,12 +52,12 @@ def resolve(precision: str, device: torch.device | str) -> str:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Returns the type of the numbers that a resolved precision multiplies."""
+    """Return the type of the numbers that a resolved precision multiplies."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
-    """Returns the autocast context of a resolved precision."""
+    """Return the autocast context of a resolved precision."""
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -67,7 +67,7 @@ _M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks instead of returning them to the kernel; True if it obeyed.
+    """Tell glibc to keep freed blocks instead of returning them to the kernel; True if it obeyed.
 
     A training step on a CPU allocates and frees megabyte blocks all the time. By default glibc maps each
     afresh, and zeroing its pages costs 5-10% of a step. Elsewhere than on glibc nothing happens.
@@ -83,7 +83,7 @@ def keep_freed_memory() -> bool:
 
 
 def resident_memory(pid: int | str = "self") -> dict[str, int]:
-    """Returns a process's memory in bytes: resident (`rss`), its fair share (`pss`), its own (`uss`).
+    """Return a process's memory in bytes: resident (`rss`), its fair share (`pss`), its own (`uss`).
 
     Pages that several processes map count once in total in `pss`, and not at all in `uss`. Linux only.
     """

@@ -17,13 +17,13 @@ __all__ = ["derive_seed", "numpy_generator", "seeded_weights", "torch_generator"
 
 
 def derive_seed(seed: int, stream: str, *counters: int) -> int:
-    """Returns a 63-bit seed for position `counters` (for instance rank and gradient step) of `stream`."""
+    """Return a 63-bit seed for position `counters` (for instance rank and gradient step) of `stream`."""
     state = np.random.SeedSequence(_entropy(seed, stream, counters)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def numpy_generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
-    """Returns a NumPy generator for position `counters` of `stream`."""
+    """Return a NumPy generator for position `counters` of `stream`."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(_entropy(seed, stream, counters))))
 
 
@@ -35,7 +35,7 @@ def _entropy(seed: int, stream: str, counters: tuple[int, ...]) -> tuple[int, ..
 def torch_generator(
     seed: int, stream: str, *counters: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """Returns a torch generator on `device` for position `counters` of `stream`."""
+    """Return a torch generator on `device` for position `counters` of `stream`."""
     generator = torch.Generator(device=device)
     generator.manual_seed(derive_seed(seed, stream, *counters))
     return generator

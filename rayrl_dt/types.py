@@ -1,8 +1,8 @@
-"""The values that travel through the package: trajectories, context windows, normalisers.
+"""The values that travel through the package: trajectories, context windows, normalizers.
 
 Shape legend: B batch, K context length, T episode length, A action dimensions, `*obs` observation shape.
 Everything here is in raw units (environment observations, actions and rewards; unscaled returns):
-normalising and scaling happen in one place, inside the model.
+normalizing and scaling happen in one place, inside the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ACTION_LIMIT", "ArrayT", "Normaliser", "Trajectory", "Window"]
+__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window"]
 
 ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
@@ -101,7 +101,7 @@ class Window(Generic[ArrayT]):
         return int(self.mask.shape[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a nested dict of arrays without the absent fields."""
+        """Return a nested dict of arrays without the absent fields."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if self.next is not None:
             values["next"] = self.next.to_dict()
@@ -116,7 +116,7 @@ class Window(Generic[ArrayT]):
         return Window(**known)
 
     def to_torch(self, device: torch.device | str = "cpu") -> Window[torch.Tensor]:
-        """Returns the window as tensors on `device`; CPU tensors share memory with the arrays."""
+        """Return the window as tensors on `device`; CPU tensors share memory with the arrays."""
         tensors = {
             f.name: torch.as_tensor(getattr(self, f.name)).to(device, non_blocking=True)
             for f in fields(self)
@@ -125,7 +125,7 @@ class Window(Generic[ArrayT]):
         return Window(**tensors, next=None if self.next is None else self.next.to_torch(device))
 
     def last(self, steps: int) -> Window[ArrayT]:
-        """Returns the window of the last `steps` steps (at most K)."""
+        """Return the window of the last `steps` steps (at most K)."""
         cut = {
             f.name: getattr(self, f.name)[:, -steps:]
             for f in fields(self)
@@ -135,7 +135,7 @@ class Window(Generic[ArrayT]):
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class Normalizer:
     """Observation statistics over *all* steps of the training data, before any filter.
 
     Attributes:
@@ -148,13 +148,13 @@ class Normaliser:
     std: np.ndarray[Any, Any]
 
     @classmethod
-    def identity(cls, shape: tuple[int, ...]) -> Normaliser:
-        """Returns the normaliser that changes nothing."""
+    def identity(cls, shape: tuple[int, ...]) -> Normalizer:
+        """Return the normalizer that changes nothing."""
         return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32))
 
     @classmethod
-    def fit(cls, observations: np.ndarray[Any, Any], *, chunk: int = 262_144) -> Normaliser:
-        """Returns the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped)."""
+    def fit(cls, observations: np.ndarray[Any, Any], *, chunk: int = 262_144) -> Normalizer:
+        """Return the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped)."""
         count = len(observations)
         total = np.zeros(observations.shape[1:], np.float64)
         for begin in range(0, count, chunk):
@@ -169,6 +169,6 @@ class Normaliser:
         return cls(mean.astype(np.float32), std.astype(np.float32))
 
     def apply(self, observations: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Returns (observations - mean) / std."""
-        normalised: np.ndarray[Any, Any] = (observations - self.mean) / self.std
-        return normalised
+        """Return (observations - mean) / std."""
+        normalized: np.ndarray[Any, Any] = (observations - self.mean) / self.std
+        return normalized

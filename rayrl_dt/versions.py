@@ -13,7 +13,7 @@ _PACKAGES = ("rayrl_dt", "ray", "torch", "gymnasium", "minari", "numpy", "mujoco
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -24,7 +24,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the checkout that this package runs from, or None if it is installed."""
+    """Return the commit of the checkout that this package runs from, or None if it is installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -49,7 +49,7 @@ CORE = frozenset(LAYERS[: LAYERS.index("algorithms")])
 
 # Modules of the core that name Ray code in a string, to be imported when a user asks for it.
 NAMED_IN_STRINGS = {
-    "data.recipes.registry": "the recipe that trains a behaviour policy with RLlib",
+    "data.recipes.registry": "the recipe that trains a behavior policy with RLlib",
 }
 
 

@@ -174,11 +174,11 @@ def critic_batch() -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Tensor, 
     return (lambda v, y, m: losses.td3_critic_loss(v.movedim(-1, 0), y, m)), values, target
 
 
-def actor_batch(normalise: bool) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Tensor, Tensor]:
+def actor_batch(normalize: bool) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Tensor, Tensor]:
     """The actor's loss of one value per step, which has no target."""
     values = torch.randn(3, 4, 1, generator=torch.Generator().manual_seed(0))
     unused = torch.zeros(3, 4)
-    return (lambda v, _, m: losses.td3_actor_loss(v[..., 0], m, normalise=normalise)), values, unused
+    return (lambda v, _, m: losses.td3_actor_loss(v[..., 0], m, normalize=normalize)), values, unused
 
 
 ONLINE = {
@@ -186,7 +186,7 @@ ONLINE = {
     "entropy": entropy_batch,
     "critics": critic_batch,
     "actor": lambda: actor_batch(False),
-    "normalised actor": lambda: actor_batch(True),
+    "normalized actor": lambda: actor_batch(True),
 }
 
 
@@ -316,16 +316,16 @@ def test_the_critic_loss_sums_over_critics_and_averages_over_real_steps() -> Non
 def test_the_actor_loss_is_minus_the_mean_value() -> None:
     values = torch.tensor([[1.0, -3.0, 100.0], [100.0, 100.0, 5.0]])
     mask = torch.tensor([[True, True, False], [False, False, True]])
-    assert losses.td3_actor_loss(values, mask, normalise=False).item() == pytest.approx(-1.0)
-    assert losses.td3_actor_loss(values, mask, normalise=True).item() == pytest.approx(-1.0 / 3.0)
-    zeros = losses.td3_actor_loss(torch.zeros(2, 3), mask, normalise=True)
+    assert losses.td3_actor_loss(values, mask, normalize=False).item() == pytest.approx(-1.0)
+    assert losses.td3_actor_loss(values, mask, normalize=True).item() == pytest.approx(-1.0 / 3.0)
+    zeros = losses.td3_actor_loss(torch.zeros(2, 3), mask, normalize=True)
     assert zeros.item() == 0.0
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
-def test_the_normalised_actor_loss_ignores_the_scale_of_rewards_but_has_a_gradient(factor: float) -> None:
+def test_the_normalized_actor_loss_ignores_the_scale_of_rewards_but_has_a_gradient(factor: float) -> None:
     values = (torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) + 0.1).requires_grad_()
-    losses.td3_actor_loss(values * factor, MASK, normalise=True).backward()
+    losses.td3_actor_loss(values * factor, MASK, normalize=True).backward()
     # All values are positive: with the divisor attached, the loss would be constant.
     expected = -1.0 / values.detach()[MASK].sum()
     torch.testing.assert_close(values.grad[MASK], expected.expand(7))
@@ -440,7 +440,7 @@ def test_returns_at_padding_do_not_count(garbage: float) -> None:
     assert torch.equal(loss, clean) and predicted.grad is not None and predicted.grad.isfinite().all()
 
 
-def test_returns_of_zero_alone_can_be_learnt() -> None:
+def test_returns_of_zero_alone_can_be_learned() -> None:
     predicted, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
     loss = losses.reinformer_return_loss(predicted, torch.zeros(1, 2), mask, expectile=0.9)
     assert float(loss) == pytest.approx((0.1 + 0.9) / 2)

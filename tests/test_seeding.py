@@ -28,7 +28,7 @@ def test_positions_have_seeds_of_their_own(counters: tuple[tuple[int, ...], ...]
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_neighbouring_positions_are_unrelated() -> None:
+def test_neighboring_positions_are_unrelated() -> None:
     draws = np.array([numpy_generator(3, "batches", 0, step).random() for step in range(4000)])
     assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * 4000)
     assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 4 / np.sqrt(4000)

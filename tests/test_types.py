@@ -11,7 +11,7 @@ import torch
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Normaliser, Trajectory, Window
+from rayrl_dt.types import Normalizer, Trajectory, Window
 
 MakeStore = Callable[..., TrajectoryStore]
 
@@ -107,11 +107,11 @@ def test_the_last_steps_of_a_window(make_store: MakeStore, steps: int) -> None:
     assert_equal(window.last(steps), shorter)
 
 
-def test_the_normaliser_is_exact_in_chunks() -> None:
+def test_the_normalizer_is_exact_in_chunks() -> None:
     rng = np.random.default_rng(0)
     data = (rng.normal(size=(1001, 3)) * [1e-3, 1, 1e3] + [0, -5, 1e6]).astype(np.float32)
     for chunk in (7, 1000, 5000):
-        fitted = Normaliser.fit(data, chunk=chunk)
+        fitted = Normalizer.fit(data, chunk=chunk)
         np.testing.assert_allclose(fitted.mean, data.mean(0, dtype=np.float64), rtol=1e-6)
         np.testing.assert_allclose(fitted.std, data.std(0, dtype=np.float64) + 1e-6, rtol=1e-5)
         assert fitted.mean.dtype == fitted.std.dtype == np.float32
@@ -123,14 +123,14 @@ def test_the_normaliser_is_exact_in_chunks() -> None:
 def test_what_never_varies_is_not_blown_up() -> None:
     data = np.full((50, 2), 7.0, np.float32)
     data[:, 1] = np.arange(50)
-    fitted = Normaliser.fit(data)
+    fitted = Normalizer.fit(data)
     assert fitted.std[0] == 1.0
     assert abs(fitted.apply(np.array([7.5, 0], np.float32))[0]) <= 0.5
 
 
 def test_identity_changes_nothing() -> None:
     data = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    np.testing.assert_array_equal(Normaliser.identity((3,)).apply(data), data)
+    np.testing.assert_array_equal(Normalizer.identity((3,)).apply(data), data)
 
 
 def test_windows_are_frozen(make_store: MakeStore) -> None:

@@ -40,11 +40,11 @@ class SequenceAlgorithm(Algorithm):
 
     @classmethod
     def get_default_config(cls) -> SequenceConfig:
-        """Returns the base config; the presets override it."""
+        """Return the base config; the presets override it."""
         return SequenceConfig(algo_class=cls)
 
     def setup(self, config: Any) -> None:
-        """Loads the data, which resolves the config, and builds learners and runners."""
+        """Load the data, which resolves the config, and build learners and runners."""
         self.gradient_steps = 0
         self.last_update_seconds = 0.0
         self.stop_asked: Callable[[], bool] = lambda: False
@@ -57,14 +57,14 @@ class SequenceAlgorithm(Algorithm):
         self.config.freeze()
 
     def _take_over_critic(self, path: str) -> None:
-        """Puts the critic of a bundle into the learners' module."""
+        """Put the critic of a bundle into the learners' module."""
         weights = load_critic(path, self.policy_spec).state_dict()
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
         state[DEFAULT_MODULE_ID].update({f"critic.{name}": value.numpy() for name, value in weights.items()})
         self.learner_group.set_weights(state)
 
     def training_step(self) -> None:
-        """Takes `gradient_steps_per_iteration` gradient steps, or as many as are left."""
+        """Take `gradient_steps_per_iteration` gradient steps, or as many as are left."""
         steps = min(
             self.config.gradient_steps_per_iteration, self.config.gradient_steps - self.gradient_steps
         )
@@ -72,7 +72,7 @@ class SequenceAlgorithm(Algorithm):
             self._update(self.offline_data.iterators(self.config.num_learners), steps)
 
     def _update(self, iterators: list[BatchSource], steps: int) -> None:
-        """Takes gradient steps on what the iterators give, one per learner.
+        """Take gradient steps on what the iterators give, one per learner.
 
         Raises:
             TrainingDiverged: a loss, a gradient or the critic's values did; all learners have stopped.
@@ -94,7 +94,7 @@ class SequenceAlgorithm(Algorithm):
         self.gradient_steps = int(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, GRADIENT_STEPS)))
 
     def observe_steps(self, observer: Callable[[int, float], bool] | None) -> None:
-        """Has a local learner call `observer(gradient_step, loss)` after each step; False ends the iteration.
+        """Have a local learner call `observer(gradient_step, loss)` after each step; False ends the iteration.
 
         Remote learners cannot be watched from here: their steps show when the iteration ends.
         """
@@ -102,7 +102,7 @@ class SequenceAlgorithm(Algorithm):
             self.learner_group._learner.observer = observer
 
     def stop_when(self, asked: Callable[[], bool]) -> None:
-        """Has the algorithm call `asked()` while it collects, every second at least; True ends the iteration early.
+        """Have the algorithm call `asked()` while it collects, every second at least; True ends the iteration early.
 
         What `observe_steps` is to updates: a checkpoint of the algorithm as it then is goes on where it stopped.
         Evaluations are finished.
@@ -110,16 +110,16 @@ class SequenceAlgorithm(Algorithm):
         self.stop_asked = asked
 
     def report(self) -> dict[str, Any]:
-        """Returns what a run's log says beside the learner's figures."""
+        """Return what a run's log says beside the learner's figures."""
         return {}
 
     def num_parameters(self) -> int:
-        """Returns the number of trainable parameters."""
+        """Return the number of trainable parameters."""
         with torch.device("meta"):
             return sum(p.numel() for p in SequenceModel(self.policy_spec).parameters())
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Evaluates the current weights on the configured targets, with a fixed quota of episodes each.
+        """Evaluate the current weights on the configured targets, with a fixed quota of episodes each.
 
         RLlib's own evaluation counts whichever episodes finish first, and drops what a custom evaluation
         function returns.
@@ -145,7 +145,7 @@ class SequenceAlgorithm(Algorithm):
         return self.config.resolved_spec
 
     def policy_state(self) -> dict[str, Any]:
-        """Returns the weights of the policy network as NumPy arrays, from the learner."""
+        """Return the weights of the policy network as NumPy arrays, from the learner."""
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]
         prefix = "model."
         return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
@@ -159,7 +159,7 @@ class SequenceAlgorithm(Algorithm):
         return result
 
     def cleanup(self) -> None:
-        """Ends everything; a runner that does not answer, in an episode without end say, is not waited for."""
+        """End everything; a runner that does not answer, in an episode without end say, is not waited for."""
         for name in ("env_runner_group", "eval_env_runner_group"):
             group = getattr(self, name, None)  # none where the setup failed
             if group is not None:
@@ -171,10 +171,10 @@ class SequenceAlgorithm(Algorithm):
         super().cleanup()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds the gradient steps to RLlib's state."""
+        """Add the gradient steps to RLlib's state."""
         return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and the gradient steps."""
+        """Restore RLlib's state and the gradient steps."""
         super().set_state(state)
         self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))

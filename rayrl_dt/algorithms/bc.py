@@ -1,4 +1,4 @@
-"""Behaviour cloning, %BC included."""
+"""Behavior cloning, %BC included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["BC", "BCConfig"]
 
 
 class BCConfig(SequenceConfig):
-    """Behaviour cloning with an MLP on the current state (Decision Transformer's Gym baseline).
+    """Behavior cloning with an MLP on the current state (Decision Transformer's Gym baseline).
 
     %BC is `offline_data(top_percent=10)`. Transformer BC, the same network as DT without return tokens, is
     `rl_module(model_config={"backbone": "no-return", "context_length": 20})`.
@@ -28,5 +28,5 @@ class BC(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> BCConfig:
-        """Returns a `BCConfig`."""
+        """Return a `BCConfig`."""
         return BCConfig(algo_class=cls)

@@ -21,7 +21,7 @@ _ACTION_SELECTION = ("auto", "mode", "sample")
 
 
 def check_values(config: SequenceConfig) -> None:
-    """Checks every value that all algorithms share; the messages name the value, what is allowed and the remedy.
+    """Check every value that all algorithms share; the messages name the value, what is allowed and the remedy.
 
     Counts that came as 1e3 become 1000: here, so that they do wherever a config comes from (YAML, Python, Ray Tune).
 
@@ -119,13 +119,13 @@ def _check_processes(config: SequenceConfig) -> None:
 
 
 def whole(config: Any, section: str, least: int, *names: str) -> None:
-    """Makes each named value of the config an int; raises UserError unless it is a whole number of at least `least`."""
+    """Make each named value of the config an int; raise UserError unless it is a whole number of at least `least`."""
     for name in names:
         _make_whole(config, section, name, least, f"a whole number of at least {least}")
 
 
 def whole_or_null(config: Any, section: str, least: int, *names: str) -> None:
-    """What `whole` does, where null is a value too."""
+    """Return what `whole` does, where null is a value too."""
     for name in names:
         if getattr(config, name) is not None:
             _make_whole(config, section, name, least, f"a whole number of at least {least}, or null")
@@ -143,7 +143,7 @@ def _make_whole(config: Any, section: str, name: str, least: int, allowed: str) 
 
 
 def at_least(config: Any, section: str, least: int, *names: str) -> None:
-    """Raises UserError unless each named value of the config is a number of at least `least`."""
+    """Raise UserError unless each named value of the config is a number of at least `least`."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
@@ -151,7 +151,7 @@ def at_least(config: Any, section: str, least: int, *names: str) -> None:
 
 
 def positive(config: Any, name: str, *, high: float | None = None) -> None:
-    """Raises UserError unless a value of the section `training` is a positive number, and at most `high`."""
+    """Raise UserError unless a value of the section `training` is a positive number, and at most `high`."""
     value = getattr(config, name)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not value > 0 or (high is not None and value > high):

@@ -129,7 +129,7 @@ class SequenceConfig(AlgorithmConfig):
         critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
-        """Sets the optimisation, and what is optimised.
+        """Set the optimization, and what is optimized.
 
         Args:
             gradient_steps: total; training is done after them.
@@ -141,12 +141,12 @@ class SequenceConfig(AlgorithmConfig):
             precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
             objective: "imitation" fits the data's actions; "pg" also climbs a critic, "awac" weighs the data's actions
                 by their advantage (`rayrl_dt.objectives.offline`). Both need continuous actions.
-            pg_weight: alpha of "pg", the critic's share; the values are normalised. QT, which the papers take it from,
+            pg_weight: alpha of "pg", the critic's share; the values are normalized. QT, which the papers take it from,
                 uses 0.4 to 5.
             awac_temperature: lambda of "awac", in units of Q, which are raw rewards.
             awac_cap: largest weight of an action in "awac".
             critic_from: run or bundle with the critic that "pg" or "awac" asks (`rayrl-dt critic` trains it); it stays
-                as it is. Its policy must have learnt from the same data: critics are for one normaliser. Evaluations
+                as it is. Its policy must have learned from the same data: critics are for one normalizer. Evaluations
                 have a critic of their own.
             **kwargs: RLlib's own (`lr`, `grad_clip`, `train_batch_size_per_learner`, ...).
         """
@@ -177,7 +177,7 @@ class SequenceConfig(AlgorithmConfig):
         return_balance: float = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
-        """Sets the logged data.
+        """Set the logged data.
 
         Args:
             dataset: source id: "minari:ID", "d4rl:FILE.hdf5", "recipe:NAME" or "store:DIR".
@@ -216,7 +216,7 @@ class SequenceConfig(AlgorithmConfig):
         critic_from: str | None = NotProvided,
         **kwargs: Any,
     ) -> SequenceConfig:
-        """Sets the evaluation on many targets.
+        """Set the evaluation on many targets.
 
         Args:
             target_returns: "dataset:7" (from the 5th to the 95th percentile of the data's returns),
@@ -233,7 +233,7 @@ class SequenceConfig(AlgorithmConfig):
             sampled_actions: instead, take the one that a critic values most of the policy's action and so many sampled
                 ones: a number, or for instance `{n: 50, noise: 0.1}` (`rayrl_dt.policy.sampled_actions`).
             critic_from: the run or bundle whose critic does either, where the evaluation runs. Its policy must have
-                learnt from the same data: critics are for one normaliser.
+                learned from the same data: critics are for one normalizer.
             **kwargs: RLlib's own (`evaluation_interval` in iterations, `evaluation_num_env_runners`, ...).
         """
         super().evaluation(**kwargs)
@@ -270,7 +270,7 @@ class SequenceConfig(AlgorithmConfig):
         return PolicySpec.from_json(self.policy_spec)
 
     def resolve(self, store: TrajectoryStore) -> None:
-        """Fills in what the data decides: environment, spaces, normaliser, scales.
+        """Fill in what the data decides: environment, spaces, normalizer, scales.
 
         Args:
             store: the whole data set, before any filter.
@@ -298,7 +298,7 @@ class SequenceConfig(AlgorithmConfig):
             self.critic_hidden = load_critic(self.objective_critic, spec).hidden
 
     def _with_acting(self, spec: PolicySpec) -> PolicySpec:
-        """Adds how the config has the policy act; what the config leaves open stays as it is in `spec`."""
+        """Add how the config has the policy act; what the config leaves open stays as it is in `spec`."""
         wanted = self.evaluation_context_length
         chosen = spec.action_selection if self.action_selection == "auto" else self.action_selection
         return spec.acting(
@@ -316,7 +316,7 @@ class SequenceConfig(AlgorithmConfig):
         return Imitation()
 
     def rollout_target(self) -> float:
-        """The target return of training rollouts (raw): the 95th percentile of the data."""
+        """Return the target return of training rollouts (raw): the 95th percentile of the data."""
         return self.resolved_spec.data_returns["p95"]
 
     @property
@@ -338,11 +338,11 @@ class SequenceConfig(AlgorithmConfig):
         )
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Returns the supervised learner."""
+        """Return the supervised learner."""
         return SequenceLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of `SequenceRLModule`, with a frozen critic if the objective asks one."""
+        """Return the spec of `SequenceRLModule`, with a frozen critic if the objective asks one."""
         asks = self.objective != "imitation"
         return RLModuleSpec(module_class=FrozenCriticRLModule if asks else SequenceRLModule)
 
@@ -355,7 +355,7 @@ class SequenceConfig(AlgorithmConfig):
         }
 
     def build_learner_connector(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns an empty pipeline: windows leave the sampler ready for the model."""
+        """Return an empty pipeline: windows leave the sampler ready for the model."""
         from ray.rllib.connectors.learner import LearnerConnectorPipeline
 
         return LearnerConnectorPipeline(
@@ -365,7 +365,7 @@ class SequenceConfig(AlgorithmConfig):
         )
 
     def validate(self) -> None:
-        """Checks every value of ours; the messages name the value, what is allowed and the remedy.
+        """Check every value of ours; the messages name the value, what is allowed and the remedy.
 
         Raises:
             UserError: a value is out of range or unknown.
@@ -375,7 +375,7 @@ class SequenceConfig(AlgorithmConfig):
 
 
 def _env_json(env: str | None, env_config: dict[str, Any]) -> str | None:
-    """An environment as a policy bundle stores it: a spec as JSON where there are arguments, else its id."""
+    """Return an environment as a policy bundle stores it: a spec as JSON where there are arguments, else its id."""
     if env is None or not env_config:
         return env
     spec = gym.spec(env)

@@ -30,7 +30,7 @@ class CQLRLModule(SequenceRLModule, InferenceOnlyAPI):
     """
 
     def setup(self) -> None:
-        """Builds the networks with weights that are a function of the run's seed alone."""
+        """Build the networks with weights that are a function of the run's seed alone."""
         super().setup()
         if self.inference_only:
             return
@@ -41,7 +41,7 @@ class CQLRLModule(SequenceRLModule, InferenceOnlyAPI):
 
     @torch.no_grad()
     def move_target(self, polyak: float) -> None:
-        """Moves the slow copy by `polyak` of the way to the critics."""
+        """Move the slow copy by `polyak` of the way to the critics."""
         torch._foreach_lerp_([*self.target_critic.parameters()], [*self.critic.parameters()], polyak)
 
     def get_non_inference_attributes(self) -> list[str]:

@@ -21,7 +21,7 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
     """
 
     def setup(self) -> None:
-        """Builds the networks with weights that are a function of the run's seed alone."""
+        """Build the networks with weights that are a function of the run's seed alone."""
         super().setup()
         if self.inference_only:
             return
@@ -42,7 +42,7 @@ class FrozenCriticRLModule(CriticRLModule):
     """Its critic comes from a bundle and never trains. Checkpoints keep it, so they need nothing but themselves."""
 
     def setup(self) -> None:
-        """Builds the networks; the algorithm puts the critic's weights in."""
+        """Build the networks; the algorithm puts the critic's weights in."""
         super().setup()
         if not self.inference_only:
             self.critic.requires_grad_(False)

@@ -28,5 +28,5 @@ class DT(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> DTConfig:
-        """Returns a `DTConfig`."""
+        """Return a `DTConfig`."""
         return DTConfig(algo_class=cls)

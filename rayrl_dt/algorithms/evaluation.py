@@ -17,11 +17,11 @@ ALIGNMENT = "alignment"
 
 
 def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
-    """Evaluates the current weights.
+    """Evaluate the current weights.
 
     Args:
         algorithm: a `SequenceAlgorithm`.
-        runners: its evaluation `EnvRunnerGroup`, weights already synchronised.
+        runners: its evaluation `EnvRunnerGroup`, weights already synchronized.
 
     Returns:
         Headline metrics, with the whole `EvaluationResult` as JSON under `alignment`.

@@ -42,7 +42,7 @@ LEARNING_RATE = "lr"
 def scheduled_lr(
     lr: float, gradient_step: int, *, warmup_steps: int, schedule: str = "constant", total_steps: int = 0
 ) -> float:
-    """Returns the learning rate of a gradient step (from 0): linear warm-up, then constant or a cosine to zero.
+    """Return the learning rate of a gradient step (from 0): linear warm-up, then constant or a cosine to zero.
 
     The warm-up is `lr * min((step + 1) / warmup_steps, 1)`, as in Decision Transformer's released code, which then
     stays constant. The cosine falls from the end of the warm-up to zero at `total_steps`: with few steps the last
@@ -66,7 +66,7 @@ class SequenceLearner(TorchLearner):
     observer: Callable[[int, float], bool] | None = None
 
     def build(self) -> None:
-        """Builds the module and its optimiser."""
+        """Build the module and its optimizer."""
         super().build()
         keep_freed_memory()
         self.gradient_step = 0
@@ -84,8 +84,8 @@ class SequenceLearner(TorchLearner):
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
-        # A frozen critic is no business of the optimiser.
+        """Register AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
+        # A frozen critic is no business of the optimizer.
         found = self.get_parameters(self._module[module_id])
         parameters = [parameter for parameter in found if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -98,7 +98,7 @@ class SequenceLearner(TorchLearner):
     def _create_iterator_if_necessary(
         self, *, training_data: Any, num_iters: int = 0, **kwargs: Any
     ) -> Iterator[MultiAgentBatch]:
-        """Yields `num_iters` batches.
+        """Yield `num_iters` batches.
 
         RLlib caches its own iterator, with the batch size and count of the first call; ours is made afresh.
         """
@@ -113,7 +113,7 @@ class SequenceLearner(TorchLearner):
                 return
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Starts the sums that `after_gradient_based_update` reports."""
+        """Start the sums that `after_gradient_based_update` reports."""
         super().before_gradient_based_update(timesteps=timesteps)
         self._sums = {}
         self._updates = 0
@@ -134,7 +134,7 @@ class SequenceLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """Returns the objective's loss over the real steps of the batch, that of predicted returns included."""
+        """Return the objective's loss over the real steps of the batch, that of predicted returns included."""
         window, module = Window.from_dict(batch), self.sequence_module
         model = module.model
         terms = self._objective(model, module.judge, fwd_out[PREDICTIONS], window)
@@ -150,7 +150,7 @@ class SequenceLearner(TorchLearner):
         return loss
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Clips the global gradient norm.
+        """Clip the global gradient norm.
 
         Raises:
             TrainingDiverged: the norm is NaN or infinite; the weights have not been touched.
@@ -169,7 +169,7 @@ class SequenceLearner(TorchLearner):
         return gradients_dict
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Logs the means over the steps of this call, and the step count."""
+        """Log the means over the steps of this call, and the step count."""
         for key, total in self._sums.items():
             value = float(total) / max(self._updates, 1)
             self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
@@ -193,11 +193,11 @@ class SequenceLearner(TorchLearner):
         self._sums[key] = value if key not in self._sums else self._sums[key] + value
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds the gradient step to RLlib's state."""
+        """Add the gradient step to RLlib's state."""
         return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
+        """Restore the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
         self._weights_seq_no = 0
         super().set_state(state)
         self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))

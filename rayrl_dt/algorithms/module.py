@@ -36,7 +36,7 @@ class SequenceRLModule(TorchRLModule):
     """
 
     def setup(self) -> None:
-        """Builds the network with weights that are a function of the run's seed alone."""
+        """Build the network with weights that are a function of the run's seed alone."""
         spec = PolicySpec.from_json(self.model_config[POLICY_SPEC])
         with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init"):
             self.model = SequenceModel(spec)
@@ -48,7 +48,7 @@ class SequenceRLModule(TorchRLModule):
         return None
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Loads weights that must fit exactly; RLlib would skip missing ones without a word.
+        """Load weights that must fit exactly; RLlib would skip missing ones without a word.
 
         Raises:
             UserError: the state is of another architecture; the weights are left as they were.
@@ -66,7 +66,7 @@ class SequenceRLModule(TorchRLModule):
             return {PREDICTIONS: self.model.read_out(features), RETURNS: returns}
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Acts on a batch of raw windows; runners use `VectorActor`, which calls the model itself."""
+        """Act on a batch of raw windows; runners use `VectorActor`, which calls the model itself."""
         with torch.no_grad():
             outputs = self.model(Window.from_dict(batch), last_only=True)[:, -1]
         return {Columns.ACTIONS: self.model.to_env_actions(outputs)}

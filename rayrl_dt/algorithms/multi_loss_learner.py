@@ -1,4 +1,4 @@
-"""A learner whose gradient step is several optimiser steps, each on a loss of its own."""
+"""A learner whose gradient step is several optimizer steps, each on a loss of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayrl_dt.types import Window
 
 __all__ = ["CRITIC", "CRITIC_LOSS", "ENTROPY", "POLICY", "TEMPERATURE", "MultiLossLearner"]
 
-# Optimisers. That of the policy follows the learning rate's schedule.
+# Optimizers. That of the policy follows the learning rate's schedule.
 POLICY, CRITIC, TEMPERATURE = "policy", "critic", "temperature"
 # Metrics, beside the temperature.
 CRITIC_LOSS = "critic_loss"
@@ -28,7 +28,7 @@ ENTROPY = "entropy"
 class MultiLossLearner(SequenceLearner):
     """What learners of a policy and a critic share; `_take_step` is theirs.
 
-    Every loss moves the weights of its own optimiser and no others, and learners average their gradients.
+    Every loss moves the weights of its own optimizer and no others, and learners average their gradients.
     """
 
     def _make_modules_ddp_if_necessary(self) -> None:
@@ -37,13 +37,13 @@ class MultiLossLearner(SequenceLearner):
             for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
                 torch.distributed.broadcast(value, src=0)
 
-    def _register(self, module_id: str, name: str, optimiser: torch.optim.Optimizer, *, lr: float) -> None:
-        """Registers an optimiser with the parameters of its only group."""
+    def _register(self, module_id: str, name: str, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
+        """Register an optimizer with the parameters of its only group."""
         self.register_optimizer(
             module_id=module_id,
             optimizer_name=name,
-            optimizer=optimiser,
-            params=optimiser.param_groups[0]["params"],
+            optimizer=optimizer,
+            params=optimizer.param_groups[0]["params"],
             lr_or_lr_schedule=lr,
         )
 
@@ -63,12 +63,12 @@ class MultiLossLearner(SequenceLearner):
 
     @abstractmethod
     def _take_step(self, window: Window[Tensor]) -> None:
-        """Takes the steps of all losses on windows, logs them, and leaves the policy's loss in `_last_loss`."""
+        """Take the steps of all losses on windows, log them, and leaves the policy's loss in `_last_loss`."""
 
     def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
-        """Takes one optimiser step; returns the norm of the gradient before clipping."""
-        optimiser = self.get_optimizer(DEFAULT_MODULE_ID, name)
-        parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
+        """Take one optimizer step; return the norm of the gradient before clipping."""
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID, name)
+        parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         gradients, mean = self._averaged(self._gradients(loss, parameters), loss.detach())
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(mean)):
@@ -80,8 +80,8 @@ class MultiLossLearner(SequenceLearner):
             torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -115,5 +115,5 @@ class MultiLossLearner(SequenceLearner):
         return temperature
 
     def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal numbers from a CPU generator, so that they are the same on every device."""
+        """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
         return torch.randn(like.shape, generator=generator).to(like.device)

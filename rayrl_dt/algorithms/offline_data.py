@@ -46,7 +46,7 @@ class SharedStore:
 
     @classmethod
     def publish(cls, store: TrajectoryStore) -> SharedStore:
-        """Prepares a store for sending; copies nothing if one node can map its files."""
+        """Prepare a store for sending; copy nothing if one node can map its files."""
         path = store.path
         # A delayed-reward view has rewards of its own, which the files do not hold.
         inline = {"rewards", "returns_to_go"} if store.delayed_reward else set()
@@ -58,7 +58,7 @@ class SharedStore:
         return cls(hollow, path, refs)
 
     def open(self) -> TrajectoryStore:
-        """Returns the store with its arrays mapped read-only, without copying.
+        """Return the store with its arrays mapped read-only, without copying.
 
         Raises:
             UserError: this node has neither the files nor a way to the object store copy.
@@ -100,7 +100,7 @@ class Sampling:
     def batches(
         self, store: TrajectoryStore, *, rank: int, first_step: int, count: int
     ) -> Iterator[Window[np.ndarray[Any, Any]]]:
-        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        """Yield the batches of gradient steps `first_step` to `first_step + count - 1`."""
         law = episode_law(store, self.return_balance) if self.return_balance else None
         for step in range(first_step, first_step + count):
             yield windows.sample(
@@ -118,7 +118,7 @@ class BatchSource(Protocol):
     """What a learner draws its batches from."""
 
     def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
-        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        """Yield the batches of gradient steps `first_step` to `first_step + count - 1`."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class StoreIterator:
     sampling: Sampling
 
     def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[np.ndarray[Any, Any]]]:
-        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        """Yield the batches of gradient steps `first_step` to `first_step + count - 1`."""
         store = self.data if isinstance(self.data, TrajectoryStore) else _fetch(self.data)
         yield from self.sampling.batches(store, rank=rank, first_step=first_step, count=count)
 
 
 @lru_cache(maxsize=2)
 def _fetch(reference: ray.ObjectRef[SharedStore]) -> TrajectoryStore:
-    """Opens a shared store; a learner gets the same reference at every update, and opens it once."""
+    """Open a shared store; a learner gets the same reference at every update, and open it once."""
     shared: SharedStore = ray.get(reference)
     return shared.open()
 
@@ -168,7 +168,7 @@ class SequenceOfflineData(OfflineData):
         config.resolve(self.full)
 
     def iterators(self, num_learners: int) -> list[BatchSource]:
-        """Returns one source per learner; they hold the same data and draw different batches.
+        """Return one source per learner; they hold the same data and draw different batches.
 
         Args:
             num_learners: learners in other processes; 0 for the one in this process.

@@ -29,5 +29,5 @@ class RADT(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> RADTConfig:
-        """Returns a `RADTConfig`."""
+        """Return a `RADTConfig`."""
         return RADTConfig(algo_class=cls)

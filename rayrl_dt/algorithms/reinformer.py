@@ -35,5 +35,5 @@ class Reinformer(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> ReinformerConfig:
-        """Returns a `ReinformerConfig`."""
+        """Return a `ReinformerConfig`."""
         return ReinformerConfig(algo_class=cls)

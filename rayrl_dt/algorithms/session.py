@@ -9,7 +9,7 @@ __all__ = ["start_ray"]
 
 
 def start_ray(config: Any = None, *, address: str | None = None) -> None:
-    """Starts Ray if this process has not joined one yet.
+    """Start Ray if this process has not joined one yet.
 
     A local Ray gets at least as many logical CPUs as the config asks for, so that a single run on a small
     machine shares its cores instead of waiting for ones that will never come.

@@ -34,7 +34,7 @@ def run(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Measurement]:
-    """Measures one part of the package, or all of them.
+    """Measure one part of the package, or all of them.
 
     Args:
         which: one of `KINDS`, or "all".

@@ -20,7 +20,7 @@ __all__ = ["measure"]
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """RLlib's learner against a bare torch loop of the same module, optimiser, clipping and sampler, in turns."""
+    """RLlib's learner against a bare torch loop of the same module, optimizer, clipping and sampler, in turns."""
     from ray.rllib.core.learner.training_data import TrainingData
 
     bench.say("learner: RLlib against bare torch")
@@ -78,7 +78,7 @@ class _BareLoop:
         self.taken = 0
 
     def __call__(self, count: int) -> float:
-        """Takes `count` gradient steps; returns steps per second."""
+        """Take `count` gradient steps; return steps per second."""
         begin = time.perf_counter()
         loss = torch.zeros(())
         for _ in range(count):

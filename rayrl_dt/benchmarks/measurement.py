@@ -32,12 +32,12 @@ class Measurement:
     detail: str
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
 def measured(name: str, values: list[float], unit: str, config: Any, note: str) -> Measurement:
-    """The median, with all that it depends on; `config` is None where no network takes part."""
+    """Return the median, with all that it depends on; `config` is None where no network takes part."""
     arithmetic = [] if config is None else [precision.resolve(config.precision, "cpu")]
     threads = torch.get_num_threads()
     spread = f"{min(values):.4g} to {max(values):.4g} in {len(values)} repeats"
@@ -53,7 +53,7 @@ def measured(name: str, values: list[float], unit: str, config: Any, note: str) 
 
 
 def _cpu() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -35,7 +35,7 @@ _LEAST_TURNS = 3
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Updates per second of each method, sampling included, and what each costs relative to ODT."""
+    """Update per second of each method, sampling included, and what each costs relative to ODT."""
     found = []
     with ray_running():
         for size, model in SIZES.items():
@@ -67,7 +67,7 @@ def _compare(bench: Bench, size: str, model: dict[str, Any]) -> list[Measurement
 
 
 def _config(bench: Bench, model: dict[str, Any], *, head: str, **online: Any) -> Any:
-    """Returns a config whose every update is one of finetuning."""
+    """Return a config whose every update is one of finetuning."""
     from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 
     config = OnlineDTConfig()
@@ -81,7 +81,7 @@ def _config(bench: Bench, model: dict[str, Any], *, head: str, **online: Any) ->
 
 
 def _take_turns(algorithms: dict[str, Any], seconds: float) -> list[dict[str, float]]:
-    """Runs all for `seconds` each; returns the updates per second of each turn."""
+    """Run all for `seconds` each; return the updates per second of each turn."""
     iterators = {name: algorithm.offline_data.iterators(0) for name, algorithm in algorithms.items()}
     counts = {
         name: max(1, round(_rate(algorithms[name], iterators[name], 5) * _turn(seconds)))
@@ -106,7 +106,7 @@ def _turn(seconds: float) -> float:
 
 
 def _rate(algorithm: Any, iterators: Any, count: int) -> float:
-    """Takes `count` updates; returns updates per second."""
+    """Take `count` updates; return updates per second."""
     from ray.rllib.core.learner.training_data import TrainingData
 
     begin = time.perf_counter()

@@ -28,7 +28,7 @@ def ray_running() -> Iterator[None]:
 
 @contextmanager
 def running(config: Any) -> Iterator[Any]:
-    """The algorithm of a config, stopped in the end."""
+    """Return the algorithm of a config, stopped in the end."""
     algorithm = config.build_algo()
     try:
         yield algorithm

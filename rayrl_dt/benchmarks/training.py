@@ -26,7 +26,7 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def _iterate(algorithm: Any, seconds: float) -> float:
-    """Runs one iteration that ends after about `seconds`; returns its gradient steps per second."""
+    """Run one iteration that ends after about `seconds`; returns its gradient steps per second."""
     taken = algorithm.gradient_steps
     begin = time.perf_counter()
     algorithm.observe_steps(lambda step, loss: time.perf_counter() - begin < seconds)

@@ -71,12 +71,12 @@ class Bench:
     progress: Progress | None
 
     def say(self, what: str) -> None:
-        """Tells what is being measured."""
+        """Tell what is being measured."""
         if self.progress is not None:
             self.progress(what)
 
     def config(self) -> Any:
-        """Returns a config on the data, with no end to its training."""
+        """Return a config on the data, with no end to its training."""
         from rayrl_dt.algorithms.dt import DTConfig
 
         config = DTConfig()
@@ -89,7 +89,7 @@ class Bench:
         return config
 
     def rates(self, step: Callable[[], int]) -> list[float]:
-        """Calls `step`, which returns how much it has done, for `seconds`; returns the rate of each repeat."""
+        """Call `step`, which returns how much it has done, for `seconds`; returns the rate of each repeat."""
         found = []
         for _ in range(REPEATS):
             done = 0

@@ -83,7 +83,7 @@ class _Display:
         self._bars.stop()
 
     def show(self, progress: Progress) -> None:
-        """Updates the bars."""
+        """Update the bars."""
         self._bars.update(self._all, total=progress.total, completed=progress.done + progress.failed)
         for member in [member for member in self._tasks if member not in progress.running]:
             self._bars.remove_task(self._tasks.pop(member))

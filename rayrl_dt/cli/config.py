@@ -74,7 +74,7 @@ def config(
 
 
 def _add(table: Table, keys: Sequence[Key], *, indent: str, style: str | None = None) -> None:
-    """Adds a row for each key, and below it those of the mapping that it takes."""
+    """Add a row for each key, and below it those of the mapping that it takes."""
     for key in keys:
         default = getattr(key.default, "__name__", "?") if key.text is None else key.text
         if key.inner and key.default is not None:

@@ -73,7 +73,7 @@ class Section:
 
 
 def reference(algorithm: str) -> list[Section]:
-    """Returns the sections of an algorithm, in the order of a config file; the last one is `tune`.
+    """Return the sections of an algorithm, in the order of a config file; the last one is `tune`.
 
     Raises:
         UserError: there is no such algorithm (the nearest is named).
@@ -86,7 +86,7 @@ def reference(algorithm: str) -> list[Section]:
 
 
 def summaries() -> dict[str, str]:
-    """Returns what each algorithm is, in a line."""
+    """Return what each algorithm is, in a line."""
     return {name: _summary(config) for name, config in ALGORITHMS.items()}
 
 
@@ -125,7 +125,7 @@ def _section(config: SequenceConfig, section: str) -> Section:
 
 
 def _fields(values: Any) -> tuple[Key, ...]:
-    """The fields of a dataclass that reads a mapping, with the values of this one as defaults."""
+    """Return the fields of a dataclass that reads a mapping, with the values of this one as defaults."""
     described = dict(_entries(type(values).__doc__, "Attributes"))
     return tuple(
         Key(field.name, getattr(values, field.name), described[field.name], field.name, ours=True)
@@ -134,7 +134,7 @@ def _fields(values: Any) -> tuple[Key, ...]:
 
 
 def _is_ours(owner: type) -> bool:
-    return owner.__module__.startswith(f"{__package__}.")
+    return owner.__module__.startswith("rayrl_dt.")
 
 
 def _summary(documented: Any) -> str:
@@ -147,7 +147,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _entries(docstring: str | None, heading: str) -> Iterator[tuple[str, str]]:
-    """The names that a docstring describes under a heading, each with its text on one line."""
+    """Return the names that a docstring describes under a heading, each with its text on one line."""
     _, _, below = inspect.cleandoc(docstring or "").partition(f"{heading}:\n")
     # The section ends where a line is not indented.
     section = re.split(r"^(?=\S)", below, maxsplit=1, flags=re.MULTILINE)[0]

@@ -16,7 +16,7 @@ _WIDTH = 110
 
 
 def template(algorithm: str) -> str:
-    """Returns the file's text; as it stands it builds the config that a file without these keys builds.
+    """Return the file's text; as it stands it builds the config that a file without these keys builds.
 
     Keys of RLlib's that the platform does not name are commented out, and so is whatever would say the same twice.
     Those that YAML cannot hold are left out. The data set is an example, as there is no default.
@@ -40,7 +40,7 @@ def template(algorithm: str) -> str:
 
 
 def _section_lines(section: Section, taken: set[str]) -> Iterator[str]:
-    """The lines of a section; `taken` are the attributes that earlier ones set, and gets those of this one."""
+    """Return the lines of a section; `taken` are the attributes that earlier ones set, and gets those of this one."""
     writable = [key for key in section.keys if key.text is not None]
     # A sweep's settings make no sense without a space to search.
     active = [

@@ -31,7 +31,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 def quiet_libraries() -> None:
-    """Keeps the notices of Ray, Gymnasium and others off the console; their errors still show."""
+    """Keep the notices of Ray, Gymnasium and others off the console; their errors still show."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +41,7 @@ def quiet_libraries() -> None:
 
 
 def finish(what: str, where: str | Path | None = None, *, then: str | None = None) -> None:
-    """Ends a command: what was done, where the output lies, what to type next."""
+    """End a command: what was done, where the output lies, what to type next."""
     place = "" if where is None else f" [bold]{where}[/bold]"
     console.print(f"[green]✓[/green] {what}{place}", soft_wrap=True)
     if then is not None:
@@ -49,11 +49,11 @@ def finish(what: str, where: str | Path | None = None, *, then: str | None = Non
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record."""
+    """Return the command as it was typed, for the record."""
     return shlex.join(["rayrl-dt", *sys.argv[1:]])
 
 
 def new_file(path: Path) -> Path:
-    """Returns `path` with its folder made."""
+    """Return `path` with its folder made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

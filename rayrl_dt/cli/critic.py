@@ -23,7 +23,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the program."""
+    """Add the commands to the program."""
     app.command()(critic)
     app.command()(refine)
 
@@ -109,7 +109,7 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Nu
 
 
 def _following(run: Path, grid: RefinementGrid, target: str, env: str | None) -> str:
-    """The command that confirms the best cell on other episodes; where none is above n = 0, a longer critic."""
+    """Return the command that confirms the best cell on other episodes; where none is above n = 0, a longer critic."""
     best = grid.best.settings
     if best.idle:
         return f"rayrl-dt critic {run} --steps 100000"

@@ -22,7 +22,7 @@ app = typer.Typer(help="List, make, preview and import data sets.", no_args_is_h
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar fed with (done, total)."""
+    """Return a progress bar fed with (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
@@ -69,7 +69,7 @@ def make(
     steps: Annotated[int | None, typer.Option(help="environment steps (recipe `trained`)")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the data set if it is there")] = False,
 ) -> None:
-    """Make a data set on this machine: scripted behaviours, or a behaviour trained with RLlib's SAC.
+    """Make a data set on this machine: scripted behaviors, or a behavior trained with RLlib's SAC.
 
     Examples:
       rayrl-dt data make pendulum-mixed
@@ -129,7 +129,7 @@ def preview(
 
 
 def _training(dataset: str, *, known_env: bool) -> str:
-    """The command that trains a small Decision Transformer on a data set."""
+    """Return the command that trains a small Decision Transformer on a data set."""
     command = ["rayrl-dt", "train", "tune_configs/dt_pendulum.yaml"]
     if dataset == "recipe:pendulum-mixed":
         return shlex.join(command)

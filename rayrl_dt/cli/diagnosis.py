@@ -21,7 +21,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the program."""
+    """Add the command to the program."""
     app.command()(diagnose)
 
 
@@ -76,7 +76,7 @@ def diagnose(
 
 
 def _show(examination: Examination) -> None:
-    """Prints the headline figures of each policy, and what to keep in mind."""
+    """Print the headline figures of each policy, and what to keep in mind."""
     headings = ("policy", "backbone", "return share", "sensitivity", "left at the end", "ms, 1 slot")
     table = Table(*headings, box=None, header_style="bold")
     for policy in examination.policies:

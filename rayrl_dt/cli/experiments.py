@@ -25,7 +25,7 @@ Steps = Annotated[int | None, typer.Option(help="gradient steps; the experiment'
 
 
 def register(program: typer.Typer) -> None:
-    """Adds the commands to the program."""
+    """Add the commands to the program."""
     program.add_typer(app, name="experiment")
 
 

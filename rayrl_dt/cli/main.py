@@ -172,7 +172,7 @@ def doctor(
 
 
 def main() -> None:
-    """Runs the command line; the console script's entry point."""
+    """Run the command line; the console script's entry point."""
     try:
         app(standalone_mode=False)
     except UserError as error:

@@ -39,7 +39,7 @@ class TrainingProgress:
         self._progress.stop()
 
     def started(self, algorithm: Any) -> None:
-        """Says what is trained on what."""
+        """Say what is trained on what."""
         config = algorithm.config
         store = algorithm.offline_data.store
         console.print(
@@ -57,14 +57,14 @@ class TrainingProgress:
         )
 
     def stepped(self, gradient_step: int, loss: float) -> None:
-        """Moves the bar."""
+        """Move the bar."""
         self._window.append((time.perf_counter(), gradient_step))
         (begin, first), (end, last) = self._window[0], self._window[-1]
         rate = (last - first) / (end - begin) if end > begin else 0.0
         self._progress.update(self._task, completed=gradient_step, loss=loss, rate=rate)
 
     def iterated(self, record: Mapping[str, Any]) -> None:
-        """Prints the headline metrics of an iteration."""
+        """Print the headline metrics of an iteration."""
         self._window.clear()
         self._progress.update(self._task, completed=record["gradient_steps"])
         parts = [

@@ -26,7 +26,7 @@ _MINUTES = "between two checkpoints, at most; each evaluation writes one, too"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the program."""
+    """Add the commands to the program."""
     app.command()(quickstart)
     app.command()(train)
     app.command()(finetune)
@@ -87,7 +87,7 @@ def train(
 
 
 def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None) -> dict[str, Any]:
-    """The settings of the run that a folder holds, with the overrides of the command that resumes it."""
+    """Return the settings of the run that a folder holds, with the overrides of the command that resumes it."""
     from rayrl_dt.interop.run_files import CONFIG, is_run
     from rayrl_dt.runs.checkpoints import latest_checkpoint
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
@@ -109,7 +109,7 @@ def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: 
 def _run(
     values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, again: str
 ) -> None:
-    """Trains with a live display, and says how it ended and what to type next."""
+    """Train with a live display, and say how it ended and what to type next."""
     from rayrl_dt.runs import loop as runs
 
     progress = TrainingProgress()
@@ -183,7 +183,7 @@ def finetune(
 
 
 def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
-    """The settings of a finetuning: those of a file, and what it leaves open as in the run that trained the policy."""
+    """Return the settings of a finetuning: a file's, and what it leaves open as in the run that trained the policy."""
     from rayrl_dt.interop.bundle import load_model
     from rayrl_dt.interop.run_files import run_settings
     from rayrl_dt.runs.config_files import read_yaml
@@ -225,7 +225,7 @@ def evaluate(
         ),
     ] = None,
     across_versions: Annotated[
-        bool, typer.Option(help="normalise with reference scores of another version of the environment")
+        bool, typer.Option(help="normalize with reference scores of another version of the environment")
     ] = False,
     action_gradient: Annotated[
         str | None,
@@ -288,7 +288,7 @@ def evaluate(
 
 
 def _evaluate(run: Path, **options: Any) -> EvaluationResult:
-    """Evaluates with a progress bar; the options are those of `evaluate_bundle`."""
+    """Evaluate with a progress bar; the options are those of `evaluate_bundle`."""
     from rayrl_dt.evaluation.evaluate import evaluate_bundle
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
@@ -302,7 +302,7 @@ def _evaluate(run: Path, **options: Any) -> EvaluationResult:
 
 
 def show(result: EvaluationResult) -> None:
-    """Prints an evaluation as a table and a line."""
+    """Print an evaluation as a table and a line."""
     table = Table("asked", "achieved", "± std", "length", "episodes", box=None, header_style="bold")
     for target in result.targets:
         table.add_row(
@@ -323,7 +323,7 @@ def show(result: EvaluationResult) -> None:
         parts.append(f"Spearman {result.spearman:.2f}")
     if result.normalized_score is not None:
         where = "" if result.targets_ignored else " at the highest target"
-        parts.append(f"normalised score{where} {result.normalized_score:.1f}")
+        parts.append(f"normalized score{where} {result.normalized_score:.1f}")
     if parts:
         console.print("; ".join(parts))
     if result.score_note:

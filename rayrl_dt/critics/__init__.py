@@ -1,1 +1,1 @@
-"""Critics learnt from logged data alone."""
+"""Critics learned from logged data alone."""

@@ -25,7 +25,7 @@ _SECOND = 3
 class TwinCritic(nn.Module):
     """Two independent value functions Q1, Q2 of single steps (TD3+ODT, equation 3: "reflexive" critics).
 
-    Each is an MLP [observation; action] -> hidden -> hidden -> 1 with ReLU and PyTorch's own initialisation. Two
+    Each is an MLP [observation; action] -> hidden -> hidden -> 1 with ReLU and PyTorch's own initialization. Two
     plain networks: stacking their weights for batched products takes longer on a CPU (27.5 to 31 ms instead of 26 ms
     for forward and backward of 1,280 rows, 2 x 256).
 
@@ -35,7 +35,7 @@ class TwinCritic(nn.Module):
     Args:
         spec: of the policy that it judges.
         hidden: width of both hidden layers.
-        layer_norm: normalise the hidden layers before the ReLU, without learnt scale and shift. The authors do so
+        layer_norm: normalize the hidden layers before the ReLU, without learned scale and shift. The authors do so
             everywhere but on MuJoCo.
 
     Attributes:
@@ -67,7 +67,7 @@ class TwinCritic(nn.Module):
         """Values actions.
 
         Args:
-            observations: `(..., S)` normalised.
+            observations: `(..., S)` normalized.
             actions: `(..., A)` in [-1, 1].
             dtype: of the products of the second layers, nearly all of the work; all else is float32, since a value of
                 300 in bf16 would be off by 1.
@@ -84,7 +84,7 @@ class TwinCritic(nn.Module):
         return torch.stack(values).view(2, *inputs.shape[:-1])
 
     def first(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3).
+        """Return Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3).
 
         Gradients are for the actions; the weights are taken as they are.
         """
@@ -100,17 +100,17 @@ class TwinCritic(nn.Module):
 class IQLCritic(nn.Module):
     """The value functions of implicit Q-learning (Kostrikov et al. 2022): V, twin Q, and Q's slow copy.
 
-    They are learnt from logged data alone, and from no policy's actions (`rayrl_dt.critics.training`).
+    They are learned from logged data alone, and from no policy's actions (`rayrl_dt.critics.training`).
 
     Differs from RLlib's IQL, whose targets and expectile have faults of their own: nothing is shared with it.
 
     Args:
-        spec: of the policy whose units the critic shares: normalised observations, actions in [-1, 1].
+        spec: of the policy whose units the critic shares: normalized observations, actions in [-1, 1].
         hidden: width of both hidden layers of each network.
 
     Attributes:
         hidden: as given.
-        value: V, `(..., S)` normalised to `(..., 1)`.
+        value: V, `(..., S)` normalized to `(..., 1)`.
         q: twin Q.
         target: slow copy of `q`; only training reads it, and a bundle does not keep it.
 
@@ -127,9 +127,9 @@ class IQLCritic(nn.Module):
 
 
 def units_of(spec: PolicySpec) -> str:
-    """Returns a fingerprint of what a critic of this policy sees: equal exactly where the units are."""
+    """Return a fingerprint of what a critic of this policy sees: equal exactly where the units are."""
     low, high = (np.array(bound, np.float64) for bound in (spec.action_low, spec.action_high))
-    parts = (spec.normaliser.mean, spec.normaliser.std, low, high)
+    parts = (spec.normalizer.mean, spec.normalizer.std, low, high)
     return hashlib.sha256(b"|".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:16]
 
 

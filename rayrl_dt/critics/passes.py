@@ -70,7 +70,7 @@ class Pass(NamedTuple):
 
 
 def layers_of(network: nn.Sequential) -> Layers:
-    """Returns the weights of a network, detached but shared: they follow training.
+    """Return the weights of a network, detached but shared: they follow training.
 
     Raises:
         UserError: it is not two hidden layers with ReLU and nothing else, as with `layer_norm`.
@@ -83,7 +83,7 @@ def layers_of(network: nn.Sequential) -> Layers:
 
 
 def memory_for(layers: Layers, rows: int, dtype: torch.dtype = torch.float32) -> Memory:
-    """Returns memory for passes.
+    """Return memory for passes.
 
     Args:
         layers: of any of the networks.
@@ -126,7 +126,7 @@ def forward(layers: Layers, inputs: Tensor, memory: Memory | None = None) -> Pas
 
 
 def parameter_gradients(layers: Layers, passed: Pass, inputs: Tensor, slopes: Tensor, into: Layers) -> None:
-    """Overwrites `into` with the gradient of a loss with respect to the weights.
+    """Overwrite `into` with the gradient of a loss with respect to the weights.
 
     Args:
         layers: of the network.
@@ -148,7 +148,7 @@ def parameter_gradients(layers: Layers, passed: Pass, inputs: Tensor, slopes: Te
 
 
 def input_gradients(layers: Layers, passed: Pass, *, skip: int = 0) -> Tensor:
-    """Returns the gradient of each row's value with respect to its inputs from column `skip` on, `(N, I - skip)`.
+    """Return the gradient of each row's value with respect to its inputs from column `skip` on, `(N, I - skip)`.
 
     Args:
         layers: of the network.
@@ -178,13 +178,13 @@ def _first_slopes(passed: Pass, second_slopes: Tensor) -> Tensor:
 
 
 def _through_relu_(gradient: Tensor, activations: Tensor, *, into: Tensor) -> Tensor:
-    """The gradient where the ReLU passed something on, zero elsewhere."""
+    """Return the gradient where the ReLU passed something on, zero elsewhere."""
     torch.ops.aten.threshold_backward.grad_input(gradient, activations, 0, grad_input=into)
     return into
 
 
 def values_of(layers: Layers, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the values `(N,)` of rows, with gradients for the inputs and the weights that require them.
+    """Return the values `(N,)` of rows, with gradients for the inputs and the weights that require them.
 
     Args:
         layers: of the network.
@@ -213,7 +213,7 @@ class _Values(torch.autograd.Function):
         layers = Layers(*weights)
 
         def passed() -> Pass:
-            """The forward pass, which serves once; another one after that."""
+            """Return the forward pass, which serves once; another one after that."""
             kept, ctx.passed = ctx.passed, None
             return _pass(layers, inputs, ctx.dtype) if kept is None else kept
 

@@ -31,7 +31,7 @@ class SlowCopy:
 
     @torch.no_grad()
     def move(self, share: float) -> None:
-        """Moves the copy by `share` of the way."""
+        """Move the copy by `share` of the way."""
         for number, weights in enumerate(self._weights):
             if not _is_in(weights, self._vectors[number]):  # as after a move to another device
                 self._vectors[number] = _one_vector(weights)
@@ -40,7 +40,7 @@ class SlowCopy:
 
 
 def _one_vector(weights: Sequence[nn.Parameter]) -> Tensor:
-    """Moves weights into one vector that they become views of."""
+    """Move weights into one vector that they become views of."""
     *begins, size = _begins(weights)
     vector = weights[0].new_zeros(size, requires_grad=False)
     for weight, begin in zip(weights, begins, strict=True):
@@ -50,7 +50,7 @@ def _one_vector(weights: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _is_in(weights: Sequence[nn.Parameter], vector: Tensor) -> bool:
-    """Whether weights still are the pieces of a vector."""
+    """Return whether weights still are the pieces of a vector."""
     first, size = vector.data_ptr(), vector.element_size()
     pairs = zip(weights, _begins(weights), strict=False)  # the last number is the vector's length
     return all(weight.data_ptr() == first + begin * size for weight, begin in pairs)

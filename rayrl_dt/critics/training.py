@@ -1,4 +1,4 @@
-"""Implicit Q-learning's critic, learnt from logged transitions (Kostrikov et al. 2022; Action Gradient, section 4).
+"""Implicit Q-learning's critic, learned from logged transitions (Kostrikov et al. 2022; Action Gradient, section 4).
 
 V learns an expectile of Q over the data's actions, Q learns r + gamma V(s'). No policy enters, so one critic serves
 every policy that shares its units.
@@ -85,12 +85,12 @@ class CriticTraining:
         resolve(self.precision, "cpu")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
 def new_critic(spec: PolicySpec, *, hidden: int, seed: int) -> IQLCritic:
-    """Returns an untrained critic whose weights are a function of the seed alone."""
+    """Return an untrained critic whose weights are a function of the seed alone."""
     with seeded_weights(seed, "init-critic"):
         return IQLCritic(spec, hidden=hidden)
 
@@ -103,10 +103,10 @@ def fit_critic(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> IQLCritic:
-    """Trains a critic on a store, in the units of a policy; on the CPU, whatever the policy's device.
+    """Train a critic on a store, in the units of a policy; on the CPU, whatever the policy's device.
 
     Args:
-        model: says how observations are normalised and actions scaled; it is not changed.
+        model: says how observations are normalized and actions scaled; it is not changed.
         store: the logged data.
         training: how.
         seed: of weights and batches.
@@ -164,7 +164,7 @@ class IQLTrainer:
 
     @torch.inference_mode()
     def run(self, steps: int) -> None:
-        """Takes some steps and checks the last one.
+        """Take some steps and check the last one.
 
         Raises:
             TrainingDiverged: a loss is NaN or infinite, or the values left what rewards can add up to.
@@ -176,7 +176,7 @@ class IQLTrainer:
 
     @torch.inference_mode()
     def step(self, batch: Transitions) -> Outcome:
-        """Takes one gradient step on a batch and returns what it saw."""
+        """Take one gradient step on a batch and return what it saw."""
         count, expectile, gamma = len(batch.rewards), self.training.expectile, self.training.gamma
         if len(self._memory.first) != count:
             self._memory = memory_for(self._value, count, self._dtype)
@@ -242,7 +242,7 @@ class _Adam:
         self._steps = torch.zeros(())
 
     def step(self) -> None:
-        """Moves the weights."""
+        """Move the weights."""
         self._steps += 1
         torch._fused_adam_(
             [self._weights],
@@ -273,7 +273,7 @@ def _batches(transitions: Transitions, size: int, seed: int) -> Iterator[Transit
 
 
 def _one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Moves parameters into one vector that they become views of."""
+    """Move parameters into one vector that they become views of."""
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
     for parameter, piece in zip(parameters, _pieces(vector, parameters), strict=True):
         parameter.data = piece
@@ -281,6 +281,6 @@ def _one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _pieces(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Views of a vector with the shapes of parameters."""
+    """View of a vector with the shapes of parameters."""
     pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
     return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]

@@ -21,7 +21,7 @@ __all__ = ["Transitions", "transitions_of"]
 class Transitions(NamedTuple):
     """Transitions, or a batch of them.
 
-    Observations are normalised and actions in [-1, 1], as the policy sees them; rewards are raw.
+    Observations are normalized and actions in [-1, 1], as the policy sees them; rewards are raw.
     """
 
     pairs: Tensor  # (N, S + A) observation and action
@@ -30,16 +30,16 @@ class Transitions(NamedTuple):
     terminated: Tensor  # (N,) bool; False at time limits, where the next observation still has a value
 
     def batch(self, rows: Tensor) -> Transitions:
-        """Returns the transitions of rows `(B,)`."""
+        """Return the transitions of rows `(B,)`."""
         return Transitions(*(values.index_select(0, rows) for values in self))
 
 
 def transitions_of(store: TrajectoryStore, model: SequenceModel) -> Transitions:
-    """Copies the transitions of a store into memory, in the units of a policy.
+    """Copy the transitions of a store into memory, in the units of a policy.
 
     Args:
         store: raw data; the last step of each episode leads to its final observation.
-        model: the policy whose normaliser and action bounds the critic shares.
+        model: the policy whose normalizer and action bounds the critic shares.
 
     Raises:
         UserError: the store's steps are of other shapes than the policy's.

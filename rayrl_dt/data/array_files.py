@@ -23,7 +23,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace) -> dict[str, Array]:
-    """Returns arrays that `numpy.savez` wrote, in a space.
+    """Return arrays that `numpy.savez` wrote, in a space.
 
     Args:
         archive: the open file.
@@ -56,7 +56,7 @@ def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace)
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Reads up to the first byte of the content; returns shape and dtype."""
+    """Read up to the first byte of the content; return shape and dtype."""
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"array format {version}")
@@ -83,7 +83,7 @@ class ArraySpace:
         self.memory_bytes = memory_bytes
 
     def zeros(self, shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, Array]:
-        """Returns arrays of zeros.
+        """Return arrays of zeros.
 
         Args:
             shapes: shape and dtype by name.

@@ -1,6 +1,6 @@
 """Which episodes are drawn more often than their length says, so that rare returns are learned too.
 
-Logged data is thick where the behaviour was at home and thin elsewhere: most windows of a replay buffer come from
+Logged data is thick where the behavior was at home and thin elsewhere: most windows of a replay buffer come from
 poor episodes, and a policy asked for a return in between has seen few examples of it.
 """
 
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 def episode_law(store: TrajectoryStore, balance: float) -> Array:
-    """Returns the `(E,)` cumulative probabilities with which episodes are drawn.
+    """Return the `(E,)` cumulative probabilities with which episodes are drawn.
 
     Episode e has the weight length(e) / share(e)^balance, where share(e) is the part of all steps that lies in
     episodes of about the same return (one of `BINS` equal bins of the range of returns).

@@ -16,7 +16,7 @@ __all__ = ["below_return", "split", "top_percent"]
 
 
 def top_percent(store: TrajectoryStore, percent: float) -> TrajectoryStore:
-    """Returns a view of the episodes with the highest returns (%BC of Decision Transformer).
+    """Return a view of the episodes with the highest returns (%BC of Decision Transformer).
 
     The best episode is always in. The next best follow as long as all of them together hold at most
     `percent` % of the steps; the first one that does not fit ends the selection.
@@ -40,7 +40,7 @@ def top_percent(store: TrajectoryStore, percent: float) -> TrajectoryStore:
 
 
 def split(store: TrajectoryStore, fraction: float, seed: int) -> tuple[TrajectoryStore, TrajectoryStore]:
-    """Splits the episodes at random into two views.
+    """Split the episodes at random into two views.
 
     Args:
         store: the trajectories, at least two.
@@ -64,7 +64,7 @@ def _is_number(value: Any) -> bool:
 
 
 def below_return(store: TrajectoryStore, limit: float) -> TrajectoryStore:
-    """Returns a view of the episodes whose raw return lies below `limit`: poor data to finetune from.
+    """Return a view of the episodes whose raw return lies below `limit`: poor data to finetune from.
 
     Raises:
         UserError: there is none.

@@ -21,7 +21,7 @@ _AT_BOUND = 1e-3
 
 
 def statistics(store: TrajectoryStore) -> dict[str, Any]:
-    """Describes the episodes of a store in JSON-ready numbers.
+    """Describe the episodes of a store in JSON-ready numbers.
 
     Returns:
         `source, environment, episodes, steps, delayed_reward, terminated_fraction`; `returns` (raw) and
@@ -90,21 +90,21 @@ def _summary(values: Array) -> dict[str, float]:
 
 
 def action_chunks(store: TrajectoryStore) -> Iterator[Array]:
-    """The actions of the store's own episodes, which in a view are not all of the array."""
+    """Return the actions of the store's own episodes, which in a view are not all of the array."""
     for begin in range(0, store.num_steps, _CHUNK):
         episodes, offsets = store.locate(np.arange(begin, min(begin + _CHUNK, store.num_steps)))
         yield store.actions[store.starts[episodes] + offsets]
 
 
 def action_bounds(store: TrajectoryStore) -> tuple[Array, Array]:
-    """The space's bounds per action dimension, infinite where it has none."""
+    """Return the space's bounds per action dimension, infinite where it has none."""
     space = store.info.action_space
     assert isinstance(space, gym.spaces.Box)
     return space.low.astype(np.float64), space.high.astype(np.float64)
 
 
 def action_counts(store: TrajectoryStore) -> tuple[Array, Array]:
-    """The discrete actions, and how often each was taken."""
+    """Return the discrete actions, and how often each was taken."""
     space = store.info.action_space
     assert isinstance(space, gym.spaces.Discrete)
     first, size = int(space.start), int(space.n)

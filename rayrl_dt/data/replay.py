@@ -19,7 +19,7 @@ from rayrl_dt.data import returns
 from rayrl_dt.data.array_files import ArraySpace, read_arrays
 from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Normaliser, Trajectory
+from rayrl_dt.types import Normalizer, Trajectory
 
 __all__ = ["ReplayCounts", "TrajectoryReplay", "best_episodes"]
 
@@ -33,7 +33,7 @@ _STEPS, _EPISODES = "steps/", "episodes/"
 
 
 def best_episodes(store: TrajectoryStore, count: int) -> Array:
-    """Returns the numbers of the `count` episodes of highest return, in ascending order of return."""
+    """Return the numbers of the `count` episodes of highest return, in ascending order of return."""
     order = np.argsort(store.episode_returns, kind="stable")
     chosen: Array = order[-count:] if count > 0 else order[:0]
     return chosen
@@ -64,7 +64,7 @@ class TrajectoryReplay:
 
     Args:
         info: spaces that episodes must fit.
-        normaliser: observation statistics that samples carry along; frozen, as the policy's are.
+        normalizer: observation statistics that samples carry along; frozen, as the policy's are.
         capacity: most episodes at a time.
         capacity_steps: most steps at a time; None for no such bound. The newest episode always stays.
         memory_bytes: arrays larger than this together are mapped from temporary files; None keeps all in memory.
@@ -78,7 +78,7 @@ class TrajectoryReplay:
     def __init__(
         self,
         info: DatasetInfo,
-        normaliser: Normaliser,
+        normalizer: Normalizer,
         *,
         capacity: int,
         capacity_steps: int | None = None,
@@ -94,7 +94,7 @@ class TrajectoryReplay:
         self.capacity_steps = capacity_steps
         self.counts = ReplayCounts()
         self._info = info
-        self._normaliser = normaliser
+        self._normalizer = normalizer
         self._space = ArraySpace(memory_bytes)
         self._steps: dict[str, Array] = {}
         self._episodes: dict[str, Array] = {}
@@ -134,12 +134,12 @@ class TrajectoryReplay:
                 terminated=self._episodes["terminated"][episodes],
                 final_observations=self._episodes["final_observations"][episodes],
                 info=self._info,
-                normaliser=self._normaliser,
+                normalizer=self._normalizer,
             )
         return self._view
 
     def fill(self, store: TrajectoryStore) -> None:
-        """Takes in the best logged episodes, as many as fit, from the lowest return of them upwards."""
+        """Take in the best logged episodes, as many as fit, from the lowest return of them upwards."""
         best = best_episodes(store, self.capacity)
         if self.capacity_steps is not None:
             behind = np.cumsum(store.lengths[best][::-1])[::-1]
@@ -148,7 +148,7 @@ class TrajectoryReplay:
             self.add([store.trajectory(episode)])
 
     def add(self, episodes: Sequence[Trajectory]) -> None:
-        """Takes in finished episodes; the oldest leave to make room.
+        """Take in finished episodes; the oldest leave to make room.
 
         Raises:
             UserError: an episode does not fit the spaces; those before it are in, it and those after it are not.
@@ -202,7 +202,7 @@ class TrajectoryReplay:
         return numbers
 
     def state(self) -> dict[str, Any]:
-        """Returns everything that `restore` needs: plain arrays (copies) and numbers."""
+        """Return everything that `restore` needs: plain arrays (copies) and numbers."""
         steps, episodes = slice(self._begin, self._end), slice(self._first, self._last)
         return {
             "steps": {name: array[steps].copy() for name, array in self._steps.items()},
@@ -211,7 +211,7 @@ class TrajectoryReplay:
         }
 
     def save(self, file: Path) -> None:
-        """Writes the content to one `.npz` file, which appears whole or not at all; nothing is copied in memory."""
+        """Write the content to one `.npz` file, which appears whole or not at all; nothing is copied in memory."""
         steps, episodes = slice(self._begin, self._end), slice(self._first, self._last)
         arrays: dict[str, Any] = {f"{_STEPS}{name}": array[steps] for name, array in self._steps.items()}
         arrays |= {f"{_EPISODES}{name}": array[episodes] for name, array in self._episodes.items()}
@@ -225,7 +225,7 @@ class TrajectoryReplay:
             aside.unlink(missing_ok=True)
 
     def load(self, file: Path) -> None:
-        """Replaces the content by that of a file that `save` wrote; past the memory bound it goes to mapped files.
+        """Replace the content by that of a file that `save` wrote; past the memory bound it goes to mapped files.
 
         Raises:
             UserError: the file is missing or truncated, or the disk has no room for mapped files.
@@ -253,7 +253,7 @@ class TrajectoryReplay:
         self._replace(steps, episodes, counts)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replaces the content by a saved one; windows drawn afterwards equal those that would have been drawn."""
+        """Replace the content by a saved one; windows drawn afterwards equal those that would have been drawn."""
         saved: dict[str, Array] = state["steps"]
         steps = self._space.zeros({name: (array.shape, array.dtype) for name, array in saved.items()})
         for name, array in saved.items():
@@ -272,7 +272,7 @@ class TrajectoryReplay:
 def _make_room(
     arrays: dict[str, Array], rows: dict[str, Array], begin: int, end: int, space: ArraySpace
 ) -> tuple[int, int]:
-    """Writes rows behind `end`, moving or growing the arrays if need be; returns the new (begin, end)."""
+    """Write rows behind `end`, moving or growing the arrays if need be; return the new (begin, end)."""
     count = len(next(iter(rows.values())))
     capacity = len(next(iter(arrays.values()))) if arrays else 0
     if end + count > capacity:

@@ -20,7 +20,7 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 def returns_to_go(
     rewards: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
 ) -> FloatArray:
-    """Returns R_t for each step of each episode.
+    """Return R_t for each step of each episode.
 
     Args:
         rewards: `(N,)` flat raw rewards.
@@ -40,7 +40,7 @@ def returns_to_go(
 def delay_rewards(
     rewards: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
 ) -> FloatArray:
-    """Returns rewards that pay each episode's whole return at its last step and nothing before."""
+    """Return rewards that pay each episode's whole return at its last step and nothing before."""
     result = np.zeros(len(rewards), np.float32)
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         result[start + length - 1] = np.sum(rewards[start : start + length], dtype=np.float64)
@@ -50,5 +50,5 @@ def delay_rewards(
 def next_return_to_go(
     return_to_go: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], *, delayed: bool
 ) -> np.ndarray[Any, Any]:
-    """Returns the return-to-go after observing `reward` (both raw); unchanged with delayed rewards."""
+    """Return the return-to-go after observing `reward` (both raw); unchanged with delayed rewards."""
     return return_to_go if delayed else return_to_go - reward

@@ -1,6 +1,6 @@
 """Reference scores: which raw returns count as 0 and as 100, for which environment, and who says so.
 
-A score normalised with the references of another environment version is not comparable to anything: the
+A score normalized with the references of another environment version is not comparable to anything: the
 same policy earns different returns in Hopper-v2 and Hopper-v5. So references are bound to one environment
 version, and crossing versions has to be asked for.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from rayrl_dt.data.store import DatasetInfo
 
-__all__ = ["D4RL_SCORES", "ReferenceScore", "normalised", "parse_env_id", "reference_for"]
+__all__ = ["D4RL_SCORES", "ReferenceScore", "normalized", "parse_env_id", "reference_for"]
 
 Number = TypeVar("Number", float, np.ndarray[Any, Any])
 
@@ -55,7 +55,7 @@ D4RL_SCORES: dict[str, ReferenceScore] = {
 def reference_for(
     info: DatasetInfo, env_id: str | None, *, across_versions: bool = False
 ) -> tuple[ReferenceScore | None, str]:
-    """Finds the reference scores for returns earned in `env_id`.
+    """Find the reference scores for returns earned in `env_id`.
 
     The data set's own scores come first, then the table above. Scores made for another version of the
     environment are refused unless `across_versions`. A data set whose numbers are those of the table carries
@@ -84,18 +84,18 @@ def reference_for(
     if across_versions:
         return candidate, f"{what}{candidate.environment} and are used across versions for {env_id}"
     return None, (
-        f"the reference scores {what}{candidate.environment}, not for {env_id}: normalised scores would not "
+        f"the reference scores {what}{candidate.environment}, not for {env_id}: normalized scores would not "
         "be comparable; rayrl-dt eval --across-versions uses them all the same"
     )
 
 
-def normalised(reference: ReferenceScore, raw_return: Number) -> Number:
-    """Returns 100 (G - minimum) / (maximum - minimum) for raw returns G."""
+def normalized(reference: ReferenceScore, raw_return: Number) -> Number:
+    """Return 100 (G - minimum) / (maximum - minimum) for raw returns G."""
     return 100.0 * (raw_return - reference.minimum) / (reference.maximum - reference.minimum)
 
 
 def parse_env_id(env_id: str) -> tuple[str, int | None]:
-    """Splits `Hopper-v5` into its lower-case family and its version: ("hopper", 5)."""
+    """Split `Hopper-v5` into its lower-case family and its version: ("hopper", 5)."""
     match = re.fullmatch(r"(.+?)(?:-v(\d+))?", env_id)
     if match is None:
         return env_id.lower(), None
@@ -104,7 +104,7 @@ def parse_env_id(env_id: str) -> tuple[str, int | None]:
 
 
 def _own_scores(info: DatasetInfo) -> ReferenceScore | None:
-    """The scores in the data set's metadata, bound to the environment that they were really made for."""
+    """Return the scores in the data set's metadata, bound to the environment that they were really made for."""
     low, high = (_number(info.metadata.get(key)) for key in ("ref_min_score", "ref_max_score"))
     if low is None or high is None or high <= low:
         return None
@@ -118,7 +118,7 @@ def _own_scores(info: DatasetInfo) -> ReferenceScore | None:
 
 
 def _from_table(env_id: str) -> ReferenceScore | None:
-    """The table's entry for the environment, if need be for another version of it."""
+    """Return the table's entry for the environment, if need be for another version of it."""
     family, _ = parse_env_id(env_id)
     return next((s for s in D4RL_SCORES.values() if parse_env_id(s.environment)[0] == family), None)
 

@@ -44,7 +44,7 @@ class _Origin:
 def load(
     source: str, *, top_percent: float | None = None, delayed_reward: bool = False, cache: bool = True
 ) -> TrajectoryStore:
-    """Loads a source.
+    """Load a source.
 
     Args:
         source: one of the forms above.
@@ -72,7 +72,7 @@ def load(
 
 
 def locate(source: str) -> list[Path]:
-    """Returns the files of a source on this machine; downloads and makes nothing.
+    """Return the files of a source on this machine; download and make nothing.
 
     Raises:
         UserError: the source is malformed, or not here.
@@ -91,7 +91,7 @@ def locate(source: str) -> list[Path]:
 
 
 def cache_root() -> Path:
-    """Returns the cache folder: `RAYRL_DT_CACHE`, else `~/.cache/rayrl_dt/stores`."""
+    """Return the cache folder: `RAYRL_DT_CACHE`, else `~/.cache/rayrl_dt/stores`."""
     root = os.environ.get("RAYRL_DT_CACHE")
     return Path(root).expanduser() if root else Path.home() / ".cache" / "rayrl_dt" / "stores"
 
@@ -162,7 +162,7 @@ def _in_memory(source: str, origin: _Origin) -> TrajectoryStore:
 
 
 def _cache_folder(files: Iterable[Path]) -> tuple[Path, str]:
-    """The cache folder of the files as they are now, and a pattern that also matches those of older states.
+    """Return the cache folder of the files as they are now, and a pattern that also matches those of older states.
 
     The folder's name says everything that the arrays depend on, so a folder never changes its content and
     processes that have it open are not disturbed by a newer one.

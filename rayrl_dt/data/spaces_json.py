@@ -13,7 +13,7 @@ __all__ = ["from_json", "to_json"]
 
 
 def to_json(space: gym.Space[Any]) -> dict[str, Any]:
-    """Returns a JSON-ready dict.
+    """Return a JSON-ready dict.
 
     Raises:
         UserError: the space is neither a Box nor a Discrete.
@@ -44,6 +44,6 @@ def from_json(values: dict[str, Any]) -> gym.Space[Any]:
 
 
 def _compact(bound: np.ndarray[Any, Any]) -> Any:
-    """A bound as one number if it is the same everywhere (images), else as nested lists."""
+    """Return a bound as one number if it is the same everywhere (images), else as nested lists."""
     same = bound.size > 0 and np.all(bound == bound.flat[0])
     return bound.flat[0].item() if same else bound.tolist()

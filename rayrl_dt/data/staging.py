@@ -13,7 +13,7 @@ _ABANDONED_AFTER_S = 24 * 3600
 
 
 def stage(target: Path) -> Path:
-    """Creates an empty hidden folder beside `target`, to be filled and published.
+    """Create an empty hidden folder beside `target`, to be filled and published.
 
     What killed processes left behind for the same target more than a day ago is deleted.
     """
@@ -32,7 +32,7 @@ def stage(target: Path) -> Path:
 
 
 def publish(aside: Path, target: Path, *, replace: bool = False) -> bool:
-    """Renames a filled folder to `target`.
+    """Rename a filled folder to `target`.
 
     Args:
         aside: the folder from `stage`; left alone if the answer is False.

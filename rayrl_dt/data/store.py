@@ -18,9 +18,9 @@ from gymnasium.envs.registration import EnvSpec
 from rayrl_dt.data import returns, spaces_json
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Normaliser, Trajectory
+from rayrl_dt.types import Normalizer, Trajectory
 
-__all__ = ["DatasetInfo", "TrajectoryStore", "episode_arrays", "fit_normaliser"]
+__all__ = ["DatasetInfo", "TrajectoryStore", "episode_arrays", "fit_normalizer"]
 
 Array = np.ndarray[Any, Any]
 ARRAYS = (
@@ -56,7 +56,7 @@ class DatasetInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {
             "source": self.source,
             "observation_space": spaces_json.to_json(self.observation_space),
@@ -79,7 +79,7 @@ class DatasetInfo:
 
 
 def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[str, Array]:
-    """Returns one episode's rows of a store's `observations`, `final_observations`, `actions` and `rewards`.
+    """Return one episode's rows of a store's `observations`, `final_observations`, `actions` and `rewards`.
 
     Args:
         episode: T steps.
@@ -120,11 +120,11 @@ def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[
     }
 
 
-def fit_normaliser(observations: Array) -> Normaliser:
-    """Returns the statistics of `(N, *obs)` observations; images are left as they are."""
+def fit_normalizer(observations: Array) -> Normalizer:
+    """Return the statistics of `(N, *obs)` observations; images are left as they are."""
     if observations.dtype == np.uint8:
-        return Normaliser.identity(observations.shape[1:])
-    return Normaliser.fit(observations)
+        return Normalizer.identity(observations.shape[1:])
+    return Normalizer.fit(observations)
 
 
 @dataclass
@@ -144,7 +144,7 @@ class TrajectoryStore:
         terminated: `(E,)` bool; False where the episode was cut.
         final_observations: `(E, *obs)` the observation after each episode's last action.
         info: where the data comes from.
-        normaliser: observation statistics of the unfiltered data.
+        normalizer: observation statistics of the unfiltered data.
         delayed_reward: True if the rewards were moved to the episodes' ends.
         path: the folder that the arrays are mapped from, if any.
     """
@@ -158,13 +158,13 @@ class TrajectoryStore:
     terminated: Array
     final_observations: Array
     info: DatasetInfo
-    normaliser: Normaliser
+    normalizer: Normalizer
     delayed_reward: bool = False
     path: Path | None = None
 
     @classmethod
     def from_trajectories(cls, trajectories: Iterable[Trajectory], info: DatasetInfo) -> TrajectoryStore:
-        """Copies episodes into a new store.
+        """Copy episodes into a new store.
 
         Raises:
             UserError: there is no episode, or an episode does not fit the spaces.
@@ -186,7 +186,7 @@ class TrajectoryStore:
             lengths=lengths,
             terminated=np.array([episode.terminated for episode in episodes], bool),
             info=info,
-            normaliser=fit_normaliser(flat["observations"]),
+            normalizer=fit_normalizer(flat["observations"]),
         )
 
     def __repr__(self) -> str:
@@ -217,12 +217,12 @@ class TrajectoryStore:
         return ends
 
     def locate(self, steps: Array) -> tuple[Array, Array]:
-        """Maps step numbers in [0, num_steps) to (episode numbers, offsets within the episode)."""
+        """Map step numbers in [0, num_steps) to (episode numbers, offsets within the episode)."""
         episodes = np.searchsorted(self._ends, steps, side="right")
         return episodes, steps - (self._ends[episodes] - self.lengths[episodes])
 
     def trajectory(self, episode: int) -> Trajectory:
-        """Returns one episode (views of the flat arrays where possible)."""
+        """Return one episode (views of the flat arrays where possible)."""
         steps = slice(int(self.starts[episode]), int(self.starts[episode] + self.lengths[episode]))
         return Trajectory(
             observations=np.concatenate(
@@ -234,7 +234,7 @@ class TrajectoryStore:
         )
 
     def select(self, episodes: Sequence[int] | Array) -> TrajectoryStore:
-        """Returns a view of some episodes, in the given order; statistics stay those of the full data."""
+        """Return a view of some episodes, in the given order; statistics stay those of the full data."""
         index = np.asarray(episodes, np.int64)
         if len(index) == 0:
             raise UserError(f"no episode of {self.info.source} is left; choose a weaker filter")
@@ -247,7 +247,7 @@ class TrajectoryStore:
         )
 
     def with_delayed_rewards(self) -> TrajectoryStore:
-        """Returns a view whose episodes pay their whole return at their last step."""
+        """Return a view whose episodes pay their whole return at their last step."""
         rewards = returns.delay_rewards(self.rewards, self.starts, self.lengths)
         return replace(
             self,
@@ -257,17 +257,17 @@ class TrajectoryStore:
         )
 
     def nbytes(self) -> int:
-        """The size of all arrays in bytes."""
+        """Return the size of all arrays in bytes."""
         return sum(getattr(self, name).nbytes for name in ARRAYS)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes the arrays as `.npy` files plus `store.json`; the folder appears whole or not at all."""
+        """Write the arrays as `.npy` files plus `store.json`; the folder appears whole or not at all."""
         target = Path(folder)
         aside = stage(target)
         try:
             for name in ARRAYS:
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
-            write_header(aside, self.info, self.normaliser, delayed_reward=self.delayed_reward)
+            write_header(aside, self.info, self.normalizer, delayed_reward=self.delayed_reward)
             publish(aside, target, replace=True)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -275,7 +275,7 @@ class TrajectoryStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TrajectoryStore:
-        """Maps a saved store into memory, read-only; processes of one node share its pages.
+        """Map a saved store into memory, read-only; processes of one node share its pages.
 
         Raises:
             UserError: the folder is not a whole store.
@@ -292,7 +292,7 @@ class TrajectoryStore:
             ):
                 raise ValueError("the arrays differ in length")
             info = DatasetInfo.from_json(header["info"])
-            normaliser = Normaliser(np.array(header["mean"], np.float32), np.array(header["std"], np.float32))
+            normalizer = Normalizer(np.array(header["mean"], np.float32), np.array(header["std"], np.float32))
             delayed_reward = bool(header["delayed_reward"])
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(
@@ -305,21 +305,21 @@ class TrajectoryStore:
             # np.asarray drops the memmap subclass, whose every slice costs a Python call.
             **{name: np.asarray(array) for name, array in arrays.items()},
             info=info,
-            normaliser=normaliser,
+            normalizer=normalizer,
             delayed_reward=delayed_reward,
             path=path,
         )
 
 
 def write_header(
-    folder: Path, info: DatasetInfo, normaliser: Normaliser, *, delayed_reward: bool = False
+    folder: Path, info: DatasetInfo, normalizer: Normalizer, *, delayed_reward: bool = False
 ) -> None:
-    """Writes the JSON file that, coming last, makes a folder of arrays a whole store."""
+    """Write the JSON file that, coming last, make a folder of arrays a whole store."""
     header = {
         "format": FORMAT,
         "info": info.to_json(),
         "delayed_reward": delayed_reward,
-        "mean": normaliser.mean.tolist(),
-        "std": normaliser.std.tolist(),
+        "mean": normalizer.mean.tolist(),
+        "std": normalizer.std.tolist(),
     }
     (folder / HEADER).write_text(json.dumps(header))

@@ -37,7 +37,7 @@ def sample(
     law: Array | None = None,
     successors: bool = False,
 ) -> Window[Array]:
-    """Draws `batch_size` windows.
+    """Draw `batch_size` windows.
 
     Args:
         store: the trajectories.
@@ -67,7 +67,7 @@ def gather(
     *,
     successors: bool = False,
 ) -> Window[Array]:
-    """Cuts the windows that start at step `offsets[i]` of episode `episodes[i]`.
+    """Cut the windows that start at step `offsets[i]` of episode `episodes[i]`.
 
     Args:
         store: the trajectories.

@@ -13,7 +13,7 @@ import numpy as np
 
 from rayrl_dt.data import returns
 from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.data.store import ARRAYS, DatasetInfo, episode_arrays, fit_normaliser, write_header
+from rayrl_dt.data.store import ARRAYS, DatasetInfo, episode_arrays, fit_normalizer, write_header
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
 
@@ -47,7 +47,7 @@ class StoreWriter:
         self._terminated: list[bool] = []
 
     def append(self, trajectory: Trajectory) -> None:
-        """Adds one episode.
+        """Add one episode.
 
         Raises:
             UserError: it does not fit the spaces, or the first episode.
@@ -70,7 +70,7 @@ class StoreWriter:
         self._terminated.append(trajectory.terminated)
 
     def close(self) -> Path:
-        """Completes the store and moves it into place.
+        """Complete the store and move it into place.
 
         Raises:
             UserError: no episode was appended.
@@ -90,12 +90,12 @@ class StoreWriter:
             np.save(self._aside / f"{name}.npy", values)
         assert table.keys() | self._columns.keys() == set(ARRAYS)
         observations = np.load(self._aside / "observations.npy", mmap_mode="r")
-        write_header(self._aside, self.info, fit_normaliser(observations))
+        write_header(self._aside, self.info, fit_normalizer(observations))
         publish(self._aside, self.folder)
         return self.folder
 
     def discard(self) -> None:
-        """Deletes what was written so far."""
+        """Delete what was written so far."""
         for column in self._columns.values():
             column.abandon()
         shutil.rmtree(self._aside, ignore_errors=True)

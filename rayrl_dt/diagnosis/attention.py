@@ -38,7 +38,7 @@ __all__ = [
     "SeqRAUse",
     "check_readable",
     "read_layers",
-    "summarise",
+    "summarize",
 ]
 
 TOKENS = {
@@ -130,12 +130,12 @@ class AttentionSummary:
     queries: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
 def check_readable(model: SequenceModel) -> None:
-    """Checks that the attention of a policy can be read.
+    """Check that the attention of a policy can be read.
 
     Raises:
         UserError: the backbone has no such attention, or the model is not on the CPU, where weights are explicit.
@@ -152,7 +152,7 @@ def check_readable(model: SequenceModel) -> None:
 
 
 def read_layers(model: SequenceModel, window: Window[Tensor]) -> list[LayerReading]:
-    """Runs a window through the model in eval mode and returns what each layer did.
+    """Run a window through the model in eval mode and return what each layer did.
 
     The model's mode is restored, and no hook stays behind.
 
@@ -199,8 +199,8 @@ def read_layers(model: SequenceModel, window: Window[Tensor]) -> list[LayerReadi
     return readings
 
 
-def summarise(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> AttentionSummary:
-    """Averages the attention of a policy over windows of data.
+def summarize(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> AttentionSummary:
+    """Average the attention of a policy over windows of data.
 
     Args:
         model: on the CPU; it runs in eval mode.
@@ -236,7 +236,7 @@ def summarise(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> Attent
 
 
 def _per_query(reading: LayerReading, mask: Tensor, types: Sequence[str]) -> dict[str, Tensor]:
-    """What `LayerAttention` is the mean of, one row for each state token of a real step."""
+    """Return what `LayerAttention` is the mean of, one row for each state token of a real step."""
     steps = mask.shape[1]
     weights = _states(reading.weights.mean(dim=1), steps)
     by_token = torch.unflatten(weights, -1, (steps, len(types)))  # (B, K, K, n)
@@ -263,7 +263,7 @@ def _per_query(reading: LayerReading, mask: Tensor, types: Sequence[str]) -> dic
 
 
 def _layer(parts: Sequence[dict[str, Tensor]], types: Sequence[str]) -> LayerAttention:
-    """The means over the queries of all batches."""
+    """Return the means over the queries of all batches."""
     means = {name: torch.cat([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
     return LayerAttention(
         shares=dict(zip(types, _floats(means["shares"]), strict=True)),
@@ -276,13 +276,13 @@ def _layer(parts: Sequence[dict[str, Tensor]], types: Sequence[str]) -> LayerAtt
 
 
 def _states(values: Tensor, steps: int) -> Tensor:
-    """The rows `(B, K, ...)` of the state tokens among `(B, Q, ...)`, the last but one token of each step."""
+    """Return the rows `(B, K, ...)` of the state tokens among `(B, Q, ...)`, the last but one token of each step."""
     per_step = values.shape[1] // steps
     return values[:, max(per_step - 2, 0) :: per_step]
 
 
 def _by_age(mass: Tensor) -> Tensor:
-    """Turns mass on steps `(B, K, K)` into mass on 0, 1, ... steps back; nothing lies before the first step."""
+    """Turn mass on steps `(B, K, K)` into mass on 0, 1, ... steps back; nothing lies before the first step."""
     steps = torch.arange(mass.shape[1])
     index = steps[:, None] - steps  # query step minus age
     return mass.gather(2, index.clamp(min=0).expand_as(mass)) * (index >= 0)
@@ -290,7 +290,7 @@ def _by_age(mass: Tensor) -> Tensor:
 
 @contextmanager
 def _watching(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[tuple[Any, ...], Any]]]:
-    """Keeps the inputs and the output of each module's last call, as long as the context is open."""
+    """Keep the inputs and the output of each module's last call, as long as the context is open."""
     seen: dict[nn.Module, tuple[tuple[Any, ...], Any]] = {}
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

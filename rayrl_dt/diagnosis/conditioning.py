@@ -55,7 +55,7 @@ class Sensitivity:
         return float(np.interp(0.0, self.offsets, self.values))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
@@ -85,7 +85,7 @@ class Course:
         return float(np.mean(self.left))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
@@ -97,7 +97,7 @@ def sensitivity(
     offsets: Sequence[float] = OFFSETS,
     delta: float = 0.05,
 ) -> Sensitivity:
-    """Measures how the action of the last step depends on the target, by central differences on windows of data.
+    """Measure how the action of the last step depends on the target, by central differences on windows of data.
 
     Args:
         model: the policy network; put into eval mode.
@@ -145,7 +145,7 @@ def return_courses(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Course, ...]:
-    """Rolls the policy out and returns how each target is used up, in the order of `targets`.
+    """Roll the policy out and return how each target is used up, in the order of `targets`.
 
     These are the episodes that `evaluate_model` runs with the same arguments.
 

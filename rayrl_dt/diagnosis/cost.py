@@ -53,7 +53,7 @@ class Cost:
     threads: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {**asdict(self), "acting_ms": {str(n): value for n, value in self.acting_ms.items()}}
 
 
@@ -67,7 +67,7 @@ def measure(
     seconds: float = 0.1,
     seed: int = 0,
 ) -> tuple[Cost, ...]:
-    """Measures policies on windows of the same data, in the order given.
+    """Measure policies on windows of the same data, in the order given.
 
     The repeats take turns, so that all policies meet the same load of the machine. The models are left as they are:
     training steps are taken by copies.
@@ -108,7 +108,7 @@ def measure(
 def _acting(
     model: SequenceModel, store: TrajectoryStore, slots: int, precision: str, seed: int
 ) -> Callable[[], object]:
-    """A call that chooses the next actions in `slots` environments, whose observations come from the data."""
+    """Return a call that chooses the next actions in `slots` environments, whose observations come from the data."""
     steps = model.spec.model.context_length
     rng = numpy_generator(seed, "cost/acting", slots)
     observations = store.observations[rng.integers(store.num_steps, size=(steps, slots))]
@@ -133,7 +133,7 @@ def _acting(
 def _training(
     model: SequenceModel, store: TrajectoryStore, batch_size: int, precision: str, seed: int
 ) -> Callable[[], object]:
-    """A call that takes one gradient step, the loss as in training; for a copy of the model."""
+    """Return a call that takes one gradient step, the loss as in training; for a copy of the model."""
     trained = copy.deepcopy(model).train()
     device = trained.head.weight.device
     rng = numpy_generator(seed, "cost/training")
@@ -155,7 +155,7 @@ def _training(
 def _take_turns(
     jobs: Mapping[tuple[int, str], Callable[[], object]], *, repeats: int, seconds: float
 ) -> dict[tuple[int, str], float]:
-    """Returns the median time of a call of each job, in milliseconds, the first calls not counted."""
+    """Return the median time of a call of each job, in milliseconds, the first calls not counted."""
     for call in jobs.values():
         call()
     times: dict[tuple[int, str], list[float]] = {name: [] for name in jobs}
@@ -170,6 +170,6 @@ def _take_turns(
 
 
 def _wait(device: torch.device) -> None:
-    """Waits for what an accelerator still has to do."""
+    """Wait for what an accelerator still has to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -71,7 +71,7 @@ class PolicyExamination:
         return sum(abs(c.left_mean) for c in self.courses) / len(self.courses) / self.sensitivity.span
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {**asdict(self), "left": self.left, "cost": self.cost.to_json()}
 
 
@@ -92,7 +92,7 @@ class Examination:
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {**asdict(self), "policies": [policy.to_json() for policy in self.policies]}
 
 
@@ -108,7 +108,7 @@ def examine(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Examination:
-    """Measures how policies use their return-to-go. Policies of the same data are asked the same.
+    """Measure how policies use their return-to-go. Policies of the same data are asked the same.
 
     They see as many steps, and select actions, as they were evaluated in training.
 
@@ -179,11 +179,11 @@ def examine(
 def _inspect(
     model: SequenceModel, batches: Sequence[Window[Tensor]], store: TrajectoryStore
 ) -> tuple[AttentionSummary | None, Sensitivity | None, list[str]]:
-    """What windows of data tell, and why something is missing."""
+    """Return what windows of data tell, and why something is missing."""
     remarks: list[str] = []
     looked, felt = None, None
     try:
-        looked = attention.summarise(model, batches)
+        looked = attention.summarize(model, batches)
     except UserError as error:
         remarks.append(f"attention: {error}")
     try:
@@ -203,7 +203,7 @@ def _roll(
     episodes: int,
     seed: int,
 ) -> tuple[tuple[Course, ...], list[str]]:
-    """What rollouts tell, and what to keep in mind about them."""
+    """Return what rollouts tell, and what to keep in mind about them."""
     spec = model.spec
     if (env or spec.env) is None:
         return (), ["its environment is not recorded, so it was not rolled out; name one with --env"]
@@ -253,7 +253,7 @@ def _load(source: str, delayed: bool, specs: Sequence[PolicySpec]) -> Trajectory
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest distinct ends of the paths; the bundle inside a run goes by the run's name."""
+    """Return the shortest distinct ends of the paths; the bundle inside a run goes by the run's name."""
     shown = [path.parent if path.name == "policy" else path for path in paths]
     if len(set(shown)) < len(shown):
         shown = list(paths)

@@ -29,7 +29,7 @@ __all__ = ["diagnose", "write_diagnosis"]
 
 
 def diagnose(run_paths: Sequence[Path], out: Path, **options: Any) -> Path:
-    """Examines policies and writes the page about them; returns its path.
+    """Examine policies and write the page about them; return its path.
 
     Args:
         run_paths: run folders, checkpoints or bundles.
@@ -43,7 +43,7 @@ def diagnose(run_paths: Sequence[Path], out: Path, **options: Any) -> Path:
 
 
 def write_diagnosis(examination: Examination, out: Path) -> Path:
-    """Writes `diagnosis.html`, `diagnosis.md` and the PNG files into `out`, and returns the page's path.
+    """Write `diagnosis.html`, `diagnosis.md` and the PNG files into `out`, and return the page's path.
 
     Raises:
         UserError: `out` cannot be a folder.
@@ -71,7 +71,7 @@ def write_diagnosis(examination: Examination, out: Path) -> Path:
 
 
 def _section(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -> list[Block]:
-    """The policies of one data set."""
+    """Return the policies of one data set."""
     blocks: list[Block] = []
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
     if remarks:

@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from rayrl_dt.diagnosis.attention import AttentionSummary, LayerAttention
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.plots import COLOURS, DASHES, FAINT, INK, MARKERS, canvas, finish, style_axes
+from rayrl_dt.reports.plots import COLORS, DASHES, FAINT, INK, MARKERS, canvas, finish, style_axes
 
 __all__ = ["attention_shares", "return_ages", "return_courses", "sensitivity_curves"]
 
-_BLUE, _VERMILION, _ORANGE, _SKY = COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[5]
+_BLUE, _VERMILION, _ORANGE, _SKY = COLORS[0], COLORS[1], COLORS[4], COLORS[5]
 _COLUMNS = 3
 _SEGMENTS = {
     "return of the same step": _VERMILION,
@@ -29,7 +29,7 @@ _SEGMENTS = {
 
 
 def attention_shares(summaries: Mapping[str, AttentionSummary], path: Path | None = None) -> Figure:
-    """Draws what each layer attends to as stacked bars, one panel per policy, all on one scale.
+    """Draw what each layer attends to as stacked bars, one panel per policy, all on one scale.
 
     RADT's layers have two bars: self-attention, and SeqRA among the returns alone.
 
@@ -42,10 +42,10 @@ def attention_shares(summaries: Mapping[str, AttentionSummary], path: Path | Non
         bars = [bar for index, layer in enumerate(summary.layers, start=1) for bar in _bars(index, layer)]
         positions = [place for place, _, _ in bars]
         bottom = np.zeros(len(bars))
-        for name, colour in _SEGMENTS.items():
+        for name, color in _SEGMENTS.items():
             heights = np.array([segments.get(name, 0.0) for _, _, segments in bars])
             if heights.any():
-                axes.bar(positions, heights, 0.8, bottom, color=colour, label=name)
+                axes.bar(positions, heights, 0.8, bottom, color=color, label=name)
             bottom += heights
         if "return" in summary.uniform_shares:
             chance = summary.uniform_shares["return"]
@@ -59,7 +59,7 @@ def attention_shares(summaries: Mapping[str, AttentionSummary], path: Path | Non
 
 
 def return_ages(summaries: Mapping[str, AttentionSummary], path: Path | None = None) -> Figure:
-    """Draws how old the attended returns are, one panel per policy that attends to returns.
+    """Draw how old the attended returns are, one panel per policy that attends to returns.
 
     Args:
         summaries: attention of each label; those without returns are left out.
@@ -71,9 +71,9 @@ def return_ages(summaries: Mapping[str, AttentionSummary], path: Path | None = N
         ages = np.arange(len(summary.uniform_ages))
         for index, layer in enumerate(summary.layers):
             axes.plot(
-                ages, _normalised(layer.ages), lw=1.8, ms=4, label=f"layer {index + 1}", **_style(index)
+                ages, _normalized(layer.ages), lw=1.8, ms=4, label=f"layer {index + 1}", **_style(index)
             )
-        axes.plot(ages, _normalised(summary.uniform_ages), color=FAINT, lw=1.2, ls=":", label="all alike")
+        axes.plot(ages, _normalized(summary.uniform_ages), color=FAINT, lw=1.2, ls=":", label="all alike")
         style_axes(axes, label, "age of the return (steps)", "share of the attention to returns")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if position:
@@ -84,7 +84,7 @@ def return_ages(summaries: Mapping[str, AttentionSummary], path: Path | None = N
 
 
 def sensitivity_curves(curves: Mapping[str, Sensitivity], path: Path | None = None) -> Figure:
-    """Draws how far the action moves with the target, against the distance from the data's own returns.
+    """Draw how far the action moves with the target, against the distance from the data's own returns.
 
     Args:
         curves: of each label, measured on the same data.
@@ -106,7 +106,7 @@ def sensitivity_curves(curves: Mapping[str, Sensitivity], path: Path | None = No
 
 
 def return_courses(courses: Mapping[str, Sequence[Course]], path: Path | None = None) -> Figure:
-    """Draws what is left of each target against the step, one panel per policy, all on one scale.
+    """Draw what is left of each target against the step, one panel per policy, all on one scale.
 
     Args:
         courses: of each label, one per target.
@@ -115,9 +115,9 @@ def return_courses(courses: Mapping[str, Sequence[Course]], path: Path | None = 
     figure, every = _panels(len(courses), 3.6)
     for position, (axes, (label, items)) in enumerate(zip(every, courses.items(), strict=False)):
         for index, course in enumerate(sorted(items, key=lambda item: item.target)):
-            colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+            color, dashes = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
             axes.plot(
-                course.remaining, color=colour, ls=dashes, lw=1.8, label=f"target {number(course.target)}"
+                course.remaining, color=color, ls=dashes, lw=1.8, label=f"target {number(course.target)}"
             )
         axes.axhline(0.0, color=INK, lw=1.2, ls=":", label="target used up")
         style_axes(axes, label, "step of the episode", "target minus rewards so far (raw)")
@@ -142,7 +142,7 @@ def _bars(index: int, layer: LayerAttention) -> list[tuple[float, str, dict[str,
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:
-    """A figure with `count` axes side by side, in rows of at most `_COLUMNS`; the rest is hidden."""
+    """Return a figure with `count` axes side by side, in rows of at most `_COLUMNS`; the rest is hidden."""
     columns = 2 if count == 4 else max(1, min(count, _COLUMNS))
     rows = max(1, math.ceil(count / columns))
     figure, every = canvas(rows, columns, (max(5.6, 3.9 * columns), height * rows + 0.4))
@@ -171,10 +171,10 @@ def _shared_legend(figure: Figure, every: Sequence[Any]) -> None:
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _normalised(values: Sequence[float]) -> np.ndarray[Any, Any]:
-    """The values over their sum, so that DT's attention to returns compares with SeqRA's, which has no other."""
+def _normalized(values: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Return the values over their sum, so that DT's attention to returns compares with SeqRA's, which has no other."""
     mass: np.ndarray[Any, Any] = np.asarray(values)
     return mass / mass.sum() if mass.sum() > 0 else mass

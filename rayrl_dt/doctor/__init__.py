@@ -17,7 +17,7 @@ def diagnose(
     address: str | None = None,
     start_ray: bool = True,
 ) -> list[Check]:
-    """Checks the software, this machine, its folders and Ray. A check that fails says so; nothing is raised.
+    """Check the software, this machine, its folders and Ray. A check that fails says so; nothing is raised.
 
     Args:
         storage: folder that runs are to be written to; checked on every node if `address` is given.

@@ -31,12 +31,12 @@ class Check:
     remedy: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
 def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Check]:
-    """The check's result; an exception is a result too."""
+    """Return the check's result; an exception is a result too."""
     try:
         return check()
     except Exception as error:  # whatever a broken installation raises
@@ -44,11 +44,11 @@ def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Ch
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def size(count: float) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes for people."""
     return f"{count / GIB:.1f} GiB"

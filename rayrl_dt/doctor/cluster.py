@@ -83,7 +83,7 @@ def _names(alive: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def check_storage(storage: Path, ids: Mapping[str, str] | None = None) -> Check:
-    """Lets every node write to a folder of the driver's, then lets every node read what all have written.
+    """Let every node write to a folder of the driver's, then let every node read what all have written.
 
     Args:
         storage: the folder; if it does not exist, the nearest parent that does is probed.
@@ -107,7 +107,7 @@ def check_storage(storage: Path, ids: Mapping[str, str] | None = None) -> Check:
 def _ask(
     ids: Mapping[str, str], question: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, Any]:
-    """The answers by the node's name; a node that cannot answer gives its error as a string.
+    """Return the answers by the node's name; a node that cannot answer gives its error as a string.
 
     Args:
         ids: Ray's ids of the nodes, by name.

@@ -21,12 +21,12 @@ _LEAST_SPACE = 2 * GIB
 
 
 def storage(folder: Path) -> list[Check]:
-    """Whether runs can be written to a folder."""
+    """Return whether runs can be written to a folder."""
     return _folder("storage", folder, STORAGE_REMEDY)
 
 
 def data(source: str) -> list[Check]:
-    """Whether a source is on this machine.
+    """Return whether a source is on this machine.
 
     Raises:
         UserError: it is not.
@@ -36,7 +36,7 @@ def data(source: str) -> list[Check]:
 
 
 def minari() -> list[Check]:
-    """Whether there are local Minari data sets."""
+    """Return whether there are local Minari data sets."""
     root = minari_local.datasets_root()
     count = len(minari_local.list_local()) if root.is_dir() else 0
     if count:
@@ -46,12 +46,12 @@ def minari() -> list[Check]:
 
 
 def cache() -> list[Check]:
-    """Whether flat arrays can be cached."""
+    """Return whether flat arrays can be cached."""
     return _folder("cache", sources.cache_root(), "set RAYRL_DT_CACHE to a writable folder")
 
 
 def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
-    """Whether a folder, or the one that it would be made in, can be written to and has room."""
+    """Return whether a folder, or the one that it would be made in, can be written to and has room."""
     try:
         with probe_folder(folder) as probe:
             _write_rename_delete(probe)
@@ -66,7 +66,7 @@ def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
 
 @contextmanager
 def probe_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder`, or inside its nearest parent that exists; gone afterwards."""
+    """Return a folder inside `folder`, or inside its nearest parent that exists; gone afterwards."""
     existing = folder.expanduser().absolute()
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -75,7 +75,7 @@ def probe_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_rename_delete(folder: Path) -> None:
-    """What a run needs of its storage: atomic replacement of files.
+    """Return what a run needs of its storage: atomic replacement of files.
 
     Raises:
         OSError: something of it is not possible.

@@ -18,7 +18,7 @@ _OBJECT_STORE_SHARE = 0.3
 
 
 def cpu() -> list[Check]:
-    """Whether there are cores enough."""
+    """Return whether there are cores enough."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     found = f"{usable} of {cores} cores usable"
@@ -28,7 +28,7 @@ def cpu() -> list[Check]:
 
 
 def memory() -> list[Check]:
-    """Whether there is memory enough."""
+    """Return whether there is memory enough."""
     total, available = _memory_sizes()
     found = f"{size(available)} available of {size(total)}"
     if available >= _LEAST_MEMORY:
@@ -44,7 +44,7 @@ def memory() -> list[Check]:
 
 
 def precision() -> list[Check]:
-    """Which arithmetic training takes on this CPU."""
+    """Return which arithmetic training takes on this CPU."""
     native = "has" if precisions.cpu_has_bf16() else "has no"
     chosen = precisions.resolve("auto", "cpu")
     return [
@@ -53,7 +53,7 @@ def precision() -> list[Check]:
 
 
 def cuda() -> list[Check]:
-    """Which GPUs torch can use."""
+    """Return which GPUs torch can use."""
     import torch
 
     if torch.cuda.is_available():
@@ -70,7 +70,7 @@ def cuda() -> list[Check]:
 
 
 def shared_memory(store: float | None) -> list[Check]:
-    """Whether the shared memory of this machine holds Ray's object store.
+    """Return whether the shared memory of this machine holds Ray's object store.
 
     Args:
         store: the object store of this machine in bytes; None if Ray does not run, for what it would take.

@@ -60,13 +60,13 @@ Answers: TypeAlias = Mapping[str, "NodeReport | str"]
 
 
 def versions() -> dict[str, str]:
-    """The versions here. Builds for other devices are the same version: a head without a GPU is common."""
+    """Return the versions here. Builds for other devices are the same version: a head without a GPU is common."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: metadata.version(name).partition("+")[0] for name in _COMPARED}
 
 
 def describe(dataset: str | None, ray_gpus: float) -> NodeReport:
-    """Runs on a node: its report.
+    """Run on a node: its report.
 
     Args:
         dataset: source to look for; None for none.
@@ -93,7 +93,7 @@ def _torch_gpus() -> int:
 
 
 def leave_mark(probe: str, mark: str) -> None:
-    """Runs on a node: writes a file that the other nodes are to read.
+    """Run on a node: writes a file that the other nodes are to read.
 
     Raises:
         OSError: the folder is not the driver's, or not writable.
@@ -107,7 +107,7 @@ def leave_mark(probe: str, mark: str) -> None:
 
 
 def unread_marks(probe: str, marks: Mapping[str, str]) -> list[str]:
-    """Runs on a node: the names of the nodes whose marks cannot be read there.
+    """Run on a node: the names of the nodes whose marks cannot be read there.
 
     Args:
         probe: the folder.

@@ -18,7 +18,7 @@ _DEVELOPMENT_EXTRAS = ("dev", "test")
 
 
 def python() -> list[Check]:
-    """Whether the package supports this Python."""
+    """Return whether the package supports this Python."""
     version = platform.python_version()
     bounds = metadata.metadata(PACKAGE)["Requires-Python"] or ""
     found = f"{version} on {platform.platform(terse=True)}"
@@ -65,7 +65,7 @@ def extras() -> list[Check]:
 
 
 def mujoco() -> list[Check]:
-    """Whether a MuJoCo environment runs."""
+    """Return whether a MuJoCo environment runs."""
     from rayrl_dt import envs
 
     with closing(envs.make("Hopper-v5")) as env:
@@ -75,7 +75,7 @@ def mujoco() -> list[Check]:
 
 
 def atari() -> list[Check]:
-    """Whether the Arcade Learning Environment is there."""
+    """Return whether the Arcade Learning Environment is there."""
     importlib.import_module("ale_py")
     return [Check("Atari", "ok", f"ale-py {metadata.version('ale-py')}")]
 
@@ -85,7 +85,7 @@ def _requirements() -> list[Requirement]:
 
 
 def _installed(requirement: Requirement) -> tuple[bool, str]:
-    """Whether there is a problem, and what is installed."""
+    """Return whether there is a problem, and what is installed."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -96,6 +96,6 @@ def _installed(requirement: Requirement) -> tuple[bool, str]:
 
 
 def _plain(requirement: Requirement) -> str:
-    """The requirement as one gives it to pip, without its marker."""
+    """Return the requirement as one gives it to pip, without its marker."""
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     return f"{requirement.name}{extras}{requirement.specifier}"

@@ -15,7 +15,7 @@ __all__ = ["KeyToDoor", "check_spaces", "make", "make_vector", "register", "to_s
 
 
 def register() -> None:
-    """Registers our environments with Gymnasium; calling it again changes nothing."""
+    """Register our environments with Gymnasium; calling it again changes nothing."""
     if "rayrl_dt/KeyToDoor-v0" not in gym.registry:
         gym.register(
             id="rayrl_dt/KeyToDoor-v0",

@@ -26,11 +26,11 @@ _KEY_ROOM, _EMPTY_ROOM, _DOOR_ROOM = range(3)
 class KeyToDoor(gym.Env[np.ndarray[Any, Any], np.int64]):
     """Three rooms in a row, each left after a fixed number of steps; an episode lasts at most 15.
 
-    Every room is a 3x3 grid that the agent enters at the centre. The key lies in a random corner of the
+    Every room is a 3x3 grid that the agent enters at the center. The key lies in a random corner of the
     first room (2 steps), the second room is empty (11 steps), the door is in the middle of a random wall of
     the third (2 steps). Stepping on the key takes it; stepping on the door ends the episode, with reward 1 if
     the key was taken. All other rewards are 0. There is just enough time to reach the key, and one wrong move
-    from the centre misses the door, so a random walk that succeeds has done the right thing wherever it
+    from the center misses the door, so a random walk that succeeds has done the right thing wherever it
     mattered: some thirty successes teach the task.
 
     A uniformly random policy takes the key with probability 1/8 and the door with 1/4: 1/32 = 3.125% succeed
@@ -40,7 +40,7 @@ class KeyToDoor(gym.Env[np.ndarray[Any, Any], np.int64]):
 
     Observation, `(9,)` float32: one-hot room (3), share of the room's steps left (1), position in the room
     from -1 to 1 (2), 1 if a key or door is in sight (1), its offset from the agent in cells, halved (2, zero
-    when there is none). The key vanishes when taken. Entering a room puts the agent at its centre, so nothing
+    when there is none). The key vanishes when taken. Entering a room puts the agent at its center, so nothing
     in rooms 2 and 3 depends on whether the key was taken: that has to be remembered.
 
     `info` tells `has_key` and `success`, for tests and plots.
@@ -67,14 +67,14 @@ class KeyToDoor(gym.Env[np.ndarray[Any, Any], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-        """Puts the agent into the key room."""
+        """Put the agent into the key room."""
         super().reset(seed=seed)
         self._has_key = False
         self._enter(_KEY_ROOM)
         return self._observation(), self._info(success=False)
 
     def step(self, action: np.int64) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
-        """Moves one cell; goes on to the next room when the steps of this one are used up."""
+        """Move one cell; go on to the next room when the steps of this one are used up."""
         self._agent = _move(self._agent, _MOVES[int(action)])
         self._steps_left -= 1
         reached = self._agent == self._target
@@ -89,7 +89,7 @@ class KeyToDoor(gym.Env[np.ndarray[Any, Any], np.int64]):
         return self._observation(), float(success), over, False, self._info(success=success)
 
     def render(self) -> str | None:  # type: ignore[override]
-        """Draws the room: A agent, K key, D door."""
+        """Draw the room: A agent, K key, D door."""
         if self.render_mode != "ansi":
             return None
         symbols = {self._agent: "A"}
@@ -120,10 +120,10 @@ class KeyToDoor(gym.Env[np.ndarray[Any, Any], np.int64]):
 
 
 def success_probability() -> Fraction:
-    """Returns the exact probability that a uniformly random policy takes the key and reaches the door.
+    """Return the exact probability that a uniformly random policy takes the key and reaches the door.
 
     The rooms are independent and symmetric, so it is the product over the key room and the door room of the
-    probability that a random walk from the centre hits one given target in time.
+    probability that a random walk from the center hits one given target in time.
     """
     return _hit(_CORNERS[0], KeyToDoor.room_steps[_KEY_ROOM]) * _hit(
         _MOVES[0], KeyToDoor.room_steps[_DOOR_ROOM]

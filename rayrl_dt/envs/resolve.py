@@ -32,7 +32,7 @@ __all__ = ["check_spaces", "make", "make_vector", "to_string"]
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
 
-# Packages that register environments when imported, the ids by which to recognise them when they are
+# Packages that register environments when imported, the ids by which to recognize them when they are
 # missing, and the remedy.
 _EXTRAS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("rayrl_dt.envs", (), ""),
@@ -47,7 +47,7 @@ _REFUSALS = (gym.error.Error, ImportError, AttributeError, TypeError)
 
 
 def make(env: str | EnvSpec, **kwargs: Any) -> Env:
-    """Makes an environment.
+    """Make an environment.
 
     Args:
         env: a name as listed in the module's docstring, or a Gymnasium specification.
@@ -78,7 +78,7 @@ def make_vector(
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
     **kwargs: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Makes `num_envs` copies behind Gymnasium's vector interface.
+    """Make `num_envs` copies behind Gymnasium's vector interface.
 
     Args:
         env: as for `make`.
@@ -107,14 +107,14 @@ def make_vector(
 
 
 def to_string(env: str | EnvSpec) -> str:
-    """Returns a string that `make` resolves in any process: the name itself, or the specification as JSON."""
+    """Return a string that `make` resolves in any process: the name itself, or the specification as JSON."""
     return env if isinstance(env, str) else env.to_json()
 
 
 def check_spaces(
     env_observation: Space, env_action: Space, data_observation: Space, data_action: Space
 ) -> None:
-    """Checks that a policy learnt from the data fits the environment.
+    """Check that a policy learned from the data fits the environment.
 
     Number types may differ, and so may the bounds of observations; composite observations are compared
     flattened. The bounds of actions must agree, because they scale the policy's output.
@@ -208,7 +208,7 @@ def _spec_from_json(text: str) -> EnvSpec:
 
 
 def _register_extras(name: str) -> None:
-    """Imports the packages that register environments on import; says which one is missing for `name`."""
+    """Import the packages that register environments on import; say which one is missing for `name`."""
     for package, prefixes, remedy in _EXTRAS:
         try:
             # gymnasium-robotics greets on standard error, where our own errors are one line.

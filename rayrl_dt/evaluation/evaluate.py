@@ -38,7 +38,7 @@ def evaluate_model(
     refiner: Refiner | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
-    """Runs a policy on every target in one vector environment.
+    """Run a policy on every target in one vector environment.
 
     Args:
         model: the policy network.
@@ -88,14 +88,14 @@ def assemble(
     gradient_steps: int | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Groups episodes by target and attaches what a reader must know.
+    """Group episodes by target and attaches what a reader must know.
 
     Args:
         rollouts: evaluated episodes.
         plan: the targets they were asked for.
         env: environment id.
         dataset: source id of the training data.
-        reference: scores to normalise with, or None.
+        reference: scores to normalize with, or None.
         score_note: where the reference comes from, or why there is none.
         checkpoint: what was evaluated.
         gradient_steps: behind the weights.
@@ -136,7 +136,7 @@ def evaluate_bundle(
     sampled_actions: SampledActions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Evaluates the policy of a bundle, checkpoint or run folder, by default as its training did.
+    """Evaluate the policy of a bundle, checkpoint or run folder, by default as its training did.
 
     Args:
         path: where the policy is.
@@ -145,7 +145,7 @@ def evaluate_bundle(
         env: overrides the policy's environment.
         context_length: steps that the policy sees, at most its K; None for the policy's own choice.
         action_selection: of discrete actions, "mode" or "sample"; None for the policy's own choice.
-        across_versions: normalise with scores of another version of the environment.
+        across_versions: normalize with scores of another version of the environment.
         seed: of environments and sampled actions.
         action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
         sampled_actions: take the best of several actions, as that critic sees them, instead.
@@ -201,5 +201,5 @@ def evaluate_bundle(
 
 
 def env_id_of(env: str | None) -> str | None:
-    """The id of an environment given as an id or as a specification in JSON."""
+    """Return the id of an environment given as an id or as a specification in JSON."""
     return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

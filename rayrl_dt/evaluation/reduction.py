@@ -25,14 +25,14 @@ Array = np.ndarray[Any, Any]
 
 
 def baseline_of(groups: Mapping[str, Sequence[EvaluationResult]]) -> str | None:
-    """Returns the label of the baseline among labels such as "DT" or "DT (2 seeds)", or None."""
+    """Return the label of the baseline among labels such as "DT" or "DT (2 seeds)", or None."""
     return next((label for label in groups if label.split(" (")[0] == BASELINE), None)
 
 
 def error_reduction(
     baseline: Sequence[EvaluationResult], method: Sequence[EvaluationResult], *, seed: int = 0
 ) -> Interval | None:
-    """Returns 1 - E(method) / E(baseline) with its 95% interval.
+    """Return 1 - E(method) / E(baseline) with its 95% interval.
 
     None if a side is empty, if they were not all asked for the same targets, or if the baseline's E is 0.
 

@@ -81,7 +81,7 @@ class RefinedPolicy:
     def run(
         self, settings: ActionGradient | SampledActions, *, progress: Callable[[int], None] | None = None
     ) -> Rollouts:
-        """Plays the episodes with an action gradient or sampled actions; with n = 0 the policy acts alone.
+        """Play the episodes with an action gradient or sampled actions; with n = 0 the policy acts alone.
 
         Args:
             settings: of either.
@@ -94,5 +94,5 @@ class RefinedPolicy:
         return run_slots(self._collector, self._slots, progress=progress)
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Close the environments."""
         self._vector.close()

@@ -47,7 +47,7 @@ class Cell:
         return float(np.std(self.returns))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {
             **self.settings.to_json(),
             "return_mean": self.mean,
@@ -85,7 +85,7 @@ class RefinementGrid:
     warnings: tuple[str, ...] = ()
 
     def cell(self, rule: str, eta: float, n: int) -> Cell:
-        """Returns the cell of these settings; the control for n = 0."""
+        """Return the cell of these settings; the control for n = 0."""
         if n == 0:
             return self.control
         return next(
@@ -107,7 +107,7 @@ class RefinementGrid:
         return max((self.control, *self.cells), key=lambda cell: cell.mean)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {
             "checkpoint": self.checkpoint,
             "env": self.env,
@@ -133,7 +133,7 @@ def sweep(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> RefinementGrid:
-    """Evaluates every combination of rule, eta and n on the policy of a bundle, and n = 0 once.
+    """Evaluate every combination of rule, eta and n on the policy of a bundle, and n = 0 once.
 
     Args:
         path: run folder, checkpoint or bundle, with a critic.

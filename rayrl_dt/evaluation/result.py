@@ -155,7 +155,7 @@ class EvaluationResult:
 
     @property
     def alignment_error_points(self) -> float | None:
-        """E in points of the normalised score; None without a reference or without E."""
+        """E in points of the normalized score; None without a reference or without E."""
         if self.score_reference is None or self.alignment_error is None:
             return None
         return 100 * self.alignment_error / (self.score_reference[1] - self.score_reference[0])
@@ -209,7 +209,7 @@ class EvaluationResult:
         return np.array([item.return_mean for item in self.targets])
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict of finite numbers: metrics, then what is needed to compute them again."""
+        """Return a JSON-ready dict of finite numbers: metrics, then what is needed to compute them again."""
         interval, rate = self.alignment_error_interval, self.env_steps_per_s
         return {
             "targets": [
@@ -285,7 +285,7 @@ class EvaluationResult:
 
 
 def blind_error(targets: Sequence[float]) -> float | None:
-    """Returns the relative error of a policy that always achieves the middle target, whatever it is asked.
+    """Return the relative error of a policy that always achieves the middle target, whatever it is asked.
 
     No policy that ignores its target does better; 0.286 for seven equally spaced targets. None if the targets
     do not span anything.

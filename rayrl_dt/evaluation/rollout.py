@@ -1,6 +1,6 @@
-"""Evaluating a policy on many targets in one vectorised run, with a fixed quota of episodes per slot.
+"""Evaluating a policy on many targets in one vectorized run, with a fixed quota of episodes per slot.
 
-Counting whichever episodes finish first would favour short ones. Here each slot of the vector environment
+Counting whichever episodes finish first would favor short ones. Here each slot of the vector environment
 holds one target and runs exactly its quota; a slot that is done idles, and is left out of the forward.
 """
 
@@ -73,7 +73,7 @@ class RolloutsStopped(Exception):
 def plan_slots(
     targets: Sequence[float], episodes_per_target: int, *, max_slots: int, seed: int
 ) -> list[Slot]:
-    """Divides the episodes among slots: as many slots per target as fit, quotas as equal as they can be.
+    """Divide the episodes among slots: as many slots per target as fit, quotas as equal as they can be.
 
     Args:
         targets: raw target returns; each gets at least one slot, even past `max_slots`.
@@ -102,7 +102,7 @@ def run_slots(
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Rollouts:
-    """Runs every slot's quota.
+    """Run every slot's quota.
 
     Args:
         collector: has as many slots as `slots`; it is reset.

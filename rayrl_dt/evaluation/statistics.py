@@ -33,13 +33,13 @@ class Interval:
 
 
 def mean(draws: Sequence[Array]) -> Array:
-    """Returns the `(R,)` mean over all values of all strata, each `(R, n)`."""
+    """Return the `(R,)` mean over all values of all strata, each `(R, n)`."""
     result: Array = np.concatenate(draws, axis=1).mean(axis=1)
     return result
 
 
 def interquartile_mean(draws: Sequence[Array]) -> Array:
-    """Returns the `(R,)` mean of the middle half of all values of all strata, each `(R, n)`."""
+    """Return the `(R,)` mean of the middle half of all values of all strata, each `(R, n)`."""
     return np.asarray(stats.trim_mean(np.concatenate(draws, axis=1), 0.25, axis=1))
 
 
@@ -51,14 +51,14 @@ def stratified_bootstrap(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Interval:
-    """Returns the statistic of the data and its bootstrap interval.
+    """Return the statistic of the data and its bootstrap interval.
 
     With few values the interval is too narrow, and a statistic that cannot be negative (an absolute error) is
     biased upwards near zero: read it as a scale of the noise, not as a test.
 
     Args:
         strata: the values of each stratum; the strata may differ in size.
-        statistic: of the draws of all strata, vectorised over resamples.
+        statistic: of the draws of all strata, vectorized over resamples.
         seed: the same data and seed give the same interval.
         resamples: number of bootstrap draws.
         confidence: mass between the ends.

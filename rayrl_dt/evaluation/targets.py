@@ -39,7 +39,7 @@ class ReturnRange:
 
     @classmethod
     def of(cls, returns: Sequence[float] | np.ndarray[Any, Any]) -> ReturnRange:
-        """Returns the range of `(E,)` raw episode returns.
+        """Return the range of `(E,)` raw episode returns.
 
         Raises:
             UserError: there is no return, or one is not finite.
@@ -53,7 +53,7 @@ class ReturnRange:
         return cls(float(values.min()), float(p5), float(p95), float(values.max()))
 
     def to_json(self) -> dict[str, float]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
@@ -81,7 +81,7 @@ def plan_targets(
     *,
     data: ReturnRange | None = None,
 ) -> TargetPlan:
-    """Returns what a policy is to be asked for; see `parse_targets`.
+    """Return what a policy is to be asked for; see `parse_targets`.
 
     A policy that predicts its own returns gets one nominal target, the highest, whatever the user wrote: the others
     would be the same episodes once more.
@@ -98,7 +98,7 @@ def parse_targets(
     *,
     data: ReturnRange | None = None,
 ) -> TargetPlan:
-    """Turns what a user wrote into target returns.
+    """Turn what a user wrote into target returns.
 
     `dataset:N` is N equally spaced targets from the 5th to the 95th percentile of the data's episode returns,
     as in the RADT paper's code; `dataset:1` is the 95th percentile and `dataset:max` the best episode. A number, a

@@ -78,12 +78,12 @@ class Outcome:
 
 
 def reward_of(actions: Any) -> Any:
-    """Returns 1 - a^2."""
+    """Return 1 - a^2."""
     return 1.0 - actions**2
 
 
 def expectile_of(values: Array, expectile: float) -> float:
-    """Returns what expectile regression predicts in a single state: the sample's expectile."""
+    """Return what expectile regression predicts in a single state: the sample's expectile."""
     found = float(values.mean())
     for _ in range(200):
         weights = np.where(values < found, 1 - expectile, expectile)
@@ -92,7 +92,7 @@ def expectile_of(values: Array, expectile: float) -> float:
 
 
 def run_seed(seed: int, *, steps: int) -> Outcome:
-    """Trains the networks of one seed and acts by all methods.
+    """Train the networks of one seed and act by all methods.
 
     Args:
         seed: of data, weights and batches.
@@ -126,7 +126,7 @@ def _climb(critic: IQLCritic, start: Tensor, *, n: int) -> Tensor:
 
 
 def _fit_critic(actions: Tensor, rewards: Tensor, *, seed: int, steps: int) -> IQLCritic:
-    """Returns a critic of one-step episodes."""
+    """Return a critic of one-step episodes."""
     observations = torch.zeros_like(actions)
     transitions = Transitions(
         pairs=torch.cat([observations, actions], dim=-1),
@@ -150,7 +150,7 @@ def _spec() -> PolicySpec:
 
 
 def _network(seed: int) -> nn.Sequential:
-    """A policy from return to action: what Decision Transformer is with one state and one step."""
+    """Return a policy from return to action: what Decision Transformer is with one state and one step."""
     with seeded_weights(seed, "bandit-policy"):
         hidden = [nn.Linear(1, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         return nn.Sequential(*hidden, nn.Linear(WIDTH, 1), nn.Tanh())
@@ -165,8 +165,8 @@ def _fit_policy(
     steps: int,
     critic: IQLCritic | None,
 ) -> None:
-    """Fits actions to returns; with a critic also climbs its value, normalised and detached (equation 9)."""
-    optimiser = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
+    """Fit actions to returns; with a critic also climbs its value, normalized and detached (equation 9)."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
     generator = torch_generator(seed, "bandit-batches", int(critic is not None))
     rows = torch.randint(len(actions), (steps, BATCH), generator=generator)
     mask = torch.ones(BATCH, 1, dtype=torch.bool)
@@ -175,10 +175,10 @@ def _fit_policy(
         loss = losses.masked_mse(made[:, None], actions[chosen][:, None], mask)
         if critic is not None:
             values = critic.q.first(torch.zeros_like(made), made)[:, None]
-            loss = loss + losses.td3_actor_loss(values, mask, normalise=True)
-        optimiser.zero_grad(set_to_none=True)
+            loss = loss + losses.td3_actor_loss(values, mask, normalize=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -188,7 +188,7 @@ def _act(policy: nn.Sequential, asked: float) -> float:
 
 @torch.no_grad()
 def _value(critic: IQLCritic, actions: Tensor) -> Tensor:
-    """The lower one of the twin critics for actions `(N, 1)`, `(N,)`."""
+    """Return the lower one of the twin critics for actions `(N, 1)`, `(N,)`."""
     values: Tensor = critic.q(torch.zeros_like(actions), actions).amin(dim=0)
     return values
 
@@ -196,7 +196,7 @@ def _value(critic: IQLCritic, actions: Tensor) -> Tensor:
 def run(
     folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Runs the experiment on `SEEDS` seeds and writes `actions.png`, `result.json` and `report.html`.
+    """Run the experiment on `SEEDS` seeds and write `actions.png`, `result.json` and `report.html`.
 
     Args:
         folder: where to.
@@ -252,12 +252,10 @@ def _draw(outcomes: list[Outcome], file: Path) -> None:
         name = "critic of each seed" if index == 0 else None
         axes.plot(_GRID, outcome.critic, color=page.FAINT, lw=0.7, alpha=0.6, label=name)
     axes.plot(_GRID, reward_of(_GRID), color=page.INK, lw=1.6, label="reward")
-    styles = zip(METHODS, page.COLOURS[: len(METHODS)], "os^D", strict=True)
-    for name, colour, marker in styles:
+    styles = zip(METHODS, page.COLORS[: len(METHODS)], "os^D", strict=True)
+    for name, color, marker in styles:
         actions = np.array([outcome.actions[name] for outcome in outcomes])
-        axes.plot(
-            actions, reward_of(actions), ls="", marker=marker, ms=6, color=colour, label=name, alpha=0.8
-        )
+        axes.plot(actions, reward_of(actions), ls="", marker=marker, ms=6, color=color, label=name, alpha=0.8)
     axes.set_ylim(-0.25, 1.25)
     page.label(axes, f"What each method does, {len(outcomes)} seeds", "action", "reward")
     axes.legend(frameon=False, fontsize=8.5, labelcolor=page.INK, loc="lower center")

@@ -68,7 +68,7 @@ class Stack:
                 self.parameters.append(((2 * drawn - 1).repeat(repeats, 1, 1) * bound).requires_grad_())
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Maps `(N, B, 2)` to `(N, B)`."""
+        """Map `(N, B, 2)` to `(N, B)`."""
         first, first_bias, second, second_bias, last, last_bias = self.parameters
         hidden = torch.baddbmm(first_bias, inputs, first).relu()
         hidden = torch.baddbmm(second_bias, hidden, second).relu()
@@ -105,21 +105,21 @@ class Learners:
         learners = seeds * len(methods)
         self.policies = Stack(torch.ones(learners), seed=seed, stream="bandit-policy", seeds=seeds)
         self.critics = Stack(1 + self.fed[:, 0], seed=seed, stream="bandit-critic", seeds=seeds)
-        self.restart_optimisers()
+        self.restart_optimizers()
 
-    def restart_optimisers(self) -> None:
-        """Forgets Adam's moments, as at the start of finetuning."""
-        self._policy_optimiser, self._critic_optimiser = (
+    def restart_optimizers(self) -> None:
+        """Forget Adam's moments, as at the start of finetuning."""
+        self._policy_optimizer, self._critic_optimizer = (
             torch.optim.Adam(stack.parameters, lr=LEARNING_RATE, fused=True)
             for stack in (self.policies, self.critics)
         )
 
     def act(self, rewards: Tensor) -> Tensor:
-        """Returns the policies' actions `(N, B)` when asked for rewards `(N, B)`."""
+        """Return the policies' actions `(N, B)` when asked for rewards `(N, B)`."""
         return torch.tanh(self.policies(torch.stack([rewards, torch.zeros_like(rewards)], dim=-1)))
 
     def value(self, actions: Tensor, rewards: Tensor) -> Tensor:
-        """Returns the critics' values of actions; all `(N - critics_from, B)`.
+        """Return the critics' values of actions; all `(N - critics_from, B)`.
 
         Args:
             actions: in [-1, 1].
@@ -128,13 +128,13 @@ class Learners:
         return self.critics(torch.stack([actions, rewards * self.fed], dim=-1))
 
     def critic_loss(self, actions: Tensor, rewards: Tensor) -> Tensor:
-        """Returns the sum over critics of their mean squared errors on replayed actions, both `(N, B)`."""
+        """Return the sum over critics of their mean squared errors on replayed actions, both `(N, B)`."""
         behind = slice(self.critics_from, None)
         error = self.value(actions[behind], rewards[behind]) - rewards[behind]
         return error.square().mean(dim=-1).sum()
 
     def policy_loss(self, actions: Tensor, rewards: Tensor, *, online: bool) -> Tensor:
-        """Returns the sum over policies of w_BC (pi(R) - a)^2 - w_Q Q(pi(R)), means over `(N, B)` replayed actions.
+        """Return the sum over policies of w_BC (pi(R) - a)^2 - w_Q Q(pi(R)), means over `(N, B)` replayed actions.
 
         Before `online`, all fit the replayed actions and nothing else.
         """
@@ -147,14 +147,14 @@ class Learners:
         return (self.bc_weights * distance).mean(dim=-1).sum() - gain.mean(dim=-1).sum()
 
     def update(self, actions: Tensor, rewards: Tensor, *, online: bool) -> None:
-        """Takes one step of the critics, then one of the policies, on replayed actions `(N, B)`."""
-        _step(self._critic_optimiser, self.critics, self.critic_loss(actions, rewards))
-        _step(self._policy_optimiser, self.policies, self.policy_loss(actions, rewards, online=online))
+        """Take one step of the critics, then one of the policies, on replayed actions `(N, B)`."""
+        _step(self._critic_optimizer, self.critics, self.critic_loss(actions, rewards))
+        _step(self._policy_optimizer, self.policies, self.policy_loss(actions, rewards, online=online))
 
 
-def _step(optimiser: torch.optim.Optimizer, stack: Stack, loss: Tensor) -> None:
-    """Moves one stack of networks down a loss; whatever else the loss went through gets no gradient."""
+def _step(optimizer: torch.optim.Optimizer, stack: Stack, loss: Tensor) -> None:
+    """Move one stack of networks down a loss; whatever else the loss went through gets no gradient."""
     gradients = torch.autograd.grad(loss, stack.parameters)
     for parameter, gradient in zip(stack.parameters, gradients, strict=True):
         parameter.grad = gradient
-    optimiser.step()
+    optimizer.step()

@@ -80,13 +80,13 @@ class Episodes:
         return Episodes(self.sequences[rows], self.kinds[rows], self.states)
 
     def of_kind(self, kind: str, *, at_most: int = EPISODES_PER_KIND) -> Sequences:
-        """Returns the first episodes of a kind."""
+        """Return the first episodes of a kind."""
         rows = np.flatnonzero(self.kinds == KINDS.index(kind))[:at_most]
         return self.sequences[torch.from_numpy(rows)]
 
 
 def collect(walks: int, *, seed: int) -> Episodes:
-    """Makes uniformly random walks; walk i is the same however many there are, but for the numbers of its states."""
+    """Make uniformly random walks; walk i is the same however many there are, but for the numbers of its states."""
     env = KeyToDoor()
     observations = np.zeros((walks, HORIZON, *(env.observation_space.shape or ())), np.float32)
     actions = np.zeros((walks, HORIZON), np.int64)
@@ -115,7 +115,7 @@ def _has_key(env: KeyToDoor, walk: RawEpisode) -> bool:
 
 
 def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress | None = None) -> ReturnModel:
-    """Returns a model of the episodes' returns and actions that is never told a return."""
+    """Return a model of the episodes' returns and actions that is never told a return."""
     model = ReturnModel(return_classes=2, states=episodes.states, actions=4, steps=HORIZON, seed=seed)
     training = Training(steps, tell_returns=False, emphasis=DOOR_STEP)
     fit(model, episodes.sequences, training, seed=seed, progress=progress)
@@ -124,7 +124,7 @@ def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress | Non
 
 @torch.inference_mode()
 def success_so_far(model: ReturnModel, episodes: Sequences) -> Array:
-    """Returns how likely success is after 0, 1, ... K steps, `(N, K + 1)`; NaN after an episode's end."""
+    """Return how likely success is after 0, 1, ... K steps, `(N, K + 1)`; NaN after an episode's end."""
     logits, _ = model(*_untold(model, episodes))
     going_on = torch.arange(HORIZON + 1) <= episodes.lengths[:, None]
     likely: Array = logits.softmax(dim=-1)[..., 1].where(going_on, torch.nan).numpy()
@@ -133,7 +133,7 @@ def success_so_far(model: ReturnModel, episodes: Sequences) -> Array:
 
 @torch.inference_mode()
 def attention_received(model: ReturnModel, episodes: Sequences) -> Array:
-    """Returns how much the predictions of returns look at each earlier token, `(N, T)`.
+    """Return how much the predictions of returns look at each earlier token, `(N, T)`.
 
     It is a mean over layers, heads and the predictions of the episode that are read after the token; the tokens
     from the last prediction on have none.
@@ -148,14 +148,14 @@ def attention_received(model: ReturnModel, episodes: Sequences) -> Array:
 
 
 def _untold(model: ReturnModel, episodes: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-    """What the model reads: no return at all."""
+    """Return what the model reads: no return at all."""
     return torch.full_like(episodes.actions, model.not_told), episodes.states, episodes.actions
 
 
 def run(
     folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Runs the experiment and writes `success.png`, `attention.png`, `result.json` and `report.html`.
+    """Run the experiment and write `success.png`, `attention.png`, `result.json` and `report.html`.
 
     Args:
         folder: where to.
@@ -194,7 +194,7 @@ def run(
 
 
 def _summary(model: ReturnModel, episodes: Sequences) -> dict[str, Any]:
-    """Returns the mean prediction of one kind of episodes after each step, and at the moments that matter.
+    """Return the mean prediction of one kind of episodes after each step, and at the moments that matter.
 
     At the door means after each episode's last step.
     """
@@ -222,7 +222,7 @@ def _draw_success(kinds: dict[str, Any], file: Path) -> None:
         axes.text((begin + end) / 2, 104, room, ha="center", fontsize=8.5, color=page.FAINT)
     for index, (kind, numbers) in enumerate(kinds.items()):
         shares = 100 * np.array(numbers["probability"])
-        style = {"color": page.COLOURS[index], "marker": "os^"[index], "ls": ("-", "--", "-")[index]}
+        style = {"color": page.COLORS[index], "marker": "os^"[index], "ls": ("-", "--", "-")[index]}
         axes.plot(np.arange(len(shares)), shares, lw=1.8, ms=4.5, label=kind, **style)
     for (where, share), shift in zip(EXACT.items(), (1.5, -7), strict=True):
         axes.axhline(100 * share, color=page.FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
@@ -242,7 +242,7 @@ def _draw_attention(attention: dict[str, Any], file: Path) -> None:
     steps = np.arange(1, len(attention["state"]) + 1)
     for index, name in enumerate(TOKENS):
         axes.bar(
-            steps + 0.28 * (index - 1), attention[name], width=0.26, color=page.COLOURS[index], label=name
+            steps + 0.28 * (index - 1), attention[name], width=0.26, color=page.COLORS[index], label=name
         )
     axes.bar(0, attention["start"], width=0.26, color=page.FAINT, label="start")
     names = {KEY_STEP: "takes\nthe key", DOOR_STEP: "opens\nthe door"}

@@ -106,7 +106,7 @@ class ReturnModel(nn.Module):
             self.action_head = nn.Linear(width, actions)
 
     def forward(self, returns: Tensor, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicts each step's return and action from the tokens before them.
+        """Predict each step's return and action from the tokens before them.
 
         Args:
             returns: `(B, K)` int64 classes; `not_told` withholds one.
@@ -127,7 +127,7 @@ class ReturnModel(nn.Module):
         return self.return_head(before_return), self.action_head(before_action)
 
     def attention(self, returns: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """Returns the attention weights `(B, L, H, T, T)`; the arguments are those of `forward`."""
+        """Return the attention weights `(B, L, H, T, T)`; the arguments are those of `forward`."""
         x = self._tokens(returns, states, actions)
         bias = attention_bias(None, x.shape[1], 3, x)
         weights = []
@@ -141,7 +141,7 @@ class ReturnModel(nn.Module):
         return torch.stack(weights, dim=1)
 
     def _tokens(self, returns: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """Returns the embedded sequence `(B, T, d)`."""
+        """Return the embedded sequence `(B, T, d)`."""
         embedded = {
             "return": self.embed_return(returns),
             "state": self.embed_state(states),
@@ -180,7 +180,7 @@ class Training:
 def fit(
     model: ReturnModel, data: Sequences, training: Training, *, seed: int, progress: Progress | None = None
 ) -> list[float]:
-    """Minimises the cross-entropy of returns plus that of actions over real steps.
+    """Minimize the cross-entropy of returns plus that of actions over real steps.
 
     Args:
         model: what to train, in place.
@@ -234,6 +234,6 @@ def _loss(model: ReturnModel, batch: Sequences, training: Training) -> Tensor:
 
 
 def _schedule(step: int, training: Training) -> float:
-    """Returns the share of the highest learning rate at a gradient step."""
+    """Return the share of the highest learning rate at a gradient step."""
     warm = min((step + 1) / training.warmup, 1.0)
     return warm * 0.5 * (1.0 + math.cos(math.pi * step / training.steps))

@@ -84,28 +84,28 @@ class Graph:
     goal: int
 
     def step(self, nodes: IntArray, actions: IntArray) -> IntArray:
-        """Returns where actions lead from nodes, both `(N,)`: to the node named, if there is an edge.
+        """Return where actions lead from nodes, both `(N,)`: to the node named, if there is an edge.
 
         Nothing leads away from the goal.
         """
         return np.where(self.edges[nodes, actions] & (nodes != self.goal), actions, nodes)
 
     def distances(self) -> IntArray:
-        """Returns the fewest steps from each node to the goal, `(V,)`, by breadth-first search; -1 for never."""
+        """Return the fewest steps from each node to the goal, `(V,)`, by breadth-first search; -1 for never."""
         distances = np.full(len(self.edges), -1, np.int64)
         distances[self.goal] = 0
         queue = deque([self.goal])
         while queue:
             node = queue.popleft()
-            for neighbour in np.flatnonzero(self.edges[node]).tolist():
-                if distances[neighbour] < 0:
-                    distances[neighbour] = distances[node] + 1
-                    queue.append(neighbour)
+            for neighbor in np.flatnonzero(self.edges[node]).tolist():
+                if distances[neighbor] < 0:
+                    distances[neighbor] = distances[node] + 1
+                    queue.append(neighbor)
         return distances
 
 
 def random_graph(seed: int) -> Graph:
-    """Draws graphs until each node reaches the goal within the horizon."""
+    """Draw graphs until each node reaches the goal within the horizon."""
     for attempt in count():
         rng = numpy_generator(seed, "graph", attempt)
         upper = np.triu(rng.random((NODES, NODES)) < EDGE_PROBABILITY, 1)
@@ -149,7 +149,7 @@ class Paths:
         return self.returns[:, 0]
 
     def sequences(self) -> Sequences:
-        """Returns what a model is trained on: each path from each of its steps on, up to the goal."""
+        """Return what a model is trained on: each path from each of its steps on, up to the goal."""
         lengths = -self.rewards.sum(axis=1)
         parts = []
         for begin in range(HORIZON):
@@ -161,13 +161,13 @@ class Paths:
         return Sequences(*(torch.from_numpy(np.concatenate(field)) for field in zip(*parts, strict=True)))
 
     def absent_from(self, others: Paths) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Returns `(N,)` whether no other path visits the same nodes in the same order."""
+        """Return `(N,)` whether no other path visits the same nodes in the same order."""
         known = set(map(tuple, others.nodes.tolist()))
         return np.array([tuple(path) not in known for path in self.nodes.tolist()])
 
 
 def random_walks(graph: Graph, walks: int, *, seed: int) -> Paths:
-    """Walks along uniformly random edges, each from a uniformly random node other than the goal."""
+    """Walk along uniformly random edges, each from a uniformly random node other than the goal."""
     rng = numpy_generator(seed, "walks")
     nodes = np.zeros((walks, HORIZON + 1), np.int64)
     actions = np.zeros((walks, HORIZON), np.int64)
@@ -182,7 +182,7 @@ def random_walks(graph: Graph, walks: int, *, seed: int) -> Paths:
 
 
 def prior() -> Tensor:
-    """Returns the preference for high returns, `(T + 2,)`: proportional to T + 1 - k for k steps, none for a miss.
+    """Return the preference for high returns, `(T + 2,)`: proportional to T + 1 - k for k steps, none for a miss.
 
     At the goal (k = 0) nothing is left to choose, so that class has none either.
     """
@@ -194,7 +194,7 @@ def prior() -> Tensor:
 def train(
     graph: Graph, walks: Paths, *, seed: int, steps: int, progress: Progress | None = None
 ) -> ReturnModel:
-    """Returns a model of the returns and actions of walks in a graph."""
+    """Return a model of the returns and actions of walks in a graph."""
     nodes = len(graph.edges)
     model = ReturnModel(
         return_classes=MISSED + 1,
@@ -210,9 +210,9 @@ def train(
 
 @torch.inference_mode()
 def generate(model: ReturnModel, graph: Graph, starts: IntArray, *, seed: int) -> Paths:
-    """Generates one path from each start `(N,)`.
+    """Generate one path from each start `(N,)`.
 
-    At each node the return is the R that maximises P_model(R | history) P_prior(R)^10; the action is drawn from
+    At each node the return is the R that maximizes P_model(R | history) P_prior(R)^10; the action is drawn from
     P_model(a | history, R).
     """
     generator = torch_generator(seed, "generate")
@@ -234,7 +234,7 @@ def generate(model: ReturnModel, graph: Graph, starts: IntArray, *, seed: int) -
 def run(
     folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Runs the experiment and writes `steps.png`, `result.json` and `report.html`.
+    """Run the experiment and write `steps.png`, `result.json` and `report.html`.
 
     Args:
         folder: where to.
@@ -278,7 +278,7 @@ def run(
 
 
 def _summary(steps: IntArray, fewest: IntArray) -> dict[str, Any]:
-    """Returns numbers of one kind of paths; in their mean a miss counts as the horizon.
+    """Return numbers of one kind of paths; in their mean a miss counts as the horizon.
 
     The histogram counts paths by steps to the goal, from 1 on; its last bin holds the misses.
     """
@@ -295,7 +295,7 @@ def _draw(paths: dict[str, Any], file: Path) -> None:
     bins = np.arange(1, MISSED + 1)
     for index, (name, numbers) in enumerate(paths.items()):
         shares = 100 * np.array(numbers["histogram"]) / WALKS
-        axes.bar(bins + 0.28 * (index - 1), shares, width=0.26, color=page.COLOURS[index], label=name)
+        axes.bar(bins + 0.28 * (index - 1), shares, width=0.26, color=page.COLORS[index], label=name)
     axes.set_xticks(bins, [*map(str, bins[:-1]), "missed"])
     page.label(axes, "Steps to the goal", "steps from the start to the goal", "share of paths (%)")
     axes.legend(frameon=False, fontsize=9, labelcolor=page.INK)

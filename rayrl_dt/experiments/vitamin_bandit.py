@@ -73,12 +73,12 @@ METHODS = (
 
 
 def reward(actions: Tensor) -> Tensor:
-    """Returns what actions earn, elementwise: 0 at -1, 1 at 0, -1 at 1."""
+    """Return what actions earn, elementwise: 0 at -1, 1 at 0, -1 at 1."""
     return torch.where(actions <= 0, (actions + 1).square(), 1 - 2 * actions)
 
 
 def logged_actions(seed: int, seeds: int) -> Tensor:
-    """Returns the logged actions of each seed, `(S, D)`."""
+    """Return the logged actions of each seed, `(S, D)`."""
     rows = []
     for member in range(seeds):
         rng = numpy_generator(seed, "bandit-data", member)
@@ -110,7 +110,7 @@ def train(
     methods: tuple[Method, ...] = METHODS,
     progress: Progress | None = None,
 ) -> Course:
-    """Pretrains and finetunes every method with every seed.
+    """Pretrain and finetunes every method with every seed.
 
     Args:
         seed: of everything.
@@ -123,7 +123,7 @@ def train(
     replay = logged_actions(seed, seeds).repeat(len(methods), 1)
     for epoch in range(PRETRAIN_EPOCHS):
         _epoch(learners, replay, seed, epoch, seeds, online=False)
-    learners.restart_optimisers()
+    learners.restart_optimizers()
     best = torch.full((len(replay), 1), BEST_REWARD)
     course = [_asked(learners, best)]
     for epoch in range(epochs):
@@ -168,7 +168,7 @@ def run(
     seeds: int = SEEDS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Runs the experiment and writes `rewards.png`, `actions.png`, `result.json` and `report.html`.
+    """Run the experiment and write `rewards.png`, `actions.png`, `result.json` and `report.html`.
 
     Args:
         folder: where to.
@@ -218,7 +218,7 @@ def _draw(result: dict[str, Any], what: str, title: str, file: Path) -> None:
             axes.axhline(level, color=page.FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
     for index, (name, numbers) in enumerate(result["methods"].items()):
         dashes = ("-", "--", "-.")[index % 3]
-        axes.plot(numbers[what], lw=1.8, color=page.COLOURS[index], ls=dashes, label=name)
+        axes.plot(numbers[what], lw=1.8, color=page.COLORS[index], ls=dashes, label=name)
     page.label(axes, title, "online epochs", f"{what}, mean of {result['seeds']} seeds")
     axes.legend(frameon=False, fontsize=8.5, labelcolor=page.INK, loc="center left", bbox_to_anchor=(1, 0.5))
     page.save(figure, file)

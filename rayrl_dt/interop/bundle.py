@@ -36,7 +36,7 @@ def save_bundle(
     command: str | None = None,
     gradient_steps: int | None = None,
 ) -> Path:
-    """Writes a bundle; the folder appears whole, or the one before stays.
+    """Write a bundle; the folder appears whole, or the one before stays.
 
     Args:
         spec: what the policy is made of.
@@ -68,7 +68,7 @@ def save_bundle(
 
 
 def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """Returns the bundle folder for a bundle, a checkpoint or a run folder.
+    """Return the bundle folder for a bundle, a checkpoint or a run folder.
 
     Raises:
         UserError: there is none.
@@ -86,7 +86,7 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the JSON header of the bundle at or under `path`.
+    """Return the JSON header of the bundle at or under `path`.
 
     Raises:
         UserError: it is missing, unreadable, or of a newer format.
@@ -108,7 +108,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> SequenceModel:
-    """Loads the policy network of a bundle, in eval mode.
+    """Load the policy network of a bundle, in eval mode.
 
     Raises:
         UserError: the bundle is missing, truncated, or its weights are of another architecture.
@@ -133,7 +133,7 @@ def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cp
 
 
 def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Loads weights that must fit exactly.
+    """Load weights that must fit exactly.
 
     Raises:
         UserError: a tensor is missing, superfluous or of another shape.

@@ -1,7 +1,7 @@
 """The critic of a policy bundle: `critic.safetensors` beside the policy, and a record of it in `policy.json`.
 
 The file carries a fingerprint of the units that it was trained in, so that a critic which strayed to a policy with
-another normaliser is refused and does not mislead.
+another normalizer is refused and does not mislead.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def add_critic(
     command: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Trains a critic for a policy on the policy's own data, and puts it into its bundle.
+    """Train a critic for a policy on the policy's own data, and put it into its bundle.
 
     Args:
         path: run folder, checkpoint or bundle.
@@ -85,7 +85,7 @@ def add_critic(
 def save_critic(
     path: str | os.PathLike[str], critic: IQLCritic, spec: PolicySpec, *, record: Mapping[str, Any]
 ) -> Path:
-    """Puts a critic into a bundle; the folder appears whole, or the one before stays.
+    """Put a critic into a bundle; the folder appears whole, or the one before stays.
 
     Args:
         path: run folder, checkpoint or bundle; a critic that is there is replaced.
@@ -120,7 +120,7 @@ def save_critic(
 
 
 def carry_critic(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copies the critic of a policy into a newer bundle of the same policy; does nothing where there is none.
+    """Copy the critic of a policy into a newer bundle of the same policy; do nothing where there is none.
 
     Args:
         source: bundle that may hold a critic; it need not exist.
@@ -135,7 +135,7 @@ def carry_critic(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 
 def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) -> IQLCritic:
-    """Loads the critic of a bundle.
+    """Load the critic of a bundle.
 
     Args:
         path: run folder, checkpoint or bundle.
@@ -160,7 +160,7 @@ def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) ->
     if units != units_of(policy):
         raise UserError(
             f"the critic in {folder} has units {units}, the policy has {units_of(policy)}: it was trained with another "
-            f"normaliser or other action bounds; train one for this policy: rayrl-dt critic {path}"
+            f"normalizer or other action bounds; train one for this policy: rayrl-dt critic {path}"
         )
     first = weights.get("q.q1.0.weight", torch.empty(1))
     critic = IQLCritic(policy, hidden=len(first))
@@ -174,7 +174,7 @@ def load_critic(path: str | os.PathLike[str], spec: PolicySpec | None = None) ->
 def load_refiner(
     path: str | os.PathLike[str], spec: PolicySpec, settings: ActionGradient | SampledActions
 ) -> Refiner | None:
-    """Returns what refines a policy's actions with the critic of a bundle; None where the settings are idle.
+    """Return what refines a policy's actions with the critic of a bundle; None where the settings are idle.
 
     Args:
         path: run folder, checkpoint or bundle that holds the critic.
@@ -193,7 +193,7 @@ def load_refiner(
 def make_refiner(
     settings: ActionGradient | SampledActions, critic: IQLCritic, spec: PolicySpec
 ) -> Refiner | None:
-    """Returns what refines a policy's actions with a critic; None where the settings are idle.
+    """Return what refines a policy's actions with a critic; None where the settings are idle.
 
     Args:
         settings: of the action gradient, or of the sampled actions.
@@ -211,7 +211,7 @@ def make_refiner(
 
 
 def run_data(path: str | os.PathLike[str], spec: PolicySpec) -> TrajectoryStore:
-    """Loads what a policy learned from, by the run's own filters where the run folder is at hand.
+    """Load what a policy learned from, by the run's own filters where the run folder is at hand.
 
     Args:
         path: run folder, checkpoint or bundle.

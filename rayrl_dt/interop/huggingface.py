@@ -27,7 +27,7 @@ from rayrl_dt.interop.bundle import load_weights
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.types import Normaliser
+from rayrl_dt.types import Normalizer
 
 __all__ = ["export_huggingface", "import_huggingface", "to_huggingface"]
 
@@ -42,7 +42,7 @@ _SETTINGS = {
 
 
 def export_huggingface(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:
-    """Writes a checkpoint that `DecisionTransformerModel.from_pretrained` loads, plus our `policy.json`.
+    """Write a checkpoint that `DecisionTransformerModel.from_pretrained` loads, plus our `policy.json`.
 
     Raises:
         UserError: the policy is not a deterministic, continuous Decision Transformer, or transformers is not installed.
@@ -54,9 +54,9 @@ def export_huggingface(model: SequenceModel, folder: str | os.PathLike[str]) -> 
 
 
 def to_huggingface(model: SequenceModel) -> Any:
-    """Returns an equal `transformers.DecisionTransformerModel`, in eval mode.
+    """Return an equal `transformers.DecisionTransformerModel`, in eval mode.
 
-    It takes *normalised* observations and *scaled* returns-to-go, and gives actions in [-1, 1].
+    It takes *normalized* observations and *scaled* returns-to-go, and gives actions in [-1, 1].
     """
     transformers = _transformers()
     spec = model.spec
@@ -101,18 +101,18 @@ def import_huggingface(
     path: str | os.PathLike[str],
     *,
     context_length: int = 20,
-    normaliser: Normaliser | None = None,
+    normalizer: Normalizer | None = None,
     return_scale: float | None = None,
     env: str | None = None,
     action_space: gym.spaces.Box | None = None,
     data_returns: dict[str, float] | None = None,
 ) -> SequenceModel:
-    """Loads a Hugging Face Decision Transformer as a policy network.
+    """Load a Hugging Face Decision Transformer as a policy network.
 
     Args:
         path: local folder with `config.json` and the weights.
         context_length: K; their checkpoints do not record it.
-        normaliser: statistics of the observations that the model was trained on.
+        normalizer: statistics of the observations that the model was trained on.
         return_scale: what returns were divided by.
         env: environment id, for the record.
         action_space: the environment's; None for [-1, 1].
@@ -144,10 +144,10 @@ def import_huggingface(
             )
     if (folder / _SPEC).exists():
         spec = _read_spec(folder / _SPEC)
-    elif normaliser is None or return_scale is None:
+    elif normalizer is None or return_scale is None:
         raise UserError(
-            f"{folder} holds no observation statistics; pass normaliser= and return_scale= of its training "
-            "data (Normaliser.fit(load_dataset(...).observations))"
+            f"{folder} holds no observation statistics; pass normalizer= and return_scale= of its training "
+            "data (Normalizer.fit(load_dataset(...).observations))"
         )
     else:
         bounds = action_space or gym.spaces.Box(-1.0, 1.0, (config.act_dim,), np.float32)
@@ -168,7 +168,7 @@ def import_huggingface(
             action_space=bounds,
             action_low=tuple(bounds.low.tolist()),
             action_high=tuple(bounds.high.tolist()),
-            normaliser=normaliser,
+            normalizer=normalizer,
             return_scale=return_scale,
             env=env,
             dataset=f"huggingface:{folder.name}",
@@ -196,7 +196,7 @@ def _read_spec(path: Path) -> PolicySpec:
 
 
 def _names(layers: int, timestep_embedding: str) -> Iterator[tuple[str, str, bool]]:
-    """Yields (our name, their name, whether theirs is transposed) of every shared tensor."""
+    """Yield (our name, their name, whether theirs is transposed) of every shared tensor."""
     for ours, theirs in (
         ("trunk.embed_return", "embed_return"),
         ("trunk.embed_observation", "embed_state"),

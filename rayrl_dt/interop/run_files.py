@@ -17,12 +17,12 @@ RECORD = "run.json"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder, even if it was lost before its first checkpoint."""
+    """Return whether a run was begun in a folder, even if it was lost before its first checkpoint."""
     return (folder / CONFIG).exists()
 
 
 def find_run(path: str | os.PathLike[str]) -> Path | None:
-    """Returns the run folder that `path` is, or lies in (as RUN/checkpoints/N/policy does); None if there is none."""
+    """Return the run folder that `path` is, or lies in (as RUN/checkpoints/N/policy does); None if there is none."""
     given = Path(path)
     for place in (given, given.resolve()):  # first as the user wrote it
         for folder in (place, *place.parents[:3]):
@@ -32,7 +32,7 @@ def find_run(path: str | os.PathLike[str]) -> Path | None:
 
 
 def run_settings(path: str | os.PathLike[str], section: str) -> dict[str, Any]:
-    """Returns a section of the config of the run that `path` is, or lies in; empty if there is neither."""
+    """Return a section of the config of the run that `path` is, or lies in; empty if there is neither."""
     folder = find_run(path)
     if folder is None:
         return {}

@@ -19,14 +19,14 @@ __all__ = [
     "CrossAttention",
     "FeedForward",
     "attention_bias",
-    "initialise_normal",
+    "initialize_normal",
 ]
 
 _INIT_STD = 0.02
 
 
-def initialise_normal(layer: nn.Module) -> None:
-    """Gives one linear or embedding layer weights from N(0, 0.02) and zero biases, as GPT-2 does."""
+def initialize_normal(layer: nn.Module) -> None:
+    """Give one linear or embedding layer weights from N(0, 0.02) and zero biases, as GPT-2 does."""
     if isinstance(layer, (nn.Linear, nn.Embedding)):
         nn.init.normal_(layer.weight, std=_INIT_STD)
     if isinstance(layer, nn.Linear) and layer.bias is not None:
@@ -34,7 +34,7 @@ def initialise_normal(layer: nn.Module) -> None:
 
 
 def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like: Tensor) -> Tensor:
-    """Returns the additive causal and padding bias, `(1 or B, 1, T, T)`: 0 where visible, -inf elsewhere.
+    """Return the additive causal and padding bias, `(1 or B, 1, T, T)`: 0 where visible, -inf elsewhere.
 
     Args:
         mask: `(B, K)` bool, True at real steps, or None if nothing is padded.
@@ -63,7 +63,7 @@ class _Attention(nn.Module):
         self.weight_dropout = Dropout(dropout, source)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Attends from `(B, R, d)` queries to `(B, S, d)` keys and values; returns `(B, R, d)`."""
+        """Attend from `(B, R, d)` queries to `(B, S, d)` keys and values; return `(B, R, d)`."""
         q, k, v = self._split(q), self._split(k), self._split(v)
         dropping = self.training and self.weight_dropout.p > 0.0
         if q.device.type != "cpu" and not dropping:
@@ -114,7 +114,7 @@ class CausalSelfAttention(_Attention):
         self.qkv = nn.Linear(width, 3 * width, bias=projection_bias)
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
-        """Attends.
+        """Attend.
 
         Args:
             x: `(B, T, d)`.
@@ -139,18 +139,18 @@ class CausalSelfAttention(_Attention):
         return output
 
     def _parts(self, *sizes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """The rows of the fused projection's weight and bias, cut into pieces."""
+        """Return the rows of the fused projection's weight and bias, cut into pieces."""
         biases = self.qkv.bias
         cut = (None,) * len(sizes) if biases is None else torch.split(biases, list(sizes))
         return torch.split(self.qkv.weight, list(sizes)), cut
 
     def _few(self, reads: int, x: Tensor) -> bool:
-        """Whether `_read_few` takes fewer multiplications than projecting each token to its key and value."""
+        """Return whether `_read_few` takes fewer multiplications than projecting each token to its key and value."""
         _, tokens, width = x.shape
         return x.device.type == "cpu" and (tokens - reads) * width > (self.heads - 1) * reads * tokens
 
     def _read_few(self, x: Tensor, bias: Tensor, read: slice) -> Tensor:
-        """Attends from a few tokens, without a key or value for each token; returns `(B, R, d)`.
+        """Attend from a few tokens, without a key or value for each token; return `(B, R, d)`.
 
         q·(Wk x + bk) is (q Wk)·x plus a constant of the query, which the softmax ignores; and sum w (Wv x + bv) is
         Wv (sum w x) + bv sum w.
@@ -173,7 +173,7 @@ class CausalSelfAttention(_Attention):
 class CrossAttention(_Attention):
     """Multi-head attention from one sequence to another; queries, keys and values have no bias of their own.
 
-    Keys and values each read a sequence of their own, through a LayerNorm of their own. The sequences come normalised:
+    Keys and values each read a sequence of their own, through a LayerNorm of their own. The sequences come normalized:
     scale and shift of the norms are folded into the projections here, so that one pair of sequences serves every layer.
     """
 
@@ -186,7 +186,7 @@ class CrossAttention(_Attention):
         self.norm_value = nn.LayerNorm(width)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attends.
+        """Attend.
 
         Args:
             query: `(B, R, d)`.
@@ -203,9 +203,9 @@ class CrossAttention(_Attention):
         return output
 
 
-def _project(normalised: Tensor, projection: nn.Linear, norm: nn.LayerNorm) -> Tensor:
-    """The projection of what `norm` would make of a sequence that lacks only the norm's scale and shift."""
-    return functional.linear(normalised, projection.weight * norm.weight, projection.weight @ norm.bias)
+def _project(normalized: Tensor, projection: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+    """Return the projection of what `norm` would make of a sequence that lacks only the norm's scale and shift."""
+    return functional.linear(normalized, projection.weight * norm.weight, projection.weight @ norm.bias)
 
 
 class FeedForward(nn.Module):
@@ -219,7 +219,7 @@ class FeedForward(nn.Module):
         self.function = activation(function)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, T, d)` to `(B, T, d)`."""
+        """Map `(B, T, d)` to `(B, T, d)`."""
         # Flat, because autograd copies views that are changed in place, as ReLU does.
         hidden = self.function(self.expand(x.flatten(0, 1)))
         output: Tensor = self.dropout(self.contract(hidden)).view(x.shape)
@@ -238,7 +238,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, dropout, function, source)
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
-        """Returns `(B, T, d)`, or `(B, R, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
+        """Return `(B, T, d)`, or `(B, R, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
         attended = self.dropout(self.attention(self.norm_attention(x), bias, read))
         x = (x if read is None else x[:, read]) + attended
         output: Tensor = x + self.mlp(self.norm_mlp(x))

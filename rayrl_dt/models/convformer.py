@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayrl_dt.models.blocks import FeedForward, initialise_normal
+from rayrl_dt.models.blocks import FeedForward, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -47,12 +47,12 @@ class TokenConvolution(nn.Module):
         count = len(range(_TOKENS_PER_STEP)[kinds])
         self.weight = nn.Parameter(torch.empty(window, count, width))
         self.bias = nn.Parameter(torch.empty(count, width))
-        bound = 1.0 / math.sqrt(window)  # as PyTorch initialises a depthwise convolution
+        bound = 1.0 / math.sqrt(window)  # as PyTorch initializes a depthwise convolution
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, K, 3, d)` to `(B, K, M, d)`."""
+        """Map `(B, K, 3, d)` to `(B, K, M, d)`."""
         # Tap by tap, each filter at its own tokens only: on a CPU, forward and backward take a sixth of the time of
         # three conv1d.
         sequence = x.flatten(1, 2)
@@ -76,7 +76,7 @@ class _ConvBlock(nn.Module):
         self.mlp = FeedForward(model.embed_dim, model.dropout, model.activation, source)
 
     def forward(self, x: Tensor, pads: Tensor | None) -> Tensor:
-        """Maps `(B, K, 3, d)` to `(B, K, M, d)`; `pads` is `(B, K, 1, 1)` bool, True at padding, or None."""
+        """Map `(B, K, 3, d)` to `(B, K, M, d)`; `pads` is `(B, K, 1, 1)` bool, True at padding, or None."""
         normed = self.norm_convolution(x)
         if pads is not None:
             normed = normed.masked_fill(pads, 0.0)
@@ -106,17 +106,17 @@ class ConvFormerTrunk(Trunk):
         kinds = [slice(None)] * (model.num_layers - 1) + [slice(_STATE, _STATE + 1)]
         self.blocks = nn.ModuleList(_ConvBlock(spec, computed, source) for computed in kinds)
         self.final_norm = nn.LayerNorm(width)
-        self.apply(initialise_normal)
+        self.apply(initialize_normal)
         # How many steps the features of a state token depend on, its own included.
         tokens_before = model.num_layers * (model.conv_window - 1)
         self.reach = 1 + math.ceil((tokens_before - _STATE) / _TOKENS_PER_STEP)
 
-    def initialise_head(self, head: nn.Linear) -> None:
-        """Initialises the head as the authors do: N(0, 0.02), bias 0."""
-        initialise_normal(head)
+    def initialize_head(self, head: nn.Linear) -> None:
+        """Initialize the head as the authors do: N(0, 0.02), bias 0."""
+        initialize_normal(head)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         steps = slice(-self.reach, None) if last_only else slice(None)
         tokens = [
             self.embed_return(inputs.returns_to_go[:, steps]),

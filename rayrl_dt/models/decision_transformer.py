@@ -1,6 +1,6 @@
-"""The Decision Transformer trunk, with or without return tokens, and the MLP of behaviour cloning.
+"""The Decision Transformer trunk, with or without return tokens, and the MLP of behavior cloning.
 
-A trunk turns normalised inputs into features from which the action of each step is read. The same class is
+A trunk turns normalized inputs into features from which the action of each step is read. The same class is
 Decision Transformer (tokens R, s, a; Chen et al. 2021, section 3) and transformer BC (tokens s, a).
 
 Differences from the released code: pads are masked rather than filled with -10; the prediction heads for
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayrl_dt.models.blocks import Block, attention_bias, initialise_normal
+from rayrl_dt.models.blocks import Block, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -50,10 +50,10 @@ class TransformerTrunk(Trunk):
         )
         self.final_norm = nn.LayerNorm(width)
         for block in self.blocks:
-            block.apply(initialise_normal)
+            block.apply(initialize_normal)
 
     def embed(self, inputs: TrunkInputs) -> Tensor:
-        """Returns the P tokens of each step, `(B, K, P, d)`, a function of that step alone; without returns P is 2."""
+        """Return the P tokens of each step, `(B, K, P, d)`, a function of that step alone; without returns P is 2."""
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
@@ -63,7 +63,7 @@ class TransformerTrunk(Trunk):
         return embedded
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         x = self.embed_dropout(self.embed(inputs).flatten(1, 2))
         bias = attention_bias(inputs.mask, x.shape[1], self.tokens_per_step, x)
         state = self.tokens_per_step - 2
@@ -76,7 +76,7 @@ class TransformerTrunk(Trunk):
 
 
 class MLPTrunk(Trunk):
-    """The MLP of behaviour cloning: the last K normalised observations, concatenated.
+    """The MLP of behavior cloning: the last K normalized observations, concatenated.
 
     Layer sizes and dropout as in Decision Transformer's Gym baseline (Linear, then L-1 times ReLU, dropout,
     Linear).
@@ -98,7 +98,7 @@ class MLPTrunk(Trunk):
         self.layers = nn.Sequential(*layers, nn.ReLU(), Dropout(model.dropout, source))
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, 1, d)` for the window's last step, whatever `last_only` says."""
+        """Return features `(B, 1, d)` for the window's last step, whatever `last_only` says."""
         del last_only
         features: Tensor = self.layers(inputs.observations.flatten(1))
         return features[:, None]

@@ -29,19 +29,19 @@ class DropoutSource:
         self._words = np.random.SFC64(0)
 
     def reseed(self, seed: int) -> None:
-        """Makes the next masks a pure function of `seed`."""
+        """Make the next masks a pure function of `seed`."""
         self._seed = seed
         self._words = np.random.SFC64(seed)
         for generator in self._generators.values():
             generator.manual_seed(seed)
 
     def lanes(self, count: int) -> Tensor:
-        """Returns `(count,)` random int16 in CPU memory, uniform over all their values."""
+        """Return `(count,)` random int16 in CPU memory, uniform over all their values."""
         words = self._words.random_raw((count + 3) // 4)
         return torch.from_numpy(words.view(np.int16))[:count]
 
     def on(self, device: torch.device) -> torch.Generator:
-        """Returns the generator for tensors on an accelerator."""
+        """Return the generator for tensors on an accelerator."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device=device)
             self._generators[device].manual_seed(self._seed)
@@ -69,7 +69,7 @@ class Dropout(nn.Module):
         self._scale = 65536.0 / (65536 - dropped)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drops elements in training mode; identity otherwise. Any shape."""
+        """Drop elements in training mode; identity otherwise. Any shape."""
         if not self.training or self.p == 0.0:
             return x
         if x.device.type != "cpu":
@@ -80,10 +80,10 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(self._scale).view(x.shape)
 
     def extra_repr(self) -> str:
-        """Shows p in the module's repr."""
+        """Show p in the module's repr."""
         return f"p={self.p}"
 
 
 def activation(name: str) -> Any:
-    """Returns the elementwise function called `name`: "relu", which works in place, or "gelu"."""
+    """Return the elementwise function called `name`: "relu", which works in place, or "gelu"."""
     return {"relu": torch.relu_, "gelu": functional.gelu}[name]

@@ -1,4 +1,4 @@
-"""From normalised observations and actions to tokens."""
+"""From normalized observations and actions to tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["action_encoder", "observation_encoder"]
 
 
 def observation_encoder(spec: PolicySpec, width: int) -> nn.Module:
-    """Returns a module `(B, K, *obs) -> (B, K, width)`.
+    """Return a module `(B, K, *obs) -> (B, K, width)`.
 
     Raises:
         UserError: the observations are not vectors.
@@ -26,5 +26,5 @@ def observation_encoder(spec: PolicySpec, width: int) -> nn.Module:
 
 
 def action_encoder(spec: PolicySpec, width: int) -> nn.Module:
-    """Returns a module `(B, K, A)` or `(B, K)` -> `(B, K, width)`."""
+    """Return a module `(B, K, A)` or `(B, K)` -> `(B, K, width)`."""
     return nn.Embedding(spec.action_size, width) if spec.discrete else nn.Linear(spec.action_size, width)

@@ -108,7 +108,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Builds the config from a dict; unknown keys are refused with the nearest known one."""
+        """Build the config from a dict; unknown keys are refused with the nearest known one."""
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -116,7 +116,7 @@ class ModelConfig:
         return cls(**values)
 
     def validate(self) -> None:
-        """Raises UserError for a value that cannot work, naming the allowed ones."""
+        """Raise UserError for a value that cannot work, naming the allowed ones."""
         for name, allowed in (
             ("backbone", BACKBONES),
             ("head", HEADS),
@@ -189,7 +189,7 @@ class ModelConfig:
             )
 
     def resolved(self) -> ModelConfig:
-        """Returns the config with what hangs on the backbone alone decided."""
+        """Return the config with what hangs on the backbone alone decided."""
         activation = "gelu" if self.backbone in _GELU_BACKBONES else "relu"
         norm = self.norm
         if self.backbone == "radt" and norm == "auto":

@@ -25,7 +25,7 @@ from rayrl_dt.models.blocks import (
     CrossAttention,
     FeedForward,
     attention_bias,
-    initialise_normal,
+    initialize_normal,
 )
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
@@ -44,8 +44,8 @@ class ReturnStream:
 
     Attributes:
         gates: `(B, K, d)` SiLU of the embedded returns; StepRA projects them to scales and shifts.
-        keys: `(B, K, d)` embedded returns plus the position, normalised; what SeqRA's keys are made of.
-        values: `(B, K, d)` embedded returns alone, normalised; what SeqRA's values are made of.
+        keys: `(B, K, d)` embedded returns plus the position, normalized; what SeqRA's keys are made of.
+        values: `(B, K, d)` embedded returns alone, normalized; what SeqRA's values are made of.
         bias: `(1 or B, 1, K, K)` additive mask among steps; step t sees the returns of steps up to t.
     """
 
@@ -58,7 +58,7 @@ class ReturnStream:
 class SequenceReturnAligner(nn.Module):
     """SeqRA: cross-attention from the tokens to the returns-to-go, scaled elementwise by 1 + lambda.
 
-    lambda is a linear function of the attended returns and the residual stream, zero at initialisation: the attention
+    lambda is a linear function of the attended returns and the residual stream, zero at initialization: the attention
     is then fully on (a plain residual). -1 turns it off. The query is the residual stream where norms come last, and
     its norm where they come first.
 
@@ -79,7 +79,7 @@ class SequenceReturnAligner(nn.Module):
         self.scaling = nn.Linear(2 * width, width) if adaptive else None
 
     def forward(self, query: Tensor, stream: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
-        """Returns what is to be added to `stream (B, R, d)`; `query` has its shape, `bias` is `(1 or B, 1, R, K)`."""
+        """Return what is to be added to `stream (B, R, d)`; `query` has its shape, `bias` is `(1 or B, 1, R, K)`."""
         z: Tensor = self.dropout(self.attention(query, returns.keys, returns.values, bias))
         if self.scaling is None:
             return z
@@ -97,7 +97,7 @@ class _StepReturnAligner(nn.Module):
         self.project = nn.Linear(width, 2 * pairs * width)
 
     def forward(self, gates: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Returns (gamma, beta), each `(B, K, d)`, of each pair."""
+        """Return (gamma, beta), each `(B, K, d)`, of each pair."""
         chunks = self.project(gates).chunk(2 * self.pairs, dim=-1)
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
@@ -130,7 +130,7 @@ class RADTBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, bias: Tensor, returns: ReturnStream, read: slice | None) -> Tensor:
-        """Returns `(B, T, d)`, or `(B, R, d)` for the tokens `read`, all of them state tokens.
+        """Return `(B, T, d)`, or `(B, R, d)` for the tokens `read`, all of them state tokens.
 
         Args:
             x: `(B, T, d)`.
@@ -193,7 +193,7 @@ class RADTTrunk(Trunk):
         table = sinusoids(model.max_episode_steps + model.context_length, width)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(RADTBlock(spec, source) for _ in range(model.num_layers))
-        self.apply(initialise_normal)
+        self.apply(initialize_normal)
         for block in self.blocks:
             assert isinstance(block, RADTBlock)
             # lambda, gamma and beta start at zero.
@@ -202,12 +202,12 @@ class RADTTrunk(Trunk):
             if block.aligner is not None and block.aligner.scaling is not None:
                 nn.init.zeros_(block.aligner.scaling.weight)
 
-    def initialise_head(self, head: nn.Linear) -> None:
-        """Initialises the head as the authors do: N(0, 0.02), bias 0."""
-        initialise_normal(head)
+    def initialize_head(self, head: nn.Linear) -> None:
+        """Initialize the head as the authors do: N(0, 0.02), bias 0."""
+        initialize_normal(head)
 
     def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
+        """Return the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
         position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
         embedded = self.embed_return(inputs.returns_to_go)
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
@@ -217,7 +217,7 @@ class RADTTrunk(Trunk):
         return x, functional.silu(embedded), keys, functional.layer_norm(embedded, width)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
+        """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         tokens, gates, keys, values = self.embed(inputs)
         x = tokens.flatten(1, 2)
         count = x.shape[1]
@@ -246,19 +246,19 @@ class RADTTrunk(Trunk):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Returns the `(length, width)` table of sines and cosines of Vaswani et al. 2017, section 3.5."""
+    """Return the `(length, width)` table of sines and cosines of Vaswani et al. 2017, section 3.5."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def _cross_bias(steps: Tensor, read: slice | None) -> Tensor:
-    """The mask of SeqRA: a state and an action see the returns of the steps up to their own."""
+    """Return the mask of SeqRA: a state and an action see the returns of the steps up to their own."""
     if read is None:
         return steps.repeat_interleave(_TOKENS_PER_STEP, dim=2)
     return steps[:, :, _steps(read)]
 
 
 def _steps(read: slice) -> slice:
-    """The steps of the state tokens `read`."""
+    """Return the steps of the state tokens `read`."""
     return slice(read.start // _TOKENS_PER_STEP, None)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_bias, initialise_normal
+from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import action_encoder, observation_encoder
 from rayrl_dt.models.spec import PolicySpec
@@ -44,7 +44,7 @@ class _PostNormBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
-        """Returns `(B, T, d)`, or `(B, P, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
+        """Return `(B, T, d)`, or `(B, P, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
         attended = self.dropout(self.attention(x, bias, read))
         x = self.norm_attention((x if read is None else x[:, read]) + attended)
         output: Tensor = self.norm_mlp(x + self.mlp(x))
@@ -64,13 +64,13 @@ class _Network(nn.Module):
         self.embed_timestep = TimestepTable.of(model)
         if self.embed_timestep is not None:
             # N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
-            initialise_normal(self.embed_timestep)
+            initialize_normal(self.embed_timestep)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(_PostNormBlock(spec, source) for _ in range(model.num_layers))
 
     def forward(self, inputs: TrunkInputs, read: slice | None) -> Tensor:
-        """Returns features `(B, T, d)`, or `(B, P, d)` for the tokens `read`."""
+        """Return features `(B, T, d)`, or `(B, P, d)` for the tokens `read`."""
         tokens = [
             self.embed_observation(inputs.observations),
             self.embed_return(inputs.returns_to_go),
@@ -100,12 +100,12 @@ class ReinformerTrunk(Trunk):
         self.return_head = nn.Linear(spec.model.embed_dim, 1)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the return tokens, or `(B, 1, d)` for the last step only."""
+        """Return features `(B, K, d)` at the return tokens, or `(B, 1, d)` for the last step only."""
         features: Tensor = self.action_network(inputs, _places(_RETURN, inputs, last_only))
         return features
 
     def predict_returns(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns the return-to-go `(B, P)` (scaled) that each state leads to; its own return and action are not read.
+        """Return the return-to-go `(B, P)` (scaled) that each state leads to; its own return and action are not read.
 
         P is 1 with `last_only`, else K.
         """
@@ -114,7 +114,7 @@ class ReinformerTrunk(Trunk):
         return returns[..., 0]
 
     def features_and_returns(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor]:
-        """Returns what `forward` and `predict_returns` do for all steps; a shared network runs once."""
+        """Return what `forward` and `predict_returns` do for all steps; a shared network runs once."""
         if self.return_network is not None:
             return self(inputs), self.predict_returns(inputs)
         x = self.action_network(inputs, None)
@@ -122,6 +122,6 @@ class ReinformerTrunk(Trunk):
 
 
 def _places(kind: int, inputs: TrunkInputs, last_only: bool) -> slice:
-    """The tokens of one kind, of all steps or of the last."""
+    """Return the tokens of one kind, of all steps or of the last."""
     tokens = inputs.timesteps.shape[1] * _TOKENS_PER_STEP
     return slice(tokens - _TOKENS_PER_STEP + kind if last_only else kind, tokens, _TOKENS_PER_STEP)

@@ -1,4 +1,4 @@
-"""The policy network: normalisation, trunk and head in one module; raw units outside, model units inside."""
+"""The policy network: normalization, trunk and head in one module; raw units outside, model units inside."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class SequenceModel(nn.Module):
         self.trunk = _TRUNKS[spec.model.backbone](spec, self._dropout_source)
         self.head = nn.Linear(spec.model.embed_dim, spec.action_size * (2 if spec.gaussian else 1))
         if spec.gaussian:
-            _initialise_gaussian(self.head)
+            _initialize_gaussian(self.head)
         else:
-            self.trunk.initialise_head(self.head)
+            self.trunk.initialize_head(self.head)
         # Buffers, so that a checkpoint of the weights alone still acts right.
-        self.register_buffer("observation_mean", torch.as_tensor(spec.normaliser.mean))
-        self.register_buffer("observation_std", torch.as_tensor(spec.normaliser.std))
+        self.register_buffer("observation_mean", torch.as_tensor(spec.normalizer.mean))
+        self.register_buffer("observation_std", torch.as_tensor(spec.normalizer.std))
         low, high = (
             np.array(bound, spec.action_space.dtype) for bound in (spec.action_low, spec.action_high)
         )
@@ -71,11 +71,11 @@ class SequenceModel(nn.Module):
         self.register_buffer("action_half", torch.tensor(half, dtype=torch.float32))
 
     def reseed(self, seed: int) -> None:
-        """Makes the dropout masks of the next training forward a function of `seed`."""
+        """Make the dropout masks of the next training forward a function of `seed`."""
         self._dropout_source.reseed(seed)
 
     def forward(self, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
-        """Predicts the action of each step.
+        """Predict the action of each step.
 
         Args:
             window: raw window of K steps; the action in the last slot is not read.
@@ -88,12 +88,12 @@ class SequenceModel(nn.Module):
         return self.read_out(self.trunk(self.inputs(window), last_only=last_only))
 
     def read_out(self, features: Tensor) -> Tensor:
-        """Returns the outputs, see `forward`, for features `(..., d)` of the trunk."""
+        """Return the outputs, see `forward`, for features `(..., d)` of the trunk."""
         outputs: Tensor = self.head(features)
         return outputs if self.spec.discrete or self.spec.gaussian else torch.tanh(outputs)
 
     def gaussian(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean before the tanh and the log standard deviation in [-5, 2], `(..., A)` in float32 each.
+        """Return the mean before the tanh and the log standard deviation in [-5, 2], `(..., A)` in float32 each.
 
         Args:
             outputs: `(..., 2A)` of a Gaussian head.
@@ -102,7 +102,7 @@ class SequenceModel(nn.Module):
         return mean, -5.0 + 3.5 * (torch.tanh(raw) + 1.0)
 
     def to_model_units(self, outputs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Returns actions `(..., A)` in [-1, 1] for the outputs of a continuous head.
+        """Return actions `(..., A)` in [-1, 1] for the outputs of a continuous head.
 
         Args:
             outputs: `(..., A)`, or `(..., 2A)` of a Gaussian head.
@@ -116,7 +116,7 @@ class SequenceModel(nn.Module):
         return torch.tanh(drawn).clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
     def inputs(self, window: Window[Tensor]) -> TrunkInputs:
-        """Converts a raw window to model units; padding becomes zero in model units."""
+        """Convert a raw window to model units; padding becomes zero in model units."""
         mask = None if bool(window.mask.all()) else window.mask
         dtype = self.head.weight.dtype
         actions = self.to_model_actions(window.actions)
@@ -132,12 +132,12 @@ class SequenceModel(nn.Module):
         )
 
     def to_model_observations(self, observations: Tensor) -> Tensor:
-        """Normalises raw observations `(..., *obs)`."""
-        normalised = (observations - self.observation_mean) / self.observation_std
-        return normalised.to(self.head.weight.dtype)
+        """Normalize raw observations `(..., *obs)`."""
+        normalized = (observations - self.observation_mean) / self.observation_std
+        return normalized.to(self.head.weight.dtype)
 
     def to_model_actions(self, actions: Tensor) -> Tensor:
-        """Converts environment actions to indices from 0, or to [-1, 1] (clipped).
+        """Convert environment actions to indices from 0, or to [-1, 1] (clipped).
 
         What padding holds, for instance 0, need not be an index.
         """
@@ -153,7 +153,7 @@ class SequenceModel(nn.Module):
         sample: torch.Generator | None = None,
         refine: Callable[[Tensor], Tensor] | None = None,
     ) -> np.ndarray[Any, Any]:
-        """Converts head outputs `(B, A, 2A or n)` to environment actions `(B, A)` or `(B,)`.
+        """Convert head outputs `(B, A, 2A or n)` to environment actions `(B, A)` or `(B,)`.
 
         Args:
             outputs: of one step.
@@ -182,22 +182,22 @@ class SequenceModel(nn.Module):
         return actions
 
 
-def _initialise_gaussian(head: nn.Linear) -> None:
-    """Makes mean and pre-log-std orthogonal maps of their own with bias 0, as the authors of Online DT do."""
+def _initialize_gaussian(head: nn.Linear) -> None:
+    """Make mean and pre-log-std orthogonal maps of their own with bias 0, as the authors of Online DT do."""
     for part in torch.chunk(head.weight.detach(), 2):
         nn.init.orthogonal_(part)
     nn.init.zeros_(head.bias)
 
 
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns `(B, K, ...)` with zeros at padding, whatever it held; NaN times 0 would stay NaN."""
+    """Return `(B, K, ...)` with zeros at padding, whatever it held; NaN times 0 would stay NaN."""
     if mask is None:
         return values
     return values.masked_fill(~mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())), 0)
 
 
 def check_architecture(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
-    """Checks that two state dicts have the same names and shapes.
+    """Check that two state dicts have the same names and shapes.
 
     Args:
         expected: the network's own.

@@ -13,7 +13,7 @@ from rayrl_dt.data import spaces_json
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.models.model_config import ModelConfig
-from rayrl_dt.types import Normaliser
+from rayrl_dt.types import Normalizer
 
 __all__ = ["ACTION_SELECTIONS", "PolicySpec"]
 
@@ -22,7 +22,7 @@ ACTION_SELECTIONS = ("mode", "sample")
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A resolved policy: the model's choices plus what it learnt about its data. JSON round-trips.
+    """A resolved policy: the model's choices plus what it learned about its data. JSON round-trips.
 
     Attributes:
         model: the model's choices, with no "auto" left.
@@ -30,7 +30,7 @@ class PolicySpec:
         action_space: of one step.
         action_low: `(A,)` action that a head output of -1 stands for; empty if discrete.
         action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
-        normaliser: observation statistics.
+        normalizer: observation statistics.
         return_scale: raw returns are divided by it before they enter the model.
         env: specification of the environment as JSON, or its id, or None if unknown.
         dataset: source id of the training data.
@@ -48,7 +48,7 @@ class PolicySpec:
     action_space: gym.Space[Any]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
-    normaliser: Normaliser
+    normalizer: Normalizer
     return_scale: float
     env: str | None
     dataset: str
@@ -97,7 +97,7 @@ class PolicySpec:
         return len(self.action_low)
 
     def acting(self, *, context_length: int | None, action_selection: str | None) -> PolicySpec:
-        """Returns the same policy with other ways to act.
+        """Return the same policy with other ways to act.
 
         Args:
             context_length: steps that it sees, at most K; None for the policy's own choice.
@@ -115,7 +115,7 @@ class PolicySpec:
         return changed
 
     def validate(self) -> None:
-        """Raises UserError for a value that cannot work, naming the allowed ones."""
+        """Raise UserError for a value that cannot work, naming the allowed ones."""
         self.model.validate()
         steps, most = self.acting_context_length, self.model.context_length
         least = most if self.model.backbone == "mlp" else 1
@@ -139,7 +139,7 @@ class PolicySpec:
     def from_store(
         cls, model: ModelConfig, store: TrajectoryStore, *, return_scale: float | None, env: str | None = None
     ) -> PolicySpec:
-        """Resolves every "auto" from the data.
+        """Resolve every "auto" from the data.
 
         Args:
             model: the user's choices.
@@ -181,7 +181,7 @@ class PolicySpec:
             action_space=space,
             action_low=low,
             action_high=high,
-            normaliser=store.normaliser,
+            normalizer=store.normalizer,
             return_scale=float(scale),
             env=env if env is not None else (None if spec is None else spec.to_json()),
             dataset=store.info.source,
@@ -198,14 +198,14 @@ class PolicySpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return {
             "model": asdict(self.model),
             "observation_space": spaces_json.to_json(self.observation_space),
             "action_space": spaces_json.to_json(self.action_space),
             "action_low": list(self.action_low),
             "action_high": list(self.action_high),
-            "normaliser": {"mean": self.normaliser.mean.tolist(), "std": self.normaliser.std.tolist()},
+            "normalizer": {"mean": self.normalizer.mean.tolist(), "std": self.normalizer.std.tolist()},
             "return_scale": self.return_scale,
             "env": self.env,
             "dataset": self.dataset,
@@ -219,15 +219,16 @@ class PolicySpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PolicySpec:
         """Inverse of `to_json`."""
-        normaliser = values["normaliser"]
+        # Bundles written before the American spelling have the British one.
+        normalizer = values["normaliser"] if "normaliser" in values else values["normalizer"]
         return cls(
             model=ModelConfig.from_dict(values["model"]),
             observation_space=spaces_json.from_json(values["observation_space"]),
             action_space=spaces_json.from_json(values["action_space"]),
             action_low=tuple(values["action_low"]),
             action_high=tuple(values["action_high"]),
-            normaliser=Normaliser(
-                np.array(normaliser["mean"], np.float32), np.array(normaliser["std"], np.float32)
+            normalizer=Normalizer(
+                np.array(normalizer["mean"], np.float32), np.array(normalizer["std"], np.float32)
             ),
             return_scale=float(values["return_scale"]),
             env=values["env"],
@@ -242,7 +243,7 @@ class PolicySpec:
 
 
 def _action_bounds(store: TrajectoryStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The space's bounds; where it has none, the range of the data (a tanh head needs some)."""
+    """Return the space's bounds; where it has none, the range of the data (a tanh head needs some)."""
     space = store.info.action_space
     assert isinstance(space, gym.spaces.Box)
     if space.shape is None or len(space.shape) != 1:
@@ -256,6 +257,6 @@ def _action_bounds(store: TrajectoryStore) -> tuple[tuple[float, ...], tuple[flo
 
 
 def _default_scale(returns: np.ndarray[Any, Any]) -> float:
-    """The power of ten below the largest absolute return: 1000 for Hopper, 1 for success or not."""
+    """Return the power of ten below the largest absolute return: 1000 for Hopper, 1 for success or not."""
     largest = float(np.abs(returns).max())
     return 10.0 ** np.floor(np.log10(largest)) if largest > 0 else 1.0

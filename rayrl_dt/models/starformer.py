@@ -52,7 +52,7 @@ class LocalEmbedding(nn.Module):
         self.count = components + 2
 
     def forward(self, inputs: TrunkInputs) -> Tensor:
-        """Returns `(B, K, P, l)`."""
+        """Return `(B, K, P, l)`."""
         actions = self.embed_action(inputs.actions)
         if inputs.mask is not None:
             # Before a window's first step comes no action, whether its beginning is padded or not.
@@ -71,14 +71,14 @@ class _StARBlock(nn.Module):
         model = spec.model
         self.within = Block(model.local_dim, model.local_heads, model.dropout, model.activation, source)
         self.norm_local = nn.LayerNorm(model.local_dim)
-        self.summarise = nn.Linear(count * model.local_dim, model.embed_dim)
+        self.summarize = nn.Linear(count * model.local_dim, model.embed_dim)
         self.norm_summary = nn.LayerNorm(model.embed_dim)
         self.among = Block(model.embed_dim, model.num_heads, model.dropout, model.activation, source)
 
     def forward(
         self, local: Tensor, states: Tensor, slots: Tensor, bias: Tensor, read: slice
     ) -> tuple[Tensor, Tensor]:
-        """Returns the next local tokens, `(B * K, P, l)`, and the next global tokens that are read.
+        """Return the next local tokens, `(B * K, P, l)`, and the next global tokens that are read.
 
         Args:
             local: `(B * K, P, l)`.
@@ -88,7 +88,7 @@ class _StARBlock(nn.Module):
             read: the global tokens that are wanted, among the 2K.
         """
         local = self.within(local, local.new_zeros(1, 1, local.shape[1], local.shape[1]))
-        summaries = self.norm_summary(self.summarise(self.norm_local(local).flatten(1)))
+        summaries = self.norm_summary(self.summarize(self.norm_local(local).flatten(1)))
         summaries = summaries.unflatten(0, states.shape[:2]) + slots
         x = torch.stack([summaries, states], dim=2).flatten(1, 2)
         return local, self.among(x, bias, read)
@@ -114,14 +114,14 @@ class StARformerTrunk(Trunk):
             _StARBlock(spec, self.embed_local.count, source) for _ in range(model.num_layers)
         )
         self.final_norm = nn.LayerNorm(width)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
-    def initialise_head(self, head: nn.Linear) -> None:
-        """Initialises the head as the authors do: truncated normal of scale 0.02, bias 0."""
-        _initialise(head)
+    def initialize_head(self, head: nn.Linear) -> None:
+        """Initialize the head as the authors do: truncated normal of scale 0.02, bias 0."""
+        _initialize(head)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, K, d)` at the global tokens, or `(B, 1, d)` for the last step only."""
+        """Return features `(B, K, d)` at the global tokens, or `(B, 1, d)` for the last step only."""
         local = self.local_dropout(self.embed_local(inputs)).flatten(0, 1)
         states = self.embed_observation(inputs.observations)
         count = states.shape[1]
@@ -137,8 +137,8 @@ class StARformerTrunk(Trunk):
         return features
 
 
-def _initialise(layer: nn.Module) -> None:
-    """Truncated normal of scale 0.02 for weights, zero for biases."""
+def _initialize(layer: nn.Module) -> None:
+    """Return truncated normal of scale 0.02 for weights, zero for biases."""
     if isinstance(layer, (nn.Linear, nn.Embedding)):
         nn.init.trunc_normal_(layer.weight, std=_INIT_STD)
     if isinstance(layer, nn.Linear):

@@ -14,17 +14,17 @@ class TimestepTable(nn.Embedding):
 
     @classmethod
     def of(cls, model: ModelConfig) -> TimestepTable | None:
-        """Returns a table from N(0, 1), as the authors' DT has it, or None with `timestep_embedding: none`."""
+        """Return a table from N(0, 1), as the authors' DT has it, or None with `timestep_embedding: none`."""
         if model.timestep_embedding == "none":
             return None
         assert model.max_episode_steps is not None
         return cls(model.max_episode_steps, model.embed_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """Returns `(B, K, d)` of timesteps `(B, K)`."""
+        """Return `(B, K, d)` of timesteps `(B, K)`."""
         return super().forward(timesteps.clamp(max=self.num_embeddings - 1))
 
 
 def add_timesteps(tokens: Tensor, table: TimestepTable | None, timesteps: Tensor) -> Tensor:
-    """Returns tokens `(B, K, P, d)` with the vectors of their steps `(B, K)` added; as they are without a table."""
+    """Return tokens `(B, K, P, d)` with the vectors of their steps `(B, K)` added; as they are without a table."""
     return tokens if table is None else tokens + table(timesteps)[:, :, None]

@@ -1,4 +1,4 @@
-"""What a trunk is: normalised inputs in, one feature vector per read step out."""
+"""What a trunk is: normalized inputs in, one feature vector per read step out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrunkInputs:
 
     Attributes:
         returns_to_go: `(B, K, 1)` scaled.
-        observations: `(B, K, *obs)` normalised.
+        observations: `(B, K, *obs)` normalized.
         actions: `(B, K, A)` in [-1, 1], or `(B, K)` int64.
         timesteps: `(B, K)`.
         mask: `(B, K)` bool, or None if no step of the batch is padding.
@@ -30,12 +30,12 @@ class TrunkInputs:
 
 
 class Trunk(nn.Module, ABC):
-    """A backbone: everything between normalised inputs and the action head."""
+    """A backbone: everything between normalized inputs and the action head."""
 
     @abstractmethod
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Returns features `(B, P, d)` of the last P steps: P is 1 with `last_only`, else K (1 for the MLP)."""
+        """Return features `(B, P, d)` of the last P steps: P is 1 with `last_only`, else K (1 for the MLP)."""
 
-    def initialise_head(self, head: nn.Linear) -> None:
-        """Initialises the action head, where the backbone's authors do not leave it to PyTorch."""
+    def initialize_head(self, head: nn.Linear) -> None:
+        """Initialize the action head, where the backbone's authors do not leave it to PyTorch."""
         del head

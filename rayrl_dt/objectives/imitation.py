@@ -14,7 +14,7 @@ __all__ = ["imitation_loss", "return_loss"]
 def imitation_loss(
     model: SequenceModel, outputs: Tensor, window: Window[Tensor], weights: Tensor | None = None
 ) -> Tensor:
-    """Returns the supervised loss: squared error, cross-entropy, or the negative log-likelihood of a Gaussian head.
+    """Return the supervised loss: squared error, cross-entropy, or the negative log-likelihood of a Gaussian head.
 
     Args:
         model: the policy network.
@@ -32,7 +32,7 @@ def imitation_loss(
 
 
 def return_loss(model: SequenceModel, predicted: Tensor, window: Window[Tensor]) -> Tensor:
-    """Returns the loss of predicted returns-to-go.
+    """Return the loss of predicted returns-to-go.
 
     Args:
         model: the policy network, of backbone "reinformer".

@@ -1,12 +1,12 @@
 """What a policy is trained towards on logged data: their actions, and what a frozen critic thinks of them.
 
 PG and AWAC are the two ways of Lin et al. 2025 (Action Gradient, section 5, equations 9 and 10) to use the critic in
-training where Action Gradient uses it in acting. The critic is that of implicit Q-learning, learnt before and from the
+training where Action Gradient uses it in acting. The critic is that of implicit Q-learning, learned before and from the
 same data; it never learns from the policy.
 
 Where the paper is silent: Q is the lower one of the twins, as for Action Gradient; of a Gaussian head the action is
 tanh(mean); a deterministic head's log-density is minus its squared error, averaged over the action dimensions. The
-sign of equation 10 is misprinted: the weighted log-density is maximised.
+sign of equation 10 is misprinted: the weighted log-density is maximized.
 
 Shape legend: B batch, P predicted steps, A action dimensions.
 """
@@ -45,7 +45,7 @@ class Terms:
     """What a batch says.
 
     Attributes:
-        loss: `()`, to be minimised.
+        loss: `()`, to be minimized.
         logged: what else is worth a line in the log, detached: the supervised part of the loss under `BC_LOSS`, the
             mean Q of the policy's actions under `Q_MEAN`.
     """
@@ -60,7 +60,7 @@ class Objective(Protocol):
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
     ) -> Terms:
-        """Judges a batch.
+        """Judge a batch.
 
         Args:
             model: the policy network; with continuous actions, where a critic is asked.
@@ -77,7 +77,7 @@ class Imitation:
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
     ) -> Terms:
-        """Fits the actions of the data, whatever a critic thinks."""
+        """Fit the actions of the data, whatever a critic thinks."""
         return Terms(imitation_loss(model, outputs, window))
 
 
@@ -96,7 +96,7 @@ class PolicyGradient:
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
     ) -> Terms:
-        """Adds the critic's gradient through the policy's actions."""
+        """Add the critic's gradient through the policy's actions."""
         assert critic is not None
         read = window.last(outputs.shape[1])
         observations = model.inputs(read).observations
@@ -104,7 +104,7 @@ class PolicyGradient:
         fit = imitation_loss(model, outputs, window)
         loss = fit
         if self.weight > 0:
-            loss = fit + self.weight * losses.td3_actor_loss(values, read.mask, normalise=True)
+            loss = fit + self.weight * losses.td3_actor_loss(values, read.mask, normalize=True)
         return Terms(loss, {BC_LOSS: fit.detach(), Q_MEAN: _mean(values, read.mask)})
 
 
@@ -123,7 +123,7 @@ class AdvantageWeighted:
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
     ) -> Terms:
-        """Weighs each logged action by how much better it is than the policy's."""
+        """Weigh each logged action by how much better it is than the policy's."""
         assert critic is not None
         read = window.last(outputs.shape[1])
         inputs = model.inputs(read)
@@ -135,5 +135,5 @@ class AdvantageWeighted:
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over real steps, detached."""
+    """Return the mean over real steps, detached."""
     return values.detach().where(mask, 0.0).sum() / mask.sum()

@@ -1,1 +1,1 @@
-"""Acting: context windows, vectorised actors, collectors, and the single-environment policy."""
+"""Acting: context windows, vectorized actors, collectors, and the single-environment policy."""

@@ -95,7 +95,7 @@ class ActionGradient:
 
     @classmethod
     def parse(cls, text: str) -> ActionGradient:
-        """Reads "eta=0.1,n=10,rule=plain"; what is not named keeps its default.
+        """Read "eta=0.1,n=10,rule=plain"; what is not named keeps its default.
 
         Raises:
             UserError: it cannot be read, or a value is out of range.
@@ -112,7 +112,7 @@ class ActionGradient:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ActionGradient:
-        """Builds it from a mapping, for instance of a config file; numbers may be written as text.
+        """Build it from a mapping, for instance of a config file; numbers may be written as text.
 
         Raises:
             UserError: a key is unknown, or a value cannot be read or is out of range.
@@ -137,7 +137,7 @@ class ActionGradient:
         return self.n == 0 or self.eta == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
@@ -150,7 +150,7 @@ class ActionRefiner:
     Args:
         settings: how.
         critic: in the units of the policy.
-        spec: of the policy; normalises observations.
+        spec: of the policy; normalizes observations.
 
     Raises:
         UserError: the policy's actions are discrete, or its observations differ from the critic's.
@@ -168,13 +168,13 @@ class ActionRefiner:
         self.settings = settings
         self._twins = layers_of(critic.q.q1), layers_of(critic.q.q2)
         device = self._twins[0].last_bias.device
-        self._mean = torch.as_tensor(spec.normaliser.mean, device=device)
-        self._std = torch.as_tensor(spec.normaliser.std, device=device)
+        self._mean = torch.as_tensor(spec.normalizer.mean, device=device)
+        self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
         self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
     ) -> Tensor:
-        """Returns better actions; see `Refiner`.
+        """Return better actions; see `Refiner`.
 
         Args:
             observations: `(N, S)` raw.
@@ -194,7 +194,7 @@ class ActionRefiner:
 
 
 def check_continuous(spec: PolicySpec) -> None:
-    """Raises UserError if a policy's actions have no gradient."""
+    """Raise UserError if a policy's actions have no gradient."""
     if spec.discrete:
         raise UserError(
             f"acting with a critic needs continuous actions, and those of {spec.dataset} are {spec.action_space}; "
@@ -205,11 +205,11 @@ def check_continuous(spec: PolicySpec) -> None:
 def climb(
     twins: tuple[Layers, Layers], observations: Tensor, actions: Tensor, settings: ActionGradient
 ) -> Tensor:
-    """Returns the best of the iterates a^0, ..., a^n for each row, `(N, A)` (equations 1 and 2).
+    """Return the best of the iterates a^0, ..., a^n for each row, `(N, A)` (equations 1 and 2).
 
     Args:
         twins: weights of both critics.
-        observations: `(N, S)` normalised.
+        observations: `(N, S)` normalized.
         actions: `(N, A)` in [-1, 1], a^0; it is a candidate as it is, the others are projected.
         settings: how.
     """

@@ -90,7 +90,7 @@ class VectorActor:
         targets: Array,
         active: Array | None = None,
     ) -> Array:
-        """Takes the newest observations and returns the actions to execute.
+        """Take the newest observations and return the actions to execute.
 
         Args:
             observations: `(N, *obs)`.

@@ -81,7 +81,7 @@ class Collector:
         self._longest = max(LONGEST_EPISODE, getattr(self._spec(), "max_episode_steps", None) or 0)
 
     def reset(self, *, seed: int | list[int | None] | None = None) -> None:
-        """Starts every slot afresh; running episodes are dropped."""
+        """Start every slot afresh; running episodes are dropped."""
         # Gymnasium's base class declares less than its vector environments take: a seed per slot.
         observations, _ = self.env.reset(seed=seed)  # type: ignore[arg-type]
         self._observations = np.array(observations)
@@ -90,7 +90,7 @@ class Collector:
         self._history.clear()
 
     def step(self) -> list[FinishedEpisode]:
-        """Acts once in every slot and returns the episodes that ended.
+        """Act once in every slot and return the episodes that ended.
 
         Raises:
             UserError: the environment returned a NaN or infinite observation or reward, or an episode does not end
@@ -141,17 +141,17 @@ class Collector:
         return finished
 
     def _env_name(self) -> str:
-        """The environment's id where it has one."""
+        """Return the environment's id where it has one."""
         spec = self._spec()
         return str(self.env) if spec is None else str(spec.id)
 
     def _spec(self) -> Any:
-        """The environment's specification or None; vector environments made by hand know only their parts'."""
+        """Return the environment's specification or None; vector environments made by hand know only their parts'."""
         single = getattr(self.env, "envs", [None])[0]
         return self.env.spec or getattr(single, "spec", None)
 
     def _cut(self, slot: int, terminated: bool) -> Trajectory:
-        """The steps of the slot's episode, which ended just now."""
+        """Return the steps of the slot's episode, which ended just now."""
         steps = self._history[self._first[slot] :]
         return Trajectory(
             observations=np.stack([step[0][slot] for step in steps] + [self._observations[slot]]),
@@ -161,7 +161,7 @@ class Collector:
         )
 
     def _forget(self) -> None:
-        """Drops the history before the oldest running episode, now and then."""
+        """Drop the history before the oldest running episode, now and then."""
         running = ~(self._resetting | self._starting)
         oldest = int(self._first[running].min()) if running.any() else len(self._history)
         if oldest >= 1024:

@@ -1,6 +1,6 @@
 """The recent steps of N environments, as one left-padded window per environment.
 
-All slots share one write cursor, so appending a step is one vectorised write and the window is a view, with
+All slots share one write cursor, so appending a step is one vectorized write and the window is a view, with
 no copying. It holds what `rayrl_dt.data.windows` would cut from the finished episode: the same values, the
 same padding.
 """
@@ -60,13 +60,13 @@ class ContextBuffer:
         return (self._returns, self._observations, self._actions, self._timesteps, self._mask)
 
     def clear(self, slots: Array) -> None:
-        """Forgets the steps of some slots (index array or boolean mask): their windows are all padding."""
+        """Forget the steps of some slots (index array or boolean mask): their windows are all padding."""
         begin = self._end - self.context_length
         for values in self._fields:
             values[slots, begin : self._end] = 0
 
     def append(self, returns_to_go: Array, observations: Array, timesteps: Array) -> None:
-        """Adds a step to every slot, with a zero placeholder for the action that is to come.
+        """Add a step to every slot, with a zero placeholder for the action that is to come.
 
         Args:
             returns_to_go: `(N,)` raw.
@@ -88,15 +88,15 @@ class ContextBuffer:
         self.appended += 1
 
     def set_actions(self, actions: Array) -> None:
-        """Fills in the actions `(N, A)` or `(N,)` of the newest step."""
+        """Fill in the actions `(N, A)` or `(N,)` of the newest step."""
         self._actions[:, self._end - 1] = actions
 
     def set_returns(self, returns_to_go: Array, slots: Array | None = None) -> None:
-        """Replaces the returns-to-go `(n,)` (raw) of the newest step of some slots; None for all."""
+        """Replace the returns-to-go `(n,)` (raw) of the newest step of some slots; None for all."""
         self._returns[slice(None) if slots is None else slots, self._end - 1, 0] = returns_to_go
 
     def window(self, slots: Array | None = None) -> Window[Array]:
-        """Returns the windows `(N, K, ...)` of all slots as views, or copies for the given slots."""
+        """Return the windows `(N, K, ...)` of all slots as views, or copy for the given slots."""
         span = slice(self._end - self.context_length, self._end)
         rows: Any = slice(None) if slots is None else slots
         returns, observations, actions, timesteps, mask = (values[rows, span] for values in self._fields)

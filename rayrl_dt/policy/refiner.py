@@ -20,7 +20,7 @@ class Refiner(Protocol):
     def __call__(
         self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
     ) -> Tensor:
-        """Returns better actions.
+        """Return better actions.
 
         Args:
             observations: `(N, S)` raw.

@@ -65,7 +65,7 @@ class SampledActions:
 
     @classmethod
     def parse(cls, text: str) -> SampledActions:
-        """Reads "n=50,noise=0.1", or "50" for n alone; what is not named keeps its default.
+        """Read "n=50,noise=0.1", or "50" for n alone; what is not named keeps its default.
 
         Raises:
             UserError: it cannot be read, or a value is out of range.
@@ -84,7 +84,7 @@ class SampledActions:
 
     @classmethod
     def from_value(cls, value: Any) -> SampledActions:
-        """Builds it from a value of a config file: a mapping, or a number for n alone; numbers may be written as text.
+        """Build it from a value of a config file: a mapping, or a number for n alone; numbers may be written as text.
 
         Raises:
             UserError: it is neither, a key is unknown, or a value cannot be read or is out of range.
@@ -115,7 +115,7 @@ class SampledActions:
         return self.n == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
+        """Return a JSON-ready dict."""
         return asdict(self)
 
 
@@ -125,7 +125,7 @@ class SamplingRefiner:
     Args:
         settings: how.
         critic: in the units of the policy.
-        spec: of the policy; normalises observations.
+        spec: of the policy; normalizes observations.
 
     Raises:
         UserError: the policy's actions are discrete.
@@ -137,13 +137,13 @@ class SamplingRefiner:
         self._critic = critic.q
         self._generator = torch_generator(settings.seed, "sampled-actions")
         device = next(critic.q.parameters()).device
-        self._mean = torch.as_tensor(spec.normaliser.mean, device=device)
-        self._std = torch.as_tensor(spec.normaliser.std, device=device)
+        self._mean = torch.as_tensor(spec.normalizer.mean, device=device)
+        self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
         self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
     ) -> Tensor:
-        """Returns the candidate with the highest Q for each row; see `Refiner`."""
+        """Return the candidate with the highest Q for each row; see `Refiner`."""
         settings = self.settings
         if settings.idle:
             return actions
@@ -158,8 +158,8 @@ class SamplingRefiner:
             # The policy's own comes first: of equally good ones it is taken.
             candidates = torch.cat([actions[None], drawn]).to(device, torch.float32)
             raw = torch.as_tensor(observations, dtype=torch.float32, device=device)
-            normalised = ((raw - self._mean) / self._std).expand(len(candidates), -1, -1)
-            values = self._critic(normalised, candidates).amin(dim=0)
+            normalized = ((raw - self._mean) / self._std).expand(len(candidates), -1, -1)
+            values = self._critic(normalized, candidates).amin(dim=0)
             # A value that is NaN is no improvement.
             best = values.nan_to_num(nan=-math.inf).argmax(dim=0)
             return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
@@ -168,7 +168,7 @@ class SamplingRefiner:
 def only_one(
     action_gradient: ActionGradient | None, sampled_actions: SampledActions | None
 ) -> ActionGradient | SampledActions | None:
-    """Returns the one that is given, or None.
+    """Return the one that is given, or None.
 
     Raises:
         UserError: both are.

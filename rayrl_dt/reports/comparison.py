@@ -24,7 +24,7 @@ _BASELINE_LEGEND = (
 
 
 def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
-    """Returns one section per task, with its plots written into `folder`.
+    """Return one section per task, with its plots written into `folder`.
 
     Runs of different environments or data sets share no axis and no table.
     """
@@ -60,7 +60,7 @@ def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
 
 
 def reductions(runs: Sequence[RunFolder]) -> list[Block]:
-    """Returns one table: how far each method's error lies below the baseline's, per task and on average.
+    """Return one table: how far each method's error lies below the baseline's, per task and on average.
 
     Nothing if no task has both the baseline and another method.
     """
@@ -90,7 +90,7 @@ def reductions(runs: Sequence[RunFolder]) -> list[Block]:
 
 
 def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[EvaluationResult]]:
-    """The last evaluations of each group that has some, of policies that were asked for something."""
+    """Return the last evaluations of each group that has some, of policies that were asked for something."""
     return {
         label: results
         for label, group in groups.items()
@@ -170,7 +170,7 @@ def _percent(value: Interval | float | None) -> str:
 
 
 def _target_grid(runs: Sequence[RunFolder]) -> list[Block]:
-    """Mean achieved return, one row per run and one column per target, for each set of targets in use."""
+    """Return the mean achieved return, one row per run and one column per target, for each set of targets in use."""
     grids: dict[tuple[float, ...], list[list[str]]] = {}
     for run in runs:
         if run.last is not None and not run.last.targets_ignored:

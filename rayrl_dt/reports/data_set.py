@@ -20,15 +20,15 @@ Array = np.ndarray[Any, Any]
 _BINS = 40
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 _INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
 
 
 def plot(store: TrajectoryStore, path: Path) -> Path:
-    """Writes a PNG with histograms of the returns, the episode lengths and the actions.
+    """Write a PNG with histograms of the returns, the episode lengths and the actions.
 
     Args:
         store: the trajectories.
@@ -37,13 +37,13 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
     figure = Figure(figsize=(13.5, 4.2), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     returns_axes, lengths_axes, actions_axes = figure.subplots(1, 3)
-    _draw_spread(returns_axes, store.episode_returns, _COLOURS[0])
+    _draw_spread(returns_axes, store.episode_returns, _COLORS[0])
     _label(returns_axes, "Episode returns", "return (raw)", "episodes")
-    _draw_spread(lengths_axes, store.lengths, _COLOURS[2])
+    _draw_spread(lengths_axes, store.lengths, _COLORS[2])
     _label(lengths_axes, "Episode lengths", "steps", "episodes")
     if isinstance(store.info.action_space, gym.spaces.Discrete):
         _draw_counts(actions_axes, store)
-    elif store.actions.shape[1] <= len(_COLOURS):
+    elif store.actions.shape[1] <= len(_COLORS):
         _draw_lines(actions_axes, store)
     else:
         _draw_heat(figure, actions_axes, store)
@@ -71,8 +71,8 @@ def _densities(store: TrajectoryStore) -> tuple[Array, Array]:
     return edges, counts / store.num_steps
 
 
-def _draw_spread(axes: Any, values: Array, colour: str) -> None:
-    axes.hist(values, bins=_BINS, color=colour, alpha=0.85)
+def _draw_spread(axes: Any, values: Array, color: str) -> None:
+    axes.hist(values, bins=_BINS, color=color, alpha=0.85)
     for q, dash in ((5, ":"), (50, "-"), (95, ":")):
         value = float(np.percentile(values, q))
         axes.axvline(value, color=_INK, lw=1.1, ls=dash, label=f"p{q} = {value:,.4g}")
@@ -80,7 +80,7 @@ def _draw_spread(axes: Any, values: Array, colour: str) -> None:
 
 
 def _draw_counts(axes: Any, store: TrajectoryStore) -> None:
-    axes.bar(*action_counts(store), color=_COLOURS[1], alpha=0.85)
+    axes.bar(*action_counts(store), color=_COLORS[1], alpha=0.85)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _label(axes, "Actions", "action", "steps")
 
@@ -88,9 +88,9 @@ def _draw_counts(axes: Any, store: TrajectoryStore) -> None:
 def _draw_lines(axes: Any, store: TrajectoryStore) -> None:
     edges, fractions = _densities(store)
     for number, row in enumerate(fractions):
-        colour = _COLOURS[number]
-        axes.stairs(100 * row, edges, color=colour, lw=1.6, label=f"dimension {number}")
-        axes.stairs(100 * row, edges, color=colour, alpha=0.12, fill=True)
+        color = _COLORS[number]
+        axes.stairs(100 * row, edges, color=color, lw=1.6, label=f"dimension {number}")
+        axes.stairs(100 * row, edges, color=color, alpha=0.12, fill=True)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
     _label(axes, "Actions", "action", "% of steps")

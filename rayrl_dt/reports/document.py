@@ -101,7 +101,7 @@ Block: TypeAlias = Heading | Paragraph | Notice | Tiles | Table | Picture | Code
 
 
 def decimals(values: Iterable[float], *, digits: int = 5) -> int:
-    """Returns the places after the point, at most 3, that give the largest of `values` `digits` figures.
+    """Return the places after the point, at most 3, that give the largest of `values` `digits` figures.
 
     Raw returns that belong together share it, so that columns of them line up.
     """
@@ -111,7 +111,7 @@ def decimals(values: Iterable[float], *, digits: int = 5) -> int:
 
 
 def number(value: object, places: int | None = None) -> str:
-    """Formats a value with thousands separators and a true minus sign; anything unknown becomes a dash.
+    """Format a value with thousands separators and a true minus sign; anything unknown becomes a dash.
 
     Args:
         value: a number; text stays as it is.
@@ -137,7 +137,7 @@ def number(value: object, places: int | None = None) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], pictures: Path) -> str:
-    """Returns the page, with the PNG files of folder `pictures` embedded."""
+    """Return the page, with the PNG files of folder `pictures` embedded."""
     body = "\n".join(_html(block, pictures) for block in blocks)
     # A page without anything to act on stays free of scripts.
     acts = any(
@@ -152,7 +152,7 @@ def to_html(title: str, blocks: Sequence[Block], pictures: Path) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Returns the report as Markdown; pictures are linked by their file names."""
+    """Return the report as Markdown; pictures are linked by their file names."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 

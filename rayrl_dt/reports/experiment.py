@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from rayrl_dt.errors import UserError
 from rayrl_dt.reports.document import Block, Heading, to_html
 
-__all__ = ["COLOURS", "FAINT", "INK", "canvas", "label", "prepare", "save", "write"]
+__all__ = ["COLORS", "FAINT", "INK", "canvas", "label", "prepare", "save", "write"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart: blue, vermilion and green first."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colors, which color-blind readers can tell apart: blue, vermilion and green first."""
 INK, FAINT = "#24292f", "#6e7781"
 _GRID = "#e6e8eb"
 
 
 def prepare(folder: Path, **counts: int) -> Path:
-    """Checks the input before anything takes time, and makes the folder.
+    """Check the input before anything takes time, and make the folder.
 
     Args:
         folder: where the experiment is to write.
@@ -44,14 +44,14 @@ def prepare(folder: Path, **counts: int) -> Path:
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Any]:
-    """Returns a figure of that size in inches and its axes, without any window."""
+    """Return a figure of that size in inches and its axes, without any window."""
     figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
 def label(axes: Any, title: str, x: str, y: str) -> None:
-    """Gives axes their title and names, in the look of the other reports."""
+    """Give axes their title and names, in the look of the other reports."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
@@ -64,12 +64,12 @@ def label(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Writes a figure as PNG."""
+    """Write a figure as PNG."""
     figure.savefig(file, format="png", metadata={"Software": "rayrl_dt"})
 
 
 def write(folder: Path, title: str, blocks: Sequence[Block], result: Mapping[str, Any]) -> Path:
-    """Writes `result.json` and, around the PNG files that are there, `report.html`; returns the page's path."""
+    """Write `result.json` and, around the PNG files that are there, `report.html`; returns the page's path."""
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     page = folder / "report.html"
     page.write_text(to_html(title, [Heading(title, 1), *blocks], folder), encoding="utf-8")

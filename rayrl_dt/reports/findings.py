@@ -16,7 +16,7 @@ LEGEND = (
     "E is the mean over the targets of |mean achieved return - target|, in raw return; the interval is a "
     "bootstrap over episodes. E / span divides it by the span of the targets. Per episode, "
     "|return - target| is averaged over episodes instead, so that spread counts too. The score is "
-    "normalised, at the highest target."
+    "normalized, at the highest target."
 )
 """Explains `METRICS` to a reader."""
 
@@ -24,7 +24,7 @@ LEGEND = (
 def describe(
     last: EvaluationResult, best: EvaluationResult | None = None, *, data_max: float | None = None
 ) -> list[str]:
-    """Returns a few sentences: how the last checkpoint follows its targets, how the best one differs."""
+    """Return a few sentences: how the last checkpoint follows its targets, how the best one differs."""
     sentences = [_following(last)]
     if len(last.targets) > 1 and last.alignment_error:
         sentences.append(_largest_gap(last))
@@ -40,7 +40,7 @@ def describe(
 
 
 def compare(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[str]:
-    """Returns sentences that rank groups of seeds by the relative error of their last checkpoints."""
+    """Return sentences that rank groups of seeds by the relative error of their last checkpoints."""
     ranges: dict[str, tuple[float, float, float]] = {}
     for label, results in groups.items():
         errors = [error for result in results if (error := result.alignment_error_relative) is not None]
@@ -68,7 +68,7 @@ def compare(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[str]:
 
 
 def metrics(result: EvaluationResult) -> list[str]:
-    """Returns one formatted cell for each of `METRICS`."""
+    """Return one formatted cell for each of `METRICS`."""
     interval, places = result.alignment_error_interval, places_of(result)
     error = MISSING
     if interval is not None:
@@ -85,7 +85,7 @@ def metrics(result: EvaluationResult) -> list[str]:
 
 
 def places_of(result: EvaluationResult) -> int:
-    """Returns the decimal places in which the raw returns of an evaluation are shown."""
+    """Return the decimal places in which the raw returns of an evaluation are shown."""
     return decimals(value for item in result.targets for value in (item.target, item.return_mean))
 
 

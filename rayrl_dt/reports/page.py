@@ -19,7 +19,7 @@ __all__ = ["write_page"]
 
 
 def write_page(out: Path, name: str, title: str, compose: Callable[[Path], Sequence[Block]]) -> Path:
-    """Writes `NAME.html`, `NAME.md` and their pictures into `out`, and returns the page's path.
+    """Write `NAME.html`, `NAME.md` and their pictures into `out`, and return the page's path.
 
     The files are written aside and then moved into place, the page last; other files of `out` are left alone.
 

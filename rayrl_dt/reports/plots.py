@@ -1,7 +1,7 @@
 """Figures of a report: asked against achieved returns, learning curves, the data's returns.
 
 Everything goes through Matplotlib's `Figure` and the Agg canvas: no window, no global state, safe in threads.
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes repeat the message.
+Colors are Okabe and Ito's, which color-blind readers can tell apart; markers and dashes repeat the message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.reports.document import number
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DASHES",
     "FAINT",
     "INK",
@@ -33,7 +33,7 @@ __all__ = [
     "style_axes",
 ]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT = "#24292f", "#6e7781"
@@ -50,7 +50,7 @@ def desired_vs_achieved(
     *,
     data_max: float | None = None,
 ) -> Figure:
-    """Draws achieved against desired raw return, with the identity line and the data's best episode.
+    """Draw achieved against desired raw return, with the identity line and the data's best episode.
 
     Args:
         results: the evaluations of each label, one per seed. One seed gets bars (95% bootstrap interval over
@@ -60,7 +60,7 @@ def desired_vs_achieved(
     """
     figure, (axes,) = canvas(1, 1, (7.2, 5.0))
     for index, (label, seeds) in enumerate(results.items()):
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
         for position, group in enumerate(_same_targets(seeds)):
             _draw_seeds(axes, group, label if position == 0 else None, style)
     asked = [item.target for seeds in results.values() for result in seeds for item in result.targets]
@@ -81,7 +81,7 @@ def desired_vs_achieved(
 def learning_curve(
     runs: Mapping[str, Sequence[Record]], path: Path | None = None, *, data_max: float | None = None
 ) -> Figure:
-    """Draws loss, learning rate, alignment error and return over gradient steps, where recorded.
+    """Draw loss, learning rate, alignment error and return over gradient steps, where recorded.
 
     Args:
         runs: the `metrics.jsonl` records of each label.
@@ -108,7 +108,7 @@ def learning_curve(
             axes.plot(
                 xs,
                 ys,
-                color=COLOURS[index % len(COLOURS)],
+                color=COLORS[index % len(COLORS)],
                 ls=DASHES[index % len(DASHES)],
                 lw=1.8,
                 marker="o" if len(xs) <= 40 and name not in ("Training loss", "Learning rate") else None,
@@ -149,7 +149,7 @@ def return_histogram(
     *,
     targets: Sequence[float] = (),
 ) -> Figure:
-    """Draws how many episodes of the data have which return, and where the targets lie among them.
+    """Draw how many episodes of the data have which return, and where the targets lie among them.
 
     Args:
         returns: `(E,)` raw episode returns.
@@ -158,10 +158,10 @@ def return_histogram(
     """
     figure, (axes,) = canvas(1, 1, (7.2, 3.2))
     axes.hist(
-        np.asarray(returns, np.float64), bins=40, color=COLOURS[0], alpha=0.75, label="episodes of the data"
+        np.asarray(returns, np.float64), bins=40, color=COLORS[0], alpha=0.75, label="episodes of the data"
     )
     for index, target in enumerate(targets):
-        axes.axvline(target, color=COLOURS[1], lw=1.4, ls="--", label="targets" if index == 0 else None)
+        axes.axvline(target, color=COLORS[1], lw=1.4, ls="--", label="targets" if index == 0 else None)
     style_axes(axes, "Returns in the data", "episode return (raw)", "episodes")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return finish(figure, path)
@@ -196,14 +196,14 @@ def _same_targets(seeds: Sequence[EvaluationResult]) -> list[list[EvaluationResu
 
 
 def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
-    """Returns a figure of `size` inches and its axes, row by row."""
+    """Return a figure of `size` inches and its axes, row by row."""
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def style_axes(axes: Any, title: str, x: str, y: str) -> None:
-    """Gives axes a title, labels with units, and the look of all figures."""
+    """Give axes a title, labels with units, and the look of all figures."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
@@ -220,7 +220,7 @@ def style_axes(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def finish(figure: Figure, path: Path | None) -> Figure:
-    """Writes the figure as a PNG, if there is a path, and returns it."""
+    """Write the figure as a PNG, if there is a path, and return it."""
     if path is not None:
         figure.savefig(path, format="png", metadata={"Software": "rayrl_dt"})
     return figure
@@ -253,19 +253,19 @@ def _highest(record: Record) -> float | None:
 
 
 def _online_start(records: Sequence[Record]) -> float | None:
-    """The gradient step at which a run that also pretrained went online."""
+    """Return the gradient step at which a run that also pretrained went online."""
     phases = [(record.get("phase"), _number(record.get("gradient_steps"))) for record in records]
     offline = [step for phase, step in phases if phase not in (None, "online") and step is not None]
     return max(offline) if offline and any(phase == "online" for phase, _ in phases) else None
 
 
 def _power(value: float, _: int) -> str:
-    """Returns "1.5e-4" for 0.00015."""
+    """Return "1.5e-4" for 0.00015."""
     return f"{value:.1e}".replace("e-0", "e-") if value else "0"
 
 
 def _number(value: Any) -> float | None:
-    """The value as a finite float, or None: records of a diverged or killed run hold anything."""
+    """Return the value as a finite float, or None: records of a diverged or killed run hold anything."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None

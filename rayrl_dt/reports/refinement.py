@@ -22,7 +22,7 @@ _RESULT = "result.json"
 
 
 def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
-    """Draws the mean return of each cell, one panel per rule; white is the control's, and its column is n = 0.
+    """Draw the mean return of each cell, one panel per rule; white is the control's, and its column is n = 0.
 
     Args:
         grid: the results.
@@ -39,8 +39,8 @@ def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
         image = axes.imshow(means, cmap="PuOr", vmin=low, vmax=high, aspect="auto", origin="lower")
         for (row, column), mean in np.ndenumerate(means):
             dark = abs(mean - grid.control.mean) > 0.6 * reach
-            colour = "white" if dark else INK
-            axes.text(column, row, number(mean), ha="center", va="center", fontsize=8.5, color=colour)
+            color = "white" if dark else INK
+            axes.text(column, row, number(mean), ha="center", va="center", fontsize=8.5, color=color)
         style_axes(axes, rule, "steps n", "step size η")
         axes.grid(visible=False)
         axes.set_xticks(range(len(steps)), [str(n) for n in steps])
@@ -52,7 +52,7 @@ def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
 
 
 def write_refinement(grid: RefinementGrid, folder: Path) -> Path:
-    """Writes `refinement.png`, `result.json` and `report.html`; returns the page's path."""
+    """Write `refinement.png`, `result.json` and `report.html`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _RESULT).write_text(json.dumps(grid.to_json(), indent=2) + "\n", encoding="utf-8")
     heat_map(grid, folder / _PICTURE)

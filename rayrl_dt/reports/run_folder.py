@@ -50,7 +50,7 @@ class RunFolder:
     problems: tuple[str, ...] = ()
 
     def section(self, name: str) -> dict[str, Any]:
-        """Returns a nested dict of `run.json`, empty if it is not there."""
+        """Return a nested dict of `run.json`, empty if it is not there."""
         value = self.info.get(name)
         return value if isinstance(value, dict) else {}
 
@@ -81,7 +81,7 @@ class RunFolder:
 
 
 def load_runs(folders: Sequence[Path]) -> list[RunFolder]:
-    """Returns the runs under their shortest distinct names.
+    """Return the runs under their shortest distinct names.
 
     Raises:
         UserError: there is no folder, or a folder holds nothing of a run.
@@ -93,17 +93,17 @@ def load_runs(folders: Sequence[Path]) -> list[RunFolder]:
 
 
 def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
-    """Returns the runs by label; runs whose configurations differ in nothing but the seed share one."""
+    """Return the runs by label; run whose configurations differ in nothing but the seed share one."""
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
         groups.setdefault(_identity(run), []).append(run)
     methods = [members[0].method for members in groups.values()]
-    labelled = {}
+    labeled = {}
     for members in groups.values():
         first = members[0]
         label = first.method if methods.count(first.method) == 1 else first.name
-        labelled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
-    return labelled
+        labeled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
+    return labeled
 
 
 def _load(path: Path, name: str) -> RunFolder:
@@ -210,7 +210,7 @@ def _step(record: dict[str, Any]) -> float:
 
 
 def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> EvaluationResult | None:
-    """The last evaluation of the training log: what a killed run has instead of `evaluations/last.json`."""
+    """Return the last evaluation of the training log: what a killed run has instead of `evaluations/last.json`."""
     for record in reversed(records):
         if isinstance(record.get("evaluation"), dict):
             try:

@@ -34,7 +34,7 @@ __all__ = ["write_report"]
 
 
 def write_report(run_folders: Sequence[Path], out: Path) -> Path:
-    """Writes `report.html`, `report.md` and the PNG files into `out`, and returns the page's path.
+    """Write `report.html`, `report.md` and the PNG files into `out`, and return the page's path.
 
     A piece that a run lacks is named in the report.
 
@@ -101,7 +101,7 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
                     "Spearman; 1 is best",
                 ),
                 ("Highest target", number(top.return_mean), f"achieved, asked for {number(top.target)}"),
-                ("Normalised score", number(last.normalized_score, 1), _score_remark(last)),
+                ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
         Paragraph(" ".join(findings.describe(last, run.best, data_max=run.data_max))),
@@ -126,13 +126,13 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
         ),
         Heading("Every target", 3),
         _targets(last, run.best),
-        Heading("Normalised score", 3),
+        Heading("Normalized score", 3),
         Paragraph(_score(last)),
     ]
 
 
 def _unasked(run: RunFolder, last: EvaluationResult) -> list[Block]:
-    """The evaluation of a policy that predicts its own returns: what it achieved, and nothing about targets."""
+    """Return the evaluation of a policy that predicts its own returns: what it achieved, and nothing about targets."""
     rows = [
         [_checkpoint(name, result), *_achieved(result)]
         for name, result in (("Last", last), ("Best", run.best))
@@ -142,13 +142,13 @@ def _unasked(run: RunFolder, last: EvaluationResult) -> list[Block]:
         Tiles(
             [
                 ("Return", number(last.highest.return_mean), f"{last.highest.episodes} episodes"),
-                ("Normalised score", number(last.normalized_score, 1), _score_remark(last)),
+                ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
         Paragraph(" ".join(findings.describe(last, run.best, data_max=run.data_max))),
         Heading("Last checkpoint, and the best beside it", 3),
         Table(["Checkpoint", "Return", "Std", "Episodes", "Mean length", "Score"], rows),
-        Heading("Normalised score", 3),
+        Heading("Normalized score", 3),
         Paragraph(_score(last)),
     ]
 

@@ -17,12 +17,12 @@ _MARK = "mark:"
 
 
 def mark(name: str) -> str:
-    """Returns the `gid` of an artist that stands for `name`; several artists may."""
+    """Return the `gid` of an artist that stands for `name`; several artists may."""
     return f"{_MARK}{name}"
 
 
 def save_drawing(figure: Figure, path: Path, titles: Mapping[str, str]) -> None:
-    """Writes a figure as an SVG that can stand inside a page beside others.
+    """Write a figure as an SVG that can stand inside a page beside others.
 
     Args:
         figure: its marked artists (`mark`) become `<g data-name="NAME">`.

@@ -26,7 +26,7 @@ _NAME = re.compile(r"\d{9,}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Returns the whole checkpoints of a run folder, oldest first.
+    """Return the whole checkpoints of a run folder, oldest first.
 
     A checkpoint is renamed into place only when whole, so every folder that is named by a number is one.
     """
@@ -37,14 +37,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint of a run folder, or None."""
+    """Return the newest whole checkpoint of a run folder, or None."""
     found = checkpoints(folder)
     return found[-1] if found else None
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a disk that is full, or refuses, into an error that says what to do.
+    """Turn a disk that is full, or refuse, into an error that says what to do.
 
     Raises:
         UserError: `path` could not be written; the run's checkpoints before are whole.
@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> Path:
-    """Writes a checkpoint of the algorithm as it is, and the newest bundle.
+    """Write a checkpoint of the algorithm as it is, and the newest bundle.
 
     Args:
         folder: the run folder.
@@ -96,7 +96,7 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str
 
 
 def prune_checkpoints(folder: Path, *, besides: Collection[str]) -> None:
-    """Removes all but the last two checkpoints.
+    """Remove all but the last two checkpoints.
 
     Args:
         folder: the run folder.

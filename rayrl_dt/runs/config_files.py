@@ -65,7 +65,7 @@ _SPACES = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a config file.
+    """Read a config file.
 
     Raises:
         UserError: the file is missing or is not a YAML mapping.
@@ -85,7 +85,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns `values` with `section.key=value` assignments applied; values are YAML.
+    """Return `values` with `section.key=value` assignments applied; values are YAML.
 
     Raises:
         UserError: an override cannot be read.
@@ -106,7 +106,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def build_config(values: Mapping[str, Any]) -> SequenceConfig:
-    """Builds and validates the config of a file.
+    """Build and validates the config of a file.
 
     Raises:
         UserError: an algorithm, section or key is unknown (the nearest is named), or a value is out of range.
@@ -150,7 +150,7 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
 
 
 def keywords(config: type[SequenceConfig], section: str) -> dict[str, type]:
-    """Returns the keyword arguments of a builder method, each with the class whose method declares it.
+    """Return the keyword arguments of a builder method, each with the class whose method declares it.
 
     The most derived class comes first, RLlib last. Left out: what RLlib has deprecated (it warns, or fails), and what
     the algorithm derives from other keys.
@@ -170,7 +170,7 @@ def keywords(config: type[SequenceConfig], section: str) -> dict[str, type]:
 
 
 def search_spaces(values: Mapping[str, Any]) -> list[str]:
-    """Returns the dotted paths of the search spaces in a file."""
+    """Return the dotted paths of the search spaces in a file."""
     found: list[str] = []
 
     def visit(node: Any, path: str) -> None:

@@ -48,13 +48,13 @@ class Observer(Protocol):
     """What a caller may watch of a run."""
 
     def started(self, algorithm: SequenceAlgorithm) -> None:
-        """The algorithm is built."""
+        """Return the algorithm is built."""
 
     def stepped(self, gradient_step: int, loss: float) -> None:
-        """A gradient step was taken (local learner only)."""
+        """Return a gradient step was taken (local learner only)."""
 
     def iterated(self, record: Mapping[str, Any]) -> None:
-        """An iteration ended; `record` is its line in `metrics.jsonl`."""
+        """Return an iteration ended; `record` is its line in `metrics.jsonl`."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def train(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     observer: Observer | None = None,
 ) -> RunOutcome:
-    """Trains one config to its last gradient step, or until Ctrl-C.
+    """Train one config to its last gradient step, or until Ctrl-C.
 
     A checkpoint is written after each iteration with an evaluation, after the first iteration that ends
     `checkpoint_minutes` after the last one, at the end and on Ctrl-C; the last two and the best are kept. A second
@@ -135,7 +135,7 @@ def train(
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Raises UserError if a run cannot begin in a folder, or go on there."""
+    """Raise UserError if a run cannot begin in a folder, or go on there."""
     taken = folder.exists() and any(folder.iterdir())
     if taken and not is_run(folder):
         raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
@@ -146,7 +146,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 
 
 def _keep(source: str, folder: Path) -> None:
-    """Copies the bundle of a run, checkpoint or bundle to a folder, unless it is there."""
+    """Copy the bundle of a run, checkpoint or bundle to a folder, unless it is there."""
     if folder.exists():
         return
     aside = stage(folder)
@@ -155,7 +155,7 @@ def _keep(source: str, folder: Path) -> None:
 
 
 def _asking(values: Mapping[str, Any], critic: Path) -> dict[str, Any]:
-    """A config file's content whose objective asks another critic."""
+    """Return a config file's content whose objective asks another critic."""
     return {**values, "training": {**values["training"], "critic_from": str(critic)}}
 
 
@@ -180,7 +180,7 @@ class _Run:
         self.best = badness(json.loads(best.read_text())) if best.exists() else math.inf
 
     def describe(self, values: Mapping[str, Any]) -> None:
-        """Writes `config.yaml` and `run.json`; of a resumed run, how it was begun stays on record."""
+        """Write `config.yaml` and `run.json`; of a resumed run, how it was begun stays on record."""
         algorithm, config = self.algorithm, self.algorithm.config
         spec = algorithm.policy_spec
         resolved = {
@@ -216,7 +216,7 @@ class _Run:
         )
 
     def loop(self, observer: Observer | None) -> RunOutcome:
-        """Iterates until the last gradient step or an interrupt."""
+        """Iterate until the last gradient step or an interrupt."""
 
         def on_step(gradient_step: int, loss: float) -> bool:
             if observer is not None:
@@ -286,13 +286,13 @@ class _Run:
         return record
 
     def _save(self) -> Path:
-        """Writes a checkpoint."""
+        """Write a checkpoint."""
         checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.begun["command"])
         self.saved_at = time.monotonic()
         return checkpoint
 
     def _judge(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
-        """Writes the last evaluation, and the best one, by `badness`."""
+        """Write the last evaluation, and the best one, by `badness`."""
         folder = self.folder / "evaluations"
         folder.mkdir(exist_ok=True)
         named = {**evaluation, "checkpoint": str(checkpoint.relative_to(self.folder))}
@@ -323,7 +323,7 @@ class _Run:
 
 
 def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm:
-    """Builds the algorithm, restored from a checkpoint if there is one."""
+    """Build the algorithm, restored from a checkpoint if there is one."""
     algorithm: SequenceAlgorithm = config.build_algo()
     if checkpoint is not None:
         try:
@@ -336,7 +336,7 @@ def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm
 
 @contextmanager
 def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` on the first Ctrl-C (or SIGTERM); the next one interrupts as usual."""
+    """Call `stop` on the first Ctrl-C (or SIGTERM); the next one interrupts as usual."""
     before: dict[int, Any] = {}
 
     def handle(number: int, _: Any) -> None:

@@ -63,7 +63,7 @@ def run(
     say: Callable[[str], None],
     command: str | None = None,
 ) -> Path:
-    """Runs the story; a second call goes on where the first was stopped.
+    """Run the story; a second call goes on where the first was stopped.
 
     Args:
         out: folder for the runs and the report.

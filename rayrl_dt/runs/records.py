@@ -16,7 +16,7 @@ __all__ = ["badness", "begun", "records_up_to", "write_json", "write_yaml"]
 
 
 def records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
+    """Return the lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
     if not path.exists():
         return []
     records = []
@@ -31,7 +31,7 @@ def records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
 
 
 def badness(evaluation: Mapping[str, Any]) -> float:
-    """What the best checkpoint has least of: alignment error over several targets; with one, or none, minus the return.
+    """Return what the best checkpoint has least of: the alignment error, or minus the return at a single target.
 
     A single target is asked for to get as much as there is, and may be out of reach, or be surpassed.
     """
@@ -40,7 +40,7 @@ def badness(evaluation: Mapping[str, Any]) -> float:
 
 
 def begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
-    """How a run was begun, and each time that it went on: commands, times and gradient steps."""
+    """Return how a run was begun, and each time that it went on: commands, times and gradient steps."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if gradient_steps == 0 or not record.exists():
         return {"command": command, "created": now, "resumed": []}
@@ -54,17 +54,17 @@ def begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, A
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a YAML file."""
+    """Write a YAML file."""
     _write(path, yaml.safe_dump(dict(values), sort_keys=False))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file."""
+    """Write a JSON file."""
     _write(path, json.dumps(values, indent=2))
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file that is never seen half."""
+    """Write a file that is never seen half."""
     aside = path.with_suffix(".tmp")
     aside.write_text(text)
     aside.replace(path)

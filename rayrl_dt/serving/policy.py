@@ -77,7 +77,7 @@ class SequencePolicy:
         action_gradient: ActionGradient | None = None,
         sampled_actions: SampledActions | None = None,
     ) -> SequencePolicy:
-        """Loads a policy bundle, or the newest one of a run folder or checkpoint.
+        """Load a policy bundle, or the newest one of a run folder or checkpoint.
 
         Args:
             path: where it is.
@@ -111,7 +111,7 @@ class SequencePolicy:
         return self.model.spec
 
     def reset(self, target_return: float | None = None) -> None:
-        """Starts an episode.
+        """Start an episode.
 
         Args:
             target_return: raw return to ask for; None for the 95th percentile of the training data, and for a policy
@@ -140,7 +140,7 @@ class SequencePolicy:
         self._starting = True
 
     def act(self, observation: Any, reward: float | None = None) -> Any:
-        """Returns the action for `observation`.
+        """Return the action for `observation`.
 
         Args:
             observation: `(*obs)` as the environment returned it.

@@ -44,14 +44,14 @@ class _Axis:
 
 
 def label(value: Any) -> str:
-    """A parameter as the file would write it; rounded to four figures."""
+    """Return a parameter as the file would write it; rounded to four figures."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def parallel_coordinates(
     spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str, path: Path
 ) -> None:
-    """Draws a line per trial through its parameters to its metric; darker is better.
+    """Draw a line per trial through its parameters to its metric; darker is better.
 
     Args:
         spaces: the parameters, each an upright line.
@@ -64,11 +64,11 @@ def parallel_coordinates(
     axes_of.append(_linear(metric, lasts))
     figure, (axes,) = plots.canvas(1, 1, (max(6.0, 1.75 * len(axes_of)), 3.9))
     order = sorted(range(len(trials)), key=lambda index: lasts[index], reverse=trials[0].mode == "min")
-    colours = colormaps["viridis_r"]
+    colors = colormaps["viridis_r"]
     for rank, index in enumerate(order):
         name = trials[index].name
         xs, ys = range(len(axes_of)), [axis.places[index] for axis in axes_of]
-        shade = to_hex(colours(0.1 + 0.9 * rank / max(1, len(order) - 1)))
+        shade = to_hex(colors(0.1 + 0.9 * rank / max(1, len(order) - 1)))
         axes.plot(xs, ys, color=shade, lw=1.7, alpha=0.85, gid=mark(name))
         axes.plot(xs, ys, gid=mark(name), **_HIT)
     for x, axis in enumerate(axes_of):
@@ -95,7 +95,7 @@ def parallel_coordinates(
 
 
 def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str, path: Path) -> None:
-    """Draws the last metric of each trial over each parameter.
+    """Draw the last metric of each trial over each parameter.
 
     Args:
         spaces: the parameters, one panel each.
@@ -116,7 +116,7 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str,
             value = trial.parameters[space.path]
             x = value if options is None else options.index(label(value))
             axes.plot(
-                [x], [trial.last], "o", ms=6, mew=0, color=plots.COLOURS[0], alpha=0.75, gid=mark(trial.name)
+                [x], [trial.last], "o", ms=6, mew=0, color=plots.COLORS[0], alpha=0.75, gid=mark(trial.name)
             )
         plots.style_axes(axes, space.path.rpartition(".")[2], space.path, metric)
         if options is not None:
@@ -126,7 +126,7 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str,
 
 
 def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
-    """Draws the metric over gradient steps: a line per trial, the seeds of a setting in one colour.
+    """Draw the metric over gradient steps: a line per trial, the seeds of a setting in one color.
 
     Args:
         groups: settings, the best first.
@@ -136,19 +136,19 @@ def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
     figure, (axes,) = plots.canvas(1, 1, (7.8, 3.9))
     shown = [trial for group in groups for trial in group.trials if trial.curve]
     for index, group in enumerate(groups):
-        colour = plots.COLOURS[index % len(plots.COLOURS)]
+        color = plots.COLORS[index % len(plots.COLORS)]
         for trial in group.trials:
             points = [point for point in trial.curve if math.isfinite(point[1])]
             if not points:
                 continue
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=colour, lw=1.6, marker="o", ms=3.5, gid=mark(trial.name))
+            axes.plot(xs, ys, color=color, lw=1.6, marker="o", ms=3.5, gid=mark(trial.name))
             axes.plot(xs, ys, gid=mark(trial.name), **_HIT)
         if len(groups) <= _LEGEND:
             text = ", ".join(
                 f"{path.rpartition('.')[2]} {label(value)}" for path, value in group.parameters.items()
             )
-            axes.plot([], [], color=colour, lw=2, label=text or "all")
+            axes.plot([], [], color=color, lw=2, label=text or "all")
     if len(groups) <= _LEGEND:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     plots.style_axes(axes, metric, "gradient steps", metric)
@@ -156,7 +156,7 @@ def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
 
 
 def _titles(trials: Sequence[TrialResult]) -> dict[str, str]:
-    """What is shown over each trial's marks."""
+    """Return what is shown over each trial's marks."""
     titles = {}
     for trial in trials:
         values = [
@@ -167,7 +167,7 @@ def _titles(trials: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def _options(space: Space) -> list[str] | None:
-    """The places of a space that lists its values; None where values are drawn from a range."""
+    """Return the places of a space that lists its values; None where values are drawn from a range."""
     if space.kind not in ("grid", "choice"):
         return None
     return list(dict.fromkeys(label(option) for option in space.options))

@@ -37,7 +37,7 @@ class Cost:
     trial_seconds: float
 
     def to_json(self) -> dict[str, float]:
-        """Returns it as JSON values."""
+        """Return it as JSON values."""
         return {"wall_seconds": self.wall_seconds, "trial_seconds": self.trial_seconds}
 
 
@@ -71,7 +71,7 @@ class SweepOutcome:
 
 
 def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
-    """Writes the results table, the page and the best policy from what the folder holds.
+    """Write the results table, the page and the best policy from what the folder holds.
 
     Args:
         plan: of the sweep.
@@ -126,7 +126,7 @@ def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) 
 
 
 def _command(plan: Plan, trial: TrialResult, out: Path) -> str:
-    """A single run with the trial's values; after PBT with its last ones from the start."""
+    """Return a single run with the trial's values; after PBT with its last ones from the start."""
     if plan.run is not None:
         return read_refining(plan.at(trial.parameters)).command
     changes = [f"--set {shlex.quote(f'{path}={_yaml(value)}')}" for path, value in trial.parameters.items()]

@@ -40,7 +40,7 @@ class Plan:
     settings: Settings
 
     def at(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the content of a single run's file: each space at its first value, unless `changes` has one."""
+        """Return the content of a single run's file: each space at its first value, unless `changes` has one."""
         return replaced(self.values, {space.path: space.edges[0] for space in self.spaces} | dict(changes))
 
     @property
@@ -74,7 +74,7 @@ class Plan:
 
 
 def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | None = None) -> Plan:
-    """Reads a sweep from a config file's content.
+    """Read a sweep from a config file's content.
 
     Every trial is evaluated in each iteration, unless `evaluation.evaluation_interval` says how many make one report.
 
@@ -111,7 +111,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | No
 
 
 def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Returns the content with an evaluation in every iteration, unless it says how many make one report."""
+    """Return the content with an evaluation in every iteration, unless it says how many make one report."""
     interval = value_at(content, _INTERVAL)
     if interval is None:
         return replaced(content, {_INTERVAL: 1})
@@ -123,7 +123,7 @@ def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any
 
 
 def _check_together(plan: Plan) -> None:
-    """Refuses loggers that are not installed, and schedulers and searches that cannot work with the spaces."""
+    """Refuse loggers that are not installed, and schedulers and searches that cannot work with the spaces."""
     settings, spaces = plan.settings, plan.spaces
     for logger in settings.loggers:
         if importlib.util.find_spec(LOGGERS[logger]) is None:

@@ -30,7 +30,7 @@ class RefinementTrial(tune.Trainable):
     unrefined: dict[str, float | None]
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Loads policy, critic and environments, and evaluates the policy alone."""
+        """Load policy, critic and environments, and evaluate the policy alone."""
         self.job = read_refining(config)
         self.policy = RefinedPolicy(
             self.job.run,
@@ -42,7 +42,7 @@ class RefinementTrial(tune.Trainable):
         self.unrefined = self._evaluate(ActionGradient(n=0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next trial's way to act."""
+        """Take the next trial's way to act."""
         job = read_refining(new_config)
         if replace(job, settings=self.job.settings) != self.job:
             self.cleanup()
@@ -52,11 +52,11 @@ class RefinementTrial(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        """Returns one CPU, for the critic is small."""
+        """Return one CPU, for the critic is small."""
         return tune.PlacementGroupFactory([{"CPU": 1.0}])
 
     def step(self) -> dict[str, Any]:
-        """Plays the episodes; the trial is done then."""
+        """Play the episodes; the trial is done then."""
         return {
             "evaluation": self._evaluate(self.job.settings),
             "unrefined": self.unrefined,
@@ -65,7 +65,7 @@ class RefinementTrial(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Closes the environments."""
+        """Close the environments."""
         self.policy.close()
 
     def _evaluate(self, settings: ActionGradient | SampledActions) -> dict[str, float | None]:

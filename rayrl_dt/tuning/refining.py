@@ -55,7 +55,7 @@ class Refining:
 
 
 def read_refining(values: Mapping[str, Any]) -> Refining:
-    """Reads a file's content that holds no search space any more.
+    """Read a file's content that holds no search space any more.
 
     Raises:
         UserError: a key is unknown, or a value is out of range.
@@ -113,6 +113,6 @@ def _whole(name: str, value: Any, *, least: int) -> int:
 
 
 def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content with the run's absolute path: trials on a cluster have working folders of their own."""
+    """Return the content with the run's absolute path: trials on a cluster have working folders of their own."""
     run = values[RUN]
     return {**values, RUN: str(Path(run).resolve()) if isinstance(run, str) and run else run}

@@ -56,7 +56,7 @@ class Winner:
 def write_sweep_page(
     plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
 ) -> Path:
-    """Writes `sweep.html`, which holds everything, with Markdown and SVG files beside it.
+    """Write `sweep.html`, which holds everything, with Markdown and SVG files beside it.
 
     Args:
         plan: of the sweep.
@@ -152,7 +152,7 @@ def _drawings(
         ]
     if any(len(trial.curve) > 1 for trial in trials):
         charts.curves(groups, metric, folder / "sweep-curves.svg")
-        caption = f"One line per trial; the seeds of a setting share a colour. {_HOVER}."
+        caption = f"One line per trial; the seeds of a setting share a color. {_HOVER}."
         blocks += [
             Heading("Learning curves"),
             Picture("sweep-curves.svg", f"{metric} over gradient steps", caption),

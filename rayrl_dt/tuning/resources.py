@@ -18,7 +18,7 @@ Resources = Mapping[str, float]
 
 
 def check_placement(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> None:
-    """Refuses a trial that would not fit into the empty cluster.
+    """Refuse a trial that would not fit into the empty cluster.
 
     A trial that fits in sum and bundle by bundle may still not fit in practice, where bundles break badly over nodes.
 

@@ -52,7 +52,7 @@ class TrialResult:
         return self.seconds_since(-math.inf)
 
     def seconds_since(self, moment: float) -> float:
-        """Returns the time spent in steps that ended after `moment` (as of `time.time`)."""
+        """Return the time spent in steps that ended after `moment` (as of `time.time`)."""
         return sum(seconds for ended, seconds in self.steps if ended >= moment)
 
     @property
@@ -85,7 +85,7 @@ class TrialResult:
         return choose(found, key=lambda item: item[0])[1] if found else None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a row of the results table."""
+        """Return a row of the results table."""
         best, checkpoint = self.best, self.best_checkpoint
         return {
             "trial": self.name,
@@ -121,19 +121,19 @@ class Group:
     median: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as JSON values."""
+        """Return it as JSON values."""
         names = [trial.name for trial in self.trials]
         return {"parameters": self.parameters, "median": self.median, "trials": names}
 
 
 def read_trials(folder: Path, plan: Plan) -> list[TrialResult]:
-    """Returns the trials of a sweep's folder, by name."""
+    """Return the trials of a sweep's folder, by name."""
     found = sorted(path.parent for path in folder.glob("*/params.json"))
     return [_read(trial, plan) for trial in found]
 
 
 def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
-    """Returns the trials with equal parameters but for the seed, the best median first.
+    """Return the trials with equal parameters but for the seed, the best median first.
 
     Trials that have not reported come last.
     """
@@ -150,7 +150,7 @@ def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
 
 
 def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
-    """Returns the group with the best median that left a checkpoint, and its trial nearest to the top.
+    """Return the group with the best median that left a checkpoint, and its trial nearest to the top.
 
     The median over seeds decides, not a lucky seed; within the group the trial with the best last metric does.
     """

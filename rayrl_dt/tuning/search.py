@@ -17,7 +17,7 @@ _NO_END = 1_000_000
 
 
 def searcher(plan: Plan) -> Any:
-    """Returns what draws the trials' values; the same ones for the same seed."""
+    """Return what draws the trials' values; the same ones for the same seed."""
     seed = derive_seed(_seed(plan), "tune") % 2**31
     if plan.settings.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
@@ -32,7 +32,7 @@ def searcher(plan: Plan) -> Any:
 
 
 def scheduler(plan: Plan) -> Any:
-    """Returns what stops trials early, or (PBT) lets them take over the better ones' weights."""
+    """Return what stops trials early, or (PBT) lets them take over the better ones' weights."""
     from ray.tune import schedulers
 
     kind, patience = plan.settings.scheduler, plan.settings.grace_period

@@ -86,7 +86,7 @@ class Settings:
 
 
 def read_settings(values: Mapping[str, Any], *, samples: int | None = None) -> Settings:
-    """Reads the section `tune:` of a config file's content.
+    """Read the section `tune:` of a config file's content.
 
     Args:
         values: the file's content.

@@ -65,7 +65,7 @@ class Space:
         return (low, high - 1) if self.kind == "randint" else (low, high)
 
     def domain(self) -> Any:
-        """Returns the space as Ray Tune knows it."""
+        """Return the space as Ray Tune knows it."""
         from ray import tune
 
         if self.kind == "grid":
@@ -75,12 +75,12 @@ class Space:
         return getattr(tune, self.kind)(*self.options)
 
     def clipped(self, value: Any) -> Any:
-        """Returns `value`, or the bound that it has crossed; PBT multiplies without looking."""
+        """Return `value`, or the bound that it has crossed; PBT multiplies without looking."""
         return value if self.kind in _LISTS else min(max(value, self.edges[0]), self.edges[1])
 
 
 def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
-    """Returns the search spaces of a config file.
+    """Return the search spaces of a config file.
 
     Raises:
         UserError: one is empty, malformed, or of an unknown kind.
@@ -102,7 +102,7 @@ def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
 
 
 def value_at(values: Any, path: str) -> Any:
-    """Returns the value at a dotted path; None where the path ends early."""
+    """Return the value at a dotted path; None where the path ends early."""
     for key in path.split("."):
         if not isinstance(values, Mapping):
             return None
@@ -111,7 +111,7 @@ def value_at(values: Any, path: str) -> Any:
 
 
 def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of `values` with the value at each dotted path exchanged, its sections made where missing."""
+    """Return a copy of `values` with the value at each dotted path exchanged, its sections made where missing."""
     result = copy.deepcopy(dict(values))
     for path, value in changes.items():
         *sections, key = path.split(".")
@@ -125,7 +125,7 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _lonely_lists(node: Any, path: str) -> Iterator[tuple[str, str, list[Any]]]:
-    """Mappings that look like a space: one key, and a list behind it."""
+    """Return mappings that look like a space: one key, and a list behind it."""
     if not isinstance(node, dict):
         return
     for key, value in node.items():

@@ -122,7 +122,7 @@ def plan(
     datasets: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Member]:
-    """Returns the runs of the suite: configs x data sets x seeds, the seeds in the outermost loop.
+    """Return the runs of the suite: configs x data sets x seeds, the seeds in the outermost loop.
 
     A file describes one method, or several: `variants:` maps a name to what that method changes in the rest of the
     file, and a grid (`{grid: [10, 20]}`) makes one method per value.
@@ -161,7 +161,7 @@ def run(
     episodes_at_maximum: int = 20,
     observe: Callable[[Progress], None] | None = None,
 ) -> list[Failure]:
-    """Trains and evaluates what is not finished yet, `jobs` runs at a time.
+    """Train and evaluate what is not finished yet, `jobs` runs at a time.
 
     Ctrl-C reaches the runs too: each writes a checkpoint, and the next call goes on from there.
 
@@ -219,7 +219,7 @@ def run(
 
 
 def write_comparison(members: Sequence[Member], failures: Sequence[Failure], out: Path) -> Path:
-    """Writes `alignment.html` (with Markdown and PNG files) about what is there, and returns its path.
+    """Write `alignment.html` (with Markdown and PNG files) about what is there, and return its path.
 
     Raises:
         UserError: no run has left anything to report.
@@ -244,7 +244,7 @@ def write_comparison(members: Sequence[Member], failures: Sequence[Failure], out
 
 
 def _expand(values: dict[str, Any], *, default: str) -> Iterator[dict[str, Any]]:
-    """The methods of a file: its variants, times the values of its grids. Each gets a name of its own."""
+    """Return the methods of a file: its variants, times the values of its grids. Each gets a name of its own."""
     variants = values.pop("variants", None)
     if variants is None:
         variants = {str(values.get("name") or default): {}}
@@ -268,7 +268,7 @@ def _expand(values: dict[str, Any], *, default: str) -> Iterator[dict[str, Any]]
 
 
 def _axes(values: dict[str, Any]) -> dict[str, Any]:
-    """The options of each search space of a config, by its dotted path."""
+    """Return the options of each search space of a config, by its dotted path."""
     axes = {}
     for path in search_spaces(values):
         ((kind, options),) = _at(values, path.split(".")).items()
@@ -308,7 +308,7 @@ def _member(values: Mapping[str, Any], dataset: Any, seed: int, out: Path) -> Me
 
 
 def _prepare(member: Member) -> None:
-    """Writes the run's config file, and clears what a run that died before its first checkpoint left."""
+    """Write the run's config file, and clears what a run that died before its first checkpoint left."""
     text = yaml.safe_dump(dict(member.values), sort_keys=False)
     if member.config.exists() and yaml.safe_load(member.config.read_text()) != yaml.safe_load(text):
         raise UserError(
@@ -321,7 +321,7 @@ def _prepare(member: Member) -> None:
 
 
 def _load_data(members: Sequence[Member]) -> list[Failure]:
-    """Downloads or makes each data set once, before several processes want it; those of a missing one fail."""
+    """Download or make each data set once, before several processes want it; those of a missing one fail."""
     reasons: dict[str, str | None] = {}
     for member in members:
         if member.dataset in reasons:
@@ -336,7 +336,7 @@ def _load_data(members: Sequence[Member]) -> list[Failure]:
 
 
 def _commands(member: Member, episodes_at_maximum: int) -> Iterator[list[str]]:
-    """What is left to do for a run, one command after the other."""
+    """Return what is left to do for a run, one command after the other."""
     program = [sys.executable, "-m", "rayrl_dt"]
     folder = str(member.folder)
     if not member.trained:
@@ -367,7 +367,7 @@ def _gradient_step(member: Member) -> int:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; none before the first, and none that is still being written."""
+    """Return the lines of a run's `metrics.jsonl`; none before the first, and none that is still being written."""
     records: list[dict[str, Any]] = []
     try:
         for line in (folder / "metrics.jsonl").read_text().splitlines():

@@ -35,7 +35,7 @@ _KEPT_BY_DEFAULT = 2
 
 
 def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = None) -> SweepOutcome:
-    """Runs all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
+    """Run all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
 
     Args:
         plan: from `make_plan`.
@@ -75,7 +75,7 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
 
 
 def require_shared(folder: Path, found: Check) -> None:
-    """Refuses a folder that a node cannot read or write.
+    """Refuse a folder that a node cannot read or write.
 
     Args:
         folder: of the sweep.
@@ -102,7 +102,7 @@ def _trainable(plan: Plan) -> Any:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Keeps a second sweep out of the folder; the lock ends with the process, however that ends."""
+    """Keep a second sweep out of the folder; the lock ends with the process, however that ends."""
     with (out / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +114,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
-    """Returns whether there is a sweep in the folder to go on with."""
+    """Return whether there is a sweep in the folder to go on with."""
     from ray import tune
 
     saved = out / SWEEP
@@ -133,7 +133,7 @@ def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
 
 
 def _check_data(plan: Plan) -> None:
-    """Loads what trials need once, before several want it, and makes sure that it can be evaluated."""
+    """Load what trials need once, before several want it, and make sure that it can be evaluated."""
     if plan.run is not None:
         job = read_refining(plan.at({}))
         RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
@@ -228,7 +228,7 @@ def _loggers(plan: Plan) -> list[Any]:
 
 
 def _text(plan: Plan) -> str:
-    """The sweep as YAML: what a later --resume must agree with."""
+    """Return the sweep as YAML: what a later --resume must agree with."""
     settings = {
         key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan.settings).items()
     }

@@ -32,23 +32,23 @@ class SweepTrial(tune.Trainable):
     algorithm: SequenceAlgorithm
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Builds the algorithm."""
+        """Build the algorithm."""
         self.algorithm = build_config(config).build_algo()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Makes room for the next trial in this process, which has imported everything already."""
+        """Make room for the next trial in this process, which has imported everything already."""
         self.algorithm.stop()
         self.setup(new_config)
         return True
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        """Returns what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""
+        """Return what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""
         built = build_config(config)
         return built.algo_class.default_resource_request(built.to_dict())
 
     def step(self) -> dict[str, Any]:
-        """Trains to the next evaluation, or to the end of the run."""
+        """Train to the next evaluation, or to the end of the run."""
         report: dict[str, Any] = {}
         evaluation: dict[str, Any] | None = None
         while evaluation is None and not self.algorithm.done:
@@ -66,7 +66,7 @@ class SweepTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes RLlib's checkpoint and the policy bundle."""
+        """Write RLlib's checkpoint and the policy bundle."""
         folder = Path(checkpoint_dir)
         self.algorithm.save_to_path(str(folder / _ALGORITHM))
         save_bundle(
@@ -77,9 +77,9 @@ class SweepTrial(tune.Trainable):
         )
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from a checkpoint, of this trial or (PBT) of a better one."""
+        """Go on from a checkpoint, of this trial or (PBT) of a better one."""
         self.algorithm.restore_from_path(str(Path(checkpoint_dir) / _ALGORITHM))
 
     def cleanup(self) -> None:
-        """Stops runners and learners."""
+        """Stop runners and learners."""
         self.algorithm.stop()

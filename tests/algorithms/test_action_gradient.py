@@ -61,7 +61,7 @@ def test_a_critic_of_other_data_is_refused(
     half = other.__class__.from_trajectories([other.trajectory(1)], other.info)
     source = f"store:{half.save(tmp_path / 'other')}"
     config = tiny(source).evaluation(action_gradient={"n": 1}, critic_from=with_critic)
-    with pytest.raises(UserError, match="another normaliser"):
+    with pytest.raises(UserError, match="another normalizer"):
         returns(config)
 
 

@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused(
         tiny(cartpole_data).training(**objective).build_algo()
     data = load(pendulum_data)
     half = data.__class__.from_trajectories([data.trajectory(1)], data.info)
-    with pytest.raises(UserError, match="another normaliser"):
+    with pytest.raises(UserError, match="another normalizer"):
         tiny(f"store:{half.save(tmp_path / 'other')}").training(**objective).build_algo()
     online = OnlineDTConfig().offline_data(dataset=pendulum_data).training(**objective)
     with pytest.raises(UserError, match=r"training on logged data alone.*online.rl_gradient"):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 # Table 9 of TD3+ODT: K, evaluation context, targets (evaluation, exploration), alpha before finetuning, gamma, learning
 # rates (critic, policy), weight decay, pretraining steps, trajectories in the replay; then critic and actor updates of
-# a round, and whether the critic is normalised.
+# a round, and whether the critic is normalized.
 TABLE: dict[str, tuple[Any, ...]] = {
     "td3_odt_mujoco": (20, 5, 3600, 7200, 0, 0.99, 1e-3, 1e-4, 5e-4, 5_000, 1000, 600, 300, False),
     "td3_odt_adroit": (5, 1, 12000, 12000, 0, 0.99, 2e-4, 1e-4, 1e-4, 40_000, 5000, 300, 300, True),
@@ -52,13 +52,13 @@ def test_the_values_are_those_of_the_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_all_share_the_architecture_and_the_optimiser(name: str) -> None:
+def test_all_share_the_architecture_and_the_optimizer(name: str) -> None:
     config: Any = build_config(read_yaml(CONFIGS / f"{name}.yaml"))
     model = config.sequence_model
     assert (model.backbone, model.embed_dim, model.num_layers, model.num_heads) == ("dt", 512, 4, 4)
     assert model.timestep_embedding == "none"
     assert model.dropout == 0.1 and model.head == ("gaussian" if name == "odt_mujoco" else "auto")
-    assert (config.optimiser, config.grad_clip, config.warmup_steps) == ("lamb", 0.25, 10_000)
+    assert (config.optimizer, config.grad_clip, config.warmup_steps) == ("lamb", 0.25, 10_000)
     assert config.train_batch_size_per_learner == 256 and config.lr_decay == "constant"
 
 

@@ -66,7 +66,7 @@ def test_config_prints_keys_defaults_and_descriptions(run: Run) -> None:
     status, out, err = run("config", "TD3BC")
     assert status == 0, err
     words = " ".join(out.split())
-    assert "alpha: 2.5 weight of the normalised values beside the squared error; 0 is behaviour" in words
+    assert "alpha: 2.5 weight of the normalized values beside the squared error; 0 is behavior" in words
     assert "backbone: mlp" in out and "RLlib's own" in out
     for name in SECTIONS:
         for key in keywords(ALGORITHMS["TD3BC"], name):

@@ -41,18 +41,18 @@ def inputs(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(critic: TwinCritic, observations: Tensor, actions: Tensor) -> Tensor:
-    """Both values from the linear layers alone, the normalisation written out; tells it from the names."""
+    """Both values from the linear layers alone, the normalization written out; tells it from the names."""
     values = []
     for net in (critic.q1, critic.q2):
         linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-        normalised = any(isinstance(layer, nn.LayerNorm) for layer in net)
+        normalized = any(isinstance(layer, nn.LayerNorm) for layer in net)
         assert [tuple(layer.weight.shape) for layer in linear] == [(H, S + A), (H, H), (1, H)]
         x = torch.cat([observations, actions], dim=-1)
         for layer in linear[:-1]:
             x = functional.linear(x, layer.weight, layer.bias)
-            if normalised:
-                centred = x - x.mean(dim=-1, keepdim=True)
-                x = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+            if normalized:
+                centerd = x - x.mean(dim=-1, keepdim=True)
+                x = centerd / (centerd.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
             x = x.clamp(min=0.0)
         values.append(functional.linear(x, linear[-1].weight, linear[-1].bias)[..., 0])
     return torch.stack(values)
@@ -68,12 +68,12 @@ def test_values_are_those_of_two_networks(critic: TwinCritic, shape: tuple[int, 
 
 
 def test_layer_norm_is_an_option_without_parameters(spec: PolicySpec) -> None:
-    plain, normalised = (TwinCritic(spec, hidden=H, layer_norm=on) for on in (False, True))
+    plain, normalized = (TwinCritic(spec, hidden=H, layer_norm=on) for on in (False, True))
     assert {n: p.shape for n, p in plain.q1[0].named_parameters()} == {"weight": (H, S + A), "bias": (H,)}
-    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in normalised.parameters())
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in normalized.parameters())
     observations, actions = inputs(50)
-    # Normalised layers do not see the size of what comes in (but for the biases, which are removed here).
-    for model in (plain, normalised):
+    # Normalized layers do not see the size of what comes in (but for the biases, which are removed here).
+    for model in (plain, normalized):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -82,12 +82,12 @@ def test_layer_norm_is_an_option_without_parameters(spec: PolicySpec) -> None:
             plain(observations * 100, actions * 100), 100 * plain(observations, actions)
         )
         torch.testing.assert_close(
-            normalised(observations * 100, actions * 100),
-            normalised(observations, actions),
+            normalized(observations * 100, actions * 100),
+            normalized(observations, actions),
             rtol=0.01,
             atol=0.01,
         )
-        assert normalised(observations, actions).std() > 0.02
+        assert normalized(observations, actions).std() > 0.02
 
 
 def test_both_start_as_pytorch_starts_and_differ(spec: PolicySpec) -> None:
@@ -112,21 +112,21 @@ def test_each_learns_from_its_own_error(critic: TwinCritic) -> None:
     assert all(p.grad is None or (p.grad == 0).all() for p in critic.q2.parameters())
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
 def test_the_actor_loss_moves_actions_up_the_first_critic_and_leaves_it_alone(
-    critic: TwinCritic, normalise: bool
+    critic: TwinCritic, normalize: bool
 ) -> None:
     mask = torch.tensor([[False, True, True, True, True]] * 2 + [[True] * 5])
     observations, actions = inputs(3, 5)
     critic.requires_grad_(False)
     actions.requires_grad_()
     values = critic.first(observations, actions)
-    losses.td3_actor_loss(values, mask, normalise=normalise).backward()
+    losses.td3_actor_loss(values, mask, normalize=normalize).backward()
     assert all(parameter.grad is None for parameter in critic.parameters())
 
     again = actions.detach().requires_grad_()
     (slope,) = torch.autograd.grad(by_hand(critic, observations, again)[0].sum(), again)
-    scale = values.detach()[mask].abs().mean() if normalise else 1.0
+    scale = values.detach()[mask].abs().mean() if normalize else 1.0
     torch.testing.assert_close(actions.grad, torch.where(mask[..., None], -slope / 13 / scale, 0.0))
     assert (slope != 0).any()
 

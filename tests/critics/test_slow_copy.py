@@ -22,11 +22,11 @@ def networks() -> tuple[nn.Sequential, nn.Sequential]:
 def test_each_weight_moves_by_its_share() -> None:
     slow, network = networks()
     before, parameters = copy.deepcopy(slow.state_dict()), list(network.parameters())
-    optimiser = torch.optim.SGD(parameters, lr=0.1)
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
     copied = SlowCopy(slow, network)
     assert all(torch.equal(value, slow.state_dict()[name]) for name, value in before.items())
     network(torch.ones(1, 3)).sum().backward()
-    optimiser.step()  # the optimiser's weights are still the network's
+    optimizer.step()  # the optimizer's weights are still the network's
     after = copy.deepcopy(network.state_dict())
     copied.move(0.25)
     for name, value in slow.state_dict().items():

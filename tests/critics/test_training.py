@@ -43,8 +43,8 @@ def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceMode
     other = copy.deepcopy(critic)
     transitions = transitions_of(store, model)
     trainer = IQLTrainer(critic, transitions, SMALL, seed=0)
-    learnt = [*other.value.parameters(), *other.q.parameters()]
-    optimiser = torch.optim.Adam(learnt, lr=SMALL.lr)
+    learned = [*other.value.parameters(), *other.q.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=SMALL.lr)
     for step in range(5):
         batch = transitions.batch(torch.arange(step, 70, 5))
         trainer.step(batch)
@@ -54,9 +54,9 @@ def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceMode
         lower = other.target(observations, actions).amin(dim=0)
         loss = losses.expectile_loss(other.value(observations)[:, 0], lower, expectile=0.7)
         loss = loss + losses.iql_critic_loss(other.q(observations, actions), target)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             for slow, fast in zip(other.target.parameters(), other.q.parameters(), strict=True):
                 slow.lerp_(fast, 0.005)

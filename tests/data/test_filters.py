@@ -29,7 +29,7 @@ def test_top_percent(make_store: Any, lengths: tuple[int, ...], percent: float) 
         # The best of the excluded episodes is the one that did not fit.
         first_out = np.flatnonzero(~kept)[np.argmax(out)]
         assert view.num_steps + store.lengths[first_out] > percent / 100 * store.num_steps
-    assert view.normaliser is store.normaliser
+    assert view.normalizer is store.normalizer
 
 
 def test_the_first_overflow_ends_the_selection(make_store: Any) -> None:
@@ -80,6 +80,6 @@ def test_below_return(make_store: Any) -> None:
     limit = float(np.sort(store.episode_returns)[2])
     view = filters.below_return(store, limit)
     assert sorted(view.episode_returns) == sorted(store.episode_returns[store.episode_returns < limit])
-    assert view.normaliser is store.normaliser
+    assert view.normalizer is store.normalizer
     with pytest.raises(UserError, match=r"no episode of .* is below -1000; the lowest has"):
         filters.below_return(store, -1000)

@@ -36,7 +36,7 @@ MakeReplay = Callable[..., Any]
 
 
 def make_replay(kind: str, store: TrajectoryStore, capacity: int, **options: Any) -> Any:
-    arguments = {"info": store.info, "normaliser": store.normaliser, "capacity": capacity, **options}
+    arguments = {"info": store.info, "normalizer": store.normalizer, "capacity": capacity, **options}
     if kind == "shared":
         return SharedReplay(arguments)
     return TrajectoryReplay(**arguments, memory_bytes=0 if kind == "mapped" else None)
@@ -247,7 +247,7 @@ def test_large_replays_are_mapped_from_files_without_a_name(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    replay = TrajectoryReplay(store.info, store.normaliser, capacity=100, memory_bytes=200_000)
+    replay = TrajectoryReplay(store.info, store.normalizer, capacity=100, memory_bytes=200_000)
     replay.add([collected(number, 50) for number in range(20)])
     assert not isinstance(replay._steps["rewards"], np.memmap)
     replay.add([collected(number, 1000) for number in range(20, 40)])
@@ -264,7 +264,7 @@ def test_a_mapped_replay_is_saved_and_loaded_without_a_copy_in_memory(
     store = make_store(lengths=(600,) * 8, observation_dim=width)
     content = store.observations.nbytes
     replays = [
-        TrajectoryReplay(store.info, store.normaliser, capacity=8, memory_bytes=1 << 20) for _ in range(3)
+        TrajectoryReplay(store.info, store.normalizer, capacity=8, memory_bytes=1 << 20) for _ in range(3)
     ]
     replays[0].fill(store)
     state = replays[0].state()
@@ -297,7 +297,7 @@ def test_no_room_for_a_large_replay(
     import signal
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    replay = TrajectoryReplay(store.info, store.normaliser, capacity=100, memory_bytes=0)
+    replay = TrajectoryReplay(store.info, store.normalizer, capacity=100, memory_bytes=0)
     replay.add([collected(0, 50)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -317,7 +317,7 @@ def test_no_room_for_a_large_replay(
 def test_batches_of_a_shared_replay_are_those_of_one_in_this_process(
     ray_session: None, store: TrajectoryStore, ahead: bool
 ) -> None:
-    arguments = {"info": store.info, "normaliser": store.normaliser, "capacity": 8}
+    arguments = {"info": store.info, "normalizer": store.normalizer, "capacity": 8}
     local, shared = TrajectoryReplay(**arguments), SharedReplay(arguments)
     for replay in (local, shared):
         replay.fill(store)
@@ -338,7 +338,7 @@ def test_batches_of_a_shared_replay_are_those_of_one_in_this_process(
 
 @pytest.mark.ray
 def test_a_dead_shared_replay_says_what_to_do(ray_session: None, store: TrajectoryStore) -> None:
-    shared = SharedReplay({"info": store.info, "normaliser": store.normaliser, "capacity": 8})
+    shared = SharedReplay({"info": store.info, "normalizer": store.normalizer, "capacity": 8})
     shared.fill(store)
     shared.stop()
     with pytest.raises(UserError, match=r"replay's process died.*--resume"):

@@ -34,7 +34,7 @@ def test_scores_of_another_version_need_asking_for() -> None:
     assert reference is not None and "across versions" in note
 
 
-def test_d4rl_numbers_in_a_newer_data_set_are_recognised() -> None:
+def test_d4rl_numbers_in_a_newer_data_set_are_recognized() -> None:
     info = _info("Hopper-v5", ref_min_score=-20.272305, ref_max_score=3234.3)
     reference, note = scores.reference_for(info, "Hopper-v5")
     assert reference is None and "made for Hopper-v2, not for Hopper-v5" in note and "D4RL" in note
@@ -74,10 +74,10 @@ def test_specification_names_the_environment() -> None:
     assert scores.reference_for(info, "CartPole-v1")[0] is not None
 
 
-def test_normalised() -> None:
+def test_normalized() -> None:
     hopper = scores.D4RL_SCORES["Hopper-v2"]
-    assert scores.normalised(hopper, hopper.minimum) == 0 and scores.normalised(hopper, hopper.maximum) == 100
-    halves = scores.normalised(hopper, np.array([(hopper.minimum + hopper.maximum) / 2]))
+    assert scores.normalized(hopper, hopper.minimum) == 0 and scores.normalized(hopper, hopper.maximum) == 100
+    halves = scores.normalized(hopper, np.array([(hopper.minimum + hopper.maximum) / 2]))
     np.testing.assert_allclose(halves, [50.0])
 
 

@@ -60,7 +60,7 @@ def test_filters_are_views_of_the_cached_store(dataset: str) -> None:
     whole = sources.load(f"minari:{dataset}")
     store = sources.load(f"minari:{dataset}", top_percent=60, delayed_reward=True)
     assert 1 <= store.num_episodes < whole.num_episodes and store.delayed_reward
-    np.testing.assert_array_equal(store.normaliser.mean, whole.normaliser.mean)
+    np.testing.assert_array_equal(store.normalizer.mean, whole.normalizer.mean)
     np.testing.assert_array_equal(np.sort(store.episode_returns)[-1], whole.episode_returns.max())
     assert len(_cached()) == 1
 

@@ -19,8 +19,8 @@ def _assert_same(one: TrajectoryStore, two: TrajectoryStore) -> None:
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
         assert getattr(one, name).dtype == getattr(two, name).dtype
-    np.testing.assert_array_equal(one.normaliser.mean, two.normaliser.mean)
-    np.testing.assert_array_equal(one.normaliser.std, two.normaliser.std)
+    np.testing.assert_array_equal(one.normalizer.mean, two.normalizer.mean)
+    np.testing.assert_array_equal(one.normalizer.std, two.normalizer.std)
     assert one.info == two.info and one.delayed_reward == two.delayed_reward
 
 
@@ -105,7 +105,7 @@ def test_writer_keeps_images_as_bytes(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "written", info) as writer:
         writer.append(episode)
     opened = TrajectoryStore.open(tmp_path / "written")
-    assert opened.observations.dtype == np.uint8 and opened.normaliser.std.max() == 1
+    assert opened.observations.dtype == np.uint8 and opened.normalizer.std.max() == 1
     np.testing.assert_array_equal(opened.trajectory(0).observations, image)
 
 
@@ -141,7 +141,7 @@ def test_staging_clears_what_killed_processes_left(tmp_path: Path) -> None:
 def test_views_share_arrays_and_statistics(make_store: Any) -> None:
     store = make_store()
     view = store.select([3, 1])
-    assert view.observations is store.observations and view.normaliser is store.normaliser
+    assert view.observations is store.observations and view.normalizer is store.normalizer
     assert view.num_steps == store.lengths[3] + store.lengths[1]
     np.testing.assert_array_equal(view.trajectory(1).observations, store.trajectory(1).observations)
     with pytest.raises(UserError, match="weaker filter"):

@@ -13,7 +13,7 @@ from builders import build_model, pad, random_window
 from torch import Tensor, nn
 
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.diagnosis.attention import AttentionSummary, read_layers, summarise
+from rayrl_dt.diagnosis.attention import AttentionSummary, read_layers, summarize
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import CausalSelfAttention
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -83,7 +83,7 @@ def test_without_queries_and_keys_all_that_is_visible_gets_the_same(
     store: TrajectoryStore, backbone: str, heads: int
 ) -> None:
     model = look_evenly(build_model(store, backbone=backbone, num_heads=heads, num_layers=3))
-    found = summarise(model, [random_window(model, [2, 2])])
+    found = summarize(model, [random_window(model, [2, 2])])
     assert found.queries == 4 and len(found.layers) == 3 and found.backbone == backbone
     for layer in found.layers:
         assert layer.shares == pytest.approx(EVEN[backbone], abs=1e-6)
@@ -91,13 +91,13 @@ def test_without_queries_and_keys_all_that_is_visible_gets_the_same(
 
 
 def test_ages_of_an_even_spread(one: TrajectoryStore) -> None:
-    dt = summarise(look_evenly(build_model(one)), [random_window(build_model(one), [2])])
+    dt = summarize(look_evenly(build_model(one)), [random_window(build_model(one), [2])])
     # s_1 gives R_1 a half; s_2 gives R_2 and R_1 a fifth each.
     for ages in (dt.uniform_ages, *(layer.ages for layer in dt.layers)):
         assert ages == pytest.approx((0.35, 0.1, 0, 0, 0, 0), abs=1e-6)
     assert dt.return_share == pytest.approx(1.0, abs=1e-5)
     radt_model = look_evenly(build_model(one, backbone="radt"))
-    radt = summarise(radt_model, [random_window(radt_model, [2])])
+    radt = summarize(radt_model, [random_window(radt_model, [2])])
     for ages in (radt.uniform_ages, *(layer.ages for layer in radt.layers)):
         assert ages == pytest.approx((0.75, 0.25, 0, 0, 0, 0), abs=1e-6)
     assert radt.layers[0].mean_age == pytest.approx(0.25, abs=1e-6)
@@ -182,7 +182,7 @@ def test_a_model_that_looks_at_one_kind_of_token_is_seen_to(
         for block in trunk.blocks:
             block.attention.qkv.weight[WIDTH : 2 * WIDTH] = torch.eye(WIDTH)
             block.attention.qkv.bias[axis] = 100.0
-    found = summarise(model, [random_window(model, [K])])
+    found = summarize(model, [random_window(model, [K])])
     for layer in found.layers:
         assert layer.shares[kind] == pytest.approx(1.0, abs=1e-5)
         assert sum(layer.shares.values()) == pytest.approx(1.0, abs=1e-5)
@@ -210,7 +210,7 @@ def test_ages_count_back_from_the_query(one: TrajectoryStore) -> None:
     window = random_window(model, [K])
     returns = torch.full((1, K, 1), -1.0)
     returns[0, 2] = 1.0
-    (layer,) = summarise(model, [replace(window, returns_to_go=returns)]).layers
+    (layer,) = summarize(model, [replace(window, returns_to_go=returns)]).layers
     # s_1 sees R_1 alone, s_2 two of one kind; s_3 to s_6 look at R_3: 0, 1, 2 and 3 steps back.
     expected = torch.tensor([1 + 0.5 + 1, 0.5 + 1, 1, 1, 0, 0]) / K
     assert layer.ages == pytest.approx(expected.tolist(), abs=1e-5)
@@ -227,7 +227,7 @@ def test_lambda_set_by_hand(one: TrajectoryStore, bias: list[float], gate: float
         zero(block.aligner.scaling)
         with torch.no_grad():
             block.aligner.scaling.bias.copy_(torch.tensor(bias))
-    found = summarise(model, [random_window(model, [1, 4])])
+    found = summarize(model, [random_window(model, [1, 4])])
     for layer in found.layers:
         assert layer.seqra is not None
         assert (layer.seqra.gate, layer.seqra.lambda_size) == pytest.approx((gate, size))
@@ -243,7 +243,7 @@ def test_what_seqra_adds_is_told_relative_to_the_query_and_to_self_attention(one
         block.attention.out.bias[0] = 1.0  # self-attention adds a vector of length 1
         block.aligner.attention.out.bias[0] = 2.0
         block.aligner.scaling.bias.fill_(0.5)  # SeqRA one of length 2 times 1.5
-    found = summarise(model, [random_window(model, [K])])
+    found = summarize(model, [random_window(model, [K])])
     (layer,) = found.layers
     assert layer.seqra is not None
     assert layer.seqra.relative_size == pytest.approx(3 / 4, rel=1e-4), "a normed query has length sqrt(16)"
@@ -253,11 +253,11 @@ def test_what_seqra_adds_is_told_relative_to_the_query_and_to_self_attention(one
 
 def test_variants_of_radt(one: TrajectoryStore) -> None:
     plain = build_model(one, backbone="radt", adaptive_scaling=False)
-    layer = summarise(plain, [random_window(plain, [K])]).layers[0]
+    layer = summarize(plain, [random_window(plain, [K])]).layers[0]
     assert layer.seqra is not None and (layer.seqra.gate, layer.seqra.lambda_size) == (1.0, 0.0)
     assert layer.seqra.relative_size > 0
     without = build_model(one, backbone="radt", use_seqra=False)
-    found = summarise(without, [random_window(without, [K])])
+    found = summarize(without, [random_window(without, [K])])
     assert found.return_share is None and found.uniform_ages == ()
     assert all(layer.seqra is None and layer.ages == () for layer in found.layers)
     assert found.layers[0].mean_age is None
@@ -276,7 +276,7 @@ def test_batches_count_by_their_queries(one: TrajectoryStore) -> None:
             )
             for rows in (slice(0, 2), slice(2, 3))
         ]
-        whole, split = summarise(model, [window]), summarise(model, parts)
+        whole, split = summarize(model, [window]), summarize(model, parts)
         assert whole.queries == split.queries == 8
         for left, right in zip(whole.layers, split.layers, strict=True):
             assert left.shares == pytest.approx(right.shares, abs=1e-6)
@@ -291,7 +291,7 @@ def test_batches_count_by_their_queries(one: TrajectoryStore) -> None:
 def test_ages_sum_to_the_mass_on_returns(one: TrajectoryStore) -> None:
     for backbone in ("dt", "radt"):
         model = build_model(one, backbone=backbone)
-        for layer in summarise(model, [random_window(model, [1, 3, K])]).layers:
+        for layer in summarize(model, [random_window(model, [1, 3, K])]).layers:
             assert sum(layer.ages) == pytest.approx(layer.shares.get("return", 1.0), abs=1e-6)
             assert 0 < layer.shares["action"] < 1
 
@@ -300,17 +300,17 @@ def test_what_padding_holds_changes_nothing(one: TrajectoryStore) -> None:
     for backbone in EVEN:
         model = build_model(one, backbone=backbone)
         window = random_window(model, [2, 4])
-        assert summarise(model, [window]) == summarise(model, [pad(window, 7)])
+        assert summarize(model, [window]) == summarize(model, [pad(window, 7)])
 
 
 @pytest.mark.parametrize("backbone", list(EVEN))
 def test_reading_leaves_no_trace(one: TrajectoryStore, backbone: str) -> None:
     model = build_model(one, backbone=backbone, dropout=0.5)
     window = random_window(model, [2, K])
-    evaluated = summarise(model, [window])
+    evaluated = summarize(model, [window])
     assert not model.training and hooks(model) == 0
     model.train()
-    assert summarise(model, [window]) == evaluated, "read without dropout"
+    assert summarize(model, [window]) == evaluated, "read without dropout"
     assert model.training and model.trunk.blocks[0].attention.weight_dropout.training and hooks(model) == 0
     assert all(parameter.grad is None for parameter in model.parameters())
     model.head = nn.Linear(WIDTH + 1, 1)
@@ -324,7 +324,7 @@ def test_other_backbones_are_refused(one: TrajectoryStore, backbone: str) -> Non
     model = build_model(one, backbone="mlp")
     window = random_window(model, [K])
     model.spec = replace(model.spec, model=replace(model.spec.model, backbone=backbone))
-    for call in (lambda: read_layers(model, window), lambda: summarise(model, [window])):
+    for call in (lambda: read_layers(model, window), lambda: summarize(model, [window])):
         with pytest.raises(UserError, match=f"'{backbone}' has no attention .* dt, no-return, radt"):
             call()
 
@@ -337,7 +337,7 @@ def test_a_model_elsewhere_is_refused(one: TrajectoryStore) -> None:
 
 def test_json_holds_everything(one: TrajectoryStore) -> None:
     model = build_model(one, backbone="radt")
-    found: AttentionSummary = summarise(model, [random_window(model, [K])])
+    found: AttentionSummary = summarize(model, [random_window(model, [K])])
     values = json.loads(json.dumps(found.to_json()))
     assert values["return_share"] == found.return_share
     assert values["layers"][1]["seqra"]["gate"] == found.layers[1].seqra.gate  # type: ignore[union-attr]

@@ -96,7 +96,7 @@ def test_the_figures_are_those_of_the_parts(make: Make) -> None:
     save_bundle(model.spec, model.state_dict(), run / "policy", gradient_steps=1234)
     (found,) = look([run], seed=3).policies
     window = windows.sample(store, numpy_generator(3, "diagnosis/windows"), 5, 2).to_torch()
-    assert found.attention == attention.summarise(model, [window])
+    assert found.attention == attention.summarize(model, [window])
     assert found.attention is not None and len(found.attention.uniform_ages) == 2
     assert found.sensitivity == conditioning.sensitivity(
         model, [window], ReturnRange.of(store.episode_returns)
@@ -181,13 +181,13 @@ def test_windows_are_of_delayed_rewards_where_the_policy_learned_from_them(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    summarise = attention.summarise
+    summarize = attention.summarize
 
     def spy(model: Any, batches: Any) -> Any:
         seen.append(all(bool((b.returns_to_go[:, -1] == b.returns_to_go[:, -2]).all()) for b in batches))
-        return summarise(model, batches)
+        return summarize(model, batches)
 
-    monkeypatch.setattr(attention, "summarise", spy)
+    monkeypatch.setattr(attention, "summarize", spy)
     monkeypatch.setattr(windows, "sample", partial(windows.sample, starts="full"))
     look([make("delayed", target_rule="constant"), make("paid")], episodes=0)
     assert seen == [True, False]

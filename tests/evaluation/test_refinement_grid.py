@@ -148,6 +148,6 @@ def test_the_heat_map_shows_the_means() -> None:
     first, second, _ = figure.axes
     for axes in (first, second):
         np.testing.assert_allclose(axes.images[0].get_array(), [[50, 5, 50], [50, 15, 150]])
-        # White, the middle of the colours, is the control.
+        # White, the middle of the colors, is the control.
         assert np.mean(axes.images[0].get_clim()) == pytest.approx(50.0)
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["plain", "adam"]

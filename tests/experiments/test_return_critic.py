@@ -107,17 +107,17 @@ def test_the_critic_sees_neither_returns_nor_the_future(walks: Episodes, model: 
 
 
 class FakeAttention:
-    """Every token looks at token `favourite` and at itself, half and half; the first one at itself only."""
+    """Every token looks at token `favorite` and at itself, half and half; the first one at itself only."""
 
     not_told = 2
-    favourite = 5
+    favorite = 5
 
     def attention(self, returns: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         assert (returns == self.not_told).all()
         tokens = 1 + 3 * HORIZON
         weights = torch.eye(tokens)
-        weights[self.favourite + 1 :] *= 0.5
-        weights[self.favourite + 1 :, self.favourite] = 0.5
+        weights[self.favorite + 1 :] *= 0.5
+        weights[self.favorite + 1 :, self.favorite] = 0.5
         return weights.expand(len(states), 2, 3, -1, -1)
 
 

@@ -164,11 +164,11 @@ def test_an_emphasised_step_counts_once_more(monkeypatch: pytest.MonkeyPatch) ->
     data = replace(episodes(1), lengths=torch.tensor([3]))
     with torch.no_grad():
         returns, _ = build()(data.returns[:, :-1], data.states, data.actions)
-    plain, emphasised = (
+    plain, emphasized = (
         fit(build(), data, Training(1, batch_size=2, emphasis=emphasis), seed=0)[0] for emphasis in (None, 3)
     )
     extra = functional.cross_entropy(returns[0, 3:4], data.returns[0, 3:4])
-    assert emphasised - plain == pytest.approx(float(extra), abs=1e-5)
+    assert emphasized - plain == pytest.approx(float(extra), abs=1e-5)
 
 
 @pytest.mark.parametrize("order", [CRITIC_ORDER, GRAPH_ORDER])

@@ -150,7 +150,7 @@ class Fake:
 
 
 @pytest.mark.parametrize(("share", "chosen"), [(0.5, 2), (0.018, 2), (0.016, 5), (0.0, 5)])
-def test_the_return_chosen_maximises_likelihood_times_prior(share: float, chosen: int) -> None:
+def test_the_return_chosen_maximizes_likelihood_times_prior(share: float, chosen: int) -> None:
     # (9 / 6)^10 is 58: two steps are chosen even where five are up to 58 times as likely.
     fake: Any = Fake(share)
     generate(fake, hand_made(), np.array([0]), seed=0)

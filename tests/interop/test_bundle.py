@@ -134,7 +134,7 @@ def test_other_json_files_are_no_bundle(saved: Path, text: str) -> None:
         load_model(saved)
 
 
-@pytest.mark.parametrize("key", ["model", "normaliser", "return_scale", "action_space"])
+@pytest.mark.parametrize("key", ["model", "normalizer", "return_scale", "action_space"])
 def test_an_incomplete_policy_is_reported(saved: Path, key: str) -> None:
     header = json.loads((saved / "policy.json").read_text())
     del header["spec"][key]

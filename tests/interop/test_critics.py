@@ -21,7 +21,7 @@ from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.interop.bundle import load_model, read_header, save_bundle
 from rayrl_dt.interop.critics import add_critic, load_critic, run_data, save_critic
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.types import Normaliser
+from rayrl_dt.types import Normalizer
 
 MakeStore = Callable[..., TrajectoryStore]
 SMALL = CriticTraining(steps=5, batch_size=8, hidden=16, precision="fp32")
@@ -88,18 +88,18 @@ def test_a_critic_of_other_units_is_refused(
     saved: Path, model: SequenceModel, critic: IQLCritic, tmp_path: Path, what: str
 ) -> None:
     save_critic(saved, critic, model.spec, record={})
-    spec, normaliser = model.spec, model.spec.normaliser
+    spec, normalizer = model.spec, model.spec.normalizer
     changed = {
-        "mean": replace(spec, normaliser=Normaliser(normaliser.mean + np.float32(1e-3), normaliser.std)),
-        "std": replace(spec, normaliser=Normaliser(normaliser.mean, normaliser.std * np.float32(2))),
+        "mean": replace(spec, normalizer=Normalizer(normalizer.mean + np.float32(1e-3), normalizer.std)),
+        "std": replace(spec, normalizer=Normalizer(normalizer.mean, normalizer.std * np.float32(2))),
         "action_low": replace(spec, action_low=tuple(low - 0.5 for low in spec.action_low)),
     }[what]
-    with pytest.raises(UserError, match=r"another normaliser or other action bounds.*rayrl-dt critic"):
+    with pytest.raises(UserError, match=r"another normalizer or other action bounds.*rayrl-dt critic"):
         load_critic(saved, changed)
     # A file that was copied into another policy's bundle brings its own fingerprint.
     other = save_bundle(changed, SequenceModel(changed).state_dict(), tmp_path / "other")
     shutil.copy(saved / "critic.safetensors", other)
-    with pytest.raises(UserError, match="another normaliser"):
+    with pytest.raises(UserError, match="another normalizer"):
         load_critic(other)
 
 

@@ -20,7 +20,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface, to_huggingface
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.serving.policy import SequencePolicy
-from rayrl_dt.types import Normaliser, Window
+from rayrl_dt.types import Normalizer, Window
 
 transformers = pytest.importorskip("transformers")
 MakeStore = Callable[..., TrajectoryStore]
@@ -77,8 +77,8 @@ def assert_parity(theirs: Any, ours: SequenceModel, *, sensitive: bool = True) -
 
 
 def read(folder: Path, **options: Any) -> SequenceModel:
-    normaliser = Normaliser(np.array([1, -2, 0.5], np.float32), np.array([2, 0.5, 3], np.float32))
-    defaults = {"normaliser": normaliser, "return_scale": 10.0, "context_length": 6}
+    normalizer = Normalizer(np.array([1, -2, 0.5], np.float32), np.array([2, 0.5, 3], np.float32))
+    defaults = {"normalizer": normalizer, "return_scale": 10.0, "context_length": 6}
     return import_huggingface(folder, **{**defaults, **options})
 
 
@@ -193,8 +193,8 @@ def test_what_an_import_is_told_is_used(tmp_path: Path) -> None:
 
 def test_statistics_must_be_given(tmp_path: Path) -> None:
     foreign().save_pretrained(tmp_path)
-    for missing in ({"normaliser": None}, {"return_scale": None}):
-        with pytest.raises(UserError, match="pass normaliser= and return_scale="):
+    for missing in ({"normalizer": None}, {"return_scale": None}):
+        with pytest.raises(UserError, match="pass normalizer= and return_scale="):
             read(tmp_path, **missing)
 
 

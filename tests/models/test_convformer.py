@@ -189,7 +189,7 @@ def test_parameters(make_store: MakeStore, window: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == attention - projections + filters
 
 
-def test_initialisation_follows_the_authors(make_store: MakeStore) -> None:
+def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
     spec = build(make_store(actions=50), embed_dim=64, max_episode_steps=200).spec
     torch.manual_seed(0)
     model = SequenceModel(spec)

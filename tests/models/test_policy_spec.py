@@ -24,10 +24,10 @@ def with_info(store: TrajectoryStore, **changes: Any) -> TrajectoryStore:
 
 
 def assert_same(one: PolicySpec, other: PolicySpec) -> None:
-    np.testing.assert_array_equal(one.normaliser.mean, other.normaliser.mean)
-    np.testing.assert_array_equal(one.normaliser.std, other.normaliser.std)
-    assert other.normaliser.mean.dtype == np.float32
-    assert replace(one, normaliser=other.normaliser) == other
+    np.testing.assert_array_equal(one.normalizer.mean, other.normalizer.mean)
+    np.testing.assert_array_equal(one.normalizer.std, other.normalizer.std)
+    assert other.normalizer.mean.dtype == np.float32
+    assert replace(one, normalizer=other.normalizer) == other
 
 
 @pytest.mark.parametrize("options", [{}, {"actions": 4}, {"actions": 4, "first_action": -9}])

@@ -45,7 +45,7 @@ def whole(make_store: MakeStore) -> SequenceModel:
 
 
 def fresh(store: TrajectoryStore, **options: Any) -> SequenceModel:
-    """A model as it is initialised."""
+    """A model as it is initialized."""
     torch.manual_seed(0)
     return SequenceModel(build_model(store, backbone="radt", **options).spec).eval()
 
@@ -97,7 +97,7 @@ def test_no_stream_sees_later_returns(variant: SequenceModel, step: int) -> None
     assert (moved[step] > 1e-4).all()
 
 
-def test_initialisation_follows_the_authors(make_store: MakeStore) -> None:
+def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
     store = make_store()
     model = fresh(store, embed_dim=64)
     for block in trunk_of(model).blocks:
@@ -171,9 +171,9 @@ def test_without_seqra_a_fresh_model_learns_to_read_returns(make_store: MakeStor
     window = random_window(model, [K, K])
     other = replace(window, returns_to_go=window.returns_to_go + 5)
     assert torch.equal(outputs(model, window), outputs(model, other))
-    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     losses.masked_mse(model(window), model.to_model_actions(window.actions), window.mask).backward()
-    optimiser.step()
+    optimizer.step()
     assert (outputs(model, window) - outputs(model, other)).abs().max() > 1e-7
 
 
@@ -183,7 +183,7 @@ def test_the_first_gradient_reaches_lambda_and_the_modulation(make_store: MakeSt
     losses.masked_mse(model(window), model.to_model_actions(window.actions), window.mask).backward()
     for block in trunk_of(model).blocks:
         assert block.aligner.scaling.weight.grad.abs().max() > 0
-        # A return of exactly zero has gates of zero at initialisation; those of the window are not zero.
+        # A return of exactly zero has gates of zero at initialization; those of the window are not zero.
         assert block.modulation.project.weight.grad.abs().max() > 0
 
 

@@ -98,14 +98,14 @@ def test_each_network_learns_from_its_own_loss(make_store: MakeStore) -> None:
         actions = moved_by(model, imitation_loss(model, model.read_out(features), window))
         assert actions == {"head", "trunk.action_network"}
         _, returns = trunk_of(model).features_and_returns(model.inputs(window))
-        learnt = "action" if shared else "return"
+        learned = "action" if shared else "return"
         assert moved_by(model, return_loss(model, returns, window)) == {
-            f"trunk.{learnt}_network",
+            f"trunk.{learned}_network",
             "trunk.return_head",
         }
 
 
-def test_returns_are_learnt_in_scaled_units(make_store: MakeStore) -> None:
+def test_returns_are_learned_in_scaled_units(make_store: MakeStore) -> None:
     """The unit does not enter the loss, and the prediction is in that of the inputs."""
     found = []
     for scale in (1.0, 50.0):
@@ -128,7 +128,7 @@ def test_the_target_rule_is_predicted_unless_it_is_given(make_store: MakeStore, 
 
 
 def test_blocks_end_with_a_norm(model: SequenceModel) -> None:
-    """Post-norm: with the last norm at zero and one, features are standardised."""
+    """Post-norm: with the last norm at zero and one, features are standardized."""
     network = trunk_of(model).action_network
     norm: Any = network.blocks[-1].norm_mlp
     with torch.no_grad():

@@ -193,7 +193,7 @@ def test_both_ways_to_attend_agree(
     torch.testing.assert_close(fused_last, manual_last, rtol=0, atol=1e-5)
 
 
-def test_behaviour_cloning_has_two_tokens_per_step_and_no_return(store: TrajectoryStore) -> None:
+def test_behavior_cloning_has_two_tokens_per_step_and_no_return(store: TrajectoryStore) -> None:
     counted = {}
     for backbone in ("dt", "no-return"):
         model = build_model(store, backbone=backbone)
@@ -279,7 +279,7 @@ def test_raw_units_are_converted_once(make_store: MakeStore) -> None:
     with torch.no_grad():
         model(window)
     (inputs,) = seen
-    expected = store.normaliser.apply(window.observations.numpy())
+    expected = store.normalizer.apply(window.observations.numpy())
     np.testing.assert_allclose(inputs.observations[0], expected[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(inputs.returns_to_go, window.returns_to_go / 100)
     torch.testing.assert_close(inputs.actions[0], torch.tensor([1.0, 0.5]).expand(K, 2))
@@ -350,7 +350,7 @@ def test_attention_bias_is_causal_and_leaves_no_row_empty(mask: Tensor | None) -
     assert set(bias.unique().tolist()) == {0.0, -float("inf")}
 
 
-def test_weights_alone_carry_the_normaliser(make_store: MakeStore) -> None:
+def test_weights_alone_carry_the_normalizer(make_store: MakeStore) -> None:
     model = build_model(make_store())
     other = build_model(make_store(seed=5), seed=1)
     window = random_window(model, [K])
@@ -371,7 +371,7 @@ def test_images_are_refused(make_store: MakeStore) -> None:
         SequenceModel(image)
 
 
-def test_initialisation_follows_the_paper_code(make_store: MakeStore) -> None:
+def test_initialization_follows_the_paper_code(make_store: MakeStore) -> None:
     config = {"embed_dim": 64, "num_layers": 2, "num_heads": 1, "max_episode_steps": 200}
     spec = build_model(make_store(), **config).spec
     torch.manual_seed(0)

@@ -138,9 +138,9 @@ def test_local_tokens_go_on_without_the_steps(model: SequenceModel) -> None:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_summaries_know_the_previous_action(model: SequenceModel, layer: int) -> None:
     window = random_window(model, [K, K])
-    summarise = trunk_of(model).blocks[layer].summarise
+    summarize = trunk_of(model).blocks[layer].summarize
     for step in range(K - 1):
-        assert moved_steps(model, summarise, window, "actions", step) == {step + 1}
+        assert moved_steps(model, summarize, window, "actions", step) == {step + 1}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -236,7 +236,7 @@ def test_the_trunk_is_what_its_authors_describe(model: SequenceModel) -> None:
         states = trunk.embed_observation(inputs.observations) + trunk.slots
         for block in trunk.blocks:
             local = reference_block(block.within, local, torch.ones(TOKENS, TOKENS, dtype=torch.bool))
-            summaries = block.norm_summary(block.summarise(block.norm_local(local).reshape(2, K, -1)))
+            summaries = block.norm_summary(block.summarize(block.norm_local(local).reshape(2, K, -1)))
             x = torch.zeros(2, 2 * K, 16)
             x[:, 0::2], x[:, 1::2] = summaries + trunk.slots, states
             states = reference_block(block.among, x, torch.ones(2 * K, 2 * K).tril().bool())[:, 1::2]
@@ -249,13 +249,13 @@ def test_local_sizes_are_chosen_apart(make_store: MakeStore) -> None:
         assert (block.within.attention.heads, block.among.attention.heads) == (3, 2)
         assert block.within.mlp.expand.weight.shape == (48, 12)
         assert block.among.mlp.expand.weight.shape == (128, 32)
-        assert block.summarise.weight.shape == (32, 12 * TOKENS)
+        assert block.summarize.weight.shape == (32, 12 * TOKENS)
     assert trunk_of(model).embed_local.components.shape == (STATES, 12)
     defaults = trunk_of(build(make_store())).blocks[0].within
     assert (defaults.attention.heads, defaults.norm_attention.normalized_shape) == (4, (16,))
 
 
-def test_initialisation_follows_the_authors(make_store: MakeStore) -> None:
+def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
     spec = build(make_store(observation_dim=40, actions=50), embed_dim=64).spec
     torch.manual_seed(0)
     model = SequenceModel(spec)

@@ -114,7 +114,7 @@ def test_an_undetached_denominator_would_teach_nothing() -> None:
     values, mask = torch.rand(4, 3).add(0.1).requires_grad_(), torch.ones(4, 3, dtype=torch.bool)
     (undetached,) = torch.autograd.grad(-(values.mean() / values.abs().mean()), values)
     assert undetached.abs().max() < 1e-7
-    (ours,) = torch.autograd.grad(td3_actor_loss(values, mask, normalise=True), values)
+    (ours,) = torch.autograd.grad(td3_actor_loss(values, mask, normalize=True), values)
     assert (ours < -0.01).all()
 
 

@@ -164,10 +164,10 @@ def in_inference_mode(model: SequenceModel) -> None:
         model.head.weight.add_(0.1)
 
 
-def step(optimiser: torch.optim.Optimizer) -> None:
-    for parameter in optimiser.param_groups[0]["params"]:
+def step(optimizer: torch.optim.Optimizer) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    optimiser.step()
+    optimizer.step()
 
 
 def by_adamw(model: SequenceModel) -> None:

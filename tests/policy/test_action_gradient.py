@@ -202,11 +202,11 @@ def test_slots_left_out_are_not_refined(model: SequenceModel, critic: IQLCritic)
     assert (some[:, 1] == 0).all()
 
 
-def test_observations_are_normalised_as_for_the_policy(model: SequenceModel, critic: IQLCritic) -> None:
+def test_observations_are_normalized_as_for_the_policy(model: SequenceModel, critic: IQLCritic) -> None:
     raw, actions = np.random.default_rng(0).normal(size=(5, S)).astype(np.float32) * 9, torch.zeros(5, A)
-    normalised = model.to_model_observations(torch.from_numpy(raw)).detach()
+    normalized = model.to_model_observations(torch.from_numpy(raw)).detach()
     found = ActionRefiner(settings(), critic, model.spec)(raw, actions)
-    torch.testing.assert_close(found, refined(critic, (normalised, actions), settings()))
+    torch.testing.assert_close(found, refined(critic, (normalized, actions), settings()))
 
 
 def test_a_single_environment_policy_refines_too(model: SequenceModel, critic: IQLCritic) -> None:
@@ -216,8 +216,8 @@ def test_a_single_environment_policy_refines_too(model: SequenceModel, critic: I
         policy = SequencePolicy(model, refiner=refiner)
         policy.reset(target_return=1.0)
         actions.append(policy.act(observation))
-    normalised = model.to_model_observations(torch.from_numpy(observation[None])).detach()
-    values = [lower(critic, normalised, torch.from_numpy(action[None])).item() for action in actions]
+    normalized = model.to_model_observations(torch.from_numpy(observation[None])).detach()
+    values = [lower(critic, normalized, torch.from_numpy(action[None])).item() for action in actions]
     assert values[1] > values[0]
 
 

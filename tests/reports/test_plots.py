@@ -45,7 +45,7 @@ def test_one_seed_gets_bars_and_several_a_band():
     np.testing.assert_allclose(lines(several)["a"].get_ydata(), [10, 50, 85])
 
 
-def test_labels_differ_in_colour_and_marker_and_seeds_of_other_targets_are_kept():
+def test_labels_differ_in_color_and_marker_and_seeds_of_other_targets_are_kept():
     results = {
         "DT": [evaluation([5, 55, 80]), evaluation([1, 2, 3], targets=(0.0, 10.0, 20.0))],
         "RADT": [evaluation([0, 50, 100])],

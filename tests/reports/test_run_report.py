@@ -295,7 +295,7 @@ def test_a_browser_renders_the_page(tmp_path):
         "Run 1: radt",
         "Last, step 600",
         "Best, step 400",
-        "Normalised score",
+        "Normalized score",
     ):
         assert words in text, words
     # The DOM keeps the pictures and the structure: nothing was mangled by unescaped text.

@@ -19,7 +19,7 @@ class MemorylessConfig(SequenceConfig):
     """Configures a policy of the current state that learns from single transitions, with critics beside it.
 
     A transition is a window of one step with its successor, so data, evaluation, checkpoints and bundles are those of
-    the sequence policies. The network is that of behaviour cloning, without dropout.
+    the sequence policies. The network is that of behavior cloning, without dropout.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -53,7 +53,7 @@ class MemorylessConfig(SequenceConfig):
         reward_scale: float = NotProvided,
         **kwargs: Any,
     ) -> MemorylessConfig:
-        """Sets the optimisation of policy and critics.
+        """Set the optimization of policy and critics.
 
         Args:
             polyak: share of the new weights in the slow copies at each of their steps.
@@ -72,7 +72,7 @@ class MemorylessConfig(SequenceConfig):
         return True
 
     def resolve(self, store: TrajectoryStore) -> None:
-        """Fills in what the data decides.
+        """Fill in what the data decides.
 
         Raises:
             UserError: the actions of the data are discrete.
@@ -86,7 +86,7 @@ class MemorylessConfig(SequenceConfig):
         super().resolve(store)
 
     def validate(self) -> None:
-        """Checks the values of the critics too.
+        """Check the values of the critics too.
 
         Raises:
             UserError: a value is out of range, or the policy has a memory.

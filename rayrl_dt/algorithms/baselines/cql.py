@@ -44,11 +44,11 @@ class CQLConfig(MemorylessConfig):
     Differs from the paper: the Bellman error is not halved (as in its code, so alpha is that of the code), targets
     carry no entropy (nor do those of its code), and alpha has no Lagrange multiplier. The temperature's loss is linear
     in it, as in soft actor-critic's paper, not in its logarithm. Critics step before the policy, which climbs the new
-    ones. PyTorch's initialisation but for the policy's head, and log-std within [-5, 2].
+    ones. PyTorch's initialization but for the policy's head, and log-std within [-5, 2].
 
     Differs from CORL for the sake of a CPU: critics of two hidden layers instead of three, 4 actions of each kind
     instead of 10 (each costs both critics a pass: the time of a step is nearly proportional to it), 20,000 steps
-    instead of a million; observations are normalised with 1e-6, not 1e-3, beside the standard deviation.
+    instead of a million; observations are normalized with 1e-6, not 1e-3, beside the standard deviation.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -71,7 +71,7 @@ class CQLConfig(MemorylessConfig):
         initial_temperature: float = NotProvided,
         **kwargs: Any,
     ) -> CQLConfig:
-        """Sets the optimisation.
+        """Set the optimization.
 
         Args:
             alpha: weight of the conservative gap beside the critics' squared error; 0 is soft actor-critic.
@@ -90,11 +90,11 @@ class CQLConfig(MemorylessConfig):
         return self
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Returns `CQLLearner`."""
+        """Return `CQLLearner`."""
         return CQLLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of the module with twin critics, their slow copy and the temperature."""
+        """Return the spec of the module with twin critics, their slow copy and the temperature."""
         return RLModuleSpec(module_class=CQLRLModule)
 
     @property
@@ -106,7 +106,7 @@ class CQLConfig(MemorylessConfig):
         }
 
     def validate(self) -> None:
-        """Checks the values of CQL too.
+        """Check the values of CQL too.
 
         Raises:
             UserError: a value is out of range, or the head is not Gaussian.
@@ -129,7 +129,7 @@ class CQL(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> CQLConfig:
-        """Returns a `CQLConfig`."""
+        """Return a `CQLConfig`."""
         return CQLConfig(algo_class=cls)
 
 
@@ -144,7 +144,7 @@ class CQLLearner(MultiLossLearner):
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers AdamW for the policy, Adam for the critics and for the temperature."""
+        """Register AdamW for the policy, Adam for the critics and for the temperature."""
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
         for name, parameters, lr, decay in (
@@ -196,7 +196,7 @@ class CQLLearner(MultiLossLearner):
         actions, log_density = self._draw(self._outputs(window), 1, noise)
         entropy = -log_density.mean()
         values = module.critic(module.model.inputs(window).observations, actions).amin(dim=0)
-        loss = losses.td3_actor_loss(values, window.mask, normalise=False) - temperature * entropy
+        loss = losses.td3_actor_loss(values, window.mask, normalize=False) - temperature * entropy
         norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._temperature_step(module.log_temperature, entropy)
         self._last_loss = loss.detach()

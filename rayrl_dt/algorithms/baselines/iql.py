@@ -56,11 +56,11 @@ class IQLConfig(MemorylessConfig):
         weight_cap: float = NotProvided,
         **kwargs: Any,
     ) -> IQLConfig:
-        """Sets the optimisation.
+        """Set the optimization.
 
         Args:
             expectile: of V among the data's actions; 0.5 is their mean, towards 1 the best of them.
-            beta: inverse temperature of the weights, above 0; towards 0 the policy is behaviour cloning. It multiplies
+            beta: inverse temperature of the weights, above 0; towards 0 the policy is behavior cloning. It multiplies
                 values in units of `reward_scale`.
             weight_cap: largest weight of an action.
             **kwargs: those of `MemorylessConfig`, of all algorithms, and RLlib's own.
@@ -70,11 +70,11 @@ class IQLConfig(MemorylessConfig):
         return self
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Returns `IQLLearner`."""
+        """Return `IQLLearner`."""
         return IQLLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of the module with V, Q and Q's slow copy."""
+        """Return the spec of the module with V, Q and Q's slow copy."""
         return RLModuleSpec(module_class=CriticRLModule)
 
     @property
@@ -82,7 +82,7 @@ class IQLConfig(MemorylessConfig):
         return {**super()._model_config_auto_includes, CRITIC_HIDDEN: self.critic_width}
 
     def validate(self) -> None:
-        """Checks the values of IQL too.
+        """Check the values of IQL too.
 
         Raises:
             UserError: a value is out of range.
@@ -100,7 +100,7 @@ class IQL(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> IQLConfig:
-        """Returns an `IQLConfig`."""
+        """Return an `IQLConfig`."""
         return IQLConfig(algo_class=cls)
 
 
@@ -108,7 +108,7 @@ class IQLLearner(MultiLossLearner):
     """One step of V, of Q, of its slow copy and of the policy; all read what was there before the step."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers AdamW for the policy, Adam for V and for Q."""
+        """Register AdamW for the policy, Adam for V and for Q."""
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
         for name, network, lr, decay in (

@@ -56,13 +56,13 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; an unfinished one is dropped."""
+        """Start an episode; an unfinished one is dropped."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._observations, self._actions, self._rewards = [np.array(observation, np.float32)], [], []
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Records the step."""
+        """Record the step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observations.append(np.array(observation, np.float32))
         self._actions.append(np.array(action, np.float32))
@@ -78,7 +78,7 @@ class RecordEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def take(self) -> list[RawEpisode]:
-        """Returns the episodes since the last call, and forgets them."""
+        """Return the episodes since the last call, and forget them."""
         taken, self.episodes = self.episodes, []
         return taken
 
@@ -94,7 +94,7 @@ def make(
     steps: int = 100_000,
     overrides: dict[str, dict[str, Any]] | None = None,
 ) -> str:
-    """Trains SAC in this process and writes the data sets `replay`, `medium` and `best`.
+    """Train SAC in this process and write the data sets `replay`, `medium` and `best`.
 
     Unlike the scripted recipes this one is not repeatable bit for bit: RLlib's training is not.
 
@@ -179,7 +179,7 @@ def _ids(replay_id: str, *, overwrite: bool) -> dict[str, str]:
 
 
 def _config(env: str, seed: int, steps: int, overrides: dict[str, dict[str, Any]]) -> SACConfig:
-    """The settings of the SAC paper (Haarnoja et al. 2018, v2), which suit MuJoCo."""
+    """Return the settings of the SAC paper (Haarnoja et al. 2018, v2), which suit MuJoCo."""
     register_env(_ENV_NAME, lambda context: RecordEpisodes(envs.make(env)))
     config = (
         SACConfig()
@@ -194,7 +194,7 @@ def _config(env: str, seed: int, steps: int, overrides: dict[str, dict[str, Any]
             tau=0.005,
             train_batch_size_per_learner=256,
             num_steps_sampled_before_learning_starts=min(5_000, steps // 10),
-            # The prioritised buffer, RLlib's default, is several times slower.
+            # The prioritized buffer, RLlib's default, is several times slower.
             replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": steps},
         )
         .reporting(
@@ -212,7 +212,7 @@ def _config(env: str, seed: int, steps: int, overrides: dict[str, dict[str, Any]
 
 
 def _recorder(algo: SAC) -> RecordEpisodes:
-    """Finds the recorder in the local env runner's only environment."""
+    """Find the recorder in the local env runner's only environment."""
     env = algo.env_runner.env.unwrapped.envs[0]
     while not isinstance(env, RecordEpisodes):
         env = env.env
@@ -239,7 +239,7 @@ def _train(algo: SAC, recorder: RecordEpisodes, steps: int, progress: Progress |
 
 
 def _choose(checkpoints: list[_Checkpoint]) -> tuple[_Checkpoint, _Checkpoint]:
-    """Returns the medium and the best checkpoint.
+    """Return the medium and the best checkpoint.
 
     Medium is the one before the best whose score is nearest to `_MEDIUM` of the way from the first to the
     best: a share of the way and not of the return, because returns may be negative.

@@ -21,20 +21,20 @@ __all__ = ["TD3BC", "TD3BCConfig", "TD3BCLearner"]
 class TD3BCConfig(MemorylessConfig):
     """TD3+BC (Fujimoto and Gu 2021, "A Minimalist Approach to Offline Reinforcement Learning").
 
-    The policy minimises (pi(s) - a)^2 - lambda Q1(s, pi(s)) with lambda = alpha / mean|Q1(s, pi(s))|, detached; twin
+    The policy minimizes (pi(s) - a)^2 - lambda Q1(s, pi(s)) with lambda = alpha / mean|Q1(s, pi(s))|, detached; twin
     critics learn from the lower one of their slow copies at the smoothed action of the policy's slow copy (noise 0.2,
     at most 0.5). Policy and copies move at every second step.
 
     A gradient step is that of online finetuning before it goes online, with another policy (`OnlineLearner`).
 
-    Differs from the paper: observations are normalised with 1e-6, not 1e-3, beside the standard deviation; a few ten
+    Differs from the paper: observations are normalized with 1e-6, not 1e-3, beside the standard deviation; a few ten
     thousand steps instead of a million.
     """
 
     # What `OnlineLearner` reads: all of training is its pretraining.
     bc_weight = 1.0
-    normalise_q = True
-    optimiser = "adamw"
+    normalize_q = True
+    optimizer = "adamw"
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or TD3BC)
@@ -50,10 +50,10 @@ class TD3BCConfig(MemorylessConfig):
         critic_layer_norm: bool = NotProvided,
         **kwargs: Any,
     ) -> TD3BCConfig:
-        """Sets the optimisation.
+        """Set the optimization.
 
         Args:
-            alpha: weight of the normalised values beside the squared error; 0 is behaviour cloning.
+            alpha: weight of the normalized values beside the squared error; 0 is behavior cloning.
             actor_interval: gradient steps of the critics for one of the policy and the slow copies.
             critic_layer_norm: layer norm without parameters in the critics' hidden layers, against values that explode
                 (not in the paper).
@@ -74,11 +74,11 @@ class TD3BCConfig(MemorylessConfig):
         return self.gradient_steps
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Returns `TD3BCLearner`."""
+        """Return `TD3BCLearner`."""
         return TD3BCLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of the module with twin critics and slow copies."""
+        """Return the spec of the module with twin critics and slow copies."""
         return RLModuleSpec(module_class=OnlineRLModule)
 
     @property
@@ -91,7 +91,7 @@ class TD3BCConfig(MemorylessConfig):
         }
 
     def validate(self) -> None:
-        """Checks the values of TD3+BC too.
+        """Check the values of TD3+BC too.
 
         Raises:
             UserError: a value is out of range, or the head is not deterministic.
@@ -111,7 +111,7 @@ class TD3BC(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> TD3BCConfig:
-        """Returns a `TD3BCConfig`."""
+        """Return a `TD3BCConfig`."""
         return TD3BCConfig(algo_class=cls)
 
 

@@ -48,7 +48,7 @@ class OnlineDTConfig(OnlineConfig):
     | deterministic ODT | `online(rl_gradient="none")` |
     | ODT | `online(rl_gradient="none")`, `rl_module(model_config={"head": "gaussian"})` |
 
-    Differences from the papers and their code: returns-to-go are relabelled once, when an episode enters the replay,
+    Differences from the papers and their code: returns-to-go are relabeled once, when an episode enters the replay,
     not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does
     what the code does); `mode="async"` collects while it learns.
     Sizes are for a CPU: width 64, 2 layers, K 5.
@@ -78,11 +78,11 @@ class OnlineDT(SequenceAlgorithm):
 
     @classmethod
     def get_default_config(cls) -> OnlineDTConfig:
-        """Returns an `OnlineDTConfig`."""
+        """Return an `OnlineDTConfig`."""
         return OnlineDTConfig(algo_class=cls)
 
     def setup(self, config: Any) -> None:
-        """Builds everything, and takes over the weights of the policy to start from."""
+        """Build everything, and take over the weights of the policy to start from."""
         self.env_steps = 0
         self.collected_episodes = 0
         self.rounds = 0
@@ -140,7 +140,7 @@ class OnlineDT(SequenceAlgorithm):
         return self.config.pretrain_steps + self.updates_due - self.gradient_steps
 
     def training_step(self) -> None:
-        """Pretrains for some steps, or collects and takes one round of updates."""
+        """Pretrain for some steps, or collects and take one round of updates."""
         if self.done:
             return
         self._collected = 0, 0.0
@@ -167,7 +167,7 @@ class OnlineDT(SequenceAlgorithm):
         gib = config.replay_memory_gib
         arguments = {
             "info": self.offline_data.full.info,
-            "normaliser": spec.normaliser,
+            "normalizer": spec.normalizer,
             "capacity": config.replay_capacity_trajectories,
             "capacity_steps": config.replay_capacity_steps,
             "memory_bytes": None if gib is None else int(gib * 2**30),
@@ -181,7 +181,7 @@ class OnlineDT(SequenceAlgorithm):
         return sources(replay, self.offline_data.sampling, config.num_learners, ahead=config.mode == "async")
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
-        """Runs whole episodes until a round is complete; each is a function of the weights and its number."""
+        """Run whole episodes until a round is complete; each is a function of the weights and its number."""
         begin = time.perf_counter()
         config, runners = self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
@@ -204,7 +204,7 @@ class OnlineDT(SequenceAlgorithm):
         self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
-        """Adds finished episodes to the replay and counts them, and the updates of the rounds that they complete."""
+        """Add finished episodes to the replay and count them, and the updates of the rounds that they complete."""
         trajectories = []
         for episode in episodes:
             trajectory = episode.trajectory
@@ -224,7 +224,7 @@ class OnlineDT(SequenceAlgorithm):
         self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
 
     def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
-        """Takes one iteration's updates while the runners go on collecting.
+        """Take one iteration's updates while the runners go on collecting.
 
         Updates wait for a round to be complete, as in sync mode, and for a runner where its weights would fall further
         behind than `max_policy_lag`. Runners wait where they are `max_rounds_ahead` ahead of the updates.
@@ -247,7 +247,7 @@ class OnlineDT(SequenceAlgorithm):
         self._collected = self._collected[0], time.perf_counter() - begin
 
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
-        """Takes in what the runners have sent, and gives them their next calls."""
+        """Take in what the runners have sent, and give them their next calls."""
         config = self.config
         if self.streams is None:
             fragment = config.rollout_fragment_length
@@ -264,19 +264,19 @@ class OnlineDT(SequenceAlgorithm):
                 self._take_in(arrival.episodes, replay)
 
     def _current_policy(self) -> tuple[Any, int]:
-        """The policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
+        """Return the policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
         step = self.gradient_steps
         if self._policy is None or step - self._policy[1] >= max(1, self.config.policy_lag_bound // 4):
             self._policy = ray.put(self.policy_state()), step
         return self._policy
 
     def _lag_left(self) -> int:
-        """Updates that may be taken before the oldest weights that a runner acts with are too old."""
+        """Update that may be taken before the oldest weights that a runner acts with are too old."""
         oldest = None if self.streams is None else self.streams.oldest_weights
         return self.config.policy_lag_bound - (0 if oldest is None else self.gradient_steps - oldest)
 
     def report(self) -> dict[str, Any]:
-        """Returns where the finetuning stands: phase, environment steps, replay, updates to data, policy lag."""
+        """Return where the finetuning stands: phase, environment steps, replay, update to data, policy lag."""
         replay, config = self.replay, self.config
         updates = max(0, self.gradient_steps - config.pretrain_steps)
         steps = 0 if replay is None else replay.num_steps
@@ -297,20 +297,20 @@ class OnlineDT(SequenceAlgorithm):
         }
 
     def cleanup(self) -> None:
-        """Ends the replay's process with the rest."""
+        """End the replay's process with the rest."""
         if isinstance(self.replay, SharedReplay):
             self.replay.stop()
         super().cleanup()
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Writes RLlib's checkpoint, and the replay beside it: RLlib's own leaves replays out."""
+        """Write RLlib's checkpoint, and the replay beside it: RLlib's own leaves replays out."""
         folder: str = super().save_to_path(path, **kwargs)
         if self.replay is not None:
             self.replay.save(Path(folder) / _REPLAY)
         return folder
 
     def restore_from_path(self, path: Any, *, component: str | None = None, **kwargs: Any) -> None:
-        """Restores RLlib's checkpoint and the replay.
+        """Restore RLlib's checkpoint and the replay.
 
         Raises:
             UserError: the replay is missing or truncated.
@@ -326,12 +326,12 @@ class OnlineDT(SequenceAlgorithm):
             self.replay.load(Path(path) / _REPLAY)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds the counters of collection."""
+        """Add the counters of collection."""
         counters = {name: getattr(self, name) for name in _COUNTERS}
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and the counters; calls under way are of another past, and are dropped."""
+        """Restore RLlib's state and the counters; call under way are of another past, and are dropped."""
         calls = self.stream_calls
         super().set_state(state)
         for name in _COUNTERS:

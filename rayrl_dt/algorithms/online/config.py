@@ -21,11 +21,11 @@ from rayrl_dt.interop.bundle import load_model
 from rayrl_dt.models.model_config import WITH_TIMESTEP_TABLE, ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["MODES", "OPTIMISERS", "RL_GRADIENTS", "OnlineConfig"]
+__all__ = ["MODES", "OPTIMIZERS", "RL_GRADIENTS", "OnlineConfig"]
 
 MODES = ("sync", "async")
 RL_GRADIENTS = ("td3", "none")
-OPTIMISERS = ("lamb", "adamw")
+OPTIMIZERS = ("lamb", "adamw")
 
 
 class OnlineConfig(SequenceConfig):
@@ -63,16 +63,16 @@ class OnlineConfig(SequenceConfig):
         self.alpha = 0.1
         self.alpha_pretrain = 0.0
         self.bc_weight = 1.0
-        self.action_regularisation = 0.0
+        self.action_regularization = 0.0
         self.actor_interval = 1
-        self.normalise_q = False
+        self.normalize_q = False
         self.gamma = 0.99
         self.polyak = 0.005
         self.reward_scale = 1.0
         self.critic_lr = 1e-3
         self.critic_width = 256
         self.critic_layer_norm = False
-        self.optimiser = "lamb"
+        self.optimizer = "lamb"
         self.temperature_lr = 1e-4
         self.initial_temperature = 0.1
         self.pretrain_steps = 1_000
@@ -87,7 +87,7 @@ class OnlineConfig(SequenceConfig):
         self.timeout_is_terminal = False
 
     def training(self, **kwargs: Any) -> OnlineConfig:
-        """Sets the optimisation; see `SequenceConfig.training`.
+        """Set the optimization; see `SequenceConfig.training`.
 
         Args:
             **kwargs: all of them but the number of gradient steps, which `online` decides.
@@ -114,16 +114,16 @@ class OnlineConfig(SequenceConfig):
         alpha: float = NotProvided,
         alpha_pretrain: float = NotProvided,
         bc_weight: float = NotProvided,
-        action_regularisation: float = NotProvided,
+        action_regularization: float = NotProvided,
         actor_interval: int = NotProvided,
-        normalise_q: bool = NotProvided,
+        normalize_q: bool = NotProvided,
         gamma: float = NotProvided,
         polyak: float = NotProvided,
         reward_scale: float = NotProvided,
         critic_lr: float = NotProvided,
         critic_width: int = NotProvided,
         critic_layer_norm: bool = NotProvided,
-        optimiser: str = NotProvided,
+        optimizer: str = NotProvided,
         temperature_lr: float = NotProvided,
         initial_temperature: float = NotProvided,
         pretrain_steps: int = NotProvided,
@@ -138,10 +138,10 @@ class OnlineConfig(SequenceConfig):
         replay_memory_gib: float | None = NotProvided,
         timeout_is_terminal: bool = NotProvided,
     ) -> OnlineConfig:
-        """Sets the finetuning.
+        """Set the finetuning.
 
         Args:
-            start_from: run, checkpoint or bundle whose policy weights, normaliser and scales to start from.
+            start_from: run, checkpoint or bundle whose policy weights, normalizer and scales to start from.
             mode: "sync" takes turns, as the papers do: collect whole episodes, then update; a run is a function of its
                 seed. "async" has remote runners collect while the learner updates; a resumed run goes on with the same
                 weights, replay and counters, and with new episodes. The same episodes in the same order ask for the
@@ -154,12 +154,12 @@ class OnlineConfig(SequenceConfig):
             alpha: weight of the critic's gradient online.
             alpha_pretrain: its weight before; the critic is trained in both phases.
             bc_weight: weight of the supervised loss online; 0 is TD3 alone.
-            action_regularisation: weight of the mean squared distance between the policy's actions and those of the
+            action_regularization: weight of the mean squared distance between the policy's actions and those of the
                 policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
                 while this is their mean). Against forgetting on expert data; it may slow the way up from poor data.
                 Head "gaussian" is held by its tanh(mean).
             actor_interval: gradient steps of the critic for one of the actor and the targets.
-            normalise_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
+            normalize_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
             gamma: the critic's discount.
             polyak: share of the new weights in the targets at each of their steps.
             reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
@@ -167,7 +167,7 @@ class OnlineConfig(SequenceConfig):
             critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
             critic_width: units of its two hidden layers.
             critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
-            optimiser: of the policy, "lamb" as the papers, or "adamw".
+            optimizer: of the policy, "lamb" as the papers, or "adamw".
             temperature_lr: learning rate of the entropy's temperature (head "gaussian").
             initial_temperature: its first value.
             pretrain_steps: gradient steps on the logged data first.
@@ -211,10 +211,10 @@ class OnlineConfig(SequenceConfig):
         return model
 
     def resolve(self, store: TrajectoryStore) -> None:
-        """Fills in what the data, or the policy to start from, decides.
+        """Fill in what the data, or the policy to start from, decides.
 
         Raises:
-            UserError: the policy to start from has other spaces, learnt from delayed rewards, or cannot be finetuned.
+            UserError: the policy to start from has other spaces, learned from delayed rewards, or cannot be finetuned.
         """
         if self.start_from is not None:
             taken = load_model(self.start_from).spec
@@ -240,9 +240,9 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
-        if self.action_regularisation > 0 and self.resolved_spec.discrete:
+        if self.action_regularization > 0 and self.resolved_spec.discrete:
             raise UserError(
-                f"online.action_regularisation is {self.action_regularisation}, a weight of distances between "
+                f"online.action_regularization is {self.action_regularization}, a weight of distances between "
                 f"continuous actions, and those of {store.info.source} are {store.info.action_space}; set it to 0"
             )
         self.logged_episode_steps = store.num_steps / store.num_episodes
@@ -255,7 +255,7 @@ class OnlineConfig(SequenceConfig):
             model=base.model,
             action_low=base.action_low,
             action_high=base.action_high,
-            normaliser=base.normaliser,
+            normalizer=base.normalizer,
             return_scale=base.return_scale,
             acting_context_length=base.acting_context_length,
             action_selection=base.action_selection,
@@ -268,7 +268,7 @@ class OnlineConfig(SequenceConfig):
         return self.rl_gradient == "td3"
 
     def rollout_target(self) -> float:
-        """The target return of training rollouts (raw): the one given, or the highest evaluation target."""
+        """Return the target return of training rollouts (raw): the one given, or the highest evaluation target."""
         if self.exploration_target is not None:
             return self.exploration_target
         returns = self.resolved_spec.data_returns
@@ -276,13 +276,13 @@ class OnlineConfig(SequenceConfig):
         return max(parse_targets(self.target_returns, data=data).targets)
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Returns the learner with a critic."""
+        """Return the learner with a critic."""
         from rayrl_dt.algorithms.online.learner import OnlineLearner
 
         return OnlineLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Returns the spec of `OnlineRLModule`."""
+        """Return the spec of `OnlineRLModule`."""
         return RLModuleSpec(module_class=OnlineRLModule)
 
     @property
@@ -291,12 +291,12 @@ class OnlineConfig(SequenceConfig):
         return {
             **super()._model_config_auto_includes,
             CRITIC: critic if self.rl_gradient == "td3" else None,
-            FROZEN_MODEL: self.action_regularisation > 0,
+            FROZEN_MODEL: self.action_regularization > 0,
             INITIAL_TEMPERATURE: self.initial_temperature,
         }
 
     def validate(self) -> None:
-        """Checks the values of `online` too.
+        """Check the values of `online` too.
 
         Raises:
             UserError: a value is out of range or unknown, or parts do not go together.
@@ -304,13 +304,13 @@ class OnlineConfig(SequenceConfig):
         for name, allowed in (
             ("mode", MODES),
             ("rl_gradient", RL_GRADIENTS),
-            ("optimiser", OPTIMISERS),
+            ("optimizer", OPTIMIZERS),
         ):
             value = getattr(self, name)
             if value not in allowed:
                 raise UserError(f"online.{name} is {value!r}.{suggest(value, allowed)}")
         at_least(self, "online", 0, "alpha", "alpha_pretrain", "bc_weight")
-        at_least(self, "online", 0, "action_regularisation", "temperature_lr", "exploration_noise")
+        at_least(self, "online", 0, "action_regularization", "temperature_lr", "exploration_noise")
         whole(self, "online", 0, "pretrain_steps", "env_steps")
         whole(self, "online", 1, "actor_interval", "critic_width", "env_steps_per_iteration")
         whole(self, "online", 1, "updates_per_iteration", "replay_capacity_trajectories")
@@ -354,7 +354,7 @@ class OnlineConfig(SequenceConfig):
         super().validate()
 
     def _check_model(self) -> None:
-        """Refuses models that cannot be finetuned: the config's own, or that of the policy to start from."""
+        """Refuse models that cannot be finetuned: the config's own, or that of the policy to start from."""
         model = self.sequence_model
         if self.rl_gradient == "td3" and model.head == "gaussian":
             raise UserError(

@@ -1,4 +1,4 @@
-"""LAMB, the optimiser of online finetuning: Adam whose step length follows the length of each tensor."""
+"""LAMB, the optimizer of online finetuning: Adam whose step length follows the length of each tensor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Moves every tensor that has a gradient; returns what `closure` (which computes gradients) returns."""
+        """Move every tensor that has a gradient; return what `closure` (which computes gradients) returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -61,7 +61,7 @@ class Lamb(Optimizer):
         return loss
 
     def _update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        """Moves the tensors of one group."""
+        """Move the tensors of one group."""
         beta1, beta2 = group["betas"]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         states = [self._advance(weight) for weight in weights]
@@ -86,7 +86,7 @@ class Lamb(Optimizer):
         torch._foreach_add_(weights, update, alpha=-group["lr"])
 
     def _advance(self, weight: torch.Tensor) -> dict[str, Any]:
-        """Returns the state of one tensor, its step counted."""
+        """Return the state of one tensor, its step counted."""
         state: dict[str, Any] = self.state[weight]
         if not state:
             state["step"] = 0

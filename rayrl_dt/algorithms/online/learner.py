@@ -57,7 +57,7 @@ class OnlineLearner(MultiLossLearner):
     critic_weight_decay = 0.01
 
     def build(self) -> None:
-        """Builds module and optimisers."""
+        """Build module and optimizers."""
         super().build()
         self._largest_reward = 0.0
         if self.online_module.has_critic:
@@ -71,11 +71,11 @@ class OnlineLearner(MultiLossLearner):
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
+        """Register LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
         module = self._module[module_id].unwrapped()
         fused = self._device.type == "cpu"
         decay = {"lr": config.lr, "weight_decay": config.weight_decay}
-        policy = (Lamb if config.optimiser == "lamb" else torch.optim.AdamW)(
+        policy = (Lamb if config.optimizer == "lamb" else torch.optim.AdamW)(
             module.model.parameters(), **decay
         )
         self._register(module_id, POLICY, policy, lr=config.lr)
@@ -123,7 +123,7 @@ class OnlineLearner(MultiLossLearner):
         self._add(Q_MEAN, mean)
 
     def _check_values(self, mean: Tensor, reward: Tensor) -> None:
-        """Raises TrainingDiverged, in all learners alike, if the critic's values left what any return can be."""
+        """Raise TrainingDiverged, in all learners alike, if the critic's values left what any return can be."""
         if self.config.gamma == 1:
             return
         # One that stops alone leaves the others waiting for its next gradient.
@@ -161,17 +161,17 @@ class OnlineLearner(MultiLossLearner):
             if alpha > 0:
                 observations, dtype = model.inputs(window).observations, precision.dtype_of(module.precision)
                 values = module.critic.first(observations, outputs.float(), dtype)
-                loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalise=config.normalise_q)
+                loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalize=config.normalize_q)
         if online and module.holds_actions:
             distance = self._action_distance(outputs, window)
-            loss = loss + config.action_regularisation * distance
+            loss = loss + config.action_regularization * distance
             self._add(ACTION_DISTANCE, distance.detach())
         norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
         self._add(GRAD_NORM, norm)
         self._last_loss = loss.detach()
 
     def _action_distance(self, outputs: Tensor, window: Window[Tensor]) -> Tensor:
-        """Mean squared distance to the actions of the policy that finetuning began with, over the real steps.
+        """Return the mean squared distance to the actions of the policy that finetuning began with.
 
         Means over action dimensions, like the supervised loss (the paper sums over them); tanh(mean) for a Gaussian.
         """
@@ -182,7 +182,7 @@ class OnlineLearner(MultiLossLearner):
         return losses.masked_mse(units(outputs), units(initial), window.mask)
 
     def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """The policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""
+        """Return the policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""
         module = self.online_module
         mean, log_std = module.model.gaussian(outputs.float())
         entropy = losses.squashed_gaussian_entropy(mean, log_std, mask, self._normal(mean, generator))

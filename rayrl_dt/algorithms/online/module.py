@@ -36,7 +36,7 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
     """
 
     def setup(self) -> None:
-        """Builds the networks with weights that are a function of the run's seed alone."""
+        """Build the networks with weights that are a function of the run's seed alone."""
         super().setup()
         if self.inference_only:
             return
@@ -62,7 +62,7 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
         return not self.inference_only and bool(self.model_config[FROZEN_MODEL])
 
     def train(self, mode: bool = True) -> OnlineRLModule:
-        """Sets the mode of the policy; its copies act without dropout whatever it is."""
+        """Set the mode of the policy; its copies act without dropout whatever it is."""
         super().train(mode)
         if self.holds_actions:
             self.frozen_model.eval()
@@ -72,24 +72,24 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
         return self
 
     def begin_finetuning(self) -> None:
-        """Makes all copies equal to what they are copies of."""
+        """Make all copies equal to what they are copies of."""
         if self.has_critic:
             self.copy_targets()
         if self.holds_actions:
             self.frozen_model.load_state_dict(self.model.state_dict())
 
     def copy_targets(self) -> None:
-        """Makes the targets equal to what they follow, as at the start of finetuning."""
+        """Make the targets equal to what they follow, as at the start of finetuning."""
         self.target_model.load_state_dict(self.model.state_dict())
         self.target_critic.load_state_dict(self.critic.state_dict())
 
     def begin_training(self) -> None:
-        """Prepares the weights, where they are to stay, for moving the targets."""
+        """Prepare the weights, where they are to stay, for moving the targets."""
         pairs = (self.target_model, self.model), (self.target_critic, self.critic)
         self._slow_copies = [SlowCopy(target, source) for target, source in pairs]
 
     def move_targets(self, polyak: float) -> None:
-        """Moves the targets by `polyak` of the way to what they follow."""
+        """Move the targets by `polyak` of the way to what they follow."""
         for copied in self._slow_copies:
             copied.move(polyak)
 
@@ -99,5 +99,5 @@ class OnlineRLModule(SequenceRLModule, InferenceOnlyAPI):
 
 
 def _copy(network: Network) -> Network:
-    """Returns a copy that never trains."""
+    """Return a copy that never trains."""
     return copy.deepcopy(network).requires_grad_(False).eval()

@@ -40,20 +40,20 @@ class _ReplayHost:
         self.replay = TrajectoryReplay(**arguments)
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Calls a method, or reads a property."""
+        """Call a method, or read a property."""
         value = getattr(self.replay, name)
         return value(*arguments) if callable(value) else value
 
     def size(self) -> tuple[int, int]:
-        """Returns episodes and steps."""
+        """Return episodes and steps."""
         return len(self.replay), self.replay.num_steps
 
     def fill(self, shared: SharedStore) -> None:
-        """Takes in the best episodes of a store."""
+        """Take in the best episodes of a store."""
         self.replay.fill(shared.open())
 
     def sample(self, sampling: Sampling, rank: int, first_step: int, count: int) -> list[Window[Array]]:
-        """Returns batches of windows."""
+        """Return batches of windows."""
         return list(sampling.batches(self.replay.store, rank=rank, first_step=first_step, count=count))
 
 
@@ -94,37 +94,37 @@ class SharedReplay:
         return store
 
     def fill(self, store: TrajectoryStore) -> None:
-        """Takes in the best logged episodes; see `TrajectoryReplay.fill`."""
+        """Take in the best logged episodes; see `TrajectoryReplay.fill`."""
         _get(self.actor.fill.remote(SharedStore.publish(store)))
 
     def add(self, episodes: Sequence[Trajectory]) -> None:
-        """Takes in finished episodes; see `TrajectoryReplay.add`."""
+        """Take in finished episodes; see `TrajectoryReplay.add`."""
         self._ask("add", episodes)
 
     def numbers(self) -> Array:
-        """Serial numbers of the episodes; see `TrajectoryReplay.numbers`."""
+        """Return the serial numbers of the episodes; see `TrajectoryReplay.numbers`."""
         numbers: Array = self._ask("numbers")
         return numbers
 
     def state(self) -> dict[str, Any]:
-        """A copy of everything that `restore` needs."""
+        """Return a copy of everything that `restore` needs."""
         state: dict[str, Any] = self._ask("state")
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replaces the content; see `TrajectoryReplay.restore`."""
+        """Replace the content; see `TrajectoryReplay.restore`."""
         self._ask("restore", state)
 
     def save(self, file: Path) -> None:
-        """Writes the content to a file on this node; see `TrajectoryReplay.save`."""
+        """Write the content to a file on this node; see `TrajectoryReplay.save`."""
         self._ask("save", file.resolve())
 
     def load(self, file: Path) -> None:
-        """Reads the content from a file on this node; see `TrajectoryReplay.load`."""
+        """Read the content from a file on this node; see `TrajectoryReplay.load`."""
         self._ask("load", file.resolve())
 
     def stop(self) -> None:
-        """Ends the actor."""
+        """End the actor."""
         ray.kill(self.actor)
 
     def _ask(self, name: str, *arguments: Any) -> Any:
@@ -147,7 +147,7 @@ class ReplayIterator:
     ahead: bool = False
 
     def batches(self, *, rank: int, first_step: int, count: int) -> Iterator[Window[Array]]:
-        """Yields the batches of gradient steps `first_step` to `first_step + count - 1`."""
+        """Yield the batches of gradient steps `first_step` to `first_step + count - 1`."""
         requests = _requests(self.actor, self.sampling, rank) if self.ahead else _Requests(self)
         end = None if self.ahead else first_step + count
         for step in range(first_step, first_step + count):
@@ -164,7 +164,7 @@ class _Requests:
         self._next = self._asked = -1  # gradient steps of the next batch to hand out, and to ask for
 
     def batch(self, rank: int, step: int, end: int | None) -> Window[Array]:
-        """Returns the batch of a gradient step; asks for nothing from step `end` on."""
+        """Return the batch of a gradient step; asks for nothing from step `end` on."""
         if step != self._next:
             self._waiting.clear()
             self._there.clear()
@@ -182,14 +182,14 @@ class _Requests:
 
 @lru_cache(maxsize=2)
 def _requests(actor: Any, sampling: Sampling, rank: int) -> _Requests:
-    """The requests of this process, which outlive one call of its learner."""
+    """Return the requests of this process, which outlive one call of its learner."""
     return _Requests(ReplayIterator(actor, sampling))
 
 
 def sources(
     replay: TrajectoryReplay | SharedReplay, sampling: Sampling, num_learners: int, *, ahead: bool
 ) -> list[BatchSource]:
-    """Returns one source of batches per learner.
+    """Return one source of batches per learner.
 
     Args:
         replay: what to draw from; learners in other processes need a shared one.
@@ -204,7 +204,7 @@ def sources(
 
 
 def _writable(window: Window[Array]) -> Window[Array]:
-    """A copy of a window that came through the object store, whose arrays are read-only."""
+    """Return a copy of a window that came through the object store, whose arrays are read-only."""
     copies = {f.name: getattr(window, f.name) for f in fields(window)}
     following = copies.pop("next")
     arrays = {name: np.array(array) for name, array in copies.items() if array is not None}
@@ -212,7 +212,7 @@ def _writable(window: Window[Array]) -> Window[Array]:
 
 
 def _get(reference: Any) -> Any:
-    """Returns a result of the actor, or raises what went wrong there as it was raised."""
+    """Return a result of the actor, or raise what went wrong there as it was raised."""
     try:
         return ray.get(reference)
     except RayTaskError as error:

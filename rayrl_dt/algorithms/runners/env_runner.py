@@ -53,7 +53,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
     env: Any
 
     def make_env(self) -> None:
-        """Creates the vector environment; with no environment configured the runner has none."""
+        """Create the vector environment; with no environment configured the runner has none."""
         self.num_envs = 0
         self._collector: Collector | None = None
         self._stream: _Stream | None = None
@@ -66,13 +66,13 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
 
     def make_module(self) -> None:
-        """Builds the module, in eval mode for good."""
+        """Build the module, in eval mode for good."""
         super().make_module()
         self.module.eval()
         self._weights_of: int | None = None
 
     def get_spaces(self) -> dict[str, Any]:
-        """Returns the environment's spaces, or those of the data where there is no environment."""
+        """Return the environment's spaces, or those of the data where there is no environment."""
         single = (self.config.observation_space, self.config.action_space)
         if self.env is None:
             return {DEFAULT_MODULE_ID: single, INPUT_ENV_SINGLE_SPACES: single, INPUT_ENV_SPACES: single}
@@ -83,7 +83,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         }
 
     def evaluate(self, slots: list[Slot], *, sample_actions: bool) -> Rollouts:
-        """Runs each slot's quota of episodes in a vector environment of `len(slots)` slots.
+        """Run each slot's quota of episodes in a vector environment of `len(slots)` slots.
 
         Args:
             slots: targets, quotas and seeds.
@@ -102,12 +102,12 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             env.close()
 
     def load_policy(self, weights: dict[str, Any]) -> None:
-        """Takes over the weights of the policy network, as NumPy arrays."""
+        """Take over the weights of the policy network, as NumPy arrays."""
         self._weights_of = None
         self.module.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 
     def collect(self, slots: list[Slot], stop: Callable[[], bool] | None = None) -> Rollouts:
-        """Runs each slot's quota with exploration, and records the steps.
+        """Run each slot's quota with exploration, and record the steps.
 
         What is collected is a function of the weights and the slots: nothing goes on from one call to the next.
 
@@ -125,7 +125,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             env.close()
 
     def go_on(self, call: Continue) -> Arrival:
-        """Goes on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
+        """Go on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
         if self._weights_of != call.weights:
             self.load_policy(ray.get(call.policy))
             self._weights_of = call.weights
@@ -156,7 +156,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         )
 
     def _explorer(self, slots: int, seed: int) -> VectorActor:
-        """The policy as it collects: drawn actions, or noise on those of a deterministic head."""
+        """Return the policy as it collects: drawn actions, or noise on those of a deterministic head."""
         spec = self.module.model.spec
         stochastic = spec.discrete or spec.gaussian
         return VectorActor(
@@ -178,7 +178,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
     ) -> list[SingleAgentEpisode]:
         if random_actions:
             raise UserError(
-                "random actions are not collected here; `rayrl-dt data make` makes random behaviour"
+                "random actions are not collected here; `rayrl-dt data make` makes random behavior"
             )
         if self._collector is None:
             seed = derive_seed(self.config.seed or 0, "rollout", self.worker_index or 0)
@@ -230,7 +230,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         return VectorActor(self.module.model, slots, sample=sample, precision=precision)
 
     def _refiner(self) -> Refiner | None:
-        """What refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
+        """Return what refines the actions of evaluations; the critic is read anew, for it may have been trained on."""
         settings = self.config.refinement
         if settings is None:
             return None
@@ -246,7 +246,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         )
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes over weights also when they are older than the ones at hand (a restored checkpoint)."""
+        """Take over weights also when they are older than the ones at hand (a restored checkpoint)."""
         self._weights_seq_no = 0
         self._weights_of = None
         super().set_state(state)
@@ -254,11 +254,11 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             self.module.eval()
 
     def assert_healthy(self) -> None:
-        """A runner is healthy with a module, and with an environment if one is configured."""
+        """Return a runner is healthy with a module, and with an environment if one is configured."""
         assert self.module is not None
         assert self.config.env is None or self.env is not None
 
     def stop(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         if self.env is not None:
             self.env.close()

@@ -31,7 +31,7 @@ class RunnerFailure:
 
     @classmethod
     def of(cls, error: Exception) -> RunnerFailure:
-        """Describes an exception where it was caught; a `UserError` keeps its message."""
+        """Describe an exception where it was caught; a `UserError` keeps its message."""
         message = " ".join(str(error).split())
         if not isinstance(error, UserError):
             message = (
@@ -41,7 +41,7 @@ class RunnerFailure:
         return cls(message, "".join(traceback.format_exception(error)))
 
     def error(self) -> UserError:
-        """Returns what to raise from it; the traceback is its cause."""
+        """Return what to raise from it; the traceback is its cause."""
         error = UserError(self.message)
         error.__cause__ = RunnerTraceback(self.traceback)
         return error

@@ -25,7 +25,7 @@ class Patience:
         self._looked = time.monotonic()
 
     def look(self, awaited: Collection[int], heard: Collection[int]) -> list[int]:
-        """Counts the time since the last look, and returns the runners that hang; their count begins anew.
+        """Count the time since the last look, and return the runners that hang; their count begins anew.
 
         Args:
             awaited: runners that have something to do.

@@ -29,7 +29,7 @@ class RunnerCall(Protocol):
     """What a runner is to do with its slots; sent to remote runners, hence plain data."""
 
     def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
-        """Runs the slots."""
+        """Run the slots."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Evaluate:
     sample_actions: bool
 
     def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
-        """Runs the slots."""
+        """Run the slots."""
         rollouts: Rollouts = runner.evaluate(slots, sample_actions=self.sample_actions)
         return rollouts
 
@@ -58,7 +58,7 @@ class Collect:
     stop: Callable[[], bool] | None = None
 
     def __call__(self, runner: Any, slots: list[Slot]) -> Rollouts:
-        """Runs the slots."""
+        """Run the slots."""
         if self.weights is not None:
             runner.load_policy(ray.get(self.weights))
         rollouts: Rollouts = runner.collect(slots, self.stop)
@@ -89,13 +89,13 @@ def run_on_runners(
     *,
     stop: Callable[[], bool] | None = None,
 ) -> Rollouts:
-    """Runs the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again.
+    """Run the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again.
 
     A runner that needs more than half an hour for each episode of its part is taken for lost, and is restarted.
 
     Args:
         algorithm: restores lost runners.
-        runners: an `EnvRunnerGroup` whose weights are synchronised.
+        runners: an `EnvRunnerGroup` whose weights are synchronized.
         slots: targets, quotas and seeds; a part depends on nothing else, so running it again loses nothing.
         call: what to do with them.
         stop: asked while remote runners are waited for; True ends it.
@@ -150,7 +150,7 @@ def run_on_runners(
 
 
 def _bring_back(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> None:
-    """Takes restarted runners back into service, and waits for one if there is no other."""
+    """Take restarted runners back into service, and wait for one if there is no other."""
     deadline = time.monotonic() + _PATIENCE_WITH_A_START
     algorithm.restore_env_runners(runners)
     while not runners.healthy_worker_ids() and time.monotonic() < deadline:
@@ -163,7 +163,7 @@ def _bring_back(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -
 def _answers(
     runners: Any, calls: Mapping[int, _Part], stop: Callable[[], bool] | None
 ) -> list[tuple[int, Rollouts | RunnerFailure]]:
-    """What the runners answer; one that dies or hangs answers nothing, and is taken out of service.
+    """Return what the runners answer; one that dies or hangs answers nothing, and is taken out of service.
 
     Args:
         runners: an `EnvRunnerGroup`.

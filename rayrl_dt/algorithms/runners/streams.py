@@ -72,7 +72,7 @@ class Continue:
     oldest_life: int
 
     def __call__(self, runner: Any) -> Arrival | RunnerFailure:
-        """Runs on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
+        """Run on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
         try:
             arrival: Arrival = runner.go_on(self)
             return arrival
@@ -139,7 +139,7 @@ class RunnerStreams:
         return len(self.lives) - len({life.runner for life in self.lives.values()})
 
     def send(self, policy: Callable[[], tuple[Any, int]]) -> None:
-        """Tops up the calls of every healthy runner.
+        """Top up the calls of every healthy runner.
 
         Args:
             policy: returns a reference to the policy's weights, and the gradient step that they are of; asked once if
@@ -166,7 +166,7 @@ class RunnerStreams:
                     runners[runner] -= 1
 
     def receive(self, *, timeout: float) -> list[Arrival]:
-        """Returns what has arrived; waits for something if nothing has.
+        """Return what has arrived; wait for something if nothing has.
 
         A runner that has not answered for ten minutes is restarted, as if it had died.
 
@@ -210,7 +210,7 @@ class RunnerStreams:
         return arrivals
 
     def _restart(self, runner: int) -> None:
-        """Ends the process of a runner that hangs: its calls then fail as a dead one's, and Ray starts another."""
+        """End the process of a runner that hangs: its calls then fail as a dead one's, and Ray starts another."""
         self._hung[runner] = self._hung.get(runner, 0) + 1
         if self._hung[runner] > _RESTARTS_IN_A_ROW:
             raise UserError(
@@ -221,7 +221,7 @@ class RunnerStreams:
         ray.kill(self._manager.actors()[runner], no_restart=False)
 
     def _open(self, reference: Any, flight: _Flight) -> Arrival | None:
-        """What a call brought; None if it was lost, with its runner or alone."""
+        """Return what a call brought; None if it was lost, with its runner or alone."""
         try:
             found = ray.get(reference)
         except RayTaskError:
@@ -244,13 +244,13 @@ class RunnerStreams:
         return found
 
     def _lose(self, runner: int) -> None:
-        """Takes a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
+        """Take a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
         self._manager.set_actor_state(runner, healthy=False)
         self._oldest_lives[runner] = self.calls
         self._flights = {flight: each for flight, each in self._flights.items() if each.runner != runner}
 
     def _bring_back(self) -> None:
-        """Takes runners that Ray has restarted back into service."""
+        """Take runners that Ray has restarted back into service."""
         now = time.monotonic()
         if (
             self._manager.num_healthy_actors() == self._manager.num_actors()

@@ -34,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[Trajectory], DatasetInfo]:
-    """Reads a file such as `hopper_medium_replay-v2.hdf5`.
+    """Read a file such as `hopper_medium_replay-v2.hdf5`.
 
     Episodes end at `terminals` and `timeouts`; what follows the last end is an unfinished episode and is
     dropped. The metadata name the environment; there is no specification, since Gymnasium cannot make it.
@@ -84,7 +84,7 @@ def stream(path: str | os.PathLike[str]) -> tuple[Iterator[Trajectory], DatasetI
 
 
 def _episodes(file: Path, ends: Array) -> Iterator[Trajectory]:
-    """Yields the episodes; reads many of them at once, since the file is compressed in large chunks."""
+    """Yield the episodes; read many of them at once, since the file is compressed in large chunks."""
     firsts = np.concatenate([[0], ends[:-1] + 1])
     with _open(file) as data:
         names = [name for name in (*_REQUIRED, "next_observations") if name in data]
@@ -114,7 +114,7 @@ def _trajectory(file: Path, number: int, steps: dict[str, Array]) -> Trajectory:
 
 
 def _episode_ends(file: Path, data: Any) -> Array:
-    """The index of each episode's last step."""
+    """Return the index of each episode's last step."""
     count = len(data["terminals"])
     ended = _rows(file, data, "terminals", 0, count).reshape(-1).astype(bool)
     if "timeouts" in data:

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 def flat_space(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Returns the Box that flattened observations lie in; a Box stays as it is.
+    """Return the Box that flattened observations lie in; a Box stays as it is.
 
     Raises:
         UserError: the space has parts without a fixed size.
@@ -38,7 +38,7 @@ def flat_space(space: gym.Space[Any]) -> gym.Space[Any]:
 
 
 def flatten(space: gym.Space[Any], values: Any) -> Array:
-    """Flattens the observations of an episode.
+    """Flatten the observations of an episode.
 
     Args:
         space: of one observation.
@@ -62,7 +62,7 @@ def flatten(space: gym.Space[Any], values: Any) -> Array:
 
 
 def action_space(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Returns the action space if the policies here can act in it.
+    """Return the action space if the policies here can act in it.
 
     Raises:
         UserError: it is neither Discrete nor a Box with one axis.
@@ -78,7 +78,7 @@ def action_space(space: gym.Space[Any]) -> gym.Space[Any]:
 
 
 def flat_actions(space: gym.Space[Any], values: Any) -> Array:
-    """Returns the actions of an episode as `(T, A)` float32, or `(T,)` int64 in the environment's numbering.
+    """Return the actions of an episode as `(T, A)` float32, or `(T,)` int64 in the environment's numbering.
 
     Raises:
         UserError: they do not fit the space.
@@ -123,7 +123,7 @@ def _within(values: Array, low: int, high: int) -> bool:
 
 
 def _array(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """The values of all steps, of the given shape each if one is given."""
+    """Return the values of all steps, of the given shape each if one is given."""
     array = np.asarray(values)
     if array.ndim == 0 or array.dtype.kind not in "fiub":
         raise UserError(f"{name} are {array.dtype} and not numbers for each step; remove or repair it")

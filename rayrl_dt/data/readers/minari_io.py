@@ -79,7 +79,7 @@ class RawEpisode:
 
 
 def read(dataset_id: str, *, download: bool = False) -> tuple[list[Trajectory], DatasetInfo]:
-    """Reads a whole data set.
+    """Read a whole data set.
 
     Observations that are not a Box are flattened as `gymnasium.wrappers.FlattenObservation` does.
 
@@ -137,7 +137,7 @@ def write(
     code_permalink: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Writes a data set that `minari.load_dataset` reads; it appears whole or not at all.
+    """Write a data set that `minari.load_dataset` reads; it appears whole or not at all.
 
     Args:
         dataset_id: `(namespace/)name-vN`.
@@ -149,7 +149,7 @@ def write(
         algorithm_name: what acted.
         description: what one has to know about the data.
         requirements: pip requirements of the environment.
-        ref_min_score: raw return of a random policy; with `ref_max_score`, for normalised scores.
+        ref_min_score: raw return of a random policy; with `ref_max_score`, for normalized scores.
         ref_max_score: raw return of an expert.
         code_permalink: where the generating code is.
         overwrite: replace a data set of that id.
@@ -254,7 +254,7 @@ def _has_image(space: gym.Space[Any]) -> bool:
 
 
 def _stored_order(space: gym.Space[Any], stored: Any) -> gym.Space[Any]:
-    """Gives Dict spaces the environment's order of keys, which Minari's deserialisation sorts away."""
+    """Give Dict spaces the environment's order of keys, which Minari's deserialization sorts away."""
     if isinstance(space, gym.spaces.Dict) and stored is not None:
         parts = stored["subspaces"]
         return gym.spaces.Dict(OrderedDict((k, _stored_order(space[k], parts[k])) for k in parts))
@@ -293,13 +293,13 @@ def _buffers(
         )
 
 
-def _env_spec(serialised: Any, dataset_id: str) -> EnvSpec | None:
-    """The specification, without the fields that this Gymnasium no longer has; None if it cannot be read."""
-    if serialised is None:
+def _env_spec(serialized: Any, dataset_id: str) -> EnvSpec | None:
+    """Return the specification, without the fields that this Gymnasium no longer has; None if it cannot be read."""
+    if serialized is None:
         return None
     known = {field.name for field in dataclasses.fields(EnvSpec)}
     try:
-        values = json.loads(serialised)
+        values = json.loads(serialized)
         return EnvSpec.from_json(json.dumps({key: value for key, value in values.items() if key in known}))
     except Exception as error:  # any entry of the specification may be foreign
         _LOG.warning("The environment of %s cannot be recovered (%s); name one yourself.", dataset_id, error)

@@ -30,18 +30,18 @@ _LOG = logging.getLogger(__name__)
 
 
 def datasets_root() -> Path:
-    """Returns the folder of local data sets: `MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
+    """Return the folder of local data sets: `MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
     root = os.environ.get("MINARI_DATASETS_PATH")
     return Path(root) if root else Path.home() / ".minari" / "datasets"
 
 
 def exists(dataset_id: str) -> bool:
-    """Whether the data set is there locally."""
+    """Return whether the data set is there locally."""
     return (datasets_root() / dataset_id / "data" / "metadata.json").is_file()
 
 
 def list_local() -> list[dict[str, Any]]:
-    """Returns the local data sets, sorted by id: `id, episodes, steps, env, author, size_mb`."""
+    """Return the local data sets, sorted by id: `id, episodes, steps, env, author, size_mb`."""
     root = datasets_root()
     found = []
     for folder, names, _ in os.walk(root):
@@ -55,7 +55,7 @@ def list_local() -> list[dict[str, Any]]:
 
 
 def data_folder(dataset_id: str, *, download: bool = False) -> Path:
-    """Returns the folder that holds the data set's files.
+    """Return the folder that holds the data set's files.
 
     Raises:
         UserError: it is not there locally, and could not be or was not to be downloaded.
@@ -83,7 +83,7 @@ def data_folder(dataset_id: str, *, download: bool = False) -> Path:
 
 
 def mark_namespaces(dataset_id: str) -> None:
-    """Gives each namespace of the id the file by which Minari knows it."""
+    """Give each namespace of the id the file by which Minari knows it."""
     for parent in list(Path(dataset_id).parents)[:-1]:
         with (
             contextlib.suppress(FileExistsError),
@@ -93,7 +93,7 @@ def mark_namespaces(dataset_id: str) -> None:
 
 
 def check_id(dataset_id: str) -> None:
-    """Raises a UserError if Minari would not take the id."""
+    """Raise a UserError if Minari would not take the id."""
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:  # TypeError: the version is missing
@@ -129,5 +129,5 @@ def _summary(folder: Path, dataset_id: str) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).strip().splitlines() or ["no details"])[0]

@@ -1,4 +1,4 @@
-"""Data sets that can be made on this machine, without a network: scripted behaviours and a trained one."""
+"""Data sets that can be made on this machine, without a network: scripted behaviors and a trained one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pendulum-v1 swung up by energy shaping, at graded skill, with its dynamics vectorised over all episodes."""
+"""Pendulum-v1 swung up by energy shaping, at graded skill, with its dynamics vectorized over all episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers.minari_io import RawEpisode
-from rayrl_dt.data.recipes.behaviour import GradedBehaviour
+from rayrl_dt.data.recipes.behavior import GradedBehavior
 from rayrl_dt.data.recipes.rollouts import Progress
 
 __all__ = ["PendulumBatch", "episodes", "swing_up"]
@@ -31,11 +31,11 @@ class PendulumBatch:
         self.angle, self.velocity = states[:, 0].copy(), states[:, 1].copy()
 
     def observations(self) -> Array:
-        """Returns `(E, 3)` float32: cosine, sine, angular velocity."""
+        """Return `(E, 3)` float32: cosine, sine, angular velocity."""
         return np.stack([np.cos(self.angle), np.sin(self.angle), self.velocity], axis=1).astype(np.float32)
 
     def step(self, actions: Array) -> Array:
-        """Applies `(E, 1)` float32 torques; returns `(E,)` rewards."""
+        """Apply `(E, 1)` float32 torques; return `(E,)` rewards."""
         torque = np.clip(actions, -2.0, 2.0)[:, 0]
         angle = ((self.angle + np.pi) % (2 * np.pi)) - np.pi
         costs = angle**2 + 0.1 * self.velocity**2 + 0.001 * (torque**2)
@@ -47,7 +47,7 @@ class PendulumBatch:
 
 
 def swing_up(observations: Array) -> Array:
-    """Pumps energy until upright is in reach, then balances: `(E, 3)` observations to `(E, 1)` torques."""
+    """Pump energy until upright is in reach, then balances: `(E, 3)` observations to `(E, 1)` torques."""
     cosine, sine, velocity = observations.T.astype(np.float64)
     # Per unit of the rod's inertia (1/3): kinetic + potential energy, 0 when resting upright.
     energy = 0.5 * velocity**2 - 15.0 * (1.0 - cosine)
@@ -59,16 +59,16 @@ def swing_up(observations: Array) -> Array:
 
 
 def episodes(*, count: int, seed: int, progress: Progress | None = None) -> Iterator[RawEpisode]:
-    """Yields `count` episodes of 200 steps."""
+    """Yield `count` episodes of 200 steps."""
     rng = seeding.numpy_generator(seed, "recipe/pendulum")
     env = envs.make(ENV_ID)
     action_space = env.action_space
     assert isinstance(action_space, gym.spaces.Box)
     pendulums = PendulumBatch(rng.uniform([-np.pi, -1.0], [np.pi, 1.0], size=(count, 2)))
-    behaviour = GradedBehaviour(swing_up, action_space, np.arange(count), rng, hold=1, least_authority=0.0)
+    behavior = GradedBehavior(swing_up, action_space, np.arange(count), rng, hold=1, least_authority=0.0)
     observations, actions, rewards = [pendulums.observations()], [], []
     for _ in range(STEPS):
-        actions.append(behaviour.act(observations[-1]))
+        actions.append(behavior.act(observations[-1]))
         rewards.append(pendulums.step(actions[-1]))
         observations.append(pendulums.observations())
     all_observations = np.stack(observations, axis=1)

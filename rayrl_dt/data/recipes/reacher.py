@@ -15,7 +15,7 @@ _STIFFNESS, _DAMPING = 12.0, 0.06
 
 
 def jacobian_transpose(observations: Array) -> Array:
-    """Pulls the fingertip to the target like a damped spring: `(E, 10)` observations to `(E, 2)` torques."""
+    """Pull the fingertip to the target like a damped spring: `(E, 10)` observations to `(E, 2)` torques."""
     cosine, sine = observations[:, 0:2], observations[:, 2:4]
     velocity, error = observations[:, 6:8], observations[:, 8:10]
     # The lower arm's angle counts from the upper arm's.

@@ -39,7 +39,7 @@ class Recipe:
     extra: str | None = None
 
     def function(self) -> Callable[..., str]:
-        """Imports and returns the function that makes the data set."""
+        """Import and return the function that makes the data set."""
         module, _, name = self.entry.partition(":")
         found: Callable[..., str] = getattr(importlib.import_module(module), name)
         return found
@@ -108,12 +108,12 @@ _RECIPES = {
 
 
 def names() -> list[str]:
-    """Returns the names of all recipes."""
+    """Return the names of all recipes."""
     return list(_RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """Returns a recipe.
+    """Return a recipe.
 
     Raises:
         UserError: there is none of that name.
@@ -133,7 +133,7 @@ def make(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> str:
-    """Makes a recipe's data set; the same seed makes the same data.
+    """Make a recipe's data set; the same seed makes the same data.
 
     Args:
         name: the recipe.
@@ -167,7 +167,7 @@ def make(
 
 
 def dataset_id(name: str) -> str:
-    """Returns the Minari id of the data set that a recipe makes without options.
+    """Return the Minari id of the data set that a recipe makes without options.
 
     Raises:
         UserError: there is no such recipe.
@@ -176,7 +176,7 @@ def dataset_id(name: str) -> str:
 
 
 def ensure(name: str, **options: Any) -> str:
-    """Returns the id of a recipe's data set, making it first if it is not there.
+    """Return the id of a recipe's data set, making it first if it is not there.
 
     Args:
         name: the recipe.

@@ -1,4 +1,4 @@
-"""Runs scripted behaviour in real environments, a few episodes side by side."""
+"""Runs scripted behavior in real environments, a few episodes side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers.minari_io import RawEpisode
-from rayrl_dt.data.recipes.behaviour import Controller, GradedBehaviour
+from rayrl_dt.data.recipes.behavior import Controller, GradedBehavior
 
 __all__ = ["Progress", "graded_episodes"]
 
@@ -27,18 +27,18 @@ def graded_episodes(
     episodes: int,
     seed: int,
     progress: Progress | None = None,
-    **behaviour: float,
+    **behavior: float,
 ) -> Iterator[RawEpisode]:
-    """Yields episodes of a graded controller in an environment whose episodes all end by their time limit.
+    """Yield episodes of a graded controller in an environment whose episodes all end by their time limit.
 
     Args:
         env_id: a registered environment.
         controller: makes the clean controller for (an instance of) the environment; it sees observations
             flattened.
         episodes: how many.
-        seed: of resets and behaviour; episode i is the same however many there are.
+        seed: of resets and behavior; episode i is the same however many there are.
         progress: called after each batch of episodes.
-        behaviour: options of `GradedBehaviour`.
+        behavior: options of `GradedBehavior`.
     """
     slots = [envs.make(env_id) for _ in range(min(_SLOTS, episodes))]
     space = slots[0].unwrapped.observation_space
@@ -46,7 +46,7 @@ def graded_episodes(
     try:
         for begin in range(0, episodes, _SLOTS):
             numbers = np.arange(begin, min(begin + _SLOTS, episodes))
-            yield from _batch(slots[: len(numbers)], space, control, numbers, seed, behaviour)
+            yield from _batch(slots[: len(numbers)], space, control, numbers, seed, behavior)
             if progress is not None:
                 progress(begin + len(numbers), episodes)
     finally:
@@ -66,12 +66,12 @@ def _batch(
     now = np.stack([env.reset(seed=s)[0] for env, s in zip(slots, seeds, strict=True)])
     action_space = slots[0].action_space
     assert isinstance(action_space, gym.spaces.Box)
-    rng = seeding.numpy_generator(seed, "recipe/behaviour", int(numbers[0]))
-    behaviour = GradedBehaviour(controller, action_space, numbers, rng, **options)
+    rng = seeding.numpy_generator(seed, "recipe/behavior", int(numbers[0]))
+    behavior = GradedBehavior(controller, action_space, numbers, rng, **options)
     observations, actions, rewards = [now], [], []
     over = False
     while not over:
-        action = behaviour.act(now)
+        action = behavior.act(now)
         steps = [env.step(a) for env, a in zip(slots, action, strict=True)]
         now = np.stack([step[0] for step in steps])
         over = any(step[2] or step[3] for step in steps)
@@ -94,7 +94,7 @@ def _batch(
 
 
 def _unflatten(space: gym.Space[Any], values: np.ndarray[Any, Any]) -> Any:
-    """Splits flattened observations `(T+1, D)` into the parts of a Dict space."""
+    """Split flattened observations `(T+1, D)` into the parts of a Dict space."""
     if not isinstance(space, gym.spaces.Dict):
         return values
     ends = np.cumsum([gym.spaces.flatdim(part) for part in space.spaces.values()])

@@ -1,4 +1,4 @@
-"""The recipes whose behaviour is scripted. Each function writes one data set and returns its id."""
+"""The recipes whose behavior is scripted. Each function writes one data set and returns its id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes import pendulum, point_maze, reacher
-from rayrl_dt.data.recipes.behaviour import is_clean, is_random
+from rayrl_dt.data.recipes.behavior import is_clean, is_random
 from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes
 
 __all__ = [
@@ -36,7 +36,7 @@ _GRADED = (
 
 
 def requirements(*packages: str) -> list[str]:
-    """Returns pip requirements that pin the installed versions."""
+    """Return pip requirements that pin the installed versions."""
     return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
 
 
@@ -80,7 +80,7 @@ def reacher_mixed(
 def waypoint_maze(
     *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None, env_id: str
 ) -> str:
-    """A point maze of gymnasium-robotics, way-points along the shortest path."""
+    """Return a point maze of gymnasium-robotics, way-points along the shortest path."""
     made = graded_episodes(
         env_id,
         point_maze.controller,
@@ -128,11 +128,11 @@ def key_to_door(
 def random_walks(
     env: envs.KeyToDoor, seed: int, episodes: int, progress: Progress | None
 ) -> Iterator[RawEpisode]:
-    """Yields uniformly random episodes; episode i is the same however many there are."""
+    """Yield uniformly random episodes; episode i is the same however many there are."""
     longest = sum(env.room_steps)
     for number in range(episodes):
         reset_seed = seeding.derive_seed(seed, "recipe/reset", number) % 2**31
-        walk = seeding.numpy_generator(seed, "recipe/behaviour", number).integers(4, size=longest)
+        walk = seeding.numpy_generator(seed, "recipe/behavior", number).integers(4, size=longest)
         observations = [env.reset(seed=reset_seed)[0]]
         rewards: list[float] = []
         over = False
@@ -188,7 +188,7 @@ def _write_graded(
 
 
 def as_float32(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Returns the space with 32-bit numbers: what is written, and all that models read."""
+    """Return the space with 32-bit numbers: what is written, and all that models read."""
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({key: as_float32(part) for key, part in space.items()})
     assert isinstance(space, gym.spaces.Box)

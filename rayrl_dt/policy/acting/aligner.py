@@ -28,11 +28,11 @@ class AlignerPlan(ABC):
 
     @abstractmethod
     def project(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns keys `(B, S, d)` and values `(B, S, d or 2d)` of what they are made of, `(B, S, d)` each."""
+        """Return keys `(B, S, d)` and values `(B, S, d or 2d)` of what they are made of, `(B, S, d)` each."""
 
     @abstractmethod
     def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Returns what is to be added to the residual stream.
+        """Return what is to be added to the residual stream.
 
         Args:
             query: `(B, R, d)`, what attends.
@@ -44,7 +44,7 @@ class AlignerPlan(ABC):
 
 
 def aligner_plan(aligner: SequenceReturnAligner, dtype: torch.dtype) -> AlignerPlan:
-    """Returns the plan with the fewer products."""
+    """Return the plan with the fewer products."""
     kind = _OneHead if aligner.attention.heads == 1 else _ManyHeads
     return kind(aligner, dtype)
 

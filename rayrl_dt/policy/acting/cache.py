@@ -35,7 +35,7 @@ class StepCache:
         self._end = context_length  # the window is [end - K, end)
 
     def advance(self, steps: int) -> None:
-        """Moves the window on by `steps`, at most K, whose values are to be written next."""
+        """Move the window on by `steps`, at most K, whose values are to be written next."""
         if self._end + steps > self._capacity:
             keep = self.context_length - steps
             for field in self._fields:
@@ -44,18 +44,18 @@ class StepCache:
         self._end += steps
 
     def write(self, values: Sequence[Tensor]) -> None:
-        """Writes the newest steps of every field, `(N, steps, *shape)` each."""
+        """Write the newest steps of every field, `(N, steps, *shape)` each."""
         for field, value in zip(self._fields, values, strict=True):
             field[:, self._end - value.shape[1] : self._end] = value
 
     def clear(self, slots: Array) -> None:
-        """Makes the windows of some slots zero (index array or boolean mask)."""
+        """Make the windows of some slots zero (index array or boolean mask)."""
         rows = torch.as_tensor(slots)
         for field in self._fields:
             field[rows, self._end - self.context_length : self._end] = 0
 
     def window(self, rows: Array | None) -> list[Tensor]:
-        """Returns each field's windows, `(N, K, *shape)`: views of all slots, or copies for the given ones."""
+        """Return each field's windows, `(N, K, *shape)`: views of all slots, or copy for the given ones."""
         span = slice(self._end - self.context_length, self._end)
         views = [field[:, span] for field in self._fields]
         return views if rows is None else [view[torch.as_tensor(rows)] for view in views]

@@ -43,7 +43,7 @@ class _LayerPlan:
 
 
 def layer_plans(trunk: TransformerTrunk, dtype: torch.dtype) -> list[_LayerPlan]:
-    """Returns the blocks of a trunk for inference."""
+    """Return the blocks of a trunk for inference."""
     return [_LayerPlan(cast(Block, block), dtype) for block in trunk.blocks]
 
 
@@ -59,13 +59,13 @@ class TransformerPlan(CachedPlan):
         self._read = LastTokenAttention(trunk.blocks[-1].attention, self.dtype)  # type: ignore[arg-type]
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
-        """Returns the embedded tokens, and the first layer's queries, keys and values, `(N, steps, P, d)` each."""
+        """Return the embedded tokens, and the first layer's queries, keys and values, `(N, steps, P, d)` each."""
         tokens = self._trunk.embed(inputs)
         first = self._layers[0]
         return [tokens, *first.attention.project(first.norm_attention(tokens))]
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
-        """Returns the features at the newest state token; see `CachedPlan.features`."""
+        """Return the features at the newest state token; see `CachedPlan.features`."""
         x, *projected = (values.flatten(1, 2)[:, :-1] for values in kept)
         bias = self.bias(mask, self._tokens_per_step)[:, :-1, :-1]
         for number, layer in enumerate(self._layers[:-1]):

@@ -26,7 +26,7 @@ __all__ = ["outputs_at_every_step"]
 
 @torch.no_grad()
 def outputs_at_every_step(model: SequenceModel, window: Window[Tensor], precision: str) -> Tensor:
-    """Returns the outputs `(B, K, A, 2A or n)` of a model in eval mode; see `SequenceModel.forward`.
+    """Return the outputs `(B, K, A, 2A or n)` of a model in eval mode; see `SequenceModel.forward`.
 
     Written out for Decision Transformers on a CPU that no hook listens to; all others are asked themselves.
 
@@ -46,13 +46,13 @@ def outputs_at_every_step(model: SequenceModel, window: Window[Tensor], precisio
 
 
 def _can_be_written_out(model: SequenceModel, device: torch.device) -> bool:
-    """Whether the model is exactly what is written out here, and nobody listens."""
+    """Return whether the model is exactly what is written out here, and nobody listens."""
     plain = type(model) is SequenceModel and type(model.trunk) is TransformerTrunk and not model.training
     return plain and device.type == "cpu" and not has_hooks(model)
 
 
 def _features(trunk: TransformerTrunk, inputs: TrunkInputs, dtype: torch.dtype) -> Tensor:
-    """The trunk's features `(B, K, d)`."""
+    """Return the trunk's features `(B, K, d)`."""
     x, step = trunk.embed(inputs).flatten(1, 2), trunk.tokens_per_step
     bias = attention_bias(inputs.mask, x.shape[1], step, torch.empty(0, dtype=dtype))[:, 0]
     *layers, last = layer_plans(trunk, dtype)

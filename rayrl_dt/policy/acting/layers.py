@@ -39,7 +39,7 @@ _MANY = 4096
 
 
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    """Returns softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
+    """Return softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
     # Copying a slice costs less than transposing it, which the product would do.
     transposed = key.contiguous().transpose(1, 2)
     scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
@@ -51,7 +51,7 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Returns `(B * H, T, d / H)` of `(B, T, d)`."""
+    """Return `(B * H, T, d / H)` of `(B, T, d)`."""
     return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -70,7 +70,7 @@ class NormPlan:
         self._bias = None if norm.bias is None else norm.bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalises `(..., d)`."""
+        """Normalize `(..., d)`."""
         return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._dtype)
 
 
@@ -83,7 +83,7 @@ class FeedForwardPlan:
         self._contract = [layer.contract.weight.detach().to(dtype), layer.contract.bias.detach().to(dtype)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Maps `(..., d)` to `(..., d)`."""
+        """Map `(..., d)` to `(..., d)`."""
         return functional.linear(self._function(functional.linear(x, *self._expand)), *self._contract)
 
 
@@ -92,19 +92,19 @@ class SelfAttentionPlan(ABC):
 
     @abstractmethod
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries, keys and values `(B, T, d)` of tokens `(B, T, d)`."""
+        """Return queries, keys and values `(B, T, d)` of tokens `(B, T, d)`."""
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Returns the layer's output `(B, T, d)`; `bias` is `(1 or B, T, T)`."""
+        """Return the layer's output `(B, T, d)`; `bias` is `(1 or B, T, T)`."""
 
     @abstractmethod
     def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
-        """Returns the layer's output `(B, R, d)` at the tokens `read` of `x (B, T, d)`; `bias` is `(1 or B, R, T)`."""
+        """Return the layer's output `(B, R, d)` at the tokens `read` of `x (B, T, d)`; `bias` is `(1 or B, R, T)`."""
 
 
 def self_attention_plan(layer: CausalSelfAttention, dtype: torch.dtype) -> SelfAttentionPlan:
-    """Returns the plan with the fewer products."""
+    """Return the plan with the fewer products."""
     return _OneHead(layer, dtype) if layer.heads == 1 else _ManyHeads(layer, dtype)
 
 
@@ -180,7 +180,7 @@ class LastTokenAttention:
         )
 
     def __call__(self, token: Tensor, source: Tensor, bias: Tensor) -> Tensor:
-        """Returns the layer's output `(B, 1, d)` at one token.
+        """Return the layer's output `(B, 1, d)` at one token.
 
         Args:
             token: `(B, 1, d)`, the token that is read.

@@ -32,15 +32,15 @@ class ActingPlan(ABC):
 
     @abstractmethod
     def holds(self) -> bool:
-        """Whether the plan still does what the model says; if not, make a new one."""
+        """Return whether the plan still does what the model says; if not, make a new one."""
 
     @abstractmethod
     def clear(self, slots: Array) -> None:
-        """Learns that the windows of some slots were emptied (index array or boolean mask)."""
+        """Learn that the windows of some slots were emptied (index array or boolean mask)."""
 
     @abstractmethod
     def outputs(self, rows: Array | None) -> Tensor:
-        """Returns the outputs of `SequenceModel.forward` at the newest step, `(N, A, 2A or n)`.
+        """Return the outputs of `SequenceModel.forward` at the newest step, `(N, A, 2A or n)`.
 
         Args:
             rows: indices of the slots that are wanted; None for all.
@@ -64,14 +64,14 @@ class WholeWindowPlan(ActingPlan):
         self._holds = holds
 
     def holds(self) -> bool:
-        """Whether there is still no quicker way; changed weights make no difference."""
+        """Return whether there is still no quicker way; changed weights make no difference."""
         return self._holds()
 
     def clear(self, slots: Array) -> None:
-        """Does nothing: all is in the windows."""
+        """Do nothing: all is in the windows."""
 
     def outputs(self, rows: Array | None) -> Tensor:
-        """Returns the model's own outputs; see `ActingPlan.outputs`."""
+        """Return the model's own outputs; see `ActingPlan.outputs`."""
         device = self._model.head.weight.device
         window = self._context.window(rows).to_torch(device)
         with torch.no_grad(), autocast(device, self._precision):
@@ -104,11 +104,11 @@ class CachedPlan(ActingPlan):
 
     @abstractmethod
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
-        """Returns all that is kept of some steps, as functions of each by itself: `(N, steps, *shape)` each."""
+        """Return all that is kept of some steps, as functions of each by itself: `(N, steps, *shape)` each."""
 
     @abstractmethod
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
-        """Returns the trunk's features `(B, 1, d)` at the newest step.
+        """Return the trunk's features `(B, 1, d)` at the newest step.
 
         Args:
             kept: `step_values` of the windows, `(B, K, *shape)` each; anything finite where there is padding.
@@ -116,17 +116,17 @@ class CachedPlan(ActingPlan):
         """
 
     def holds(self) -> bool:
-        """Whether the model is unchanged, and no hook wants to see its forward pass."""
+        """Return whether the model is unchanged, and no hook wants to see its forward pass."""
         return self._watch.unchanged()
 
     def clear(self, slots: Array) -> None:
-        """Forgets the steps of some slots. Weights of zero would hide them, but not a NaN among them."""
+        """Forget the steps of some slots. Weights of zero would hide them, but not a NaN among them."""
         if self._cache is not None:
             with torch.inference_mode():
                 self._cache.clear(slots)
 
     def outputs(self, rows: Array | None) -> Tensor:
-        """Returns the outputs; see `ActingPlan.outputs`."""
+        """Return the outputs; see `ActingPlan.outputs`."""
         with torch.inference_mode():
             kept = self._catch_up().window(rows)
             mask = self._context.window(rows).mask
@@ -134,7 +134,7 @@ class CachedPlan(ActingPlan):
             return self._model.read_out(features[:, -1])
 
     def bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
-        """Returns `attention_bias` without its dimension of heads, `(1 or B, T, T)`, in the acting precision."""
+        """Return `attention_bias` without its dimension of heads, `(1 or B, T, T)`, in the acting precision."""
         return self._causal[tokens_per_step] if mask is None else self._bias(mask, tokens_per_step)
 
     def _bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
@@ -142,7 +142,7 @@ class CachedPlan(ActingPlan):
         return attention_bias(mask, tokens, tokens_per_step, torch.empty(0, dtype=self.dtype))[:, 0]
 
     def _catch_up(self) -> StepCache:
-        """Computes the steps that came since the last call, and the one before, whose action is known by now."""
+        """Compute the steps that came since the last call, and the one before, whose action is known by now."""
         length = self._context.context_length
         steps = min(self._context.appended - self._synced, length)
         self._synced = self._context.appended

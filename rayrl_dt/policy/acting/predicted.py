@@ -40,7 +40,7 @@ Array = np.ndarray[Any, Any]
 
 
 def falling_length(returns: Array, mask: Array, rule: str) -> Array:
-    """Returns how many of the newest steps to act on, `(N,)`; 0 where the newest is padding.
+    """Return how many of the newest steps to act on, `(N,)`; 0 where the newest is padding.
 
     Args:
         returns: `(N, T)` predicted returns-to-go.
@@ -72,14 +72,14 @@ class PredictedReturnPlan(ActingPlan):
         self._rule = model.spec.model.context_rule
 
     def holds(self) -> bool:
-        """Always: there is no quicker way."""
+        """Return always: there is no quicker way."""
         return True
 
     def clear(self, slots: Array) -> None:
-        """Does nothing: all is in the windows."""
+        """Do nothing: all is in the windows."""
 
     def outputs(self, rows: Array | None) -> Tensor:
-        """Returns the model's outputs for the returns that it predicts; see `ActingPlan.outputs`."""
+        """Return the model's outputs for the returns that it predicts; see `ActingPlan.outputs`."""
         with torch.no_grad(), autocast(self._model.head.weight.device, self._precision):
             lengths, returns = self._predict(self._context.window(rows))
             self._context.set_returns(returns, rows)
@@ -90,7 +90,7 @@ class PredictedReturnPlan(ActingPlan):
         return outputs
 
     def _predict(self, window: Window[Array]) -> tuple[Array, Array]:
-        """Returns the steps `(N,)` that the newest return is predicted from, and that return `(N,)`, raw."""
+        """Return the steps `(N,)` that the newest return is predicted from, and that return `(N,)`, raw."""
         slots, steps = window.mask.shape
         if self._rule == "elastic":
             tried = np.stack([self._returns(window, np.full(slots, 1 + index)) for index in range(steps)])
@@ -110,7 +110,7 @@ class PredictedReturnPlan(ActingPlan):
         return raw
 
     def _cut(self, window: Window[Array], lengths: Array) -> Window[Tensor]:
-        """The windows with the newest `lengths` `(N,)` steps alone, as long as the longest."""
+        """Return the windows with the newest `lengths` `(N,)` steps alone, as long as the longest."""
         steps = window.mask.shape[1]
         kept = window.mask & (np.arange(steps) >= steps - lengths[:, None])
         shortest = replace(window, mask=kept).last(int(lengths.max()))

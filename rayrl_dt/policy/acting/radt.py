@@ -46,7 +46,7 @@ class _Returns:
         self.modulation, self.memory = modulation, memory
 
     def newest(self) -> _Returns:
-        """Returns the modulation of the newest step alone; its token still sees the returns of all steps."""
+        """Return the modulation of the newest step alone; its token still sees the returns of all steps."""
         return _Returns(None if self.modulation is None else self.modulation[:, -1:], self.memory)
 
 
@@ -70,7 +70,7 @@ class _Layer:
             self._modulation = project.weight.detach(), bias
 
     def keep(self, gates: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Returns the modulation and the memory, those that there are, of some steps' returns; see `_Returns`."""
+        """Return the modulation and the memory, those that there are, of some steps' returns; see `_Returns`."""
         kept = []
         if self._modulation is not None:
             modulation = functional.linear(gates, *self._modulation)
@@ -80,16 +80,16 @@ class _Layer:
         return kept
 
     def take(self, kept: list[Tensor]) -> _Returns:
-        """Takes from the front of a list what `keep` returned."""
+        """Take from the front of a list what `keep` returned."""
         modulation = kept.pop(0) if self._modulation is not None else None
         return _Returns(modulation, [kept.pop(0), kept.pop(0)] if self.aligner is not None else [])
 
     def queries(self, x: Tensor, returns: _Returns) -> Tensor:
-        """Returns the input of the self-attention for tokens `(B, T, d)`."""
+        """Return the input of the self-attention for tokens `(B, T, d)`."""
         return (x if self.post_norm else self._norm(0, x, returns)).to(self.dtype)
 
     def finish(self, x: Tensor, attended: Tensor, returns: _Returns, bias: Tensor) -> Tensor:
-        """Returns the block's output for its input and the output of the self-attention, `(B, T or 1, d)` each.
+        """Return the block's output for its input and the output of the self-attention, `(B, T or 1, d)` each.
 
         Args:
             x: tokens.
@@ -134,7 +134,7 @@ class RADTPlan(CachedPlan):
         self._layers = [_Layer(block, self.dtype) for block in trunk.blocks]  # type: ignore[arg-type]
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
-        """Returns all that is kept; tokens, queries, keys and values are `(N, steps, 2, d)` each."""
+        """Return all that is kept; tokens, queries, keys and values are `(N, steps, 2, d)` each."""
         tokens, gates, keys, values = self._trunk.embed(inputs)
         memory = keys.to(self.dtype), values.to(self.dtype)
         kept = [layer.keep(gates, *memory) for layer in self._layers]
@@ -146,7 +146,7 @@ class RADTPlan(CachedPlan):
         return [tokens, *projected, *(values for each in kept for values in each)]
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
-        """Returns the features at the newest state token; see `CachedPlan.features`."""
+        """Return the features at the newest state token; see `CachedPlan.features`."""
         x, *projected = (values.flatten(1, 2) for values in kept[:4])
         rest = kept[4:]
         bias, steps_bias = self.bias(mask, _TOKENS_PER_STEP), self.bias(mask, 1)

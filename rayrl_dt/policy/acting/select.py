@@ -21,7 +21,7 @@ _PLANS: dict[type, type[TransformerPlan] | type[RADTPlan]] = {
 
 
 def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) -> ActingPlan:
-    """Returns the quickest plan for a model, to be used until it no longer `holds`.
+    """Return the quickest plan for a model, to be used until it no longer `holds`.
 
     Args:
         model: the policy network.
@@ -37,5 +37,5 @@ def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) ->
 
 
 def _can_be_cached(model: SequenceModel) -> bool:
-    """Whether there is a plan for the model's trunk, which may neither be a user's own variety nor have hooks."""
+    """Return whether there is a plan for the model's trunk, not a user's own variety, and without hooks."""
     return type(model) is SequenceModel and type(model.trunk) in _PLANS and can_be_watched(model)

@@ -15,13 +15,13 @@ _PROBES = 16  # elements of each tensor
 
 
 def can_be_watched(model: nn.Module) -> bool:
-    """Whether all tensors are float32 arrays that count their changes, and no hook wants to see a forward pass."""
+    """Return whether all tensors are float32 arrays that count their changes, and no hook watches."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return all(map(_is_plain, tensors)) and not has_hooks(model)
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether a hook wants to see a forward pass of the model or of a part of it."""
+    """Return whether a hook wants to see a forward pass of the model or of a part of it."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -38,7 +38,7 @@ class ModelWatch:
     """Notices changed weights, replaced weights or modules, and new hooks.
 
     New storage shows in a tensor's address (the old one is kept alive here, so that its address cannot be taken anew).
-    Most changes in place show in its version, but not those of fused optimisers and those through `.data`. They show in
+    Most changes in place show in its version, but not those of fused optimizers and those through `.data`. They show in
     some elements of every tensor, which are compared too. What stays unseen is a change through `.data`, NumPy or a
     fused kernel that spares all of these elements in all tensors.
 
@@ -63,7 +63,7 @@ class ModelWatch:
         self._probed = self._current_probes()
 
     def unchanged(self) -> bool:
-        """Whether the model computes what it did when the watch began, and is not listened to."""
+        """Return whether the model computes what it did when the watch began, and is not listened to."""
         members = self._current_members()
         return (
             len(members) == len(self._members)

@@ -89,7 +89,7 @@ def test_it_collects_while_it_learns_within_both_bounds(asynchronous: Configure)
     assert any(report["policy_lag_max"] for report in online), "nothing was collected while learning"
     assert isinstance(algorithm.replay, SharedReplay)
     check_counters(algorithm, logged=8)
-    # Weights have travelled: runners act with those of the learner, not with those that they began with.
+    # Weights have traveled: runners act with those of the learner, not with those that they began with.
     assert algorithm._policy[1] > 4
     result = algorithm.evaluate()["alignment"]
     assert len(result["targets"]) == 3

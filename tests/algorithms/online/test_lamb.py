@@ -122,7 +122,7 @@ def test_groups_have_settings_of_their_own() -> None:
 
 
 def through_arrays(values: Any) -> Any:
-    """What RLlib makes of an optimiser's state between saving and loading."""
+    """What RLlib makes of an optimizer's state between saving and loading."""
     if isinstance(values, dict):
         return {name: through_arrays(value) for name, value in values.items()}
     return torch.from_numpy(np.array(values.numpy() if isinstance(values, Tensor) else values))

@@ -37,8 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 RESUMED = {
     **PRESETS,
-    "TD3+ODT, held": {"action_regularisation": 0.05},
-    "ODT, held": {**PRESETS["ODT"], "action_regularisation": 0.05},
+    "TD3+ODT, held": {"action_regularization": 0.05},
+    "ODT, held": {**PRESETS["ODT"], "action_regularization": 0.05},
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -217,7 +217,7 @@ def test_the_order_of_updates(online: Configure) -> None:
 
 
 def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> None:
-    algorithm = online(bc_weight=0.0, alpha=0.5, optimiser="adamw", dropout=0.0).build_algo()
+    algorithm = online(bc_weight=0.0, alpha=0.5, optimizer="adamw", dropout=0.0).build_algo()
     algorithm.train()
     learner = algorithm.learner_group._learner
     module, window = learner.online_module, _window(algorithm)
@@ -249,7 +249,7 @@ def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> 
     """At the first online step the distance is zero, and so is its gradient; before, it does not count at all."""
     runs = []
     for weight in (0.0, 20.0):
-        config = online(action_regularisation=weight, dropout=0.0, env_steps=200)
+        config = online(action_regularization=weight, dropout=0.0, env_steps=200)
         algorithm = config.training(warmup_steps=0, lr=1e-2).build_algo()
         seen: dict[int, dict[str, Any]] = {}
         algorithm.observe_steps(lambda step, loss, a=algorithm, s=seen: s.update({step: state(a)}) is None)
@@ -269,8 +269,8 @@ def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> 
 
 
 @pytest.mark.parametrize("preset", ["TD3+ODT", "ODT"])
-def test_the_regulariser_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
-    settings = {**PRESETS[preset], "action_regularisation": 0.5, "bc_weight": 0.0, "dropout": 0.0}
+def test_the_regularizer_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
+    settings = {**PRESETS[preset], "action_regularization": 0.5, "bc_weight": 0.0, "dropout": 0.0}
     algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
     learner = algorithm.learner_group._learner
     module, window = learner.online_module, _window(algorithm)
@@ -308,8 +308,8 @@ def test_the_regulariser_pulls_towards_the_first_policy_s_actions(online: Config
 
 
 def test_discrete_actions_have_no_distance(online: Configure, cartpole_data: str) -> None:
-    config = online(dataset=cartpole_data, rl_gradient="none", action_regularisation=0.1)
-    with pytest.raises(UserError, match=r"action_regularisation is 0.1.*Discrete\(2\).*set it to 0"):
+    config = online(dataset=cartpole_data, rl_gradient="none", action_regularization=0.1)
+    with pytest.raises(UserError, match=r"action_regularization is 0.1.*Discrete\(2\).*set it to 0"):
         config.build_algo()
 
 
@@ -369,7 +369,7 @@ def test_exploration_is_noisy_within_bounds_and_a_function_of_its_slot(online: C
 
 
 def test_what_was_asked_for_is_not_stored(online: Configure) -> None:
-    """Returns are relabelled: those in the replay were earned, whatever the rollout was asked for."""
+    """Returns are relabeled: those in the replay were earned, whatever the rollout was asked for."""
     asked = 1e6
     algorithm = online(exploration_target=asked, env_steps=200, updates_per_iteration=1).build_algo()
     train(algorithm)
@@ -440,8 +440,8 @@ def test_finetuning_starts_from_a_policy(
     source.train()
     weights = source.policy_state()
     weights["observation_mean"] = np.ones(3, np.float32)
-    ones = replace(source.policy_spec.normaliser, mean=weights["observation_mean"])
-    spec = replace(source.policy_spec, normaliser=ones)
+    ones = replace(source.policy_spec.normalizer, mean=weights["observation_mean"])
+    spec = replace(source.policy_spec, normalizer=ones)
     bundle = save_bundle(spec, weights, tmp_path / "bundle")
     source.stop()
     algorithm = online(start_from=str(bundle), rl_gradient=rl_gradient).build_algo()
@@ -452,7 +452,7 @@ def test_finetuning_starts_from_a_policy(
     own = online(start_from=str(bundle), rl_gradient=rl_gradient, evaluation_context_length=3)
     own.resolve(algorithm.offline_data.full)
     assert own.resolved_spec.acts_on == 3, "its own config has the last word"
-    np.testing.assert_array_equal(ours.normaliser.mean, 1.0)
+    np.testing.assert_array_equal(ours.normalizer.mean, 1.0)
     train(algorithm)
     algorithm.save_to_path(str(tmp_path / "checkpoint"))
     # The checkpoint needs nothing but itself.
@@ -619,7 +619,7 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"alpha": -0.1}, "online.alpha is -0.1"),
-        ({"action_regularisation": -1}, "online.action_regularisation is -1"),
+        ({"action_regularization": -1}, "online.action_regularization is -1"),
         ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
         ({"gamma": 1.5}, "online.gamma is 1.5"),
         ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),

@@ -1,4 +1,4 @@
-"""Behaviour of graded skill: a good controller blended with noise, so that returns spread widely.
+"""Behavior of graded skill: a good controller blended with noise, so that returns spread widely.
 
 Return-conditioned policies learn from the *spread* of returns. So every tenth episode is uniformly random,
 every tenth the clean controller, and the others lie between; the means of those two kinds are the data set's
@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-__all__ = ["Controller", "GradedBehaviour", "is_clean", "is_random"]
+__all__ = ["Controller", "GradedBehavior", "is_clean", "is_random"]
 
 Array = np.ndarray[Any, Any]
 Controller = Callable[[Array], Array]
@@ -25,18 +25,18 @@ _GROUP = 10
 
 
 def is_random(episodes: Array) -> Array:
-    """Which of the episodes, given by number, are uniformly random."""
+    """Return which of the episodes, given by number, are uniformly random."""
     result: Array = episodes % _GROUP == 0
     return result
 
 
 def is_clean(episodes: Array) -> Array:
-    """Which of the episodes, given by number, are the clean controller's."""
+    """Return which of the episodes, given by number, are the clean controller's."""
     result: Array = episodes % _GROUP == 1
     return result
 
 
-class GradedBehaviour:
+class GradedBehavior:
     """Acts in E episodes side by side, each with a skill of its own.
 
     A graded episode draws a skill (a uniform number to the power `skill_power`) and an authority (uniform).
@@ -80,7 +80,7 @@ class GradedBehaviour:
         self._decide(np.ones(count, bool))
 
     def act(self, observations: Array) -> Array:
-        """Returns `(E, A)` float32 actions within bounds for observations `(E, S)`."""
+        """Return `(E, A)` float32 actions within bounds for observations `(E, S)`."""
         deciding = self._rng.random(len(self._skill)) < self._switch
         self._decide(deciding)
         wanted = np.clip(self._controller(observations), self._low, self._high)
