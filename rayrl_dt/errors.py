@@ -1,11 +1,13 @@
-"""Errors that a user can act on: what is wrong, what is allowed, and the remedy."""
+"""Errors that a user can act on, and the checks that raise them: the value, what is allowed, and the remedy."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["TrainingDiverged", "UserError", "suggest"]
+__all__ = ["TrainingDiverged", "UserError", "number", "one_of", "suggest", "truth", "whole"]
 
 
 class UserError(ValueError):
@@ -26,3 +28,74 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Allowed: {', '.join(options)}."
+
+
+def whole(name: str, value: Any, *, least: int | None = 0, most: int | None = None) -> int:
+    """Return a whole number as an int, also where it came as 1e3.
+
+    Args:
+        name: what the message calls it, for instance "training.gradient_steps".
+        value: what was given.
+        least: the lowest allowed value; None for no bound.
+        most: the highest allowed value; None for no bound.
+
+    Raises:
+        UserError: it is not a whole number, or out of range.
+    """
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if real and value == int(value) and (least is None or value >= least) and (most is None or value <= most):
+        return int(value)
+    bounds = f" of at least {least}" if most is None else f" from {least} to {most}"
+    near = f", for instance {max(round(value), least or 0)}" if real and most is None else ""
+    raise UserError(f"{name} is {value!r}; it must be a whole number{'' if least is None else bounds}{near}")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return a finite number within bounds, as it was given; the bounds are inclusive or exclusive by their names.
+
+    Raises:
+        UserError: it is not a finite number, or out of range.
+    """
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    inside = real and not (
+        (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (most is not None and value > most)
+        or (below is not None and value >= below)
+    )
+    if inside:
+        return value  # type: ignore[no-any-return]
+    parts = (("of at least", least), ("above", above), ("of at most", most), ("below", below))
+    bounds = " and ".join(f"{word} {bound:g}" for word, bound in parts if bound is not None)
+    raise UserError(f"{name} is {value!r}; it must be a finite number{bounds and ' '}{bounds}")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return a value that is one of some names.
+
+    Raises:
+        UserError: it is none of them (the nearest is named).
+    """
+    options = tuple(allowed)
+    if isinstance(value, str) and value in options:
+        return value
+    raise UserError(f"{name} is {value!r}.{suggest(str(value), options)}")
+
+
+def truth(name: str, value: Any) -> bool:
+    """Return a boolean.
+
+    Raises:
+        UserError: it is something else, such as the text "no".
+    """
+    if isinstance(value, bool):
+        return value
+    raise UserError(f"{name} is {value!r}; it must be true or false")

@@ -20,6 +20,7 @@ PACKAGE = "rayrl_dt"
 # From the bottom up: a folder, or a file of the root, is a layer, and imports itself and what stands above it here.
 LAYERS: tuple[str, ...] = (
     "errors",
+    "settings",
     "seeding",
     "versions",
     "precision",
