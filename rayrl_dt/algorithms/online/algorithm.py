@@ -271,7 +271,7 @@ class OnlineDT(SequenceAlgorithm):
         return self._policy
 
     def _lag_left(self) -> int:
-        """Update that may be taken before the oldest weights that a runner acts with are too old."""
+        """Return how many updates may be taken before the oldest weights that a runner acts with are too old."""
         oldest = None if self.async_runners is None else self.async_runners.oldest_weights
         return self.config.policy_lag_bound - (0 if oldest is None else self.gradient_steps - oldest)
 
@@ -331,7 +331,7 @@ class OnlineDT(SequenceAlgorithm):
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore RLlib's state and the counters; call under way are of another past, and are dropped."""
+        """Restore RLlib's state and the counters; calls under way are of another past, and are dropped."""
         calls = self.stream_calls
         super().set_state(state)
         for name in _COUNTERS:
