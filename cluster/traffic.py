@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.algorithms.runners.streams import Arrival
+from rayrl_dt.algorithms.runners.asynchronous import StreamResult
 from rayrl_dt.benchmarks.workload import BATCH_SIZE, make_store
 from rayrl_dt.data import windows
 from rayrl_dt.data.replay import TrajectoryReplay
@@ -54,12 +54,12 @@ def measure(model: dict[str, Any]) -> Sizes:
     state = SequenceModel(PolicySpec.from_store(config, store, return_scale=1000.0)).state_dict()
     episode = store.trajectory(0)
     record = EpisodeRecord(0.0, 0.0, len(episode.rewards), episode)
-    arrival = Arrival(life=0, episodes=(record,), env_steps=record.length, weights=0, episodes_before=0)
+    result = StreamResult(stream=0, episodes=(record,), env_steps=record.length, weights=0, episodes_before=0)
     rng = numpy_generator(0, "traffic")
     batch = windows.sample(store, rng, BATCH_SIZE, model["context_length"], successors=True)
     return Sizes(
         weights=_pickled({name: value.numpy() for name, value in state.items()}),
-        step=_pickled(arrival) / record.length,
+        step=_pickled(result) / record.length,
         batch=_pickled(batch),
     )
 

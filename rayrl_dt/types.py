@@ -23,6 +23,19 @@ ACTION_LIMIT = 1.0 - 1e-6
 ArrayT = TypeVar("ArrayT", np.ndarray[Any, Any], torch.Tensor)
 
 
+def _repr(value: Any) -> str:
+    """Describe a dataclass by the dtypes and shapes of its arrays: their numbers would fill the screen."""
+    shown = ((field.name, getattr(value, field.name)) for field in fields(value))
+    described = (f"{name}={_described(found)}" for name, found in shown if found is not None)
+    return f"{type(value).__name__}({', '.join(described)})"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
+    return repr(value)
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One whole episode.
@@ -59,6 +72,8 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    __repr__ = _repr
+
     @property
     def episode_return(self) -> float:
         """The undiscounted sum of rewards (raw return)."""
@@ -90,14 +105,16 @@ class Window(Generic[ArrayT]):
     terminated: ArrayT | None = None
     next: Window[ArrayT] | None = None
 
+    __repr__ = _repr
+
     @property
     def batch_size(self) -> int:
-        """B."""
+        """The number of windows, B."""
         return int(self.mask.shape[0])
 
     @property
     def context_length(self) -> int:
-        """K."""
+        """The steps of a window, K."""
         return int(self.mask.shape[1])
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +126,7 @@ class Window(Generic[ArrayT]):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Window[Any]:
-        """Inverse of `to_dict`; ignores keys that are not fields."""
+        """Build a window from what `to_dict` returns; keys that are not fields are ignored."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         if "next" in known:
             known["next"] = cls.from_dict(known["next"])
@@ -146,6 +163,8 @@ class Normalizer:
 
     mean: np.ndarray[Any, Any]
     std: np.ndarray[Any, Any]
+
+    __repr__ = _repr
 
     @classmethod
     def identity(cls, shape: tuple[int, ...]) -> Normalizer:

@@ -11,6 +11,7 @@ import torch
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts
 from rayrl_dt.types import Normalizer, Trajectory, Window
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -138,3 +139,24 @@ def test_windows_are_frozen(make_store: MakeStore) -> None:
     with pytest.raises(FrozenInstanceError):
         window.mask = window.mask
     assert replace(window).mask is window.mask
+
+
+def test_reprs_show_shapes_and_not_numbers(make_store: MakeStore) -> None:
+    trajectory = Trajectory(**arrays(300))
+    assert repr(trajectory) == (
+        "Trajectory(observations=float32(301, 2), actions=float32(300, 1), rewards=float32(300,), terminated=True)"
+    )
+    window = windows.sample(make_store(), np.random.default_rng(0), 4, 5, successors=True)
+    for shown in (repr(window), repr(window.to_torch())):
+        assert shown.startswith("Window(returns_to_go=float32(4, 5, 1), observations=float32(4, 5, ")
+        assert "mask=bool(4, 5)" in shown and ", next=Window(" in shown and "[" not in shown
+    assert repr(Normalizer.identity((3,))) == "Normalizer(mean=float32(3,), std=float32(3,))"
+
+
+def test_reprs_of_rollouts_count_their_episodes() -> None:
+    episode = EpisodeRecord(1.0, 2.0, 3, Trajectory(**arrays(3)))
+    assert repr(episode).endswith(
+        "length=3, trajectory=Trajectory(observations=float32(4, 2), "
+        "actions=float32(3, 1), rewards=float32(3,), terminated=True))"
+    )
+    assert repr(Rollouts((episode,) * 140, 420, 1.25)) == "Rollouts(140 episodes, 420 steps, 1.2 s)"

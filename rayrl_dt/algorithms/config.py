@@ -23,7 +23,7 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.offline import AdvantageWeighted, Imitation, Objective, PolicyGradient
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions, only_one
+from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
 __all__ = ["SequenceConfig"]
 
@@ -332,7 +332,7 @@ class SequenceConfig(AlgorithmConfig):
             UserError: a value cannot be read or is out of range, or there are two ways.
         """
         gradient, sampled = self.action_gradient, self.sampled_actions
-        return only_one(
+        return choose_refinement(
             None if gradient is None else ActionGradient.from_dict(gradient),
             None if sampled is None else SampledActions.from_value(sampled),
         )

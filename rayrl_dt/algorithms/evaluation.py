@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayrl_dt.algorithms.runners.rounds import Evaluate, run_on_runners
+from rayrl_dt.algorithms.runners.synchronous import Evaluate, run_on_runners
 from rayrl_dt.data import scores
 from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.rollout import plan_slots

@@ -20,7 +20,7 @@ __all__ = ["measure"]
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """RLlib's learner against a bare torch loop of the same module, optimizer, clipping and sampler, in turns."""
+    """Measure RLlib's learner and a bare torch loop, in turns: same module, optimizer, clipping and sampler."""
     from ray.rllib.core.learner.training_data import TrainingData
 
     bench.say("learner: RLlib against bare torch")

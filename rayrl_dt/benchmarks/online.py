@@ -31,11 +31,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 _REFERENCE = "odt"
 _TURN_SECONDS = 0.25
-_LEAST_TURNS = 3
+_MIN_TURNS = 3
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Update per second of each method, sampling included, and what each costs relative to ODT."""
+    """Measure updates per second of each method, sampling included, and what each costs relative to ODT."""
     found = []
     with ray_running():
         for size, model in SIZES.items():
@@ -81,7 +81,7 @@ def _config(bench: Bench, model: dict[str, Any], *, head: str, **online: Any) ->
 
 
 def _take_turns(algorithms: dict[str, Any], seconds: float) -> list[dict[str, float]]:
-    """Run all for `seconds` each; return the updates per second of each turn."""
+    """Run every method for `seconds`, by turns; return the updates per second of each turn."""
     iterators = {name: algorithm.offline_data.iterators(0) for name, algorithm in algorithms.items()}
     counts = {
         name: max(1, round(_rate(algorithms[name], iterators[name], 5) * _turn(seconds)))
@@ -89,7 +89,7 @@ def _take_turns(algorithms: dict[str, Any], seconds: float) -> list[dict[str, fl
     }
     turns: list[dict[str, float]] = []
     spent = dict.fromkeys(algorithms, 0.0)
-    while len(turns) < _LEAST_TURNS or statistics.mean(spent.values()) < seconds:
+    while len(turns) < _MIN_TURNS or statistics.mean(spent.values()) < seconds:
         # Each turn begins with another method, so that none always follows the same one.
         names = list(algorithms)
         first = len(turns) % len(names)

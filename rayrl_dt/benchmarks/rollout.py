@@ -12,7 +12,7 @@ __all__ = ["measure"]
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Environment steps per second of the env runner in Hopper, which never falls: contexts are full."""
+    """Measure environment steps per second of the env runner in Hopper, which never falls: contexts are full."""
     from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 
     found = []
@@ -34,7 +34,7 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def _rollout_rates(bench: Bench, runner: Any, slots: int) -> list[float]:
-    """Rates of one runner, after its contexts have filled."""
+    """Return rates of one runner, after its contexts have filled."""
     runner.sample(num_timesteps=slots * (CONTEXT_LENGTH + 5), explore=False)
 
     def step() -> int:

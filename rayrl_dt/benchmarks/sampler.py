@@ -12,7 +12,7 @@ __all__ = ["measure"]
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Window batches per second, from arrays in memory and mapped from files, generator included."""
+    """Measure window batches per second, from arrays in memory and mapped from files, generator included."""
     found = []
     stores = {"memory": bench.store, "mapped": TrajectoryStore.open(bench.folder)}
     for name, store in stores.items():

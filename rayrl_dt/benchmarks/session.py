@@ -11,7 +11,7 @@ __all__ = ["ray_running", "running"]
 
 @contextmanager
 def ray_running() -> Iterator[None]:
-    """Ray on this machine: the one that runs already, else a small one for as long as it is needed."""
+    """Use the Ray that runs on this machine already, else start a small one for as long as it is needed."""
     import ray
 
     mine = not ray.is_initialized()
@@ -28,7 +28,7 @@ def ray_running() -> Iterator[None]:
 
 @contextmanager
 def running(config: Any) -> Iterator[Any]:
-    """Return the algorithm of a config, stopped in the end."""
+    """Build the algorithm of a config, and stop it in the end."""
     algorithm = config.build_algo()
     try:
         yield algorithm

@@ -13,7 +13,7 @@ __all__ = ["measure"]
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Gradient steps per second of `algo.train()` with a local learner, sampling included."""
+    """Measure gradient steps per second of `algo.train()` with a local learner, sampling included."""
     bench.say("train: gradient steps")
     with ray_running(), running(bench.config()) as algorithm:
         _iterate(algorithm, min(1.0, bench.seconds))
@@ -26,7 +26,7 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def _iterate(algorithm: Any, seconds: float) -> float:
-    """Run one iteration that ends after about `seconds`; returns its gradient steps per second."""
+    """Run one iteration that ends after about `seconds`; return its gradient steps per second."""
     taken = algorithm.gradient_steps
     begin = time.perf_counter()
     algorithm.observe_steps(lambda step, loss: time.perf_counter() - begin < seconds)

@@ -89,7 +89,7 @@ class Bench:
         return config
 
     def rates(self, step: Callable[[], int]) -> list[float]:
-        """Call `step`, which returns how much it has done, for `seconds`; returns the rate of each repeat."""
+        """Call `step`, which returns how much it has done, for `seconds`; return the rate of each repeat."""
         found = []
         for _ in range(REPEATS):
             done = 0
@@ -101,7 +101,7 @@ class Bench:
 
 
 def make_store() -> TrajectoryStore:
-    """Random data in Hopper's shapes."""
+    """Draw random data in Hopper's shapes."""
     rng = numpy_generator(SEED, "bench-data")
     info = DatasetInfo(
         source="bench",

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.options import Overrides
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,18 +21,23 @@ __all__ = ["align"]
 
 
 def align(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files, one per method; grids are enumerated")],
-    seeds: Annotated[str | None, typer.Option(help='such as "0,1,2"; the configs\' own by default')] = None,
+    configs: Annotated[
+        list[Path], typer.Argument(help="YAML files, one for each method; grids are enumerated.")
+    ],
+    seeds: Annotated[
+        str | None, typer.Option(help='Seeds of each method, as in "0,1,2"; the configs\' own by default.')
+    ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="data source, repeatable; the configs' own by default")
+        list[str] | None,
+        typer.Option(help="Data source, may be given several times; the configs' own by default."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value for all configs, repeatable")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the runs and the page")] = Path("alignment"),
-    jobs: Annotated[int, typer.Option(help="runs at a time; the cores are divided among them")] = 1,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the runs and the page to.")] = Path(
+        "runs/alignment"
+    ),
+    jobs: Annotated[int, typer.Option(help="Runs at a time; the cores are divided among them.")] = 1,
     episodes_at_maximum: Annotated[
-        int, typer.Option(help="episodes that ask for the data's best return")
+        int, typer.Option(help="Episodes of each run that ask for the data's best return.")
     ] = 20,
 ) -> None:
     """Train several methods on several data sets with several seeds; write one page that compares them.
@@ -67,13 +73,14 @@ def align(
 
 
 class _Display:
-    """A bar for all runs, and one for each that is under way."""
+    """A bar for all runs, and one for each that is under way; a line a run where there is no terminal to draw in."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Bars(*columns, console=console, transient=True)
         self._all = self._bars.add_task("runs", total=None)
         self._tasks: dict[Member, TaskID] = {}
+        self._ended = 0
 
     def __enter__(self) -> _Display:
         self._bars.start()
@@ -83,8 +90,12 @@ class _Display:
         self._bars.stop()
 
     def show(self, progress: Progress) -> None:
-        """Update the bars."""
-        self._bars.update(self._all, total=progress.total, completed=progress.done + progress.failed)
+        """Move the bars, and show those of the runs that are under way."""
+        ended = progress.done + progress.failed
+        self._bars.update(self._all, total=progress.total, completed=ended)
+        if not console.is_terminal and ended > self._ended:
+            console.print(f"{ended} of {progress.total} runs ended, {progress.failed} of them failed")
+        self._ended = ended
         for member in [member for member in self._tasks if member not in progress.running]:
             self._bars.remove_task(self._tasks.pop(member))
         for member, step in progress.running.items():

@@ -22,9 +22,11 @@ _NARROWEST = 38
 
 
 def config(
-    algorithm: Annotated[str | None, typer.Argument(help="DT, RADT, ...; names them all by default")] = None,
+    algorithm: Annotated[
+        str | None, typer.Argument(help="Algorithm to describe: DT, RADT, ...; names them all without one.")
+    ] = None,
     as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="write a config file with every key to stdout")
+        bool, typer.Option("--yaml", help="Write a config file with every key to stdout.")
     ] = False,
 ) -> None:
     """List every key that a config file may have: its default, and what it is.

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import command_line, console, finish
-from rayrl_dt.cli.data import counting
+from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy
+from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +30,16 @@ def register(app: typer.Typer) -> None:
 
 
 def critic(
-    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
-    steps: Annotated[int, typer.Option(help="gradient steps")] = 20_000,
+    run: Policy,
+    steps: Annotated[int, typer.Option(help="Gradient steps of the critic.")] = 20_000,
     expectile: Annotated[
-        float, typer.Option(help="of V among the data's actions: 0.5 their mean, towards 1 the best of them")
+        float,
+        typer.Option(
+            help="What V learns of the data's actions: 0.5 for their mean, towards 1 for the best of them."
+        ),
     ] = 0.7,
-    dataset: Annotated[str | None, typer.Option(help="other data than the run's own")] = None,
-    seed: Annotated[int, typer.Option(help="of weights and batches")] = 0,
+    dataset: OtherDataset = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
 ) -> None:
     """Train a critic on a policy's data (IQL) and keep it in the policy's bundle, to act with. Needs no Ray.
 
@@ -47,7 +51,7 @@ def critic(
     from rayrl_dt.interop.critics import add_critic
 
     training = CriticTraining(steps=steps, expectile=expectile)
-    with counting("training") as progress:
+    with progress_bar("training") as progress:
         folder = add_critic(
             run, training=training, seed=seed, dataset=dataset, command=command_line(), progress=progress
         )
@@ -60,15 +64,25 @@ def critic(
 
 
 def refine(
-    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle, with a critic")],
-    eta: Annotated[str, typer.Option(help="step sizes")] = "0.0001,0.001,0.01,0.1",
-    n: Annotated[str, typer.Option("--n", help="numbers of steps; 0 is always run")] = "0,1,5,10,30",
-    rule: Annotated[str, typer.Option(help="plain, momentum, rmsprop, adam")] = "plain,adam",
-    target: Annotated[str, typer.Option(help="dataset:max, or one raw return")] = "dataset:max",
-    episodes: Annotated[int, typer.Option(help="per cell")] = 10,
-    env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
-    seed: Annotated[int, typer.Option(help="of the episodes, the same in every cell")] = 0,
-    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/refinement by default")] = None,
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, checkpoint or policy bundle, with a critic in it.")
+    ],
+    eta: Annotated[str, typer.Option(help="Step sizes, with commas between them.")] = "0.0001,0.001,0.01,0.1",
+    n: Annotated[
+        str, typer.Option("--n", help="Numbers of steps, with commas between them; 0 is always run.")
+    ] = "0,1,5,10,30",
+    rule: Annotated[
+        str, typer.Option(help="Rules of the steps: plain, momentum, rmsprop, adam.")
+    ] = "plain,adam",
+    target: Annotated[
+        str, typer.Option(help="Return to ask for: dataset:max, or one raw return.")
+    ] = "dataset:max",
+    episodes: Annotated[int, typer.Option(help="Episodes of each cell of the heat map.")] = 10,
+    env: OtherEnv = None,
+    seed: Annotated[int, typer.Option(help="Seed of the episodes, the same in every cell.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the page to; RUN/refinement by default.")
+    ] = None,
 ) -> None:
     """Act with a critic by many action gradients: one heat map, one table, no training. Needs no Ray.
 
@@ -83,7 +97,7 @@ def refine(
     # Before minutes of work, not after.
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
-    with counting("evaluating") as progress:
+    with progress_bar("evaluating") as progress:
         grid = sweep(
             run,
             etas=_numbers("--eta", eta, float),
@@ -97,7 +111,7 @@ def refine(
         )
     _show(grid)
     page = write_refinement(grid, folder)
-    finish("heat map:", page, then=_following(run, grid, target, env))
+    finish("heat map:", page, then=_next_command(run, grid, target, env))
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
@@ -108,8 +122,8 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Nu
         raise UserError(f"{option} is {text!r}; give {what} with commas between them, as in 1,5") from None
 
 
-def _following(run: Path, grid: RefinementGrid, target: str, env: str | None) -> str:
-    """Return the command that confirms the best cell on other episodes; where none is above n = 0, a longer critic."""
+def _next_command(run: Path, grid: RefinementGrid, target: str, env: str | None) -> str:
+    """Return the command that confirms the best cell on other episodes; where none beats n = 0, a longer critic."""
     best = grid.best.settings
     if best.idle:
         return f"rayrl-dt critic {run} --steps 100000"

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 
-__all__ = ["app", "counting"]
+__all__ = ["app"]
 
 app = typer.Typer(help="List, make, preview and import data sets.", no_args_is_help=True)
-
-
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Return a progress bar fed with (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @app.command("list")
@@ -62,12 +51,18 @@ def list_() -> None:
 
 @app.command()
 def make(
-    recipe: Annotated[str, typer.Argument(help="a name of `rayrl-dt data list`")],
-    seed: Annotated[int, typer.Option(help="same seed, same data")] = 0,
-    episodes: Annotated[int | None, typer.Option(help="how many; the recipe's own number by default")] = None,
-    env: Annotated[str | None, typer.Option(help="environment id (recipe `trained`)")] = None,
-    steps: Annotated[int | None, typer.Option(help="environment steps (recipe `trained`)")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the data set if it is there")] = False,
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, one of `rayrl-dt data list`.")],
+    seed: Annotated[int, typer.Option(help="Seed of the behavior; the same seed makes the same data.")] = 0,
+    episodes: Annotated[
+        int | None, typer.Option(help="Number of episodes; the recipe's own by default.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Environment to train in, for the recipe `trained`.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Environment steps to train for, for the recipe `trained`.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the data set if it is there.")] = False,
 ) -> None:
     """Make a data set on this machine: scripted behaviors, or a behavior trained with RLlib's SAC.
 
@@ -79,7 +74,7 @@ def make(
 
     options: dict[str, Any] = {"env": env, "steps": steps, "episodes": episodes}
     given = {name: value for name, value in options.items() if value is not None}
-    with counting(recipe) as progress:
+    with progress_bar(recipe) as progress:
         made = recipes.make(recipe, seed=seed, overwrite=overwrite, progress=progress, **given)
     for dataset_id in [made] if isinstance(made, str) else made:
         finish("data set:", f"minari:{dataset_id}", then=f"rayrl-dt data preview minari:{dataset_id}")
@@ -87,12 +82,16 @@ def make(
 
 @app.command()
 def preview(
-    dataset: Annotated[str, typer.Argument(help='"minari:ID", "d4rl:FILE", "recipe:NAME" or "store:DIR"')],
-    out: Annotated[Path | None, typer.Option(help="PNG of the histograms")] = None,
+    dataset: Annotated[
+        str, typer.Argument(help='Data source: "minari:ID", "d4rl:FILE", "recipe:NAME" or "store:DIR".')
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file of the histograms; runs/previews/SOURCE.png by default.")
+    ] = None,
 ) -> None:
     """Print statistics and write return, length and action histograms.
 
-    Example: rayrl-dt data preview recipe:pendulum-mixed --out pendulum.png
+    Example: rayrl-dt data preview recipe:pendulum-mixed --out runs/pendulum.png
     """
     from rayrl_dt.data import sources
     from rayrl_dt.data.preview import statistics as statistics_of
@@ -121,14 +120,14 @@ def preview(
         table.add_row("actions", f"{size} continuous dimensions, {share:.1f}% at their bounds")
     table.add_row("reference scores", statistics["reference_note"])
     console.print(table)
-    picture = out or Path(f"{dataset.replace(':', '-').replace('/', '-')}.png")
+    picture = out or Path("runs/previews") / f"{dataset.replace(':', '-').replace('/', '-')}.png"
     if picture.suffix.lower() != ".png":
         raise UserError(f"--out {picture} must end in .png")
-    then = _training(dataset, known_env=store.info.env_spec is not None)
-    finish("histograms:", plot(store, picture), then=then)
+    then = _train_command(dataset, known_env=store.info.env_spec is not None)
+    finish("histograms:", plot(store, new_file(picture)), then=then)
 
 
-def _training(dataset: str, *, known_env: bool) -> str:
+def _train_command(dataset: str, *, known_env: bool) -> str:
     """Return the command that trains a small Decision Transformer on a data set."""
     command = ["rayrl-dt", "train", "tune_configs/dt_pendulum.yaml"]
     if dataset == "recipe:pendulum-mixed":
@@ -142,9 +141,9 @@ def _training(dataset: str, *, known_env: bool) -> str:
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help='"d4rl:FILE.hdf5" or any other source')],
-    as_: Annotated[str, typer.Option("--as", help="Minari id to give it, as namespace/name-v0")],
-    author: Annotated[str, typer.Option(help="who made the data")] = "unknown",
+    source: Annotated[str, typer.Argument(help='Data source to convert: "d4rl:FILE.hdf5" or any other.')],
+    as_: Annotated[str, typer.Option("--as", help="Minari id to give it, as in namespace/name-v0.")],
+    author: Annotated[str, typer.Option(help="Name of who made the data.")] = "unknown",
 ) -> None:
     """Convert a data set to Minari's format, so that other tools can read it.
 

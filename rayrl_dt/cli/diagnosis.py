@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,17 +27,23 @@ def register(app: typer.Typer) -> None:
 
 
 def diagnose(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, checkpoints or policy bundles")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, checkpoints or policy bundles.")],
     targets: Annotated[
-        str, typer.Option(help='of the rollouts: "dataset:3" or raw returns "R1,R2,..."')
+        str, typer.Option(help='Returns to ask for in rollouts: "dataset:3" or raw ones, "R1,R2,...".')
     ] = "dataset:3",
-    episodes: Annotated[int, typer.Option(help="per target; 0 leaves the rollouts out")] = 5,
-    windows: Annotated[int, typer.Option(help="windows of data for attention and sensitivity")] = 256,
-    dataset: Annotated[str | None, typer.Option(help="other data than each run's own")] = None,
-    env: Annotated[str | None, typer.Option(help="another environment than each run's own")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/diagnosis by default")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-    seed: Annotated[int, typer.Option(help="of windows, environments and sampled actions")] = 0,
+    episodes: Annotated[
+        int, typer.Option(help="Episodes to run for each target; 0 leaves the rollouts out.")
+    ] = 5,
+    windows: Annotated[
+        int, typer.Option(help="Windows of data that attention and sensitivity are measured on.")
+    ] = 256,
+    dataset: OtherDataset = None,
+    env: OtherEnv = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the page to; RUN/diagnosis by default.")
+    ] = None,
+    json_file: JsonFile = None,
+    seed: Annotated[int, typer.Option(help="Seed of windows, environments and sampled actions.")] = 0,
 ) -> None:
     """Show how policies use their return-to-go: attention, sensitivity, course of an episode, cost. Needs no Ray.
 
@@ -70,7 +77,9 @@ def diagnose(
         new_file(json_file).write_text(json.dumps(examination.to_json(), indent=2))
         finish("figures:", json_file)
     then = (
-        None if json_file is not None else f"rayrl-dt export {runs[0]} --out {runs[0].resolve().name}-policy"
+        None
+        if json_file is not None
+        else f"rayrl-dt export {runs[0]} --out runs/{runs[0].resolve().name}-policy"
     )
     finish("diagnosis written:", page, then=then)
 

@@ -10,18 +10,18 @@ import typer
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish
-from rayrl_dt.cli.data import counting
+from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["app", "register"]
 
 app = typer.Typer(
-    help="Run a small experiment of the papers: about a minute on one core.",
+    help="Run a small experiment of the papers (~1 minute on one core).",
     no_args_is_help=True,
 )
 
-Out = Annotated[Path | None, typer.Option(help="folder to write; runs/NAME-seedN by default")]
-Seed = Annotated[int, typer.Option(help="of everything")]
-Steps = Annotated[int | None, typer.Option(help="gradient steps; the experiment's own number by default")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write the report to; runs/NAME-seedN by default.")]
+Seed = Annotated[int, typer.Option(help="Seed of data, weights and batches.")]
+Steps = Annotated[int | None, typer.Option(help="Gradient steps; the experiment's own number by default.")]
 
 
 def register(program: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def shortest_path(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     from rayrl_dt.experiments import shortest_path as experiment
 
     folder = out or Path("runs") / f"shortest-path-seed{seed}"
-    with counting("training") as progress:
+    with progress_bar("training") as progress:
         result = experiment.run(
             folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
         )
@@ -64,7 +64,7 @@ def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     from rayrl_dt.experiments import return_critic as experiment
 
     folder = out or Path("runs") / f"critic-seed{seed}"
-    with counting("training") as progress:
+    with progress_bar("training") as progress:
         result = experiment.run(
             folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
         )
@@ -76,8 +76,10 @@ def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
 def vitamin_bandit(
     out: Out = None,
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="online epochs; 40 by default, the paper has 16")] = None,
-    seeds: Annotated[int | None, typer.Option(help="repetitions of each method; 20 by default")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Online epochs; 40 by default, where the paper has 16.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions of each method; 20 by default.")] = None,
 ) -> None:
     """Count how often each loss of online finetuning finds the top of a bandit (the toy example of TD3+ODT).
 
@@ -88,7 +90,7 @@ def vitamin_bandit(
     from rayrl_dt.experiments import vitamin_bandit as experiment
 
     folder = out or Path("runs") / f"vitamin-bandit-seed{seed}"
-    with counting("online epochs") as progress:
+    with progress_bar("online epochs") as progress:
         result = experiment.run(
             folder,
             seed=seed,
@@ -115,7 +117,7 @@ def action_gradient(out: Out = None, seed: Seed = 0, steps: Steps = None) -> Non
     from rayrl_dt.experiments import action_bandit as experiment
 
     folder = out or Path("runs") / f"action-gradient-seed{seed}"
-    with counting("seeds") as progress:
+    with progress_bar("seeds") as progress:
         result = experiment.run(
             folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
         )

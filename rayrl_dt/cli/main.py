@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rayrl_dt.cli import alignment, config, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
+from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
 
@@ -49,7 +50,7 @@ def _print_versions(asked: bool) -> None:
 def _prepare(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_versions, is_eager=True, help="print versions and exit"),
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Print versions and exit."),
     ] = False,
 ) -> None:
     quiet_libraries()
@@ -57,8 +58,10 @@ def _prepare(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders")],
-    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/report by default")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that the page is about.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the page to; RUN/report by default.")
+    ] = None,
 ) -> None:
     """Write one HTML page (plus PNG and markdown) about one or several runs.
 
@@ -72,13 +75,17 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    format: Annotated[str, typer.Option(help="bundle (safetensors + JSON) or hf (Hugging Face)")] = "bundle",
+    run: Policy,
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    format: Annotated[
+        str, typer.Option(help="Format to write: bundle (safetensors and JSON) or hf (Hugging Face).")
+    ] = "bundle",
 ) -> None:
-    """Export a trained policy.
+    """Copy a trained policy out of its run, in our format or Hugging Face's.
 
-    Example: rayrl-dt export runs/hopper --format hf --out hopper-hf
+    Examples:
+      rayrl-dt export runs/hopper --out runs/hopper-policy
+      rayrl-dt export runs/hopper --format hf --out runs/hopper-hf   (needs the extra: pip install -e ".[hf]")
     """
     import shutil
 
@@ -102,16 +109,18 @@ def export(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="train, rollout, sampler, learner, online or all")] = "all",
-    backbone: Annotated[str, typer.Option(help="of the model: dt, radt, ...")] = "dt",
-    seconds: Annotated[float, typer.Option(help="per measurement")] = 8.0,
-    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the measurements here")] = None,
+    what: Annotated[
+        str, typer.Argument(help="What to measure: train, rollout, sampler, learner, online or all.")
+    ] = "all",
+    backbone: Annotated[str, typer.Option(help="Backbone of the model: dt, radt, ...")] = "dt",
+    seconds: Annotated[float, typer.Option(help="Seconds that each measurement takes.")] = 8.0,
+    threads: Annotated[int, typer.Option(help="Number of torch's threads.")] = 1,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure training, rollout and sampling speed on this machine.
 
     Examples:
-      rayrl-dt bench all --json bench.json
+      rayrl-dt bench all --json runs/bench.json
       rayrl-dt bench train --backbone radt
       rayrl-dt bench online
     """
@@ -138,12 +147,13 @@ def bench(
 
 @app.command()
 def doctor(
-    storage: Annotated[Path | None, typer.Option(help="folder that runs are to be written to")] = None,
-    dataset: Annotated[str | None, typer.Option(help="source that runs are to read")] = None,
+    storage: Annotated[Path | None, typer.Option(help="Folder that runs are to be written to.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data source that runs are to read.")] = None,
     address: Annotated[
-        str | None, typer.Option(help="a running Ray cluster to check, node by node; auto for this node's")
+        str | None,
+        typer.Option(help="Address of a Ray cluster to check node by node; auto for the one of this node."),
     ] = None,
-    ray: Annotated[bool, typer.Option(help="start or join Ray")] = True,
+    ray: Annotated[bool, typer.Option(help="Start or join Ray, and check it too.")] = True,
 ) -> None:
     """Check versions, devices, Ray and storage; say what to do about each fault.
 
@@ -155,7 +165,7 @@ def doctor(
     """
     from rayrl_dt.doctor import diagnose
 
-    with console.status("looking..."):
+    with console.status("checking..."):
         checks = diagnose(storage=storage, dataset=dataset, address=address, start_ray=ray)
     marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "error": "[red]✗[/red]"}
     table = Table("", "check", "found", box=None, header_style="bold")

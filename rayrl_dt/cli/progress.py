@@ -1,17 +1,27 @@
-"""Live progress of a training run: a bar with steps, loss, steps/s, time left; six metrics an iteration."""
+"""Live progress: a plain bar, and that of a training run with steps, loss, steps/s and time left."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rayrl_dt.cli.console import console
 
-__all__ = ["TrainingProgress"]
+__all__ = ["TrainingProgress", "progress_bar"]
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar that the returned function moves, given (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class TrainingProgress:
@@ -86,7 +96,7 @@ class TrainingProgress:
 
 
 def _finetuning(record: Mapping[str, Any]) -> list[str]:
-    """How collection and updates go together; an asynchronous iteration may have brought no episode yet."""
+    """Describe how collection and updates go together; an asynchronous iteration may have brought no episode yet."""
     parts = [f"{record['env_steps']:,} env steps"]
     if record["env_steps_per_s"] is not None:
         parts[0] += f" ({record['env_steps_per_s']:,.0f}/s)"

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from rayrl_dt.cli.console import command_line, console, finish, new_file
-from rayrl_dt.cli.progress import TrainingProgress
+from rayrl_dt.cli.options import CheckpointMinutes, JsonFile, OtherEnv, Overrides, Policy, Resume
+from rayrl_dt.cli.progress import TrainingProgress, progress_bar
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
     from rayrl_dt.evaluation.result import EvaluationResult
 
 __all__ = ["register"]
-
-
-_RESUME = "continue from the newest checkpoint of the run folder"
-_MINUTES = "between two checkpoints, at most; each evaluation writes one, too"
 
 
 def register(app: typer.Typer) -> None:
@@ -34,10 +30,10 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="folder for data, run and report")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write data, runs and report to.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Seed of data, weights, batches and episodes.")] = 0,
 ) -> None:
-    """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online. A few minutes.
+    """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~5 minutes).
 
     The third policy is pretrained on poor data alone and goes online with a critic; one page shows all of them.
 
@@ -50,19 +46,20 @@ def quickstart(
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file, as in tune_configs/")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    config: Annotated[Path, typer.Argument(help="YAML file that says what to train, as in tune_configs/.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to write; runs/CONFIG-seedN by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; runs/CONFIG-seedN by default")] = None,
-    seed: Annotated[int | None, typer.Option(help="overrides debugging.seed")] = None,
-    resume: Annotated[bool, typer.Option(help=_RESUME)] = False,
-    checkpoint_minutes: Annotated[float, typer.Option(help=_MINUTES)] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, batches and episodes; the config's own by default.")
+    ] = None,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
     """Train on logged data. Ctrl-C saves a checkpoint, and ends with status 1.
 
-    A run that is resumed keeps the settings that it was begun with, those of --set and --seed included; --set changes
-    them.
+    A resumed run keeps the settings that it started with, those of --set and --seed included; --set changes them.
 
     Examples:
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
@@ -76,17 +73,19 @@ def train(
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
     if resume:
-        values = _begun(folder, values, overrides or [], seed)
+        values = _settings_of_run(folder, values, overrides or [], seed)
     _run(
         values,
         folder,
         resume=resume,
         checkpoint_minutes=checkpoint_minutes,
-        again=f"rayrl-dt train {config} --out {folder} --resume",
+        resume_command=f"rayrl-dt train {config} --out {folder} --resume",
     )
 
 
-def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None) -> dict[str, Any]:
+def _settings_of_run(
+    folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: int | None
+) -> dict[str, Any]:
     """Return the settings of the run that a folder holds, with the overrides of the command that resumes it."""
     from rayrl_dt.interop.run_files import CONFIG, is_run
     from rayrl_dt.runs.checkpoints import latest_checkpoint
@@ -95,10 +94,10 @@ def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: 
     if not is_run(folder):
         return otherwise  # there is nothing to resume, as training will say
     values = read_yaml(folder / CONFIG)
-    begun_with = (values.get("debugging") or {}).get("seed", 0)
-    if seed is not None and seed != begun_with:
+    first_seed = (values.get("debugging") or {}).get("seed", 0)
+    if seed is not None and seed != first_seed:
         raise UserError(
-            f"--seed is {seed}, and the run in {folder} was begun with {begun_with}; leave it out, or begin another "
+            f"--seed is {seed}, and the run in {folder} started with {first_seed}; leave it out, or start another "
             "run without --resume"
         )
     if latest_checkpoint(folder) is None:
@@ -107,7 +106,7 @@ def _begun(folder: Path, otherwise: dict[str, Any], overrides: list[str], seed: 
 
 
 def _run(
-    values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, again: str
+    values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, resume_command: str
 ) -> None:
     """Train with a live display, and say how it ended and what to type next."""
     from rayrl_dt.runs import loop as runs
@@ -124,30 +123,35 @@ def _run(
         )
     if not outcome.finished:
         finish(
-            f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in", folder, then=again
+            f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in",
+            folder,
+            then=resume_command,
         )
         raise typer.Exit(1)
     finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
 
 
 def finetune(
-    run: Annotated[Path, typer.Argument(help="run, checkpoint or policy bundle to start from")],
+    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint or policy bundle to start from.")],
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with algorithm: OnlineDT; CPU-sized defaults without one")
+        Path | None,
+        typer.Option(help="YAML file with algorithm: OnlineDT; defaults of CPU size without one."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    overrides: Overrides = None,
+    env_steps: Annotated[
+        int | None, typer.Option(help="Environment steps to collect; the config's own number by default.")
     ] = None,
-    env_steps: Annotated[int | None, typer.Option(help="environment steps to collect")] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; RUN-online by default")] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything; 0 by default")] = None,
-    resume: Annotated[bool, typer.Option(help=_RESUME)] = False,
-    checkpoint_minutes: Annotated[float, typer.Option(help=_MINUTES)] = 10.0,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write; RUN-online by default.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, batches and episodes; 0 by default.")
+    ] = None,
+    resume: Resume = False,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
     """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay, and ends with status 1.
 
     Data (with their filters) and environment are those of the run, unless the config file names others; its model is
-    always the policy's. A finetuning that is resumed keeps the settings that it was begun with; --set changes them.
+    always the policy's. A resumed run keeps the settings that it started with; --set changes them.
 
     Examples:
       rayrl-dt finetune runs/hopper-dt --env-steps 50000
@@ -167,22 +171,22 @@ def finetune(
     if resume:
         if config is not None:
             raise UserError(
-                f"--config {config} is for a new run: the one in {folder} keeps the settings that it was begun with; "
+                f"--config {config} is for a new run: the one in {folder} keeps the settings that it started with; "
                 "leave it out, and change single ones with --set"
             )
-        values = _begun(folder, {"algorithm": "OnlineDT"}, changes, seed)
+        values = _settings_of_run(folder, {"algorithm": "OnlineDT"}, changes, seed)
     else:
-        values = apply_overrides(_starting_from(run, config), [f"debugging.seed={seed or 0}", *changes])
+        values = apply_overrides(_finetune_settings(run, config), [f"debugging.seed={seed or 0}", *changes])
     _run(
         values,
         folder,
         resume=resume,
         checkpoint_minutes=checkpoint_minutes,
-        again=f"rayrl-dt finetune {run} --out {folder} --resume",
+        resume_command=f"rayrl-dt finetune {run} --out {folder} --resume",
     )
 
 
-def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
+def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
     """Return the settings of a finetuning: a file's, and what it leaves open as in the run that trained the policy."""
     from rayrl_dt.interop.bundle import load_model
     from rayrl_dt.interop.run_files import run_settings
@@ -206,38 +210,38 @@ def _starting_from(run: Path, config: Path | None) -> dict[str, Any]:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="run folder, checkpoint or policy bundle")],
+    run: Policy,
     targets: Annotated[
-        str, typer.Option(help='"dataset:7", "dataset:max" or raw returns "R1,R2,..."')
+        str, typer.Option(help='Returns to ask for: "dataset:7", "dataset:max" or raw ones, "R1,R2,...".')
     ] = "dataset:7",
-    episodes: Annotated[int, typer.Option(help="per target")] = 20,
-    env: Annotated[str | None, typer.Option(help="another environment than the policy's own")] = None,
-    seed: Annotated[int, typer.Option(help="of environments and sampled actions")] = 0,
+    episodes: Annotated[int, typer.Option(help="Episodes to run for each target.")] = 20,
+    env: OtherEnv = None,
+    seed: Annotated[int, typer.Option(help="Seed of the environments and of sampled actions.")] = 0,
     context_length: Annotated[
-        int | None, typer.Option(help="steps that it sees, at most its K; as in training by default")
+        int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
     ] = None,
     action_selection: Annotated[
         str | None,
         typer.Option(
             "--action-selection",
             "--actions",
-            help="discrete actions: sample (softmax) or mode (most likely); as in training by default",
+            help="How discrete actions are chosen: sample (softmax) or mode (most likely); as in training by default.",
         ),
     ] = None,
     across_versions: Annotated[
-        bool, typer.Option(help="normalize with reference scores of another version of the environment")
+        bool, typer.Option(help="Normalize with the reference scores of another version of the environment.")
     ] = False,
     action_gradient: Annotated[
         str | None,
-        typer.Option(help="also act with the bundle's critic, for instance eta=0.0001,n=10,rule=plain"),
+        typer.Option(help="Also move actions up the bundle's critic, as in eta=0.0001,n=10,rule=plain."),
     ] = None,
     sampled_actions: Annotated[
         str | None,
         typer.Option(
-            help="take the best of so many sampled actions by the bundle's critic, for instance 50 or n=50,noise=0.1"
+            help="Also take the best of so many sampled actions by the bundle's critic, as in 50 or n=50,noise=0.1."
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
@@ -245,15 +249,15 @@ def evaluate(
     With an action gradient, or sampled actions, the same checkpoint is always evaluated without, too.
 
     Examples:
-      rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json hopper.json
+      rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
       rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
     """
     from rayrl_dt.policy.action_gradient import ActionGradient
-    from rayrl_dt.policy.sampled_actions import SampledActions, only_one
+    from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
     gradient = None if action_gradient is None else ActionGradient.parse(action_gradient)
     sampled = None if sampled_actions is None else SampledActions.parse(sampled_actions)
-    settings = only_one(gradient, sampled)
+    settings = choose_refinement(gradient, sampled)
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}; it must be at least 1")
     options: dict[str, Any] = {
@@ -291,14 +295,8 @@ def _evaluate(run: Path, **options: Any) -> EvaluationResult:
     """Evaluate with a progress bar; the options are those of `evaluate_bundle`."""
     from rayrl_dt.evaluation.evaluate import evaluate_bundle
 
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        return evaluate_bundle(run, progress=advance, **options)
+    with progress_bar("episodes") as progress:
+        return evaluate_bundle(run, progress=progress, **options)
 
 
 def show(result: EvaluationResult) -> None:

@@ -9,22 +9,28 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.options import Overrides
 
 __all__ = ["tune"]
 
 
 def tune(
-    config: Annotated[Path, typer.Argument(help="YAML file with a tune section, as in tune_configs/")],
-    samples: Annotated[int | None, typer.Option(help="overrides tune.num_samples")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, repeatable")
+    config: Annotated[Path, typer.Argument(help="YAML file with a tune section, as in tune_configs/.")],
+    samples: Annotated[
+        int | None, typer.Option(help="Number of trials; the config's tune.num_samples by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the sweep; sweeps/CONFIG by default")] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep; runs/CONFIG-sweep by default.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="run the trials of the folder that did not finish")
+        bool, typer.Option("--resume", help="Run the trials of the folder that did not finish.")
     ] = False,
     address: Annotated[
-        str | None, typer.Option(help="of a running Ray cluster; --out must lie on storage its nodes share")
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster; --out must lie on storage that its nodes share."
+        ),
     ] = None,
 ) -> None:
     """Search a config's spaces with Ray Tune. Ctrl-C keeps what is there; --resume goes on.
@@ -34,10 +40,10 @@ def tune(
 
     Examples:
       rayrl-dt tune tune_configs/smoke.yaml
-      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha
-      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out sweeps/alpha --resume
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out runs/alpha-sweep
+      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out runs/alpha-sweep --resume
       rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
-      rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/sweeps/radt
+      rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/runs/radt-sweep
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
     from rayrl_dt.tuning.plan import make_plan
@@ -45,7 +51,7 @@ def tune(
 
     values = apply_overrides(read_yaml(config), overrides or [])
     plan = make_plan(values, default_name=config.stem, samples=samples)
-    folder = out or Path("sweeps") / config.stem
+    folder = out or Path("runs") / f"{config.stem}-sweep"
     outcome = sweep(plan, folder, resume=resume, address=address)
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
     if outcome.cost is not None and outcome.cost.wall_seconds > 0:
@@ -63,8 +69,8 @@ def tune(
         options = [part for override in overrides or [] for part in ("--set", override)]
         options += ["--samples", str(samples)] if samples is not None else []
         options += ["--address", address] if address is not None else []
-        again = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
-        finish(what, outcome.page, then=shlex.join(again))
+        resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
+        finish(what, outcome.page, then=shlex.join(resume_command))
         raise typer.Exit(1)
     evaluate = f"rayrl-dt eval {outcome.bundle}" if plan.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

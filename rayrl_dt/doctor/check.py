@@ -36,7 +36,7 @@ class Check:
 
 
 def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Check]:
-    """Return the check's result; an exception is a result too."""
+    """Run a check and return its results; an exception is a result too."""
     try:
         return check()
     except Exception as error:  # whatever a broken installation raises
@@ -50,5 +50,5 @@ def one_line(error: BaseException) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes in words, as "3.1 GiB"."""
     return f"{count / GIB:.1f} GiB"

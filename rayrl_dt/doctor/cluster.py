@@ -20,7 +20,7 @@ _NODE_TIMEOUT_S = 60.0
 def check_ray(
     *, storage: Path | None, dataset: str | None, address: str | None, start_ray: bool
 ) -> list[Check]:
-    """Ray's resources, nodes and versions, and storage and data as the nodes see them.
+    """Check Ray's resources, nodes and versions, and storage and data as the nodes see them.
 
     Args:
         storage: folder that all nodes are to share; looked at only in a cluster.
@@ -78,7 +78,7 @@ def _check_nodes(alive: list[dict[str, Any]], storage: Path | None, dataset: str
 
 
 def _names(alive: list[dict[str, Any]]) -> dict[str, str]:
-    """Ray's ids of nodes, by the names that users read."""
+    """Return Ray's ids of nodes, by the names that users read."""
     return {f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})": node["NodeID"] for node in alive}
 
 

@@ -17,16 +17,16 @@ from rayrl_dt.doctor.check import GIB, Check, one_line, size
 __all__ = ["STORAGE_REMEDY", "cache", "data", "minari", "probe_folder", "storage"]
 
 STORAGE_REMEDY = "choose a writable folder with --storage; on a cluster, one that all nodes share"
-_LEAST_SPACE = 2 * GIB
+_MIN_FREE_BYTES = 2 * GIB
 
 
 def storage(folder: Path) -> list[Check]:
-    """Return whether runs can be written to a folder."""
+    """Check whether runs can be written to a folder."""
     return _folder("storage", folder, STORAGE_REMEDY)
 
 
 def data(source: str) -> list[Check]:
-    """Return whether a source is on this machine.
+    """Check whether a source is on this machine.
 
     Raises:
         UserError: it is not.
@@ -36,7 +36,7 @@ def data(source: str) -> list[Check]:
 
 
 def minari() -> list[Check]:
-    """Return whether there are local Minari data sets."""
+    """Check whether there are local Minari data sets."""
     root = minari_local.datasets_root()
     count = len(minari_local.list_local()) if root.is_dir() else 0
     if count:
@@ -46,12 +46,12 @@ def minari() -> list[Check]:
 
 
 def cache() -> list[Check]:
-    """Return whether flat arrays can be cached."""
+    """Check whether flat arrays can be cached."""
     return _folder("cache", sources.cache_root(), "set RAYRL_DT_CACHE to a writable folder")
 
 
 def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
-    """Return whether a folder, or the one that it would be made in, can be written to and has room."""
+    """Check whether a folder, or the one that it would be made in, can be written to and has room."""
     try:
         with probe_folder(folder) as probe:
             _write_rename_delete(probe)
@@ -59,14 +59,14 @@ def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
     except OSError as error:
         return [Check(name, "error", f"{folder} is not writable: {one_line(error)}", remedy)]
     found = f"{folder} is writable, {size(free)} free" + ("" if folder.is_dir() else " (it will be created)")
-    if free < _LEAST_SPACE:
+    if free < _MIN_FREE_BYTES:
         return [Check(name, "warning", found, f"free some space, or {remedy}")]
     return [Check(name, "ok", found)]
 
 
 @contextmanager
 def probe_folder(folder: Path) -> Iterator[Path]:
-    """Return a folder inside `folder`, or inside its nearest parent that exists; gone afterwards."""
+    """Make a folder inside `folder`, or inside its nearest parent that exists, and remove it afterwards."""
     existing = folder.expanduser().absolute()
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -75,7 +75,7 @@ def probe_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_rename_delete(folder: Path) -> None:
-    """Return what a run needs of its storage: atomic replacement of files.
+    """Do what a run needs of its storage: replace files atomically.
 
     Raises:
         OSError: something of it is not possible.

@@ -11,14 +11,14 @@ from rayrl_dt.doctor.check import GIB, Check, size
 
 __all__ = ["cpu", "cuda", "memory", "precision", "shared_memory"]
 
-_LEAST_MEMORY = 4 * GIB
+_MIN_MEMORY = 4 * GIB
 _SHARED_MEMORY = Path("/dev/shm")
 # Ray's own default share of the memory.
 _OBJECT_STORE_SHARE = 0.3
 
 
 def cpu() -> list[Check]:
-    """Return whether there are cores enough."""
+    """Check whether there are cores enough."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     found = f"{usable} of {cores} cores usable"
@@ -28,23 +28,23 @@ def cpu() -> list[Check]:
 
 
 def memory() -> list[Check]:
-    """Return whether there is memory enough."""
+    """Check whether there is memory enough."""
     total, available = _memory_sizes()
     found = f"{size(available)} available of {size(total)}"
-    if available >= _LEAST_MEMORY:
+    if available >= _MIN_MEMORY:
         return [Check("memory", "ok", found)]
     return [
         Check(
             "memory",
             "warning",
             found,
-            f"free some: training, Ray and environments take {size(_LEAST_MEMORY)}",
+            f"free some: training, Ray and environments take {size(_MIN_MEMORY)}",
         )
     ]
 
 
 def precision() -> list[Check]:
-    """Return which arithmetic training takes on this CPU."""
+    """Say which arithmetic training takes on this CPU."""
     native = "has" if precisions.cpu_has_bf16() else "has no"
     chosen = precisions.resolve("auto", "cpu")
     return [
@@ -53,7 +53,7 @@ def precision() -> list[Check]:
 
 
 def cuda() -> list[Check]:
-    """Return which GPUs torch can use."""
+    """Say which GPUs torch can use."""
     import torch
 
     if torch.cuda.is_available():
@@ -70,24 +70,24 @@ def cuda() -> list[Check]:
 
 
 def shared_memory(store: float | None) -> list[Check]:
-    """Return whether the shared memory of this machine holds Ray's object store.
+    """Check whether the shared memory of this machine holds Ray's object store.
 
     Args:
         store: the object store of this machine in bytes; None if Ray does not run, for what it would take.
     """
     if not _SHARED_MEMORY.is_dir():
         return []
-    there = shutil.disk_usage(_SHARED_MEMORY).total
+    total = shutil.disk_usage(_SHARED_MEMORY).total
     wanted = store or _OBJECT_STORE_SHARE * _memory_sizes()[0]
-    found = f"{_SHARED_MEMORY} has {size(there)}; the object store takes {size(wanted)}"
-    if there >= wanted:
+    found = f"{_SHARED_MEMORY} has {size(total)}; the object store takes {size(wanted)}"
+    if total >= wanted:
         return [Check("shared memory", "ok", found)]
     remedy = f"start the container with --shm-size={max(1, round(wanted / GIB))}g, else Ray uses the disk"
     return [Check("shared memory", "warning", found, remedy)]
 
 
 def _memory_sizes() -> tuple[int, int]:
-    """Total and available memory in bytes, within the container's limit."""
+    """Return total and available memory in bytes, within the container's limit."""
     values = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, value = line.split(":")

@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 
 def describe(dataset: str | None, ray_gpus: float) -> NodeReport:
-    """Run on a node: its report.
+    """Return the report of the node that this runs on.
 
     Args:
         dataset: source to look for; None for none.
@@ -83,7 +83,7 @@ def describe(dataset: str | None, ray_gpus: float) -> NodeReport:
 
 
 def _torch_gpus() -> int:
-    """In a process of its own: Ray hides the GPUs from a task that asks for none."""
+    """Count in a process of its own: Ray hides the GPUs from a task that asks for none."""
     visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", _COUNT_GPUS]
     done = subprocess.run(command, env=visible, capture_output=True, text=True, timeout=_COUNT_TIMEOUT_S)
@@ -93,7 +93,7 @@ def _torch_gpus() -> int:
 
 
 def leave_mark(probe: str, mark: str) -> None:
-    """Run on a node: writes a file that the other nodes are to read.
+    """Write a file that the other nodes are to read; runs on each node.
 
     Raises:
         OSError: the folder is not the driver's, or not writable.
@@ -107,7 +107,7 @@ def leave_mark(probe: str, mark: str) -> None:
 
 
 def unread_marks(probe: str, marks: Mapping[str, str]) -> list[str]:
-    """Run on a node: the names of the nodes whose marks cannot be read there.
+    """Return the names of the nodes whose marks cannot be read on the node that this runs on.
 
     Args:
         probe: the folder.
@@ -125,7 +125,7 @@ def unread_marks(probe: str, marks: Mapping[str, str]) -> list[str]:
 
 
 def compare_versions(answers: Answers) -> list[Check]:
-    """One check: all nodes answer, with the versions of this process."""
+    """Check that all nodes answer, with the versions of this process."""
     here = versions()
     problems = []
     for name, answer in answers.items():
@@ -147,7 +147,7 @@ def compare_versions(answers: Answers) -> list[Check]:
 
 
 def compare_gpus(answers: Answers, offered: Mapping[str, float]) -> list[Check]:
-    """One check: torch can use the GPUs that Ray offers, and Ray offers those that torch can use.
+    """Check that torch can use the GPUs that Ray offers, and Ray offers those that torch can use.
 
     Args:
         answers: of the nodes.
@@ -175,7 +175,7 @@ def compare_gpus(answers: Answers, offered: Mapping[str, float]) -> list[Check]:
 def compare_storage(
     storage: Path, wrote: Mapping[str, str | None], unread: Mapping[str, list[str] | str]
 ) -> Check:
-    """One check: every node writes to the storage, and reads what every other has written.
+    """Check that every node writes to the storage, and reads what every other has written.
 
     Args:
         storage: the folder.
@@ -195,7 +195,7 @@ def compare_storage(
 
 
 def compare_data(dataset: str, answers: Answers) -> list[Check]:
-    """One check: the data set is on every node, and the same."""
+    """Check that the data set is on every node, and the same."""
     problems, sizes = [], {}
     for name, answer in answers.items():
         if isinstance(answer, str):

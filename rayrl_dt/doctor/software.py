@@ -18,7 +18,7 @@ _DEVELOPMENT_EXTRAS = ("dev", "test")
 
 
 def python() -> list[Check]:
-    """Return whether the package supports this Python."""
+    """Check whether the package supports this Python."""
     version = platform.python_version()
     bounds = metadata.metadata(PACKAGE)["Requires-Python"] or ""
     found = f"{version} on {platform.platform(terse=True)}"
@@ -28,7 +28,7 @@ def python() -> list[Check]:
 
 
 def packages() -> list[Check]:
-    """One check per required package."""
+    """Check every required package."""
     checks = [Check(PACKAGE, "ok", metadata.version(PACKAGE))]
     for requirement in _requirements():
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -42,7 +42,7 @@ def packages() -> list[Check]:
 
 
 def extras() -> list[Check]:
-    """One check per extra that users may want; none of them is needed."""
+    """Check every extra that users may want; none of them is needed."""
     checks = []
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         if extra in _DEVELOPMENT_EXTRAS:
@@ -65,7 +65,7 @@ def extras() -> list[Check]:
 
 
 def mujoco() -> list[Check]:
-    """Return whether a MuJoCo environment runs."""
+    """Check whether a MuJoCo environment runs."""
     from rayrl_dt import envs
 
     with closing(envs.make("Hopper-v5")) as env:
@@ -75,7 +75,7 @@ def mujoco() -> list[Check]:
 
 
 def atari() -> list[Check]:
-    """Return whether the Arcade Learning Environment is there."""
+    """Check whether the Arcade Learning Environment is there."""
     importlib.import_module("ale_py")
     return [Check("Atari", "ok", f"ale-py {metadata.version('ale-py')}")]
 
@@ -96,6 +96,6 @@ def _installed(requirement: Requirement) -> tuple[bool, str]:
 
 
 def _plain(requirement: Requirement) -> str:
-    """Return the requirement as one gives it to pip, without its marker."""
+    """Return the requirement as pip takes it, without its marker."""
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     return f"{requirement.name}{extras}{requirement.specifier}"

@@ -18,7 +18,7 @@ from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.policy.refiner import Refiner
-from rayrl_dt.policy.sampled_actions import SampledActions, only_one
+from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.seeding import derive_seed, torch_generator
 
 __all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
@@ -161,7 +161,7 @@ def evaluate_bundle(
 
     model, header = load_model(path), read_header(path)
     spec = model.spec
-    settings = only_one(action_gradient, sampled_actions)
+    settings = choose_refinement(action_gradient, sampled_actions)
     refiner = None if settings is None else load_refiner(path, spec, settings)
     known = spec.data_returns
     data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None

@@ -65,6 +65,9 @@ class Rollouts:
     env_steps: int
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"Rollouts({len(self.episodes)} episodes, {self.env_steps} steps, {self.seconds:.1f} s)"
+
 
 class RolloutsStopped(Exception):
     """Rollouts ended before they were complete, because someone asked for it; nothing of them is kept."""

@@ -1,1 +1,1 @@
-"""Small experiments of the papers in which the model also predicts returns; each runs in about a minute on one core."""
+"""Small experiments of the papers; each runs in about a minute on one core."""

@@ -62,7 +62,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One seed.
+    """What one seed came to.
 
     Attributes:
         actions: of each method.
@@ -120,7 +120,7 @@ def run_seed(seed: int, *, steps: int) -> Outcome:
 
 
 def _climb(critic: IQLCritic, start: Tensor, *, n: int) -> Tensor:
-    """AG's action `(1, 1)`."""
+    """Return AG's action `(1, 1)`."""
     twins = layers_of(critic.q.q1), layers_of(critic.q.q2)
     return climb(twins, torch.zeros(1, 1), start, ActionGradient(eta=ETA, n=n))
 
@@ -141,7 +141,7 @@ def _fit_critic(actions: Tensor, rewards: Tensor, *, seed: int, steps: int) -> I
 
 
 def _spec() -> PolicySpec:
-    """One state, one action dimension."""
+    """Describe a policy of one state and one action dimension."""
     box = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
     still, one = np.zeros((2, 1), np.float32), np.ones(1, np.float32)
     episode = Trajectory(still, one[:, None], one, terminated=True)
@@ -165,7 +165,7 @@ def _fit_policy(
     steps: int,
     critic: IQLCritic | None,
 ) -> None:
-    """Fit actions to returns; with a critic also climbs its value, normalized and detached (equation 9)."""
+    """Fit actions to returns; with a critic, also climb its value, normalized and detached (equation 9)."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
     generator = torch_generator(seed, "bandit-batches", int(critic is not None))
     rows = torch.randint(len(actions), (steps, BATCH), generator=generator)

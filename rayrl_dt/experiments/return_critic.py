@@ -115,9 +115,9 @@ def _has_key(env: KeyToDoor, walk: RawEpisode) -> bool:
 
 
 def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress | None = None) -> ReturnModel:
-    """Return a model of the episodes' returns and actions that is never told a return."""
+    """Train a model of the episodes' returns and actions that is never given a return."""
     model = ReturnModel(return_classes=2, states=episodes.states, actions=4, steps=HORIZON, seed=seed)
-    training = Training(steps, tell_returns=False, emphasis=DOOR_STEP)
+    training = Training(steps, give_returns=False, emphasis=DOOR_STEP)
     fit(model, episodes.sequences, training, seed=seed, progress=progress)
     return model
 
@@ -125,7 +125,7 @@ def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress | Non
 @torch.inference_mode()
 def success_so_far(model: ReturnModel, episodes: Sequences) -> Array:
     """Return how likely success is after 0, 1, ... K steps, `(N, K + 1)`; NaN after an episode's end."""
-    logits, _ = model(*_untold(model, episodes))
+    logits, _ = model(*_without_returns(model, episodes))
     going_on = torch.arange(HORIZON + 1) <= episodes.lengths[:, None]
     likely: Array = logits.softmax(dim=-1)[..., 1].where(going_on, torch.nan).numpy()
     return likely
@@ -138,7 +138,7 @@ def attention_received(model: ReturnModel, episodes: Sequences) -> Array:
     It is a mean over layers, heads and the predictions of the episode that are read after the token; the tokens
     from the last prediction on have none.
     """
-    weights = model.attention(*_untold(model, episodes)).mean(dim=(1, 2))
+    weights = model.attention(*_without_returns(model, episodes)).mean(dim=(1, 2))
     tokens = torch.arange(weights.shape[-1])
     readers = tokens[:: len(TOKENS)]
     after = (readers[:, None] > tokens) & (readers <= len(TOKENS) * episodes.lengths[:, None])[..., None]
@@ -147,9 +147,9 @@ def attention_received(model: ReturnModel, episodes: Sequences) -> Array:
     return result
 
 
-def _untold(model: ReturnModel, episodes: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the model reads: no return at all."""
-    return torch.full_like(episodes.actions, model.not_told), episodes.states, episodes.actions
+def _without_returns(model: ReturnModel, episodes: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the model reads, which is no return at all."""
+    return torch.full_like(episodes.actions, model.withheld), episodes.states, episodes.actions
 
 
 def run(
@@ -172,9 +172,9 @@ def run(
     page.prepare(folder, steps=steps)
     walks = collect(WALKS + HELD_OUT, seed=seed)
     model = train(walks[:WALKS], seed=seed, steps=steps, progress=progress)
-    judged = walks[WALKS:]
-    kinds = {kind: _summary(model, judged.of_kind(kind)) for kind in KINDS}
-    shown = judged.of_kind("success", at_most=1)
+    held_out = walks[WALKS:]
+    kinds = {kind: _summary(model, held_out.of_kind(kind)) for kind in KINDS}
+    shown = held_out.of_kind("success", at_most=1)
     length = int(shown.lengths[0])
     start, *received = attention_received(model, shown)[0].tolist()[: 1 + len(TOKENS) * length]
     attention = {"start": start} | {name: received[i :: len(TOKENS)] for i, name in enumerate(TOKENS)}

@@ -90,7 +90,7 @@ class ReturnModel(nn.Module):
     ) -> None:
         super().__init__()
         self.order = order
-        self.not_told = return_classes
+        self.withheld = return_classes
         source = DropoutSource()  # blocks want one; at a probability of zero nothing is drawn
         with seeded_weights(seed, "init"):
             # One class more: an input return may be withheld.
@@ -109,7 +109,7 @@ class ReturnModel(nn.Module):
         """Predict each step's return and action from the tokens before them.
 
         Args:
-            returns: `(B, K)` int64 classes; `not_told` withholds one.
+            returns: `(B, K)` int64 classes; `withheld` stands for one that is not given.
             states: `(B, K)` int64.
             actions: `(B, K)` int64; the last one is not seen by any action.
 
@@ -164,7 +164,7 @@ class Training:
         lr: the highest learning rate.
         warmup: gradient steps until it is reached.
         weight_decay: of AdamW, on every parameter.
-        tell_returns: whether the model reads returns; it predicts them all the same.
+        give_returns: whether the model reads returns; it predicts them all the same.
         emphasis: the return predicted after this many steps enters the loss once more, as a mean of its own.
     """
 
@@ -173,7 +173,7 @@ class Training:
     lr: float = 3e-3
     warmup: int = 50
     weight_decay: float = 0.1
-    tell_returns: bool = True
+    give_returns: bool = True
     emphasis: int | None = None
 
 
@@ -218,18 +218,20 @@ def fit(
 
 
 def _loss(model: ReturnModel, batch: Sequences, training: Training) -> Tensor:
-    told = batch.returns[:, :-1]
-    if not training.tell_returns:
-        told = torch.full_like(told, model.not_told)
-    returns, actions = model(told, batch.states, batch.actions)
+    given = batch.returns[:, :-1]
+    if not training.give_returns:
+        given = torch.full_like(given, model.withheld)
+    returns, actions = model(given, batch.states, batch.actions)
     truth = batch.returns[:, : returns.shape[1]]
     steps, lengths = torch.arange(returns.shape[1]), batch.lengths[:, None]
     taken = steps[: actions.shape[1]] < lengths
     # Where a return follows the last action, it is predicted too.
-    asked = steps < lengths + returns.shape[1] - actions.shape[1]
-    loss = losses.cross_entropy(returns, truth, asked) + losses.cross_entropy(actions, batch.actions, taken)
+    predicted = steps < lengths + returns.shape[1] - actions.shape[1]
+    loss = losses.cross_entropy(returns, truth, predicted) + losses.cross_entropy(
+        actions, batch.actions, taken
+    )
     if training.emphasis is not None:
-        loss = loss + losses.cross_entropy(returns, truth, asked & (steps == training.emphasis))
+        loss = loss + losses.cross_entropy(returns, truth, predicted & (steps == training.emphasis))
     return loss
 
 

@@ -161,7 +161,7 @@ class Paths:
         return Sequences(*(torch.from_numpy(np.concatenate(field)) for field in zip(*parts, strict=True)))
 
     def absent_from(self, others: Paths) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return `(N,)` whether no other path visits the same nodes in the same order."""
+        """Return whether no other path visits the same nodes in the same order, `(N,)`."""
         known = set(map(tuple, others.nodes.tolist()))
         return np.array([tuple(path) not in known for path in self.nodes.tolist()])
 
@@ -194,7 +194,7 @@ def prior() -> Tensor:
 def train(
     graph: Graph, walks: Paths, *, seed: int, steps: int, progress: Progress | None = None
 ) -> ReturnModel:
-    """Return a model of the returns and actions of walks in a graph."""
+    """Train a model of the returns and actions of walks in a graph."""
     nodes = len(graph.edges)
     model = ReturnModel(
         return_classes=MISSED + 1,

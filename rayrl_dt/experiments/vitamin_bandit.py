@@ -110,7 +110,7 @@ def train(
     methods: tuple[Method, ...] = METHODS,
     progress: Progress | None = None,
 ) -> Course:
-    """Pretrain and finetunes every method with every seed.
+    """Pretrain and finetune every method with every seed.
 
     Args:
         seed: of everything.
@@ -148,7 +148,7 @@ def _asked(learners: Learners, best: Tensor) -> Tensor:
 
 
 def _epoch(learners: Learners, replay: Tensor, seed: int, epoch: int, seeds: int, *, online: bool) -> None:
-    """One pass over the replayed actions `(N, R)`, shuffled alike for all methods of a seed."""
+    """Make one pass over the replayed actions `(N, R)`, shuffled alike for all methods of a seed."""
     orders = torch.stack(
         [
             torch.randperm(replay.shape[1], generator=torch_generator(seed, "bandit-order", member, epoch))

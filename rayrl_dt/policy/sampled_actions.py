@@ -29,7 +29,7 @@ from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import ACTION_LIMIT
 
-__all__ = ["SampledActions", "SamplingRefiner", "only_one"]
+__all__ = ["SampledActions", "SamplingRefiner", "choose_refinement"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class SamplingRefiner:
             return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
 
 
-def only_one(
+def choose_refinement(
     action_gradient: ActionGradient | None, sampled_actions: SampledActions | None
 ) -> ActionGradient | SampledActions | None:
     """Return the one that is given, or None.

@@ -13,7 +13,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.refiner import Refiner
-from rayrl_dt.policy.sampled_actions import SampledActions, only_one
+from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.seeding import torch_generator
 
 __all__ = ["SequencePolicy"]
@@ -95,7 +95,7 @@ class SequencePolicy:
         from rayrl_dt.interop.critics import load_refiner
 
         model = load_model(path)
-        settings = only_one(action_gradient, sampled_actions)
+        settings = choose_refinement(action_gradient, sampled_actions)
         refiner = None if settings is None else load_refiner(path, model.spec, settings)
         return cls(
             model,

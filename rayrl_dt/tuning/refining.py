@@ -9,7 +9,7 @@ from typing import Any
 
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions, only_one
+from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
 __all__ = ["RUN", "Refining", "absolute", "read_refining"]
 
@@ -95,7 +95,7 @@ def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
         raise UserError(
             f"evaluation.action_gradient is {gradient!r}; write a mapping, such as {{eta: 0.03, n: 10, rule: plain}}"
         )
-    found = only_one(
+    found = choose_refinement(
         None if gradient is None else ActionGradient.from_dict(gradient or {}),
         None if sampled is None else SampledActions.from_value(sampled),
     )

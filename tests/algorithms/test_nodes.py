@@ -50,16 +50,16 @@ try:
     cluster.remove_node(lost, allow_graceful=False)
     while not algorithm.done:
         algorithm.train()
-    streams, counts = algorithm.streams, algorithm.replay.counts
-    lives = streams.lives.values()
+    runners, counts = algorithm.async_runners, algorithm.replay.counts
+    totals = runners.streams.values()
     algorithm.save_to_path(sys.argv[2])
     Path(sys.argv[3]).write_text(json.dumps({
         "head": cluster.head_node.node_id,
         "begin": begin, "lost": lost.node_id, "end": nodes_of_runners(),
         "replay": ray.get(algorithm.replay.actor.__ray_call__.remote(
             lambda _: ray.get_runtime_context().get_node_id())),
-        "before": before, "env_steps": algorithm.env_steps, "restarts": streams.restarts,
-        "brought": [sum(life.episodes for life in lives), sum(life.steps for life in lives)],
+        "before": before, "env_steps": algorithm.env_steps, "restarts": runners.restarts,
+        "brought": [sum(each.episodes for each in totals), sum(each.steps for each in totals)],
         "counted": [algorithm.collected_episodes, algorithm.env_steps],
         "added": counts.added_episodes, "gradient_steps": algorithm.gradient_steps,
         "planned": config.total_gradient_steps,

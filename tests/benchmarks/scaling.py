@@ -103,7 +103,7 @@ def rate(
         data, env, runners, model=model, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
     ).build_algo()
     try:
-        while algorithm.streams is None or len(algorithm.streams.lives) < runners:
+        while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners:
             algorithm.train()
         begin, steps = time.perf_counter(), algorithm.env_steps
         while time.perf_counter() - begin < seconds:

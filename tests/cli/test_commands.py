@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from builders import EVALUATION_KEYS
 
+from rayrl_dt.cli import app
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -46,33 +49,37 @@ def pendulum_policy(make_store: Callable[..., TrajectoryStore], path: Path, **mo
     return save_bundle(spec, SequenceModel(spec).state_dict(), path, gradient_steps=0)
 
 
-def test_every_command_has_help_with_an_example(run: Run) -> None:
-    status, out, _ = run("--help")
-    assert status == 0
-    for command in (
-        *(
-            "quickstart",
-            "config",
-            "train",
-            "finetune",
-            "eval",
-            "align",
-            "tune",
-            "diagnose",
-            "critic",
-            "refine",
-            "report",
-            "export",
-            "bench",
-            "doctor",
-        ),
-    ):
-        assert command in out
-        status, text, _ = run(command, "--help")
-        assert status == 0 and f"rayrl-dt {command}" in text
-    for command in ("list", "make", "preview", "import"):
-        status, text, _ = run("data", command, "--help")
-        assert status == 0 and f"rayrl-dt data {command}" in text
+def commands() -> dict[str, Any]:
+    """Every command by what a user types for it, those of groups included."""
+
+    def below(group: Any, typed: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from below(command, f"{typed} {name}")
+            else:
+                yield f"{typed} {name}", command
+
+    return dict(below(typer.main.get_command(app), "rayrl-dt"))
+
+
+@pytest.mark.parametrize("typed", commands())
+def test_every_help_is_whole_phrases_with_an_example(run: Run, typed: str) -> None:
+    status, text, _ = run(*typed.split()[1:], "--help")
+    assert status == 0 and re.search(rf"Examples?:\s+{typed}", text)
+    command = commands()[typed]
+    summary = str(command.help).splitlines()[0]
+    assert summary[0].isupper() and summary.endswith((".", ")."))
+    for parameter in command.params:
+        phrase = str(getattr(parameter, "help", None))
+        assert len(phrase.split()) >= 3, f"{parameter.name}: {phrase!r} explains nothing"
+        assert phrase[0].isupper() and phrase.endswith("."), (
+            f"{parameter.name}: {phrase!r} is no whole phrase"
+        )
+
+
+def test_the_help_lists_every_command(run: Run) -> None:
+    status, text, _ = run("--help")
+    assert status == 0 and all(typed.split()[1] in text for typed in commands())
 
 
 def test_version_is_one_line(run: Run) -> None:

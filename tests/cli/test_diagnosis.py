@@ -71,7 +71,7 @@ def test_diagnose_writes_a_page_and_figures_and_says_where(
 def test_the_page_lies_in_the_first_run_unless_told_otherwise(run: Run, policies: list[str]) -> None:
     status, text, err = run("diagnose", policies[1], "--episodes", "0", "--windows", "2")
     assert status == 0, err
-    assert text.rstrip().endswith(f"next: rayrl-dt export {policies[1]} --out radt-policy")
+    assert text.rstrip().endswith(f"next: rayrl-dt export {policies[1]} --out runs/radt-policy")
     assert (Path(policies[1]) / "diagnosis/diagnosis.html").exists()
 
 

@@ -119,7 +119,7 @@ def test_storage_that_cannot_rename_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "_LEAST_SPACE", 2**62)
+    monkeypatch.setattr(folders, "_MIN_FREE_BYTES", 2**62)
     check = by_name(doctor.diagnose(storage=tmp_path, **WITHOUT_RAY))["storage"]
     assert check.status == "warning" and "free some space" in (check.remedy or "")
 

@@ -109,11 +109,11 @@ def test_the_critic_sees_neither_returns_nor_the_future(walks: Episodes, model: 
 class FakeAttention:
     """Every token looks at token `favorite` and at itself, half and half; the first one at itself only."""
 
-    not_told = 2
+    withheld = 2
     favorite = 5
 
     def attention(self, returns: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        assert (returns == self.not_told).all()
+        assert (returns == self.withheld).all()
         tokens = 1 + 3 * HORIZON
         weights = torch.eye(tokens)
         weights[self.favorite + 1 :] *= 0.5

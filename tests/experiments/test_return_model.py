@@ -191,8 +191,8 @@ def test_withheld_returns_are_never_read() -> None:
         model = build()
         seen: list[Tensor] = []
         model.embed_return.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-        fit(model, episodes(), Training(2, batch_size=8, tell_returns=told), seed=0)
-        assert all(bool((values == model.not_told).all()) != told for values in seen) and len(seen) == 2
+        fit(model, episodes(), Training(2, batch_size=8, give_returns=told), seed=0)
+        assert all(bool((values == model.withheld).all()) != told for values in seen) and len(seen) == 2
 
 
 def test_training_learns_returns_and_actions() -> None:
@@ -201,7 +201,7 @@ def test_training_learns_returns_and_actions() -> None:
     history = fit(
         model,
         episodes(400),
-        Training(150, batch_size=32, lr=1e-2, warmup=10, tell_returns=False),
+        Training(150, batch_size=32, lr=1e-2, warmup=10, give_returns=False),
         seed=0,
         progress=lambda done, total: progress.append((done, total)),
     )
@@ -210,7 +210,7 @@ def test_training_learns_returns_and_actions() -> None:
     assert progress == [(step, 150) for step in range(1, 151)]
     data = episodes(40)
     with torch.no_grad():
-        returns, actions = model(torch.full_like(data.states, model.not_told), data.states, data.actions)
+        returns, actions = model(torch.full_like(data.states, model.withheld), data.states, data.actions)
     likely = returns.softmax(dim=-1)[..., 1]
     assert (likely[:, 0] - 0.5).abs().max() < 0.15
     odd = data.states[:, 0] % 2 == 1

@@ -18,7 +18,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner, only_one
+from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner, choose_refinement
 
 MakeStore = Callable[..., TrajectoryStore]
 N = 32
@@ -135,7 +135,7 @@ def test_a_value_of_another_kind_is_refused(value: Any) -> None:
 
 def test_one_way_at_a_time_and_continuous_actions_only(make_store: MakeStore) -> None:
     with pytest.raises(UserError, match="choose one"):
-        only_one(ActionGradient(), SampledActions())
+        choose_refinement(ActionGradient(), SampledActions())
     continuous, discrete = build_model(make_store()), build_model(make_store(actions=3))
     critic = new_critic(continuous.spec, hidden=8, seed=0)
     with pytest.raises(UserError, match="continuous actions"):

@@ -344,7 +344,7 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     # The start is kept, so that the source may go.
     shutil.rmtree(source)
     again: dict[str, Any] = {**settings, "out": folder, "overrides": None, "env_steps": 400, "resume": True}
-    with pytest.raises(UserError, match=r"--seed is 4, and the run in .* was begun with 3"):
+    with pytest.raises(UserError, match=r"--seed is 4, and the run in .* started with 3"):
         finetune(source, **again, seed=4)
     with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
         finetune(source, **{**again, "config": Path("x.yaml")})
@@ -392,7 +392,7 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
         training.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)
     assert stopped.value.exit_code == 1
     file.write_text("algorithm: BC")
-    with pytest.raises(UserError, match=r"--seed is 6, and the run in .* was begun with 5"):
+    with pytest.raises(UserError, match=r"--seed is 6, and the run in .* started with 5"):
         training.train(file, overrides=None, seed=6, **{**settings, "resume": True})
     training.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
     kept = read_yaml(folder / "config.yaml")

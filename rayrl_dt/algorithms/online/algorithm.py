@@ -15,8 +15,8 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay, sources
-from rayrl_dt.algorithms.runners.rounds import Collect, run_on_runners
-from rayrl_dt.algorithms.runners.streams import RunnerStreams
+from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners
+from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
@@ -71,7 +71,7 @@ class OnlineDT(SequenceAlgorithm):
         stream_calls: calls made to runners in async mode (saved).
         replay: the trajectories that online updates draw from (saved); None while pretraining. In this process, or in
             one of its own when runners or learners are remote.
-        streams: the runners' calls in async mode; None before the first.
+        async_runners: the runners' calls in async mode; None before the first.
     """
 
     config: OnlineConfig
@@ -91,7 +91,7 @@ class OnlineDT(SequenceAlgorithm):
         self.collected_return: float | None = None
         self.stream_calls = 0
         self.replay: TrajectoryReplay | SharedReplay | None = None
-        self.streams: RunnerStreams | None = None
+        self.async_runners: AsyncRunners | None = None
         self._policy: tuple[Any, int] | None = None
         self._lags: list[int] = []
         self._collected = 0, 0.0  # environment steps of this iteration, and the seconds that they took
@@ -249,19 +249,19 @@ class OnlineDT(SequenceAlgorithm):
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Take in what the runners have sent, and give them their next calls."""
         config = self.config
-        if self.streams is None:
+        if self.async_runners is None:
             fragment = config.rollout_fragment_length
             steps = fragment if isinstance(fragment, int) else _FRAGMENT
-            self.streams = RunnerStreams(self.env_runner_group, steps=steps, calls=self.stream_calls)
+            self.async_runners = AsyncRunners(self.env_runner_group, steps=steps, calls=self.stream_calls)
         ahead = self._updates_left / config.updates_per_iteration
         if self._collects and ahead < config.max_rounds_ahead:
-            self.streams.send(self._current_policy)
-            self.stream_calls = self.streams.calls
-        for arrival in self.streams.receive(timeout=timeout):
-            self._lags.append(self.gradient_steps - arrival.weights)
-            self._collected = self._collected[0] + arrival.env_steps, 0.0
-            if arrival.episodes:
-                self._take_in(arrival.episodes, replay)
+            self.async_runners.send(self._current_policy)
+            self.stream_calls = self.async_runners.calls
+        for result in self.async_runners.receive(timeout=timeout):
+            self._lags.append(self.gradient_steps - result.weights)
+            self._collected = self._collected[0] + result.env_steps, 0.0
+            if result.episodes:
+                self._take_in(result.episodes, replay)
 
     def _current_policy(self) -> tuple[Any, int]:
         """Return the policy's weights in the object store, anew once they have moved a quarter of what lag allows."""
@@ -271,8 +271,8 @@ class OnlineDT(SequenceAlgorithm):
         return self._policy
 
     def _lag_left(self) -> int:
-        """Update that may be taken before the oldest weights that a runner acts with are too old."""
-        oldest = None if self.streams is None else self.streams.oldest_weights
+        """Return how many updates may be taken before the oldest weights that a runner acts with are too old."""
+        oldest = None if self.async_runners is None else self.async_runners.oldest_weights
         return self.config.policy_lag_bound - (0 if oldest is None else self.gradient_steps - oldest)
 
     def report(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class OnlineDT(SequenceAlgorithm):
             # In rounds, everything was collected with the weights that the round began with.
             "policy_lag_mean": sum(self._lags) / len(self._lags) if self._lags else None,
             "policy_lag_max": max(self._lags, default=None),
-            "runner_restarts": 0 if self.streams is None else self.streams.restarts,
+            "runner_restarts": 0 if self.async_runners is None else self.async_runners.restarts,
         }
 
     def cleanup(self) -> None:
@@ -331,11 +331,11 @@ class OnlineDT(SequenceAlgorithm):
         return {**super().get_state(*args, **kwargs), **counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore RLlib's state and the counters; call under way are of another past, and are dropped."""
+        """Restore RLlib's state and the counters; calls under way are of another past, and are dropped."""
         calls = self.stream_calls
         super().set_state(state)
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
         # Runners that live go on with streams of this process: no number of theirs may come again.
         self.stream_calls = max(calls, self.stream_calls)
-        self.streams = self._policy = None
+        self.async_runners = self._policy = None

@@ -15,7 +15,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rayrl_dt import envs
 from rayrl_dt.algorithms.module import SequenceRLModule
-from rayrl_dt.algorithms.runners.streams import Arrival, Continue
+from rayrl_dt.algorithms.runners.asynchronous import ContinueStream, StreamResult
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
 from rayrl_dt.interop.critics import load_refiner
@@ -34,12 +34,12 @@ class _Stream:
 
     Attributes:
         collector: steps them.
-        life: number of the call that began it.
+        number: of the call that began it.
         episodes: that it has brought.
     """
 
     collector: Collector
-    life: int
+    number: int
     episodes: int = 0
 
 
@@ -124,12 +124,12 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         finally:
             env.close()
 
-    def go_on(self, call: Continue) -> Arrival:
+    def continue_stream(self, call: ContinueStream) -> StreamResult:
         """Go on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
         if self._weights_of != call.weights:
             self.load_policy(ray.get(call.policy))
             self._weights_of = call.weights
-        if self._stream is None or self._stream.life < call.oldest_life:
+        if self._stream is None or self._stream.number < call.oldest_stream:
             # A new process, or the first call: the call's number has never seeded anything.
             seed = derive_seed(self.config.seed or 0, "stream", call.number)
             collector = Collector(self.env, self._explorer(self.num_envs, seed), record=True)
@@ -144,8 +144,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             if finished:
                 break
         stream.episodes += len(finished)
-        return Arrival(
-            life=stream.life,
+        return StreamResult(
+            stream=stream.number,
             episodes=tuple(
                 EpisodeRecord(episode.target, episode.episode_return, episode.length, episode.trajectory)
                 for episode in finished
@@ -220,7 +220,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
 
     @property
     def _precision(self) -> str:
-        """The arithmetic of collection."""
+        """The arithmetic that collection runs in."""
         return resolve(self.config.precision, self._device)
 
     def _actor(self, slots: int, sample_actions: bool, seed: int, *, precision: str) -> VectorActor:
@@ -254,7 +254,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             self.module.eval()
 
     def assert_healthy(self) -> None:
-        """Return a runner is healthy with a module, and with an environment if one is configured."""
+        """Refuse a runner without a module, or without the environment that is configured."""
         assert self.module is not None
         assert self.config.env is None or self.env is not None
 

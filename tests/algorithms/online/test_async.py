@@ -18,8 +18,8 @@ from ray.exceptions import ObjectLostError
 from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
 from rayrl_dt.algorithms.online import shared_replay
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay
-from rayrl_dt.algorithms.runners import rounds as runner_calls
-from rayrl_dt.algorithms.runners import streams
+from rayrl_dt.algorithms.runners import asynchronous as asynchronous_runners
+from rayrl_dt.algorithms.runners import synchronous
 
 pytestmark = pytest.mark.ray
 
@@ -63,12 +63,12 @@ def finish(algorithm: Any, each: Callable[[], None] = lambda: None) -> None:
     raise AssertionError("the run does not end")
 
 
-def check_counters(algorithm: Any, *, logged: int, lives_before: tuple[int, int] = (0, 0)) -> None:
+def check_counters(algorithm: Any, *, logged: int, before: tuple[int, int] = (0, 0)) -> None:
     """What runners say they have brought is what the replay took in and what the algorithm counted."""
-    lives = algorithm.streams.lives.values()
-    assert (sum(life.episodes for life in lives), sum(life.steps for life in lives)) == (
-        algorithm.collected_episodes - lives_before[0],
-        algorithm.env_steps - lives_before[1],
+    totals = algorithm.async_runners.streams.values()
+    assert (sum(each.episodes for each in totals), sum(each.steps for each in totals)) == (
+        algorithm.collected_episodes - before[0],
+        algorithm.env_steps - before[1],
     )
     counts = algorithm.replay.counts
     assert counts.added_episodes - logged == algorithm.collected_episodes
@@ -118,7 +118,7 @@ def test_episodes_go_on_from_call_to_call(asynchronous: Configure) -> None:
     finish(algorithm)
     store = algorithm.replay.store
     assert set(store.lengths[8:].tolist()) == {200}
-    assert algorithm.streams.calls > 2 * 10
+    assert algorithm.async_runners.calls > 2 * 10
     algorithm.stop()
 
 
@@ -139,8 +139,8 @@ def test_resuming_goes_on_with_the_same_content(asynchronous: Configure, tmp_pat
             np.testing.assert_array_equal(resumed.replay.state()[kind][name], value)
     assert all(np.array_equal(value, weights[name]) for name, value in resumed.policy_state().items())
     finish(resumed)
-    assert min(resumed.streams.lives) >= calls, "a stream of the run before would repeat its episodes"
-    check_counters(resumed, logged=8, lives_before=counted)
+    assert min(resumed.async_runners.streams) >= calls, "a stream of the run before would repeat its episodes"
+    check_counters(resumed, logged=8, before=counted)
     resumed.stop()
 
 
@@ -157,8 +157,8 @@ def test_a_running_algorithm_goes_back_to_its_checkpoint(asynchronous: Configure
     algorithm.restore_from_path(str(tmp_path / "checkpoint"))
     assert (algorithm.collected_episodes, algorithm.env_steps) == counted
     finish(algorithm)
-    assert min(algorithm.streams.lives) >= calls
-    check_counters(algorithm, logged=8, lives_before=counted)
+    assert min(algorithm.async_runners.streams) >= calls
+    check_counters(algorithm, logged=8, before=counted)
     algorithm.stop()
 
 
@@ -183,21 +183,21 @@ def test_ten_killed_runners_lose_and_double_nothing(asynchronous: Configure) -> 
     manager = algorithm.env_runner_group._worker_manager
     killed, heard = 0, {}
     deadline = time.monotonic() + 400
-    while killed < 10 or algorithm.streams.restarts < 10:
-        assert time.monotonic() < deadline, f"{killed} killed, {algorithm.streams.restarts} came back"
+    while killed < 10 or algorithm.async_runners.restarts < 10:
+        assert time.monotonic() < deadline, f"{killed} killed, {algorithm.async_runners.restarts} came back"
         algorithm.train()
-        if algorithm.streams is None or killed == 10:
+        if algorithm.async_runners is None or killed == 10:
             continue
         # In the middle of its work: a runner that has been heard of since it was killed last.
         for runner in manager.healthy_actor_ids():
-            lives = algorithm.streams.lives.items()
-            last = max((number for number, life in lives if life.runner == runner), default=-1)
+            streams = algorithm.async_runners.streams.items()
+            last = max((number for number, totals in streams if totals.runner == runner), default=-1)
             if last > heard.get(runner, -1) and killed < 10:
                 heard[runner] = last
                 ray.kill(manager.actors()[runner], no_restart=False)
                 killed += 1
                 break
-    assert len(algorithm.streams.lives) >= 10
+    assert len(algorithm.async_runners.streams) >= 10
     check_counters(algorithm, logged=8)
     algorithm.stop()
 
@@ -223,24 +223,24 @@ def lost(value: Any) -> Any:
     raise AssertionError("the object outlives its owner")
 
 
-def test_an_arrival_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> None:
+def test_a_result_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> None:
     """Its runner lives: the stream would go on from episodes that nobody has seen."""
     with pytest.raises(UserError, match=r"replay's process died, or .* \(OwnerDiedError\).*--resume"):
         shared_replay._get(lost(0))
     algorithm = asynchronous(env_steps=2400).env_runners(rollout_fragment_length=250).build_algo()
-    while not algorithm.streams:
+    while not algorithm.async_runners:
         algorithm.train()
-    streams = algorithm.streams
-    known = {life.runner for life in streams.lives.values()}
-    chosen = next(reference for reference, each in streams._flights.items() if each.runner in known)
-    arrival = ray.get(chosen)
-    assert arrival.episodes, "there is something to lose"
-    gone = lost(arrival)
-    streams._flights = {
-        gone if reference is chosen else reference: each for reference, each in streams._flights.items()
+    runners = algorithm.async_runners
+    known = {totals.runner for totals in runners.streams.values()}
+    chosen = next(reference for reference, call in runners._pending.items() if call.runner in known)
+    result = ray.get(chosen)
+    assert result.episodes, "there is something to lose"
+    gone = lost(result)
+    runners._pending = {
+        gone if reference is chosen else reference: call for reference, call in runners._pending.items()
     }
     finish(algorithm)
-    assert algorithm.streams.restarts == 1
+    assert algorithm.async_runners.restarts == 1
     check_counters(algorithm, logged=8)
     algorithm.stop()
 
@@ -331,14 +331,14 @@ def hanging(flag: str) -> Hanging:
 def test_a_runner_that_hangs_is_restarted(
     asynchronous: Configure, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_calls, "_PATIENCE", 10.0)
-    monkeypatch.setattr(streams, "_PATIENCE_WITH_A_CALL", 10.0)
+    monkeypatch.setattr(synchronous, "_EPISODE_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(asynchronous_runners, "_CALL_TIMEOUT_S", 10.0)
     spec = EnvSpec("Hanging-v0", f"{__name__}:hanging", kwargs={"flag": str(tmp_path / "hung")}).to_json()
     config = asynchronous(mode=mode, runners=1, slots=1, env=spec, env_steps=400)
     algorithm = config.env_runners(rollout_fragment_length=50).build_algo()
     finish(algorithm)
     assert (tmp_path / "hung").exists() and algorithm.env_steps == 400
-    assert mode == "sync" or algorithm.streams.restarts == 1
+    assert mode == "sync" or algorithm.async_runners.restarts == 1
     algorithm.stop()
 
 

@@ -4,7 +4,7 @@ A runner's environments go on from call to call, so nobody waits for a long epis
 which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. Weights travel
 once through the object store, whoever asks for them, and only when they have moved far enough.
 
-What an arrival brings is counted against what its stream says it has brought. So where one is lost and its runner lives
+What a result brings is counted against what its stream says it has brought. So where one is lost and its runner lives
 (its node's object store was lost, say), the stream ends and the runner begins another.
 """
 
@@ -19,34 +19,34 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.runners.failure import RunnerFailure
-from rayrl_dt.algorithms.runners.patience import Patience
+from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord
 
-__all__ = ["Arrival", "Continue", "Life", "RunnerStreams"]
+__all__ = ["AsyncRunners", "ContinueStream", "StreamResult", "StreamTotals"]
 
 _CALLS_PER_RUNNER = 2
-_PROBE_EVERY = 2.0
-_PROBE_FOR = 0.2
-_PATIENCE = 120.0
+_PROBE_INTERVAL_S = 2.0
+_PROBE_TIMEOUT_S = 0.2
+_NO_RUNNER_TIMEOUT_S = 120.0
 # Seconds that a runner may take for a call, and how often in a row it may be restarted for taking longer.
-_PATIENCE_WITH_A_CALL = 600.0
-_RESTARTS_IN_A_ROW = 3
+_CALL_TIMEOUT_S = 600.0
+_MAX_RESTARTS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
-class Arrival:
+class StreamResult:
     """What one call brought.
 
     Attributes:
-        life: number of the call that began the runner's stream; another one after the runner's process was replaced.
+        stream: number of the call that began the runner's stream; another one after the runner's process was replaced.
         episodes: that ended, with their steps.
         env_steps: taken, those of unfinished episodes included.
         weights: gradient step of the weights that acted.
         episodes_before: episodes that the stream had brought before this call.
     """
 
-    life: int
+    stream: int
     episodes: tuple[EpisodeRecord, ...]
     env_steps: int
     weights: int
@@ -54,7 +54,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Continue:
+class ContinueStream:
     """The call: go on collecting.
 
     Attributes:
@@ -62,26 +62,26 @@ class Continue:
         policy: weights of the policy in the object store.
         weights: gradient step that they are of.
         steps: vector steps to take at most.
-        oldest_life: a stream that an earlier call began ends, and this call begins another.
+        oldest_stream: a stream that an earlier call began ends, and this call begins another.
     """
 
     number: int
     policy: ray.ObjectRef[dict[str, Any]]
     weights: int
     steps: int
-    oldest_life: int
+    oldest_stream: int
 
-    def __call__(self, runner: Any) -> Arrival | RunnerFailure:
+    def __call__(self, runner: Any) -> StreamResult | RunnerFailure:
         """Run on the runner; what its environment raises comes back as a value, since Ray would lose the runner."""
         try:
-            arrival: Arrival = runner.go_on(self)
-            return arrival
+            result: StreamResult = runner.continue_stream(self)
+            return result
         except Exception as error:
             return RunnerFailure.of(error)
 
 
 @dataclass(frozen=True)
-class Life:
+class StreamTotals:
     """What a runner's stream has brought, from the start of its process to its end.
 
     Attributes:
@@ -96,12 +96,14 @@ class Life:
 
 
 @dataclass(frozen=True)
-class _Flight:
+class _PendingCall:
+    """A call that a runner has not answered yet, and the gradient step of the weights that it acts with."""
+
     runner: int
     weights: int
 
 
-class RunnerStreams:
+class AsyncRunners:
     """Keeps every healthy remote runner of a group busy.
 
     Args:
@@ -111,7 +113,7 @@ class RunnerStreams:
 
     Attributes:
         calls: calls made.
-        lives: what each stream has brought, by the number of the call that began it.
+        streams: what each stream has brought, by the number of the call that began it.
     """
 
     def __init__(self, group: Any, *, steps: int, calls: int) -> None:
@@ -119,24 +121,24 @@ class RunnerStreams:
         self._manager = group._worker_manager
         self._group = group
         self._steps = steps
-        self._flights: dict[Any, _Flight] = {}  # in the order of their calls
+        self._pending: dict[Any, _PendingCall] = {}  # in the order of their calls
         self._first_call = calls
-        self._oldest_lives: dict[int, int] = {}  # by runner, of those that lost a stream
-        self._probed = self._heard = time.monotonic()
-        self._patience = Patience(_PATIENCE_WITH_A_CALL)
-        self._hung: dict[int, int] = {}  # times in a row, by runner
+        self._oldest_streams: dict[int, int] = {}  # by runner, of those that lost a stream
+        self._probed = self._last_answer = time.monotonic()
+        self._timer = SilenceTimer(_CALL_TIMEOUT_S)
+        self._timeouts: dict[int, int] = {}  # times in a row, by runner
         self.calls = calls
-        self.lives: dict[int, Life] = {}
+        self.streams: dict[int, StreamTotals] = {}
 
     @property
     def oldest_weights(self) -> int | None:
         """Gradient step of the oldest weights that a call under way acts with."""
-        return min((flight.weights for flight in self._flights.values()), default=None)
+        return min((call.weights for call in self._pending.values()), default=None)
 
     @property
     def restarts(self) -> int:
         """Streams that began anew: of runners that died and came back, or of which something was lost on its way."""
-        return len(self.lives) - len({life.runner for life in self.lives.values()})
+        return len(self.streams) - len({totals.runner for totals in self.streams.values()})
 
     def send(self, policy: Callable[[], tuple[Any, int]]) -> None:
         """Top up the calls of every healthy runner.
@@ -145,27 +147,27 @@ class RunnerStreams:
             policy: returns a reference to the policy's weights, and the gradient step that they are of; asked once if
                 there is anything to send.
         """
-        self._bring_back()
+        self._restore()
         busy: dict[int, int] = {}
-        for flight in self._flights.values():
-            busy[flight.runner] = busy.get(flight.runner, 0) + 1
+        for under_way in self._pending.values():
+            busy[under_way.runner] = busy.get(under_way.runner, 0) + 1
         runners = {
             runner: _CALLS_PER_RUNNER - busy.get(runner, 0) for runner in self._manager.healthy_actor_ids()
         }
         if not any(room > 0 for room in runners.values()):
             return
-        reference, weights = policy()
+        policy_reference, weights = policy()
         for _ in range(_CALLS_PER_RUNNER):
             for runner, room in runners.items():
                 if room > 0:
-                    oldest = self._oldest_lives.get(runner, self._first_call)
-                    call = Continue(self.calls, reference, weights, self._steps, oldest)
-                    flight = self._manager.actors()[runner].apply.remote(call)
-                    self._flights[flight] = _Flight(runner, weights)
+                    oldest = self._oldest_streams.get(runner, self._first_call)
+                    call = ContinueStream(self.calls, policy_reference, weights, self._steps, oldest)
+                    reference = self._manager.actors()[runner].apply.remote(call)
+                    self._pending[reference] = _PendingCall(runner, weights)
                     self.calls += 1
                     runners[runner] -= 1
 
-    def receive(self, *, timeout: float) -> list[Arrival]:
+    def receive(self, *, timeout: float) -> list[StreamResult]:
         """Return what has arrived; wait for something if nothing has.
 
         A runner that has not answered for ten minutes is restarted, as if it had died.
@@ -176,86 +178,91 @@ class RunnerStreams:
         Raises:
             UserError: an environment raised, no runner has come back for two minutes, or one hangs again and again.
         """
-        if not self._flights:
+        if not self._pending:
             time.sleep(min(timeout, 0.01))
-        found, _ = ray.wait(list(self._flights), timeout=timeout) if self._flights else ([], [])
+        found, _ = ray.wait(list(self._pending), timeout=timeout) if self._pending else ([], [])
         if found:
             # The wait ends with the first; the others that are there come along.
-            found, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
+            found, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         ready = set(found)
-        arrivals: list[Arrival] = []
+        results: list[StreamResult] = []
         answered, behind = set[int](), set[int]()
-        for reference, flight in list(self._flights.items()):
+        for reference, call in list(self._pending.items()):
             if reference not in ready:
-                behind.add(flight.runner)
-            # A stream's arrivals may overtake each other on their way, and are lost together.
-            if flight.runner in behind or reference not in self._flights:
+                behind.add(call.runner)
+            # A stream's results may overtake each other on their way, and are lost together.
+            if call.runner in behind or reference not in self._pending:
                 continue
-            del self._flights[reference]
-            arrival = self._open(reference, flight)
-            if arrival is not None:
-                arrivals.append(arrival)
-                answered.add(flight.runner)
-        if arrivals:
-            self._heard = time.monotonic()
-        elif time.monotonic() - self._heard > _PATIENCE and not self._manager.healthy_actor_ids():
+            del self._pending[reference]
+            result = self._unpack(reference, call)
+            if result is not None:
+                results.append(result)
+                answered.add(call.runner)
+        if results:
+            self._last_answer = time.monotonic()
+        elif (
+            time.monotonic() - self._last_answer > _NO_RUNNER_TIMEOUT_S
+            and not self._manager.healthy_actor_ids()
+        ):
             raise UserError(
-                f"no env runner has come back for {_PATIENCE:.0f} s; look into the runners' logs and memory, then "
-                "continue from the last checkpoint with --resume"
+                f"no env runner has come back for {_NO_RUNNER_TIMEOUT_S:.0f} s; look into the runners' logs and "
+                "memory, then continue from the last checkpoint with --resume"
             )
         for runner in answered:
-            self._hung.pop(runner, None)
-        for runner in self._patience.look({flight.runner for flight in self._flights.values()}, answered):
+            self._timeouts.pop(runner, None)
+        for runner in self._timer.expired({call.runner for call in self._pending.values()}, answered):
             self._restart(runner)
-        return arrivals
+        return results
 
     def _restart(self, runner: int) -> None:
         """End the process of a runner that hangs: its calls then fail as a dead one's, and Ray starts another."""
-        self._hung[runner] = self._hung.get(runner, 0) + 1
-        if self._hung[runner] > _RESTARTS_IN_A_ROW:
+        self._timeouts[runner] = self._timeouts.get(runner, 0) + 1
+        if self._timeouts[runner] > _MAX_RESTARTS_IN_A_ROW:
             raise UserError(
-                f"env runner {runner} has not answered for {self._patience.seconds:.0f} s, {self._hung[runner]} times "
-                "in a row; see whether its environment hangs (where it is merely slow, lower "
+                f"env runner {runner} has not answered for {self._timer.timeout_s:.0f} s, {self._timeouts[runner]} "
+                "times in a row; see whether its environment hangs (where it is merely slow, lower "
                 "env_runners.rollout_fragment_length), then continue from the last checkpoint with --resume"
             )
         ray.kill(self._manager.actors()[runner], no_restart=False)
 
-    def _open(self, reference: Any, flight: _Flight) -> Arrival | None:
+    def _unpack(self, reference: Any, call: _PendingCall) -> StreamResult | None:
         """Return what a call brought; None if it was lost, with its runner or alone."""
         try:
             found = ray.get(reference)
         except RayTaskError:
             raise
         except RayError:  # dead, killed for its memory, or lost with its node or on the way
-            self._lose(flight.runner)
+            self._drop(call.runner)
             return None
         if isinstance(found, RunnerFailure):
             raise found.error()
-        assert isinstance(found, Arrival)
-        life = self.lives.get(found.life, Life(flight.runner))
-        if found.episodes_before != life.episodes:
+        assert isinstance(found, StreamResult)
+        totals = self.streams.get(found.stream, StreamTotals(call.runner))
+        if found.episodes_before != totals.episodes:
             raise RuntimeError(
-                f"stream {found.life} has brought {life.episodes} episodes and says {found.episodes_before}"
+                f"stream {found.stream} has brought {totals.episodes} episodes and says {found.episodes_before}"
             )
         brought = sum(episode.length for episode in found.episodes)
-        self.lives[found.life] = Life(
-            flight.runner, life.episodes + len(found.episodes), life.steps + brought
+        self.streams[found.stream] = StreamTotals(
+            call.runner, totals.episodes + len(found.episodes), totals.steps + brought
         )
         return found
 
-    def _lose(self, runner: int) -> None:
+    def _drop(self, runner: int) -> None:
         """Take a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
         self._manager.set_actor_state(runner, healthy=False)
-        self._oldest_lives[runner] = self.calls
-        self._flights = {flight: each for flight, each in self._flights.items() if each.runner != runner}
+        self._oldest_streams[runner] = self.calls
+        self._pending = {
+            reference: call for reference, call in self._pending.items() if call.runner != runner
+        }
 
-    def _bring_back(self) -> None:
+    def _restore(self) -> None:
         """Take runners that Ray has restarted back into service."""
         now = time.monotonic()
         if (
             self._manager.num_healthy_actors() == self._manager.num_actors()
-            or now - self._probed < _PROBE_EVERY
+            or now - self._probed < _PROBE_INTERVAL_S
         ):
             return
         self._probed = now
-        self._group.probe_unhealthy_env_runners(timeout_seconds=_PROBE_FOR)
+        self._group.probe_unhealthy_env_runners(timeout_seconds=_PROBE_TIMEOUT_S)

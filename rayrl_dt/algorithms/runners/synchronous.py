@@ -1,4 +1,4 @@
-"""Running slots on env runners, in this process or remote, until every part is there."""
+"""Runs slots on env runners, in this process or remote, and waits until every part is there."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rayrl_dt.algorithms.runners.failure import RunnerFailure
-from rayrl_dt.algorithms.runners.patience import Patience
+from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import Rollouts, RolloutsStopped, Slot
 
 __all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
 
-_ATTEMPTS = 3
+_MAX_ATTEMPTS = 3
 # Seconds for each episode of a part; a runner that takes longer is taken for one that hangs.
-_PATIENCE = 1800.0
-_BETWEEN_LOOKS = 0.5
+_EPISODE_TIMEOUT_S = 1800.0
+_POLL_INTERVAL_S = 0.5
 # Seconds that the process of a runner may take to start again, where there is no other runner.
-_PATIENCE_WITH_A_START = 120.0
+_RESTART_TIMEOUT_S = 120.0
 
 
 class RunnerCall(Protocol):
@@ -118,12 +118,12 @@ def run_on_runners(
     count = max(1, runners.num_healthy_remote_workers())
     waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
     done: dict[int, Rollouts] = {}
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         workers = list(runners.healthy_worker_ids())
         while waiting and workers:
             parts = [_Part(part, part_slots, call) for part, part_slots in waiting.items()]
             calls = dict(zip(workers, parts, strict=False))  # what is left waits for the next turn
-            results = _answers(runners, calls, stop)
+            results = _gather(runners, calls, stop)
             for part, result in results:
                 if isinstance(result, RunnerFailure):
                     raise result.error()
@@ -133,13 +133,13 @@ def run_on_runners(
                 break  # a runner died: look again who is healthy
         if not waiting:
             break
-        _bring_back(algorithm, runners, stop)
+        _restore(algorithm, runners, stop)
         runners.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
     if waiting:
         raise UserError(
-            f"{len(waiting)} of {count} parts of the rollouts were lost with their runners, {_ATTEMPTS} times: these "
-            f"died, or took more than {_PATIENCE / 60:.0f} minutes for an episode; check the runners' memory and logs, "
-            "then resume from the last checkpoint"
+            f"{len(waiting)} of {count} parts of the rollouts were lost with their runners, {_MAX_ATTEMPTS} times: "
+            f"these died, or took more than {_EPISODE_TIMEOUT_S / 60:.0f} minutes for an episode; check the runners' "
+            "memory and logs, then resume from the last checkpoint"
         )
     ordered = [done[part] for part in sorted(done)]
     return Rollouts(
@@ -149,18 +149,18 @@ def run_on_runners(
     )
 
 
-def _bring_back(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> None:
+def _restore(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> None:
     """Take restarted runners back into service, and wait for one if there is no other."""
-    deadline = time.monotonic() + _PATIENCE_WITH_A_START
+    deadline = time.monotonic() + _RESTART_TIMEOUT_S
     algorithm.restore_env_runners(runners)
     while not runners.healthy_worker_ids() and time.monotonic() < deadline:
         if stop is not None and stop():
             raise RolloutsStopped
-        time.sleep(_BETWEEN_LOOKS)
+        time.sleep(_POLL_INTERVAL_S)
         algorithm.restore_env_runners(runners)
 
 
-def _answers(
+def _gather(
     runners: Any, calls: Mapping[int, _Part], stop: Callable[[], bool] | None
 ) -> list[tuple[int, Rollouts | RunnerFailure]]:
     """Return what the runners answer; one that dies or hangs answers nothing, and is taken out of service.
@@ -172,23 +172,23 @@ def _answers(
     """
     # The group's own calls wait for all of them, however long that takes.
     manager = runners._worker_manager
-    flights = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
+    pending = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
     episodes = max(sum(slot.episodes for slot in part.slots) for part in calls.values())
-    patience = Patience(_PATIENCE * episodes)
+    timer = SilenceTimer(_EPISODE_TIMEOUT_S * episodes)
     answers: list[tuple[int, Rollouts | RunnerFailure]] = []
-    while flights:
+    while pending:
         if stop is not None and stop():
             raise RolloutsStopped
-        ready, _ = ray.wait(list(flights), timeout=_BETWEEN_LOOKS)
+        ready, _ = ray.wait(list(pending), timeout=_POLL_INTERVAL_S)
         for reference in ready:
-            runner = flights.pop(reference)
+            runner = pending.pop(reference)
             try:
                 answers.append(ray.get(reference))
             except RayTaskError:
                 raise
             except RayError:  # killed for its memory, or lost with its node or on the way
                 manager.set_actor_state(runner, healthy=False)
-        for runner in patience.look(flights.values(), ()):
+        for runner in timer.expired(pending.values(), ()):
             # Its call fails then, as a dead runner's does.
             ray.kill(manager.actors()[runner], no_restart=False)
     return answers

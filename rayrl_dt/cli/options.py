@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["CheckpointMinutes", "JsonFile", "OtherDataset", "OtherEnv", "Overrides", "Policy", "Resume"]
+
+Policy = Annotated[Path, typer.Argument(help="Run folder, checkpoint or policy bundle.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one key, as in section.key=value; may be given several times."),
+]
+OtherDataset = Annotated[
+    str | None, typer.Option(help="Use this data source instead of the one that the policy was trained on.")
+]
+OtherEnv = Annotated[
+    str | None, typer.Option(help="Use this environment instead of the one that the policy was trained for.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run folder.")
+]
+CheckpointMinutes = Annotated[
+    float,
+    typer.Option(help="Write a checkpoint at least this often, in minutes; every evaluation writes one too."),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this JSON file too.")]
