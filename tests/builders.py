@@ -81,6 +81,13 @@ def random_window(model: SequenceModel, real: Sequence[int], *, seed: int = 0) -
     return pad(window.to_torch(), 0)
 
 
+def taken(
+    model: SequenceModel, outputs: Tensor, generator: torch.Generator | None = None
+) -> np.ndarray[Any, Any]:
+    """The environment's actions for outputs of one step: the mode, or drawn with a generator."""
+    return model.to_env_actions(model.spec.head.choose(outputs, generator))
+
+
 def pad(window: Window[Tensor], value: float) -> Window[Tensor]:
     """Overwrites the padding of a window with a value, in every field."""
     padding = ~window.mask

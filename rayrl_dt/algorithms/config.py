@@ -289,7 +289,7 @@ class SequenceConfig(AlgorithmConfig):
         self.policy_spec = spec.to_json()
         if self.objective == "imitation":
             return
-        if spec.discrete:
+        if not spec.head.continuous:
             raise UserError(
                 f"training.objective {self.objective} needs continuous actions, and those of {store.info.source} are "
                 f"{spec.action_space}; set training.objective: imitation"
@@ -303,7 +303,7 @@ class SequenceConfig(AlgorithmConfig):
         chosen = spec.action_selection if self.action_selection == "auto" else self.action_selection
         return spec.acting(
             context_length=None if wanted is None else min(wanted, spec.model.context_length),
-            action_selection=(chosen or "sample") if spec.discrete else None,
+            action_selection=(chosen or "sample") if spec.head.drawn_in_evaluations else None,
         )
 
     @property

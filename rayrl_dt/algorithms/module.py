@@ -10,9 +10,9 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
 from rayrl_dt.critics.networks import TwinCritic
-from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.trunk import ReturnPredictor
 from rayrl_dt.precision import autocast
 from rayrl_dt.seeding import seeded_weights
 from rayrl_dt.types import Window
@@ -59,7 +59,7 @@ class SequenceRLModule(TorchRLModule):
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         window, trunk = Window.from_dict(batch), self.model.trunk
         with autocast(self.model.head.weight.device, self.precision):
-            if not isinstance(trunk, ReinformerTrunk):
+            if not isinstance(trunk, ReturnPredictor):
                 return {PREDICTIONS: self.model(window)}
             # Returns and actions leave one forward, as DistributedDataParallel wants it.
             features, returns = trunk.features_and_returns(self.model.inputs(window))
@@ -68,8 +68,8 @@ class SequenceRLModule(TorchRLModule):
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Act on a batch of raw windows; runners use `VectorActor`, which calls the model itself."""
         with torch.no_grad():
-            outputs = self.model(Window.from_dict(batch), last_only=True)[:, -1]
-        return {Columns.ACTIONS: self.model.to_env_actions(outputs)}
+            outputs = self.model(Window.from_dict(batch), last_only=True)[:, -1]  # (B, 1, O) -> (B, O)
+        return {Columns.ACTIONS: self.model.to_env_actions(self.model.spec.head.mode(outputs))}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return self._forward_inference(batch, **kwargs)

@@ -109,7 +109,8 @@ class MultiLossLearner(SequenceLearner):
         temperature = log_temperature.detach().exp()
         self._add(ENTROPY, entropy.detach())
         self._add(TEMPERATURE, temperature)
-        aim = -float(self.sequence_module.model.spec.action_size)
+        aim = self.sequence_module.model.spec.head.target_entropy
+        assert aim is not None
         balance = losses.temperature_loss(log_temperature, entropy, aim)
         self._apply(TEMPERATURE, balance, "the temperature's loss", clip=None)
         return temperature

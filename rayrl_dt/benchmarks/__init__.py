@@ -19,7 +19,7 @@ from rayrl_dt.benchmarks.workload import MODEL as _MODEL
 from rayrl_dt.benchmarks.workload import ROLLOUT_SLOTS, Bench, Progress
 from rayrl_dt.benchmarks.workload import make_store as _make_store
 from rayrl_dt.errors import UserError, suggest
-from rayrl_dt.models.model_config import BACKBONES
+from rayrl_dt.models.backbones import BACKBONES
 
 __all__ = ["KINDS", "Measurement", "Progress", "run"]
 

@@ -48,7 +48,7 @@ class TwinCritic(nn.Module):
     def __init__(self, spec: PolicySpec, *, hidden: int = 256, layer_norm: bool = False) -> None:
         super().__init__()
         self.layer_norm = layer_norm
-        if spec.discrete:
+        if not spec.head.continuous:
             raise UserError(
                 f"a critic takes continuous actions, and those of {spec.dataset} are {spec.action_space}; "
                 "finetune without a critic, or choose data with continuous actions"

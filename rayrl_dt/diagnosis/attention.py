@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Window
 
@@ -40,13 +41,6 @@ __all__ = [
     "read_layers",
     "summarize",
 ]
-
-TOKENS = {
-    "dt": ("return", "state", "action"),
-    "no-return": ("state", "action"),
-    "radt": ("state", "action"),
-}
-"""The tokens of a step in self-attention, by backbone."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +134,11 @@ def check_readable(model: SequenceModel) -> None:
     Raises:
         UserError: the backbone has no such attention, or the model is not on the CPU, where weights are explicit.
     """
-    backbone = model.spec.model.backbone
-    if backbone not in TOKENS:
+    if not model.spec.backbone.attends_to:
+        readable = ", ".join(name for name, backbone in BACKBONES.items() if backbone.attends_to)
         raise UserError(
-            f"backbone {backbone!r} has no attention that can be read here; "
-            f"look at a policy with backbone {', '.join(TOKENS)}"
+            f"backbone {model.spec.model.backbone!r} has no attention that can be read here; "
+            f"look at a policy with backbone {readable}"
         )
     device = model.head.weight.device
     if device.type != "cpu":
@@ -210,7 +204,7 @@ def summarize(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> Attent
         UserError: the backbone has no attention that can be read.
     """
     check_readable(model)
-    types = TOKENS[model.spec.model.backbone]
+    types = model.spec.backbone.attends_to
     tables: list[list[dict[str, Tensor]]] = []
     seen_steps: list[Tensor] = []
     for window in batches:

@@ -123,9 +123,7 @@ def sensitivity(
         count += window.batch_size
         for index, offset in enumerate(offsets):
             low, high = (_outputs(model, window, (offset + side) * span) for side in (-delta, delta))
-            if not model.spec.discrete:
-                low, high = model.to_model_units(low), model.to_model_units(high)
-            totals[index] += float(_distance(low, high, discrete=model.spec.discrete).sum())
+            totals[index] += float(model.spec.head.distance(low, high).sum())
     return Sensitivity(
         offsets=tuple(float(offset * span) for offset in offsets),
         values=tuple((totals / count / (2 * delta)).tolist()),
@@ -196,15 +194,8 @@ def _course(target: float, episodes: Sequence[EpisodeRecord]) -> Course:
 
 
 def _outputs(model: SequenceModel, window: Window[Tensor], shift: float) -> Tensor:
-    """Head outputs `(B, A or n)` of the last step with every return-to-go moved by `shift` (raw)."""
+    """Head outputs `(B, O)` of the last step with every return-to-go moved by `shift` (raw)."""
     with torch.no_grad():
         moved = replace(window, returns_to_go=window.returns_to_go + shift)
         outputs: Tensor = model(moved, last_only=True)[:, -1]
     return outputs
-
-
-def _distance(one: Tensor, other: Tensor, *, discrete: bool) -> Tensor:
-    """How far actions are apart, `(B,)` from 0 to 1."""
-    if discrete:
-        return (one.double().softmax(dim=-1) - other.double().softmax(dim=-1)).abs().sum(dim=-1) / 2
-    return (one.double() - other.double()).abs().mean(dim=-1) / 2

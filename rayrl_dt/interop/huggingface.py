@@ -63,7 +63,7 @@ def to_huggingface(model: SequenceModel) -> Any:
     if spec.model.backbone != "dt" or spec.model.head != "deterministic":
         raise UserError(
             f"Hugging Face has no model for backbone {spec.model.backbone!r} with "
-            f"{'discrete' if spec.discrete else 'continuous'} actions and a {spec.model.head} head; "
+            f"{'continuous' if spec.head.continuous else 'discrete'} actions and a {spec.model.head} head; "
             "export a bundle instead (--format bundle)"
         )
     width = spec.model.embed_dim

@@ -48,7 +48,7 @@ def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like:
     if mask is None:
         return future
     pads = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, -torch.inf)
-    bias = future + pads.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]
+    bias = future + pads.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]  # (B, K) -> (B, 1, T, T)
     bias.diagonal(dim1=-2, dim2=-1).zero_()
     return bias
 
@@ -64,30 +64,30 @@ class _Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Attend from `(B, R, d)` queries to `(B, S, d)` keys and values; return `(B, R, d)`."""
-        q, k, v = self._split(q), self._split(k), self._split(v)
+        q, k, v = self._split(q), self._split(k), self._split(v)  # (B, H, R or S, d/H)
         dropping = self.training and self.weight_dropout.p > 0.0
         if q.device.type != "cpu" and not dropping:
             attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
             return self._merge(attended)
         # SDPA would draw its dropout from the global generator. On a CPU, and for windows as short as these, it also
         # takes longer than plain products.
-        bias = bias.to(q.dtype).expand(*q.shape[:2], -1, -1).flatten(0, 1)
-        weights = self._weights(q.flatten(0, 1), k.flatten(0, 1), bias)
-        attended = torch.bmm(weights.to(v.dtype), v.flatten(0, 1))
+        bias = bias.to(q.dtype).expand(*q.shape[:2], -1, -1).flatten(0, 1)  # (B H, R, S)
+        weights = self._weights(q.flatten(0, 1), k.flatten(0, 1), bias)  # (B H, R, S)
+        attended = torch.bmm(weights.to(v.dtype), v.flatten(0, 1))  # (B H, R, d/H)
         return self._merge(torch.unflatten(attended, 0, (-1, self.heads)))
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-        """Attention weights after dropout, for flat batches of queries, keys and biases."""
+        """Attention weights after dropout, `(B H, R, S)`, for flat batches of queries, keys and biases."""
         scale = 1.0 / math.sqrt(self.out.in_features // self.heads)
         scores = torch.baddbmm(bias, q, k.transpose(-2, -1), alpha=scale)
         weights: Tensor = self.weight_dropout(scores.softmax(dim=-1))
         return weights
 
     def _split(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)  # (B, T, d) -> (B, H, T, d/H)
 
     def _merge(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(-2)
+        return x.transpose(1, 2).flatten(-2)  # (B, H, R, d/H) -> (B, R, d)
 
 
 class CausalSelfAttention(_Attention):
@@ -126,14 +126,14 @@ class CausalSelfAttention(_Attention):
         """
         width = x.shape[-1]
         if read is None:
-            q, k, v = torch.split(self.qkv(x), width, dim=-1)
+            q, k, v = torch.split(self.qkv(x), width, dim=-1)  # (B, T, 3 d) -> 3 x (B, T, d)
             attended = self._attend(q, k, v, bias)
         elif self._few(len(range(x.shape[1])[read]), x):
             attended = self._read_few(x, bias[:, :, read], read)
         else:
             (w_q, w_kv), (b_q, b_kv) = self._parts(width, 2 * width)
-            q = functional.linear(x[:, read], w_q, b_q)
-            k, v = torch.split(functional.linear(x, w_kv, b_kv), width, dim=-1)
+            q = functional.linear(x[:, read], w_q, b_q)  # (B, R, d)
+            k, v = torch.split(functional.linear(x, w_kv, b_kv), width, dim=-1)  # 2 x (B, T, d)
             attended = self._attend(q, k, v, bias[:, :, read])
         output: Tensor = self.out(attended)
         return output
@@ -157,15 +157,17 @@ class CausalSelfAttention(_Attention):
         """
         width = x.shape[-1]
         (w_q, w_k, w_v), (b_q, _, b_v) = self._parts(width, width, width)
-        q = self._split(functional.linear(x[:, read], w_q, b_q))
-        q = torch.matmul(q, torch.unflatten(w_k, 0, (self.heads, -1))).flatten(1, 2)  # (B, H * R, d)
+        q = self._split(functional.linear(x[:, read], w_q, b_q))  # (B, H, R, d/H)
+        q = torch.matmul(q, torch.unflatten(w_k, 0, (self.heads, -1))).flatten(1, 2)  # (B, H R, d)
+        # (1 or B, 1, R, T) -> (B, H R, T)
         bias = bias.to(q.dtype).expand(-1, self.heads, -1, -1).flatten(1, 2).expand(len(q), -1, -1)
-        weights = self._weights(q, x.to(q.dtype), bias)
-        mixed = torch.bmm(weights.to(q.dtype), x.to(q.dtype))
+        weights = self._weights(q, x.to(q.dtype), bias)  # (B, H R, T)
+        mixed = torch.bmm(weights.to(q.dtype), x.to(q.dtype))  # (B, H R, d)
         mixed = torch.unflatten(mixed, 1, (self.heads, -1))  # (B, H, R, d)
+        # (B, H, R, d) x (H, d, d/H) -> (B, H, R, d/H)
         values = torch.matmul(mixed, torch.unflatten(w_v, 0, (self.heads, -1)).transpose(-2, -1))
         if b_v is not None:
-            totals = torch.unflatten(weights.sum(dim=-1, keepdim=True), 1, (self.heads, -1))
+            totals = torch.unflatten(weights.sum(dim=-1, keepdim=True), 1, (self.heads, -1))  # (B, H, R, 1)
             values = values + (totals * torch.unflatten(b_v, 0, (self.heads, 1, -1))).to(values.dtype)
         return self._merge(values)
 
@@ -197,7 +199,7 @@ class CrossAttention(_Attention):
         Returns:
             `(B, R, d)`.
         """
-        key = _project(keys, self.key, self.norm_key)
+        key = _project(keys, self.key, self.norm_key)  # (B, S, d)
         value = _project(values, self.value, self.norm_value)
         output: Tensor = self.out(self._attend(self.query(query), key, value, bias))
         return output
@@ -221,8 +223,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, T, d)` to `(B, T, d)`."""
         # Flat, because autograd copies views that are changed in place, as ReLU does.
-        hidden = self.function(self.expand(x.flatten(0, 1)))
-        output: Tensor = self.dropout(self.contract(hidden)).view(x.shape)
+        hidden = self.function(self.expand(x.flatten(0, 1)))  # (B, T, d) -> (B T, 4 d)
+        output: Tensor = self.dropout(self.contract(hidden)).view(x.shape)  # (B, T, d)
         return output
 
 
@@ -239,7 +241,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
         """Return `(B, T, d)`, or `(B, R, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
-        attended = self.dropout(self.attention(self.norm_attention(x), bias, read))
+        attended = self.dropout(self.attention(self.norm_attention(x), bias, read))  # (B, R, d)
         x = (x if read is None else x[:, read]) + attended
         output: Tensor = x + self.mlp(self.norm_mlp(x))
         return output

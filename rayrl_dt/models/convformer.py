@@ -14,6 +14,7 @@ Shape legend: B batch, K steps, d width, W window (taps of a filter), M tokens o
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from torch.nn import functional
 
 from rayrl_dt.models.blocks import FeedForward, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import action_encoder, observation_encoder
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+if TYPE_CHECKING:
+    from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["ConvFormerTrunk", "TokenConvolution"]
 
@@ -55,12 +58,12 @@ class TokenConvolution(nn.Module):
         """Map `(B, K, 3, d)` to `(B, K, M, d)`."""
         # Tap by tap, each filter at its own tokens only: on a CPU, forward and backward take a sixth of the time of
         # three conv1d.
-        sequence = x.flatten(1, 2)
-        padded = functional.pad(sequence, (0, 0, len(self.weight) - 1, 0))
-        outputs: Tensor = self.bias
+        sequence = x.flatten(1, 2)  # (B, K, 3, d) -> (B, 3 K, d)
+        padded = functional.pad(sequence, (0, 0, len(self.weight) - 1, 0))  # (B, W - 1 + 3 K, d)
+        outputs: Tensor = self.bias  # (M, d)
         for tap, weight in enumerate(self.weight.unbind()):
-            seen = torch.unflatten(padded[:, tap : tap + sequence.shape[1]], 1, x.shape[1:3])
-            outputs = torch.addcmul(outputs, seen[:, :, self.kinds], weight)
+            seen = torch.unflatten(padded[:, tap : tap + sequence.shape[1]], 1, x.shape[1:3])  # (B, K, 3, d)
+            outputs = torch.addcmul(outputs, seen[:, :, self.kinds], weight)  # (B, K, M, d)
         return outputs
 
 
@@ -98,8 +101,8 @@ class ConvFormerTrunk(Trunk):
         model = spec.model
         width = model.embed_dim
         self.embed_return = nn.Linear(1, width)
-        self.embed_observation = observation_encoder(spec, width)
-        self.embed_action = action_encoder(spec, width)
+        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_action = spec.head.embedding(width)
         self.embed_timestep = TimestepTable.of(model)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
@@ -123,10 +126,12 @@ class ConvFormerTrunk(Trunk):
             self.embed_observation(inputs.observations[:, steps]),
             self.embed_action(inputs.actions[:, steps]),
         ]
+        # 3 x (B, K, d) -> (B, K, 3, d)
         x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps[:, steps])
         x = self.embed_dropout(self.embed_norm(x))
-        pads = None if inputs.mask is None else ~inputs.mask[:, steps, None, None]
+        pads = None if inputs.mask is None else ~inputs.mask[:, steps, None, None]  # (B, K, 1, 1)
         for block in self.blocks:
             x = block(x, pads)
+        # The last layer left the state tokens: (B, K, 1, d) -> (B, K or 1, d).
         features: Tensor = self.final_norm(x[:, -1:, 0] if last_only else x[:, :, 0])
         return features

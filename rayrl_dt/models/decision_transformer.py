@@ -6,19 +6,26 @@ Decision Transformer (tokens R, s, a; Chen et al. 2021, section 3) and transform
 Differences from the released code: pads are masked rather than filled with -10; the prediction heads for
 states and returns, which the paper's loss never trains, are left out; the last block computes only the tokens
 that are read.
+
+Shape legend: B batch, K steps, P tokens of a step (3 with returns, else 2), T = P K tokens, F features of an
+observation, d width; `*obs` observation shape.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rayrl_dt.models.blocks import Block, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import action_encoder, observation_encoder
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.encoders import ObservationEmbedding, encoder_of
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+if TYPE_CHECKING:
+    from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["MLPTrunk", "TransformerTrunk"]
 
@@ -39,8 +46,8 @@ class TransformerTrunk(Trunk):
         self.with_returns = with_returns
         self.tokens_per_step = 3 if with_returns else 2
         self.embed_return = nn.Linear(1, width) if with_returns else None
-        self.embed_observation = observation_encoder(spec, width)
-        self.embed_action = action_encoder(spec, width)
+        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_action = spec.head.embedding(width)
         self.embed_timestep = TimestepTable.of(model)
         self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
@@ -58,20 +65,21 @@ class TransformerTrunk(Trunk):
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
         # The last action token is seen by nobody: its action is what is asked for.
+        # P x (B, K, d) -> (B, K, P, d)
         x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
         embedded: Tensor = self.embed_norm(x)
         return embedded
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
-        x = self.embed_dropout(self.embed(inputs).flatten(1, 2))
-        bias = attention_bias(inputs.mask, x.shape[1], self.tokens_per_step, x)
+        x = self.embed_dropout(self.embed(inputs).flatten(1, 2))  # (B, K, P, d) -> (B, T, d)
+        bias = attention_bias(inputs.mask, x.shape[1], self.tokens_per_step, x)  # (1 or B, 1, T, T)
         state = self.tokens_per_step - 2
         begin = x.shape[1] - 2 if last_only else state
         read = slice(begin, x.shape[1], self.tokens_per_step)
         for block in self.blocks[:-1]:
             x = block(x, bias)
-        features: Tensor = self.final_norm(self.blocks[-1](x, bias, read))
+        features: Tensor = self.final_norm(self.blocks[-1](x, bias, read))  # (B, T, d) -> (B, K or 1, d)
         return features
 
 
@@ -85,10 +93,8 @@ class MLPTrunk(Trunk):
     def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
         super().__init__()
         model = spec.model
-        size = 1
-        for extent in spec.observation_space.shape or ():
-            size *= extent
-        layers: list[nn.Module] = [nn.Linear(model.context_length * size, model.embed_dim)]
+        self.encoder = encoder_of(spec.observation_space)(spec.observation_space)
+        layers: list[nn.Module] = [nn.Linear(model.context_length * self.encoder.features, model.embed_dim)]
         for _ in range(model.num_layers - 1):
             layers += [
                 nn.ReLU(),
@@ -100,5 +106,6 @@ class MLPTrunk(Trunk):
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, 1, d)` for the window's last step, whatever `last_only` says."""
         del last_only
-        features: Tensor = self.layers(inputs.observations.flatten(1))
+        observations = self.encoder(inputs.observations)  # (B, K, *obs) -> (B, K, F)
+        features: Tensor = self.layers(observations.flatten(1))  # (B, K F) -> (B, d)
         return features[:, None]

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, one_of, suggest
+from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.heads import HEADS
+from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting
 
-__all__ = ["BACKBONES", "CONTEXT_RULES", "HEADS", "TARGET_RULES", "WITH_TIMESTEP_TABLE", "ModelConfig"]
+__all__ = ["CONTEXT_RULES", "TARGET_RULES", "ModelConfig"]
 
-BACKBONES = ("dt", "radt", "convformer", "starformer", "reinformer", "no-return", "mlp")
-HEADS = ("auto", "deterministic", "gaussian", "categorical")
 TARGET_RULES = ("auto", "decrement", "constant", "predicted")
 CONTEXT_RULES = ("consecutive", "newest", "elastic", "whole")
-WITH_TIMESTEP_TABLE = ("dt", "no-return", "convformer", "reinformer")
-_GELU_BACKBONES = ("radt", "convformer", "starformer", "reinformer")
-_COUNTS = (
-    "context_length",
-    "embed_dim",
-    "num_layers",
-    "num_heads",
-    "conv_window",
-    "local_dim",
-    "local_heads",
-)
-# Option -> the only backbone that has it, and its default.
-_OPTIONS_OF_ONE_BACKBONE: dict[str, tuple[str, Any]] = {
-    "use_seqra": ("radt", True),
-    "use_stepra": ("radt", True),
-    "adaptive_scaling": ("radt", True),
-    "norm": ("radt", "auto"),
-    "padding_mask": ("radt", "correct"),
-    "conv_window": ("convformer", 6),
-    "local_dim": ("starformer", 16),
-    "local_heads": ("starformer", 4),
-    "shared_networks": ("reinformer", False),
-    "return_expectile": ("reinformer", 0.99),
-    "context_rule": ("reinformer", "consecutive"),
-}
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The user's choices (`rl_module.model_config` of a config file).
 
     Attributes:
@@ -81,30 +57,69 @@ class ModelConfig:
         context_rule: steps that Reinformer acts on with target rule "predicted": as many as its predictions fell,
             "consecutive" ones compared or each with the "newest"; those of which it predicts the highest return
             ("elastic"); or the "whole" context.
+
+    Raises:
+        UserError: a value is not allowed, or values do not go together.
     """
 
-    backbone: str = "dt"
-    context_length: int = 20
-    embed_dim: int = 128
-    num_layers: int = 3
-    num_heads: int = 1
-    dropout: float = 0.1
-    activation: str = "auto"
-    head: str = "auto"
-    target_rule: str = "auto"
-    timestep_embedding: str = "auto"
-    max_episode_steps: int | None = None
-    use_seqra: bool = True
-    use_stepra: bool = True
-    adaptive_scaling: bool = True
-    norm: str = "auto"
-    padding_mask: str = "correct"
-    conv_window: int = 6
-    local_dim: int = 16
-    local_heads: int = 4
-    shared_networks: bool = False
-    return_expectile: float = 0.99
-    context_rule: str = "consecutive"
+    section: ClassVar[str] = "model_config"
+
+    # The tables are read at each check, so that a row that was added counts.
+    backbone: str = setting("dt", lambda name, value: one_of(name, value, BACKBONES))
+    context_length: int = setting(20, count(1))
+    embed_dim: int = setting(128, count(1))
+    num_layers: int = setting(3, count(1))
+    num_heads: int = setting(1, count(1))
+    dropout: float = setting(0.1, real(least=0.0, below=1.0))
+    activation: str = setting("auto", choice("auto", "relu", "gelu"))
+    head: str = setting("auto", lambda name, value: one_of(name, value, ("auto", *HEADS)))
+    target_rule: str = setting("auto", choice(*TARGET_RULES))
+    timestep_embedding: str = setting("auto", choice("auto", "learned", "none"))
+    max_episode_steps: int | None = setting(None, optional(count(1)))
+    use_seqra: bool = setting(True, flag())
+    use_stepra: bool = setting(True, flag())
+    adaptive_scaling: bool = setting(True, flag())
+    norm: str = setting("auto", choice("auto", "post", "pre"))
+    padding_mask: str = setting("correct", choice("correct", "inverted"))
+    conv_window: int = setting(6, count(1))
+    local_dim: int = setting(16, count(1))
+    local_heads: int = setting(4, count(1))
+    shared_networks: bool = setting(False, flag())
+    return_expectile: float = setting(0.99, real(above=0.0, below=1.0))
+    context_rule: str = setting("consecutive", choice(*CONTEXT_RULES))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        backbone = BACKBONES[self.backbone]
+        if self.timestep_embedding == "none" and not backbone.timestep_table:
+            having = ", ".join(name for name, row in BACKBONES.items() if row.timestep_table)
+            raise UserError(
+                f"model_config.timestep_embedding 'none' is for backbones {having}, not {self.backbone!r}; remove it"
+            )
+        if self.embed_dim % self.num_heads:
+            raise UserError(
+                f"model_config.embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; choose a "
+                "width that the heads divide"
+            )
+        if self.target_rule == "predicted" and not backbone.predicts_returns:
+            having = " or ".join(repr(name) for name, row in BACKBONES.items() if row.predicts_returns)
+            raise UserError(
+                f"model_config.target_rule 'predicted' needs backbone {having}: {self.backbone!r} predicts no "
+                "returns; choose that backbone, or target_rule: auto"
+            )
+        self._check_options(backbone.options)
+        backbone.trunk.check(self)
+
+    def _check_options(self, own: tuple[str, ...]) -> None:
+        """Refuse what only other backbones read."""
+        for each in fields(self):
+            having = [name for name, row in BACKBONES.items() if each.name in row.options]
+            value = getattr(self, each.name)
+            if having and each.name not in own and value != each.default:
+                raise UserError(
+                    f"model_config.{each.name} {value!r} is for backbone {' or '.join(map(repr, having))}, "
+                    f"not {self.backbone!r}; remove it"
+                )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -115,88 +130,12 @@ class ModelConfig:
                 raise UserError(f"rl_module.model_config has no key {key!r}.{suggest(key, known)}")
         return cls(**values)
 
-    def validate(self) -> None:
-        """Raise UserError for a value that cannot work, naming the allowed ones."""
-        for name, allowed in (
-            ("backbone", BACKBONES),
-            ("head", HEADS),
-            ("target_rule", TARGET_RULES),
-            ("activation", ("auto", "relu", "gelu")),
-            ("norm", ("auto", "post", "pre")),
-            ("padding_mask", ("correct", "inverted")),
-            ("context_rule", CONTEXT_RULES),
-            ("timestep_embedding", ("auto", "learned", "none")),
-        ):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise UserError(f"model_config.{name} is {value!r}.{suggest(value, allowed)}")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"model_config.{name} is {value!r}; it must be a whole number of at least 1")
-        if self.timestep_embedding == "none" and self.backbone not in WITH_TIMESTEP_TABLE:
-            raise UserError(
-                f"model_config.timestep_embedding 'none' is for backbones {', '.join(WITH_TIMESTEP_TABLE)}, "
-                f"not {self.backbone!r}; remove it"
-            )
-        limit = self.max_episode_steps
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise UserError(
-                f"model_config.max_episode_steps is {limit!r}; it must be a whole number of at least 1, "
-                "or null"
-            )
-        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model_config.dropout is {self.dropout!r}; it must be a number in [0, 1)")
-        self._validate_options()
-        for width, heads in (("embed_dim", "num_heads"), ("local_dim", "local_heads")):
-            if getattr(self, width) % getattr(self, heads):
-                raise UserError(
-                    f"model_config.{width} {getattr(self, width)} is not a multiple of {heads} "
-                    f"{getattr(self, heads)}; choose a width that the heads divide"
-                )
-
-    def _validate_options(self) -> None:
-        for name, (backbone, default) in _OPTIONS_OF_ONE_BACKBONE.items():
-            value = getattr(self, name)
-            if isinstance(default, bool) and not isinstance(value, bool):
-                raise UserError(f"model_config.{name} is {value!r}; it must be true or false")
-            if self.backbone != backbone and value != default:
-                raise UserError(
-                    f"model_config.{name} {value!r} is for backbone {backbone!r}, not {self.backbone!r}; remove it"
-                )
-        self._validate_prediction()
-        if not (self.use_seqra or self.use_stepra):
-            raise UserError(
-                "model_config.use_seqra and use_stepra are both false, so nothing reads the returns; "
-                "for a policy without returns choose backbone: no-return"
-            )
-        if not (self.use_seqra or self.adaptive_scaling):
-            raise UserError("model_config.adaptive_scaling false needs use_seqra: it scales that attention")
-
-    def _validate_prediction(self) -> None:
-        expectile = self.return_expectile
-        if isinstance(expectile, bool) or not isinstance(expectile, int | float) or not 0 < expectile < 1:
-            raise UserError(f"model_config.return_expectile is {expectile!r}; it must be a number in (0, 1)")
-        if self.target_rule == "predicted" and self.backbone != "reinformer":
-            raise UserError(
-                f"model_config.target_rule 'predicted' needs backbone 'reinformer': {self.backbone!r} predicts no "
-                "returns; choose that backbone, or target_rule: auto"
-            )
-        if self.target_rule not in ("auto", "predicted") and self.context_rule != "consecutive":
-            raise UserError(
-                f"model_config.context_rule {self.context_rule!r} compares predicted returns, and target_rule is "
-                f"{self.target_rule!r}; remove it, or set target_rule: predicted"
-            )
-
     def resolved(self) -> ModelConfig:
         """Return the config with what hangs on the backbone alone decided."""
-        activation = "gelu" if self.backbone in _GELU_BACKBONES else "relu"
-        norm = self.norm
-        if self.backbone == "radt" and norm == "auto":
-            norm = "post" if self.use_stepra else "pre"
+        backbone = BACKBONES[self.backbone]
         return replace(
             self,
-            activation=activation if self.activation == "auto" else self.activation,
-            norm=norm,
+            activation=backbone.activation if self.activation == "auto" else self.activation,
             timestep_embedding="learned" if self.timestep_embedding == "auto" else self.timestep_embedding,
+            **backbone.trunk.decided(self),
         )

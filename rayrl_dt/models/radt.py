@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import (
     CausalSelfAttention,
     CrossAttention,
@@ -28,9 +30,12 @@ from rayrl_dt.models.blocks import (
     initialize_normal,
 )
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import action_encoder, observation_encoder
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+if TYPE_CHECKING:
+    from rayrl_dt.models.model_config import ModelConfig
+    from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["RADTBlock", "RADTTrunk", "ReturnStream", "SequenceReturnAligner", "sinusoids"]
 
@@ -80,10 +85,10 @@ class SequenceReturnAligner(nn.Module):
 
     def forward(self, query: Tensor, stream: Tensor, returns: ReturnStream, bias: Tensor) -> Tensor:
         """Return what is to be added to `stream (B, R, d)`; `query` has its shape, `bias` is `(1 or B, 1, R, K)`."""
-        z: Tensor = self.dropout(self.attention(query, returns.keys, returns.values, bias))
+        z: Tensor = self.dropout(self.attention(query, returns.keys, returns.values, bias))  # (B, R, d)
         if self.scaling is None:
             return z
-        scale = self.scaling(torch.cat([z, stream.to(z.dtype)], dim=-1))
+        scale = self.scaling(torch.cat([z, stream.to(z.dtype)], dim=-1))  # (B, R, 2 d) -> (B, R, d)
         aligned: Tensor = torch.addcmul(z, scale, z)
         return aligned
 
@@ -98,7 +103,7 @@ class _StepReturnAligner(nn.Module):
 
     def forward(self, gates: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (gamma, beta), each `(B, K, d)`, of each pair."""
-        chunks = self.project(gates).chunk(2 * self.pairs, dim=-1)
+        chunks = self.project(gates).chunk(2 * self.pairs, dim=-1)  # (B, K, 2 pairs d) -> 2 pairs x (B, K, d)
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
 
@@ -141,7 +146,7 @@ class RADTBlock(nn.Module):
         pairs = self.modulation(returns.gates) if self.modulation is not None else []
         # Keys and values need every token; after the attention only what is read goes on.
         queries = x if self.post_norm else self._norm(0, x, pairs, None)
-        attended = self.dropout(self.attention(queries, bias, read))
+        attended = self.dropout(self.attention(queries, bias, read))  # (B, T, d) -> (B, T or R, d)
         x = (x if read is None else x[:, read]) + attended
         last = len(self.norms) - 1
         if self.post_norm:
@@ -166,7 +171,7 @@ class RADTBlock(nn.Module):
             steps = _steps(read)
             return torch.addcmul(beta[:, steps].to(normed.dtype), normed, 1 + gamma[:, steps])
         # A state and an action share the modulation of their step.
-        normed = torch.unflatten(normed, 1, (-1, _TOKENS_PER_STEP))
+        normed = torch.unflatten(normed, 1, (-1, _TOKENS_PER_STEP))  # (B, T, d) -> (B, K, 2, d)
         return torch.addcmul(beta[:, :, None].to(normed.dtype), normed, 1 + gamma[:, :, None]).flatten(1, 2)
 
 
@@ -186,8 +191,8 @@ class RADTTrunk(Trunk):
         width = model.embed_dim
         self.inverted_mask = model.padding_mask == "inverted"
         self.embed_return = nn.Linear(1, width)
-        self.embed_observation = observation_encoder(spec, width)
-        self.embed_action = action_encoder(spec, width)
+        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_action = spec.head.embedding(width)
         self.embed_position = nn.Linear(width, width)
         assert model.max_episode_steps is not None
         table = sinusoids(model.max_episode_steps + model.context_length, width)
@@ -202,6 +207,25 @@ class RADTTrunk(Trunk):
             if block.aligner is not None and block.aligner.scaling is not None:
                 nn.init.zeros_(block.aligner.scaling.weight)
 
+    @classmethod
+    def check(cls, model: ModelConfig) -> None:
+        """Check that something reads the returns; see `Trunk.check`."""
+        if not (model.use_seqra or model.use_stepra):
+            raise UserError(
+                "model_config.use_seqra and use_stepra are both false, so nothing reads the returns; "
+                "for a policy without returns choose backbone: no-return"
+            )
+        if not (model.use_seqra or model.adaptive_scaling):
+            raise UserError(
+                "model_config.adaptive_scaling false needs use_seqra: it scales that attention; remove it"
+            )
+
+    @classmethod
+    def decided(cls, model: ModelConfig) -> dict[str, Any]:
+        """Return where the norms stand; see `Trunk.decided`."""
+        auto = "post" if model.use_stepra else "pre"
+        return {"norm": auto if model.norm == "auto" else model.norm}
+
     def initialize_head(self, head: nn.Linear) -> None:
         """Initialize the head as the authors do: N(0, 0.02), bias 0."""
         initialize_normal(head)
@@ -209,9 +233,9 @@ class RADTTrunk(Trunk):
     def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
         position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
-        embedded = self.embed_return(inputs.returns_to_go)
+        embedded = self.embed_return(inputs.returns_to_go)  # (B, K, d)
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
-        x = torch.stack(tokens, dim=2) + position[:, :, None]
+        x = torch.stack(tokens, dim=2) + position[:, :, None]  # 2 x (B, K, d) -> (B, K, 2, d)
         width = embedded.shape[-1:]
         keys = functional.layer_norm(embedded + position, width)
         return x, functional.silu(embedded), keys, functional.layer_norm(embedded, width)
@@ -219,7 +243,7 @@ class RADTTrunk(Trunk):
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         tokens, gates, keys, values = self.embed(inputs)
-        x = tokens.flatten(1, 2)
+        x = tokens.flatten(1, 2)  # (B, K, 2, d) -> (B, T, d)
         count = x.shape[1]
         returns = ReturnStream(
             gates=gates,
@@ -227,11 +251,11 @@ class RADTTrunk(Trunk):
             values=values,
             bias=self._bias(inputs.mask, 1, x),
         )
-        bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)
+        bias = self._bias(inputs.mask, _TOKENS_PER_STEP, x)  # (1 or B, 1, T, T)
         read = slice(count - _TOKENS_PER_STEP if last_only else 0, count, _TOKENS_PER_STEP)
         for block in self.blocks[:-1]:
             x = block(x, bias, returns, None)
-        features: Tensor = self.blocks[-1](x, bias, returns, read)
+        features: Tensor = self.blocks[-1](x, bias, returns, read)  # (B, T, d) -> (B, K or 1, d)
         return features
 
     def _bias(self, mask: Tensor | None, tokens_per_step: int, x: Tensor) -> Tensor:
@@ -241,7 +265,7 @@ class RADTTrunk(Trunk):
         bias = attention_bias(None, tokens, tokens_per_step, x)
         if mask is None:
             return bias + _INVERTED_BIAS
-        real = mask.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]
+        real = mask.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]  # (B, K) -> (B, 1, 1, T)
         return bias + _INVERTED_BIAS * real.to(x.dtype)
 
 
@@ -249,13 +273,13 @@ def sinusoids(length: int, width: int) -> Tensor:
     """Return the `(length, width)` table of sines and cosines of Vaswani et al. 2017, section 3.5."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
     angles = torch.arange(length)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # (length, width)
 
 
 def _cross_bias(steps: Tensor, read: slice | None) -> Tensor:
     """Return the mask of SeqRA: a state and an action see the returns of the steps up to their own."""
     if read is None:
-        return steps.repeat_interleave(_TOKENS_PER_STEP, dim=2)
+        return steps.repeat_interleave(_TOKENS_PER_STEP, dim=2)  # (1 or B, 1, K, K) -> (1 or B, 1, T, K)
     return steps[:, :, _steps(read)]
 
 

@@ -14,15 +14,21 @@ Shape legend: B batch, K steps, P read steps, T = 3 K tokens, d width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import CausalSelfAttention, FeedForward, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import action_encoder, observation_encoder
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
-from rayrl_dt.models.trunk import Trunk, TrunkInputs
+from rayrl_dt.models.trunk import ReturnPredictor, TrunkInputs
+
+if TYPE_CHECKING:
+    from rayrl_dt.models.model_config import ModelConfig
+    from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["ReinformerTrunk"]
 
@@ -45,7 +51,7 @@ class _PostNormBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
         """Return `(B, T, d)`, or `(B, P, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
-        attended = self.dropout(self.attention(x, bias, read))
+        attended = self.dropout(self.attention(x, bias, read))  # (B, T, d) -> (B, P, d)
         x = self.norm_attention((x if read is None else x[:, read]) + attended)
         output: Tensor = self.norm_mlp(x + self.mlp(x))
         return output
@@ -58,9 +64,9 @@ class _Network(nn.Module):
         super().__init__()
         model = spec.model
         width = model.embed_dim
-        self.embed_observation = observation_encoder(spec, width)
+        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
         self.embed_return = nn.Linear(1, width)
-        self.embed_action = action_encoder(spec, width)
+        self.embed_action = spec.head.embedding(width)
         self.embed_timestep = TimestepTable.of(model)
         if self.embed_timestep is not None:
             # N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
@@ -76,16 +82,17 @@ class _Network(nn.Module):
             self.embed_return(inputs.returns_to_go),
             self.embed_action(inputs.actions),
         ]
+        # 3 x (B, K, d) -> (B, K, 3, d)
         x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
-        x = self.embed_dropout(self.embed_norm(x).flatten(1, 2))
-        bias = attention_bias(inputs.mask, x.shape[1], _TOKENS_PER_STEP, x)
+        x = self.embed_dropout(self.embed_norm(x).flatten(1, 2))  # (B, K, 3, d) -> (B, T, d)
+        bias = attention_bias(inputs.mask, x.shape[1], _TOKENS_PER_STEP, x)  # (1 or B, 1, T, T)
         for block in self.blocks[:-1]:
             x = block(x, bias)
         features: Tensor = self.blocks[-1](x, bias, read)
         return features
 
 
-class ReinformerTrunk(Trunk):
+class ReinformerTrunk(ReturnPredictor):
     """Features for actions at the return tokens, and a predicted return at each state token.
 
     Args:
@@ -99,25 +106,31 @@ class ReinformerTrunk(Trunk):
         self.return_network = None if spec.model.shared_networks else _Network(spec, source)
         self.return_head = nn.Linear(spec.model.embed_dim, 1)
 
+    @classmethod
+    def check(cls, model: ModelConfig) -> None:
+        """Check that a rule that compares predicted returns has some; see `Trunk.check`."""
+        if model.target_rule not in ("auto", "predicted") and model.context_rule != "consecutive":
+            raise UserError(
+                f"model_config.context_rule {model.context_rule!r} compares predicted returns, and target_rule is "
+                f"{model.target_rule!r}; remove it, or set target_rule: predicted"
+            )
+
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the return tokens, or `(B, 1, d)` for the last step only."""
         features: Tensor = self.action_network(inputs, _places(_RETURN, inputs, last_only))
         return features
 
     def predict_returns(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Return the return-to-go `(B, P)` (scaled) that each state leads to; its own return and action are not read.
-
-        P is 1 with `last_only`, else K.
-        """
+        """Return the returns-to-go read at the state tokens; see `ReturnPredictor`."""
         network = self.action_network if self.return_network is None else self.return_network
         returns: Tensor = self.return_head(network(inputs, _places(_STATE, inputs, last_only)))
-        return returns[..., 0]
+        return returns[..., 0]  # (B, P, 1) -> (B, P)
 
     def features_and_returns(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor]:
         """Return what `forward` and `predict_returns` do for all steps; a shared network runs once."""
         if self.return_network is not None:
             return self(inputs), self.predict_returns(inputs)
-        x = self.action_network(inputs, None)
+        x = self.action_network(inputs, None)  # (B, T, d), of which every third token: (B, K, d)
         return x[:, _RETURN::_TOKENS_PER_STEP], self.return_head(x[:, _STATE::_TOKENS_PER_STEP])[..., 0]
 
 

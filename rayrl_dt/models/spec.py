@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,11 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data import spaces_json
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, one_of
+from rayrl_dt.models.backbones import BACKBONES, Backbone
+from rayrl_dt.models.encoders import encoder_of
+from rayrl_dt.models.head import Head
+from rayrl_dt.models.heads import HEADS
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.types import Normalizer
 
@@ -70,14 +75,14 @@ class PolicySpec:
         )
 
     @property
-    def discrete(self) -> bool:
-        """Whether actions are discrete."""
-        return isinstance(self.action_space, gym.spaces.Discrete)
+    def backbone(self) -> Backbone:
+        """What there is to know of its backbone."""
+        return BACKBONES[self.model.backbone]
 
-    @property
-    def gaussian(self) -> bool:
-        """Whether the policy is a squashed Gaussian over continuous actions."""
-        return self.model.head == "gaussian"
+    @cached_property
+    def head(self) -> Head:
+        """What its outputs mean, and how actions are taken from them."""
+        return HEADS[self.model.head](self.action_space, self.action_low, self.action_high)
 
     @property
     def acts_on(self) -> int:
@@ -87,14 +92,12 @@ class PolicySpec:
     @property
     def samples_actions(self) -> bool:
         """Whether evaluations draw actions; continuous ones are always deterministic."""
-        return self.discrete and self.action_selection != "mode"
+        return self.head.drawn_in_evaluations and self.action_selection != "mode"
 
     @property
     def action_size(self) -> int:
         """A, or the number of discrete actions."""
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            return int(self.action_space.n)
-        return len(self.action_low)
+        return self.head.size
 
     def acting(self, *, context_length: int | None, action_selection: str | None) -> PolicySpec:
         """Return the same policy with other ways to act.
@@ -116,20 +119,17 @@ class PolicySpec:
 
     def validate(self) -> None:
         """Raise UserError for a value that cannot work, naming the allowed ones."""
-        self.model.validate()
         steps, most = self.acting_context_length, self.model.context_length
-        least = most if self.model.backbone == "mlp" else 1
+        least = 1 if self.backbone.every_step else most
         if steps is not None and (not isinstance(steps, int) or not least <= steps <= most):
             raise UserError(
                 f"a policy of backbone {self.model.backbone} and context_length {most} cannot act on a context length "
                 f"of {steps!r}; use a whole number from {least} to {most}"
             )
-        chosen = self.action_selection
-        if chosen is None:
+        if self.action_selection is None:
             return
-        if chosen not in ACTION_SELECTIONS:
-            raise UserError(f"action_selection is {chosen!r}.{suggest(chosen, ACTION_SELECTIONS)}")
-        if chosen == "sample" and not self.discrete:
+        chosen = one_of("action_selection", self.action_selection, ACTION_SELECTIONS)
+        if chosen == "sample" and not self.head.drawn_in_evaluations:
             raise UserError(
                 "action_selection is 'sample', and the policy's actions are continuous, which are not drawn in "
                 "evaluations; remove it"
@@ -150,21 +150,25 @@ class PolicySpec:
         Raises:
             UserError: the head does not fit the action space, or a value is out of range.
         """
-        model.validate()
         space = store.info.action_space
-        discrete = isinstance(space, gym.spaces.Discrete)
-        heads = ("categorical",) if discrete else ("deterministic", "gaussian")
+        heads = [name for name, head in HEADS.items() if head.fits(space)]
+        if not heads:
+            raise UserError(
+                f"no policy here can take the actions of {store.info.source}, {space}; wrap the environment so that "
+                "they are one vector or one number"
+            )
         if model.head not in ("auto", *heads):
             raise UserError(
                 f"model_config.head is {model.head!r}, but the actions of {store.info.source} are {space}; "
                 f"use {', '.join(map(repr, heads))} or 'auto'"
             )
         rule = "constant" if store.delayed_reward else "decrement"
-        if model.backbone == "reinformer":
+        if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
         spec = store.info.env_spec
         limit = max(int(store.lengths.max()), (spec.max_episode_steps or 0) if spec else 0)
-        low, high = ((), ()) if discrete else _action_bounds(store)
+        head = heads[0] if model.head == "auto" else model.head
+        low, high = _action_bounds(store) if HEADS[head].continuous else ((), ())
         returns = store.episode_returns
         scale = return_scale if return_scale is not None else _default_scale(returns)
         if not np.isfinite(scale) or scale <= 0:
@@ -173,7 +177,7 @@ class PolicySpec:
         return cls(
             model=replace(
                 model.resolved(),
-                head=heads[0] if model.head == "auto" else model.head,
+                head=head,
                 target_rule=rule if model.target_rule == "auto" else model.target_rule,
                 max_episode_steps=model.max_episode_steps or limit,
             ),
@@ -181,7 +185,7 @@ class PolicySpec:
             action_space=space,
             action_low=low,
             action_high=high,
-            normalizer=store.normalizer,
+            normalizer=encoder_of(store.info.observation_space).normalizer(store),
             return_scale=float(scale),
             env=env if env is not None else (None if spec is None else spec.to_json()),
             dataset=store.info.source,

@@ -18,15 +18,21 @@ Shape legend: B batch, K steps, S components of the state, P = S + 2 local token
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import action_encoder, observation_encoder
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
+
+if TYPE_CHECKING:
+    from rayrl_dt.models.model_config import ModelConfig
+    from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["LocalEmbedding", "StARformerTrunk"]
 
@@ -43,9 +49,14 @@ class LocalEmbedding(nn.Module):
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
-        width = spec.model.local_dim
-        (components,) = spec.observation_space.shape or ()
-        self.embed_action = action_encoder(spec, width)
+        width, shape = spec.model.local_dim, spec.observation_space.shape or ()
+        if len(shape) != 1:
+            raise UserError(
+                f"backbone starformer reads the components of vectors, not observations of shape {shape}; choose "
+                "another backbone"
+            )
+        (components,) = shape
+        self.embed_action = spec.head.embedding(width)
         self.embed_component = nn.Linear(1, width)
         self.components = nn.Parameter(torch.empty(components, width))
         self.embed_return = nn.Linear(1, width)
@@ -53,14 +64,14 @@ class LocalEmbedding(nn.Module):
 
     def forward(self, inputs: TrunkInputs) -> Tensor:
         """Return `(B, K, P, l)`."""
-        actions = self.embed_action(inputs.actions)
+        actions = self.embed_action(inputs.actions)  # (B, K, l)
         if inputs.mask is not None:
             # Before a window's first step comes no action, whether its beginning is padded or not.
             actions = actions.masked_fill(~inputs.mask[..., None], 0.0)
-        previous = functional.pad(actions[:, :-1], (0, 0, 1, 0))
-        state = self.embed_component(inputs.observations[..., None]) + self.components
-        returns = torch.tanh(self.embed_return(inputs.returns_to_go))
-        return torch.cat([previous[:, :, None], state, returns[:, :, None]], dim=2)
+        previous = functional.pad(actions[:, :-1], (0, 0, 1, 0))  # (B, K, l), the first one zero
+        state = self.embed_component(inputs.observations[..., None]) + self.components  # (B, K, S, l)
+        returns = torch.tanh(self.embed_return(inputs.returns_to_go))  # (B, K, l)
+        return torch.cat([previous[:, :, None], state, returns[:, :, None]], dim=2)  # (B, K, P, l)
 
 
 class _StARBlock(nn.Module):
@@ -88,9 +99,11 @@ class _StARBlock(nn.Module):
             read: the global tokens that are wanted, among the 2K.
         """
         local = self.within(local, local.new_zeros(1, 1, local.shape[1], local.shape[1]))
-        summaries = self.norm_summary(self.summarize(self.norm_local(local).flatten(1)))
-        summaries = summaries.unflatten(0, states.shape[:2]) + slots
-        x = torch.stack([summaries, states], dim=2).flatten(1, 2)
+        summaries = self.norm_summary(
+            self.summarize(self.norm_local(local).flatten(1))
+        )  # (B K, P l) -> (B K, d)
+        summaries = summaries.unflatten(0, states.shape[:2]) + slots  # (B, K, d)
+        x = torch.stack([summaries, states], dim=2).flatten(1, 2)  # (B, 2 K, d)
         return local, self.among(x, bias, read)
 
 
@@ -106,7 +119,7 @@ class StARformerTrunk(Trunk):
         super().__init__()
         model = spec.model
         width = model.embed_dim
-        self.embed_observation = observation_encoder(spec, width)
+        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
         self.embed_local = LocalEmbedding(spec)
         self.local_dropout = Dropout(model.dropout, source)
         self.slots = nn.Parameter(torch.zeros(model.context_length, width))
@@ -116,22 +129,32 @@ class StARformerTrunk(Trunk):
         self.final_norm = nn.LayerNorm(width)
         self.apply(_initialize)
 
+    @classmethod
+    def check(cls, model: ModelConfig) -> None:
+        """Check that the heads within a step divide the width there; see `Trunk.check`."""
+        if model.local_dim % model.local_heads:
+            raise UserError(
+                f"model_config.local_dim {model.local_dim} is not a multiple of local_heads {model.local_heads}; "
+                "choose a width that the heads divide"
+            )
+
     def initialize_head(self, head: nn.Linear) -> None:
         """Initialize the head as the authors do: truncated normal of scale 0.02, bias 0."""
         _initialize(head)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the global tokens, or `(B, 1, d)` for the last step only."""
-        local = self.local_dropout(self.embed_local(inputs)).flatten(0, 1)
-        states = self.embed_observation(inputs.observations)
+        local = self.local_dropout(self.embed_local(inputs)).flatten(0, 1)  # (B, K, P, l) -> (B K, P, l)
+        states = self.embed_observation(inputs.observations)  # (B, K, d)
         count = states.shape[1]
-        slots = self.slots[-count:]
+        slots = self.slots[-count:]  # (K, d)
         states = states + slots
         tokens = _TOKENS_PER_STEP * count
-        bias = attention_bias(inputs.mask, tokens, _TOKENS_PER_STEP, states)
+        bias = attention_bias(inputs.mask, tokens, _TOKENS_PER_STEP, states)  # (1 or B, 1, 2 K, 2 K)
         every, last = slice(1, tokens, _TOKENS_PER_STEP), slice(tokens - 1, tokens)
         for block in self.blocks[:-1]:
             local, states = block(local, states, slots, bias, every)
+        # (B, 2 K, d) -> (B, K or 1, d)
         _, states = self.blocks[-1](local, states, slots, bias, last if last_only else every)
         features: Tensor = self.final_norm(states)
         return features

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from rayrl_dt.models.model_config import ModelConfig
+if TYPE_CHECKING:
+    from rayrl_dt.models.model_config import ModelConfig
 
 __all__ = ["TimestepTable", "add_timesteps"]
 
@@ -22,9 +25,9 @@ class TimestepTable(nn.Embedding):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Return `(B, K, d)` of timesteps `(B, K)`."""
-        return super().forward(timesteps.clamp(max=self.num_embeddings - 1))
+        return super().forward(timesteps.clamp(max=self.num_embeddings - 1))  # (B, K) -> (B, K, d)
 
 
 def add_timesteps(tokens: Tensor, table: TimestepTable | None, timesteps: Tensor) -> Tensor:
     """Return tokens `(B, K, P, d)` with the vectors of their steps `(B, K)` added; as they are without a table."""
-    return tokens if table is None else tokens + table(timesteps)[:, :, None]
+    return tokens if table is None else tokens + table(timesteps)[:, :, None]  # + (B, K, 1, d)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-__all__ = ["Trunk", "TrunkInputs"]
+if TYPE_CHECKING:
+    from rayrl_dt.models.model_config import ModelConfig
+
+__all__ = ["ReturnPredictor", "Trunk", "TrunkInputs"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class TrunkInputs:
 
 
 class Trunk(nn.Module, ABC):
-    """A backbone: everything between normalized inputs and the action head."""
+    """A backbone: everything between normalized inputs and the action head.
+
+    Every one is made of the policy's `spec: PolicySpec`, and `source: DropoutSource` for its dropout layers.
+    """
 
     @abstractmethod
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
@@ -39,3 +46,31 @@ class Trunk(nn.Module, ABC):
     def initialize_head(self, head: nn.Linear) -> None:
         """Initialize the action head, where the backbone's authors do not leave it to PyTorch."""
         del head
+
+    @classmethod
+    def check(cls, model: ModelConfig) -> None:
+        """Check that the choices of a model go together.
+
+        Raises:
+            UserError: they do not.
+        """
+
+    @classmethod
+    def decided(cls, model: ModelConfig) -> dict[str, Any]:
+        """Return the backbone's own choices that are "auto" in a model, decided."""
+        return {}
+
+
+class ReturnPredictor(Trunk):
+    """A backbone that also predicts the return that each state leads to."""
+
+    @abstractmethod
+    def predict_returns(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Return the return-to-go `(B, P)` (scaled) that each state leads to; its own return and action are not read.
+
+        P is 1 with `last_only`, else K.
+        """
+
+    @abstractmethod
+    def features_and_returns(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor]:
+        """Return what `forward` and `predict_returns` do for all steps."""

@@ -1,4 +1,4 @@
-"""How well a policy's outputs fit the actions of a window, by the kind of its head, and its returns."""
+"""How well a policy fits the actions of a window, and its returns."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ __all__ = ["imitation_loss", "return_loss"]
 def imitation_loss(
     model: SequenceModel, outputs: Tensor, window: Window[Tensor], weights: Tensor | None = None
 ) -> Tensor:
-    """Return the supervised loss: squared error, cross-entropy, or the negative log-likelihood of a Gaussian head.
+    """Return the supervised loss of the policy's head.
 
     Args:
         model: the policy network.
-        outputs: `(B, P, ...)` of its forward, for the last P steps of the window.
+        outputs: `(B, P, O)` of its forward, for the last P steps of the window.
         window: raw window.
         weights: `(B, P)`, how much each of those steps counts, for continuous actions; None for 1 each.
     """
     steps = outputs.shape[1]
     wanted, mask = model.to_model_actions(window.actions[:, -steps:]), window.mask[:, -steps:]
-    if model.spec.discrete:
-        return losses.cross_entropy(outputs, wanted, mask)
-    if model.spec.gaussian:
-        return losses.squashed_gaussian_nll(*model.gaussian(outputs.float()), wanted, mask, weights)
-    return losses.masked_mse(outputs, wanted, mask, weights)
+    return model.spec.head.imitation_loss(outputs, wanted, mask, weights)
 
 
 def return_loss(model: SequenceModel, predicted: Tensor, window: Window[Tensor]) -> Tensor:

@@ -100,7 +100,7 @@ class PolicyGradient:
         assert critic is not None
         read = window.last(outputs.shape[1])
         observations = model.inputs(read).observations
-        values = critic(observations, model.to_model_units(outputs).float()).amin(dim=0)
+        values = critic(observations, model.spec.head.mode(outputs).float()).amin(dim=0)
         fit = imitation_loss(model, outputs, window)
         loss = fit
         if self.weight > 0:
@@ -127,7 +127,7 @@ class AdvantageWeighted:
         assert critic is not None
         read = window.last(outputs.shape[1])
         inputs = model.inputs(read)
-        own = critic(inputs.observations, model.to_model_units(outputs.detach()).float()).amin(dim=0)
+        own = critic(inputs.observations, model.spec.head.mode(outputs.detach()).float()).amin(dim=0)
         logged = critic(inputs.observations, inputs.actions).amin(dim=0)
         weights = losses.advantage_weights(logged - own, temperature=self.temperature, cap=self.cap)
         loss = imitation_loss(model, outputs, window, weights)

@@ -34,6 +34,7 @@ from torch import Tensor
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.critics.passes import Layers, forward, input_gradients, layers_of, memory_for
 from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.types import ACTION_LIMIT
@@ -158,8 +159,9 @@ class ActionRefiner:
 
     def __init__(self, settings: ActionGradient, critic: IQLCritic, spec: PolicySpec) -> None:
         check_continuous(spec)
-        shape = spec.observation_space.shape or ()
-        expected, found = critic.q.q1[0].in_features, int(np.prod(shape)) + spec.action_size
+        space = spec.observation_space
+        expected = critic.q.q1[0].in_features
+        found = encoder_of(space)(space).features + spec.action_size
         if expected != found:
             raise UserError(
                 f"the critic takes {expected} inputs, the policy has {found} observations and actions; "
@@ -195,7 +197,7 @@ class ActionRefiner:
 
 def check_continuous(spec: PolicySpec) -> None:
     """Raise UserError if a policy's actions have no gradient."""
-    if spec.discrete:
+    if not spec.head.continuous:
         raise UserError(
             f"acting with a critic needs continuous actions, and those of {spec.dataset} are {spec.action_space}; "
             "leave it out, or choose a policy with continuous actions"
@@ -214,7 +216,7 @@ def climb(
         settings: how.
     """
     direction, moments = _DIRECTIONS[settings.rule], _Moments(actions)
-    inputs = torch.cat([observations, actions], dim=-1)
+    inputs = torch.cat([observations, actions], dim=-1)  # (N, S + A)
     columns = observations.shape[1]
     # A view: stepping writes the next iterate where the networks read it.
     iterate = inputs[:, columns:]
@@ -222,7 +224,7 @@ def climb(
     best, highest = actions, torch.empty(0)
     for step in range(settings.n + 1):
         one, other = (forward(layers, inputs, memory) for layers, memory in zip(twins, memories, strict=True))
-        values = torch.minimum(one.values, other.values)
+        values = torch.minimum(one.values, other.values)  # (N,)
         if step == 0:
             highest = values
         else:
@@ -235,7 +237,7 @@ def climb(
             input_gradients(layers, passed, skip=columns)
             for layers, passed in zip(twins, (one, other), strict=True)
         )
-        gradient = torch.where((one.values <= other.values)[:, None], first, second)
+        gradient = torch.where((one.values <= other.values)[:, None], first, second)  # (N, A)
         iterate += settings.eta * direction(settings, moments, gradient, step + 1)
         iterate.clamp_(-ACTION_LIMIT, ACTION_LIMIT)
     return best

@@ -1,4 +1,8 @@
-"""Acting in N environments at once: context, target rule, one batched forward."""
+"""Acting in N environments at once: context, target rule, one batched forward.
+
+Shape legend: N slots, n slots that need an action, O outputs, A action dimensions; `*obs` observation shape. Discrete
+actions have no axis A.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rayrl_dt.data.returns import next_return_to_go
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -27,8 +32,7 @@ class VectorActor:
     Args:
         model: the policy network; put into eval mode.
         slots: N.
-        sample: generator for actions drawn from the softmax or the squashed Gaussian; None takes the most likely
-            action, or tanh(mean).
+        sample: generator for actions drawn from the policy's law, if it has one; None takes its mode.
         noise: standard deviation of the normal noise on continuous actions, in units of [-1, 1]; needs `sample`.
         context_length: steps to act on, at most the model's K; None for the policy's own choice.
         precision: "fp32" or "bf16" (autocast).
@@ -55,24 +59,15 @@ class VectorActor:
         self.noise = noise
         self.precision = precision
         self.refiner: Refiner | None = None
-        space = spec.observation_space
-        self._context = ContextBuffer(
-            slots,
-            min(context_length or spec.acts_on, spec.model.context_length),
-            observation_shape=space.shape or (),
-            observation_dtype=np.uint8 if space.dtype == np.uint8 else np.float32,
-            action_shape=() if spec.discrete else (spec.action_size,),
-            action_dtype=np.int64 if spec.discrete else np.float32,
+        self._context = ContextBuffer.of(
+            spec, slots, min(context_length or spec.acts_on, spec.model.context_length)
         )
         self._return_to_go = np.zeros(slots, np.float64)
         self._timestep = np.zeros(slots, np.int64)
         self._delayed = spec.model.target_rule == "constant"
         self._predicted = spec.model.target_rule == "predicted"
         self._plan: ActingPlan | None = None
-        self._actions = np.zeros(
-            (slots,) if spec.discrete else (slots, spec.action_size),
-            spec.action_space.dtype,
-        )
+        self._actions = np.zeros((slots, *spec.head.shape), spec.action_space.dtype)
 
     @property
     def returns_to_go(self) -> Array:
@@ -119,19 +114,11 @@ class VectorActor:
             return self._actions
         if self._plan is None or not self._plan.holds():
             self._plan = acting_plan(self.model, self._context, self.precision)
-        outputs = self._plan.outputs(rows)
+        outputs = self._plan.outputs(rows)  # (n, O)
         if self._predicted:
             self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)
-        if self.noise > 0:
-            outputs = outputs.float()
-            noise = torch.randn(outputs.shape, generator=self.sample).to(outputs.device)
-            outputs = (outputs + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
-        refine = None
-        if self.refiner is not None:
-            seen = observations if rows is None else observations[rows]
-            draw = partial(self.model.to_model_units, outputs) if self.model.spec.gaussian else None
-            refine = partial(self.refiner, seen, draw=draw)
-        actions = self.model.to_env_actions(outputs, sample=self.sample, refine=refine)
+        chosen = self._choose(outputs, observations if rows is None else observations[rows])
+        actions = self.model.to_env_actions(chosen)
         if rows is None:
             self._actions = actions
         else:
@@ -139,3 +126,15 @@ class VectorActor:
             self._actions[rows] = actions
         self._context.set_actions(self._actions)
         return self._actions
+
+    def _choose(self, outputs: Tensor, observations: Array) -> Tensor:
+        """Return the actions to take, `(n, A)` or `(n,)` in model units, for outputs `(n, O)`."""
+        head = self.model.spec.head
+        actions = head.choose(outputs, self.sample)
+        if self.noise > 0:
+            noise = torch.randn(actions.shape, generator=self.sample).to(actions.device)
+            actions = (actions.float() + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        if self.refiner is not None:
+            draw = partial(head.sample, outputs) if head.stochastic else None
+            actions = self.refiner(observations, actions.float(), draw=draw)
+        return actions

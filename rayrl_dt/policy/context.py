@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rayrl_dt.models.encoders import encoder_of
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Window
 
 __all__ = ["ContextBuffer"]
@@ -54,6 +56,19 @@ class ContextBuffer:
         self._timesteps = np.zeros((slots, capacity), np.int64)
         self._mask = np.zeros((slots, capacity), bool)
         self._end = context_length  # the window is [end - K, end)
+
+    @classmethod
+    def of(cls, spec: PolicySpec, slots: int, context_length: int) -> ContextBuffer:
+        """Return the windows that a policy acts on."""
+        space, head = spec.observation_space, spec.head
+        return cls(
+            slots,
+            context_length,
+            observation_shape=space.shape or (),
+            observation_dtype=encoder_of(space).dtype(space),
+            action_shape=head.shape,
+            action_dtype=head.dtype,
+        )
 
     @property
     def _fields(self) -> tuple[Array, ...]:

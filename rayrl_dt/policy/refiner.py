@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Draw", "Refiner"]
 
-Draw = Callable[[Tensor], Tensor]
-"""Maps standard normal numbers `(M, N, A)` to M actions of the policy for each of N slots, `(M, N, A)`."""
+Draw = Callable[[int, torch.Generator], Tensor]
+"""Draws M actions of the policy for each of N slots, `(M, N, A)` in [-1, 1]."""
 
 
 class Refiner(Protocol):

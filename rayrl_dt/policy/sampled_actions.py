@@ -148,20 +148,21 @@ class SamplingRefiner:
         if settings.idle:
             return actions
         with torch.no_grad():
-            shape = (settings.n, *actions.shape)
-            noise = torch.randn(shape, generator=self._generator).to(actions.device)
             if draw is None:
-                drawn = (actions + settings.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+                noise = torch.randn((settings.n, *actions.shape), generator=self._generator)
+                drawn = actions + settings.noise * noise.to(actions.device)  # (N, A) -> (M, N, A)
+                drawn = drawn.clamp(-ACTION_LIMIT, ACTION_LIMIT)
             else:
-                drawn = draw(noise)
+                drawn = draw(settings.n, self._generator)
             device = self._mean.device
             # The policy's own comes first: of equally good ones it is taken.
-            candidates = torch.cat([actions[None], drawn]).to(device, torch.float32)
+            candidates = torch.cat([actions[None], drawn]).to(device, torch.float32)  # (1 + M, N, A)
             raw = torch.as_tensor(observations, dtype=torch.float32, device=device)
+            # (N, S) -> (1 + M, N, S)
             normalized = ((raw - self._mean) / self._std).expand(len(candidates), -1, -1)
-            values = self._critic(normalized, candidates).amin(dim=0)
+            values = self._critic(normalized, candidates).amin(dim=0)  # (2, 1 + M, N) -> (1 + M, N)
             # A value that is NaN is no improvement.
-            best = values.nan_to_num(nan=-math.inf).argmax(dim=0)
+            best = values.nan_to_num(nan=-math.inf).argmax(dim=0)  # (N,)
             return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
 
 

@@ -164,5 +164,4 @@ class SequencePolicy:
             np.array([self._target]),
         )
         self._starting = False
-        action = actions[0]
-        return int(action) if self.spec.discrete else np.array(action)
+        return self.spec.head.single(actions[0])

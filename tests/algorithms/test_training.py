@@ -16,7 +16,7 @@ import torch
 from rayrl_dt import BC, DT, UserError
 from rayrl_dt.algorithms.learner import scheduled_lr
 from rayrl_dt.errors import TrainingDiverged
-from rayrl_dt.models.model_config import BACKBONES
+from rayrl_dt.models.backbones import BACKBONES
 
 pytestmark = pytest.mark.ray
 

@@ -160,7 +160,9 @@ def whole(parts: Counter[str]) -> str:
 def act(folder: Path, **options: Any) -> str:
     """Digest of 50 actions of a run's policy in its environment, and the sum of the rewards."""
     policy = SequencePolicy.load(folder, **options)
-    env = gym.make("CartPole-v1" if policy.spec.discrete else "Pendulum-v1")
+    env = gym.make(
+        "CartPole-v1" if isinstance(policy.spec.action_space, gym.spaces.Discrete) else "Pendulum-v1"
+    )
     actions: list[Any] = []
     reward, total, ended = 0.0, 0.0, True
     for step in range(50):

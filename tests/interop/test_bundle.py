@@ -16,7 +16,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop import bundle
 from rayrl_dt.interop.bundle import find_bundle, load_model, read_header, save_bundle
-from rayrl_dt.models.model_config import BACKBONES
+from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
 
 MakeStore = Callable[..., TrajectoryStore]

@@ -213,7 +213,7 @@ def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
 def test_every_parameter_is_trained(make_store: MakeStore, options: dict[str, int]) -> None:
     model = build(make_store(**options), num_layers=3)
     window = random_window(model, [K, 4])
-    loss = losses.cross_entropy if model.spec.discrete else losses.masked_mse
+    loss = losses.masked_mse if model.spec.head.continuous else losses.cross_entropy
     loss(model(window), model.to_model_actions(window.actions), window.mask).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import build_model, pad, random_window
+from builders import build_model, pad, random_window, taken
 from scipy import stats
 
 from rayrl_dt import losses
@@ -19,7 +19,8 @@ from rayrl_dt.diagnosis import cost
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import load_model, save_bundle
 from rayrl_dt.interop.huggingface import to_huggingface
-from rayrl_dt.models.model_config import BACKBONES, ModelConfig
+from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.actor import VectorActor
@@ -43,7 +44,7 @@ def test_the_head_must_be_asked_for_and_fit_the_actions(make_store: MakeStore) -
     for asked, given in (("auto", "deterministic"), ("gaussian", "gaussian")):
         spec = PolicySpec.from_store(ModelConfig(head=asked), make_store(), return_scale=None)
         assert spec.model.head == given
-        assert spec.gaussian == (given == "gaussian")
+        assert spec.head.stochastic == (given == "gaussian")
     with pytest.raises(UserError, match=r"head is 'gaussian'.*'categorical' or 'auto'"):
         PolicySpec.from_store(ModelConfig(head="gaussian"), make_store(actions=3), return_scale=None)
     with pytest.raises(UserError, match=r"head is 'categorical'.*'deterministic', 'gaussian' or 'auto'"):
@@ -61,7 +62,7 @@ def test_outputs_are_raw_means_and_spreads_in_the_range(make_store: MakeStore, b
     torch.testing.assert_close(last, outputs[:, -1:], rtol=1e-5, atol=1e-5)
     features = model.trunk(model.inputs(window), last_only=False)
     torch.testing.assert_close(outputs, features @ model.head.weight.T + model.head.bias)
-    mean, log_std = model.gaussian(outputs)
+    mean, log_std = model.spec.head.law(outputs)
     assert torch.equal(mean, outputs[..., :2])
     torch.testing.assert_close(log_std, -5 + 3.5 * (outputs[..., 2:].tanh() + 1))
 
@@ -69,11 +70,11 @@ def test_outputs_are_raw_means_and_spreads_in_the_range(make_store: MakeStore, b
 def test_log_std_ends_at_minus_five_and_two(model: SequenceModel) -> None:
     raw = torch.tensor([-1e9, -100.0, 0.0, 100.0, 1e9])
     outputs = torch.stack([torch.zeros(5), torch.ones(5), raw, raw], dim=-1)
-    mean, log_std = model.gaussian(outputs)
+    mean, log_std = model.spec.head.law(outputs)
     assert log_std[:, 0].tolist() == [-5.0, -5.0, -1.5, 2.0, 2.0]
     assert torch.equal(log_std[:, 0], log_std[:, 1])
     assert mean.unique().tolist() == [0.0, 1.0]
-    assert model.gaussian(outputs.bfloat16())[1].dtype == torch.float32
+    assert model.spec.head.law(outputs.bfloat16())[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -97,9 +98,9 @@ def test_the_deterministic_head_starts_and_acts_as_before(make_store: MakeStore)
     with torch.no_grad():
         outputs = model(window)
         assert torch.equal(outputs, torch.tanh(model.head(model.trunk(model.inputs(window)))))
-    assert model.to_model_units(outputs, torch.ones_like(outputs)) is outputs
-    sampled = model.to_env_actions(outputs[:, -1], sample=torch.Generator().manual_seed(0))
-    np.testing.assert_array_equal(sampled, model.to_env_actions(outputs[:, -1]))
+    assert model.spec.head.mode(outputs) is outputs
+    sampled = taken(model, outputs[:, -1], torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(sampled, taken(model, outputs[:, -1]))
 
 
 def test_actions_are_the_squashed_mean_or_drawn_from_the_law(model: SequenceModel) -> None:
@@ -108,15 +109,15 @@ def test_actions_are_the_squashed_mean_or_drawn_from_the_law(model: SequenceMode
     std = np.exp(-5 + 3.5 * (np.tanh(raw) + 1))
     count = 20_000
     outputs = torch.tensor([*mean, *raw], dtype=torch.float32).expand(count, 4)
-    chosen = model.to_env_actions(outputs)
+    chosen = taken(model, outputs)
     np.testing.assert_allclose(chosen[0], [np.tanh(0.4), 2 + 4 * np.tanh(-0.7)], rtol=1e-6)
     assert (chosen == chosen[0]).all()
     generator = torch.Generator().manual_seed(0)
-    drawn = model.to_env_actions(outputs, sample=generator)
+    drawn = taken(model, outputs, generator)
     assert drawn.shape == (count, 2) and drawn.dtype == np.float32
-    again = model.to_env_actions(outputs, sample=torch.Generator().manual_seed(0))
+    again = taken(model, outputs, torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(drawn, again)
-    assert (model.to_env_actions(outputs, sample=generator) != drawn).mean() > 0.99
+    assert (taken(model, outputs, generator) != drawn).mean() > 0.99
     inside = np.arctanh((drawn.astype(np.float64) - [0, 2]) / [1, 4])
     for dimension in range(2):
         law = stats.norm(mean[dimension], std[dimension])
@@ -126,13 +127,13 @@ def test_actions_are_the_squashed_mean_or_drawn_from_the_law(model: SequenceMode
 
 def test_actions_keep_off_the_bounds(model: SequenceModel) -> None:
     wide = torch.tensor([[90.0, -90.0, 0.0, 0.0], [0.0, 0.0, 90.0, 90.0]]).repeat_interleave(500, dim=0)
-    noise = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * 5
-    for actions in (model.to_model_units(wide), model.to_model_units(wide, noise)):
+    head = model.spec.head
+    for actions in (head.mode(wide), *head.sample(wide, 3, torch.Generator().manual_seed(0))):
         assert actions.abs().max().item() == LIMIT
-    assert np.abs(model.to_env_actions(wide)).max() == LIMIT
-    assert np.abs(model.to_env_actions(wide, sample=torch.Generator().manual_seed(0))).max() == LIMIT
+    assert np.abs(taken(model, wide)).max() == LIMIT
+    assert np.abs(taken(model, wide, torch.Generator().manual_seed(0))).max() == LIMIT
     low, high = (-0.4, 0.1), (0.7, 5.0)
-    scaled = widened(model, low, high).to_env_actions(wide)
+    scaled = taken(widened(model, low, high), wide)
     half = (np.array(high) - low) / 2
     np.testing.assert_allclose(scaled[0] - low, [2 * half[0], half[1] * 1e-6], rtol=1e-3, atol=3e-7)
 
@@ -141,10 +142,10 @@ def test_actions_keep_off_the_bounds(model: SequenceModel) -> None:
 def test_the_density_of_drawn_actions_is_the_one_in_the_loss(model: SequenceModel, sampling: bool) -> None:
     """What is executed, recorded and converted back has the density that `noise` says."""
     outputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) / 2
-    mean, log_std = model.gaussian(outputs)
+    mean, log_std = model.spec.head.law(outputs)
     noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(2)) * sampling
     sample = torch.Generator().manual_seed(2) if sampling else None
-    executed = torch.from_numpy(model.to_env_actions(outputs, sample=sample))
+    executed = torch.from_numpy(taken(model, outputs, sample))
     log_prob = losses.squashed_gaussian_log_prob(mean, log_std, model.to_model_actions(executed))
     normal = torch.distributions.Normal(mean, log_std.exp())
     drawn = (mean + log_std.exp() * noise).double()
@@ -161,7 +162,7 @@ def test_padding_has_no_gradient(model: SequenceModel, garbage: float) -> None:
     gradients = []
     for window in (clean, pad(clean, garbage)):
         model.zero_grad()
-        mean, log_std = model.gaussian(model(window))
+        mean, log_std = model.spec.head.law(model(window))
         target = model.to_model_actions(window.actions)
         loss = losses.squashed_gaussian_nll(mean, log_std, target, window.mask)
         (loss - 0.1 * losses.squashed_gaussian_entropy(mean, log_std, window.mask, noise)).backward()
@@ -215,9 +216,7 @@ def test_a_bundle_keeps_the_head(model: SequenceModel, tmp_path: Path) -> None:
     with torch.no_grad():
         outputs = model(window)
         assert torch.equal(again(window), outputs)
-    drawn = [
-        m.to_env_actions(outputs[:, -1], sample=torch.Generator().manual_seed(3)) for m in (model, again)
-    ]
+    drawn = [taken(m, outputs[:, -1], torch.Generator().manual_seed(3)) for m in (model, again)]
     np.testing.assert_array_equal(*drawn)
 
 

@@ -307,4 +307,4 @@ def test_auto_norm_is_the_authors_choice(options: dict[str, Any], norm: str) -> 
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ModelConfig(**{"backbone": "radt", **options}).validate()
+        ModelConfig(**{"backbone": "radt", **options})

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import build_model, pad, random_window
+from builders import build_model, pad, random_window, taken
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,8 +18,8 @@ from rayrl_dt import losses
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.blocks import attention_bias
-from rayrl_dt.models.model_config import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
@@ -55,7 +55,7 @@ def continuous(make_store: MakeStore) -> SequenceModel:
 def changed(model: SequenceModel, window: Window[Tensor], name: str, steps: slice) -> Window[Tensor]:
     """The window with other values of one field at some steps."""
     values = getattr(window, name).clone()
-    if name == "actions" and model.spec.discrete:
+    if name == "actions" and not model.spec.head.continuous:
         start, count = int(model.spec.action_space.start), model.spec.action_size
         values[:, steps] = start + (values[:, steps] - start + 1) % count
     elif name == "actions":
@@ -115,7 +115,7 @@ def test_what_padding_holds_does_not_matter(store: TrajectoryStore, backbone: st
 def test_padding_has_no_gradient(store: TrajectoryStore, backbone: str, garbage: float) -> None:
     model = build_model(store, backbone=backbone)
     clean = random_window(model, [1, 3, K, 5])
-    loss = losses.cross_entropy if model.spec.discrete else losses.masked_mse
+    loss = losses.masked_mse if model.spec.head.continuous else losses.cross_entropy
     gradients = []
     for window in (clean, pad(clean, garbage)):
         model.zero_grad()
@@ -231,7 +231,7 @@ def test_short_episodes_make_windows_like_any_other(
     make_store: MakeStore, transformer: SequenceModel, episode: int, offset: int
 ) -> None:
     first = getattr(transformer.spec.action_space, "start", 0)
-    options = {"actions": 4, "first_action": int(first)} if transformer.spec.discrete else {}
+    options = {} if transformer.spec.head.continuous else {"actions": 4, "first_action": int(first)}
     store = make_store(lengths=(1, 2, K, 30, 30), **options)
     cut = windows.gather(store, np.array([episode, 4]), np.array([offset, 3]), K).to_torch()
     real = int(cut.mask[0].sum())
@@ -240,7 +240,7 @@ def test_short_episodes_make_windows_like_any_other(
     with torch.no_grad():
         outputs, expected = transformer(cut), transformer(alone)
     torch.testing.assert_close(outputs[:1, -real:], expected, rtol=1e-5, atol=1e-5)
-    loss = losses.cross_entropy if transformer.spec.discrete else losses.masked_mse
+    loss = losses.masked_mse if transformer.spec.head.continuous else losses.cross_entropy
     assert loss(outputs, transformer.to_model_actions(cut.actions), cut.mask).isfinite()
 
 
@@ -322,7 +322,7 @@ def test_discrete_actions_start_where_the_space_does(make_store: MakeStore, star
     actions = start + torch.arange(4)
     assert model.to_model_actions(actions).tolist() == [0, 1, 2, 3]
     logits = torch.eye(4) * 9
-    assert model.to_env_actions(logits).tolist() == actions.tolist()
+    assert taken(model, logits).tolist() == actions.tolist()
 
 
 def test_discrete_actions_follow_the_softmax(make_store: MakeStore) -> None:
@@ -330,10 +330,10 @@ def test_discrete_actions_follow_the_softmax(make_store: MakeStore) -> None:
     law = torch.tensor([0.5, 0.3, 0.15, 0.05])
     count = 20_000
     generator = torch.Generator().manual_seed(0)
-    drawn = model.to_env_actions(law.log().expand(count, 4), sample=generator)
+    drawn = taken(model, law.log().expand(count, 4), generator)
     frequencies = np.bincount(drawn - 3, minlength=4) / count
     assert (np.abs(frequencies - law.numpy()) < 4 * np.sqrt(law.numpy() * (1 - law.numpy()) / count)).all()
-    again = model.to_env_actions(law.log().expand(count, 4), sample=generator.manual_seed(0))
+    again = taken(model, law.log().expand(count, 4), generator.manual_seed(0))
     assert (drawn == again).all()
 
 

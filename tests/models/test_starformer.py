@@ -54,7 +54,7 @@ def changed(model: SequenceModel, window: Window[Tensor], name: str, step: int) 
     values = getattr(window, name).clone()
     if name != "actions":
         values[:, step] += 3
-    elif model.spec.discrete:
+    elif not model.spec.head.continuous:
         start = int(model.spec.action_space.start)
         values[:, step] = start + (values[:, step] - start + 1) % model.spec.action_size
     else:
@@ -93,7 +93,7 @@ def test_local_tokens(model: SequenceModel) -> None:
             expected = embed.embed_component(component) + embed.components[index]
             torch.testing.assert_close(tokens[:, :, 1 + index], expected)
         torch.testing.assert_close(tokens[:, :, -1], embed.embed_return(inputs.returns_to_go).tanh())
-    assert embed.embed_action.weight.shape == ((4, LOCAL) if model.spec.discrete else (LOCAL, 2))
+    assert embed.embed_action.weight.shape == ((LOCAL, 2) if model.spec.head.continuous else (4, LOCAL))
 
 
 @pytest.mark.parametrize("garbage", [0.0, -10.0, float("nan")])
@@ -276,7 +276,7 @@ def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
 
 def test_every_parameter_is_trained(model: SequenceModel) -> None:
     window = random_window(model, [K, 4])
-    loss = losses.cross_entropy if model.spec.discrete else losses.masked_mse
+    loss = losses.masked_mse if model.spec.head.continuous else losses.cross_entropy
     loss(model(window), model.to_model_actions(window.actions), window.mask).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name

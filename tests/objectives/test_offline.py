@@ -98,7 +98,7 @@ def test_pg_is_equation_9(model: SequenceModel, critic: TwinCritic, window: Wind
     terms = PolicyGradient(0.7)(model, critic, outputs, window)
     steps = outputs.shape[1]
     observations, mask = model.inputs(window).observations[:, -steps:], window.mask[:, -steps:]
-    values = critic(observations, model.to_model_units(outputs)).amin(dim=0)[mask]
+    values = critic(observations, model.spec.head.mode(outputs)).amin(dim=0)[mask]
     ratio = values.mean() / values.abs().mean().detach()
     expected = imitation_loss(model, outputs, window) - 0.7 * ratio
     assert terms.loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -126,7 +126,7 @@ def test_awac_is_equation_10(model: SequenceModel, critic: TwinCritic, window: W
     inputs = model.inputs(window)
     observations, logged = inputs.observations[:, -steps:], inputs.actions[:, -steps:]
     with torch.no_grad():
-        own = critic(observations, model.to_model_units(outputs)).amin(dim=0)
+        own = critic(observations, model.spec.head.mode(outputs)).amin(dim=0)
         weights = torch.exp((critic(observations, logged).amin(dim=0) - own) / 0.5).clamp(max=3.0)
     assert (weights[mask] == 3).any() and (weights[mask] < 3).any()
     each = []

@@ -42,15 +42,7 @@ HEADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def context_of(model: SequenceModel, length: int | None = None) -> ContextBuffer:
-    spec = model.spec
-    return ContextBuffer(
-        SLOTS,
-        length or spec.model.context_length,
-        observation_shape=spec.observation_space.shape or (),
-        observation_dtype=np.float32,
-        action_shape=() if spec.discrete else (spec.action_size,),
-        action_dtype=np.int64 if spec.discrete else np.float32,
-    )
+    return ContextBuffer.of(model.spec, SLOTS, length or model.spec.model.context_length)
 
 
 class Course:
@@ -77,10 +69,10 @@ class Course:
             observations = self.rng.normal(size=(SLOTS, 3)).astype(np.float32)
             self.context.append(self.rng.normal(size=SLOTS) * 5, observations, self.time)
             yield step
-            spec = self.model.spec
-            shape = (SLOTS,) if spec.discrete else (SLOTS, spec.action_size)
+            head = self.model.spec.head
+            shape = (SLOTS, *head.shape)
             actions = (
-                3 + self.rng.integers(4, size=shape) if spec.discrete else self.rng.uniform(-1, 1, shape)
+                self.rng.uniform(-1, 1, shape) if head.continuous else 3 + self.rng.integers(4, size=shape)
             )
             self.context.set_actions(actions)
             self.time += 1

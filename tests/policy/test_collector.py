@@ -79,7 +79,7 @@ def test_episodes_replay_in_a_single_environment(name: str) -> None:
     single = envs.make(name, max_episode_steps=limit)
     model = build_model(store_for(single))
     actor = VectorActor(
-        model, slots, sample=torch.Generator().manual_seed(0) if model.spec.discrete else None
+        model, slots, sample=None if model.spec.head.continuous else torch.Generator().manual_seed(0)
     )
     collector = Collector(envs.make_vector(name, slots, max_episode_steps=limit), actor, record=True)
     collector.reset(seed=list(seeds))
@@ -110,7 +110,7 @@ def test_the_actor_sees_what_training_shows(name: str, delayed: bool) -> None:
     data = store_for(env)
     model = build_model(data.with_delayed_rewards() if delayed else data, context_length=length)
     actor = VectorActor(
-        model, slots, sample=torch.Generator().manual_seed(0) if model.spec.discrete else None
+        model, slots, sample=None if model.spec.head.continuous else torch.Generator().manual_seed(0)
     )
     collector = Collector(envs.make_vector(name, slots, max_episode_steps=limit), actor, record=True)
     collector.targets = np.array([5.0, -80.0, 300.0])

@@ -57,7 +57,7 @@ def test_no_samples_and_no_noise_leave_the_policy(model: SequenceModel, critic: 
     assert np.array_equal(acted(model, SampledActions(n=0), critic), plain)
     still = acted(model, SampledActions(n=5, noise=0.0), critic)
     # A Gaussian policy draws from itself, whatever the noise.
-    assert np.array_equal(still, plain) is not model.spec.gaussian
+    assert np.array_equal(still, plain) is not model.spec.head.stochastic
 
 
 def test_q_never_falls_and_more_samples_find_more(model: SequenceModel, critic: IQLCritic) -> None:
@@ -78,11 +78,12 @@ def test_draws_are_the_policys_own(model: SequenceModel, critic: IQLCritic) -> N
 
     noise = torch.randn(1, N, 2, generator=torch_generator(seed, "sampled-actions"))[0]
     plain = torch.from_numpy(acted(model, None, critic))
-    if model.spec.gaussian:
+    if model.spec.head.stochastic:
         actor = VectorActor(model, N)
         actor.act(observations(), np.zeros(N), np.ones(N, bool), np.full(N, 3.0))
         assert actor._plan is not None
-        expected = model.to_model_units(actor._plan.outputs(None), noise).detach()
+        mean, log_std = model.spec.head.law(actor._plan.outputs(None).detach())
+        expected = torch.tanh(mean + log_std.exp() * noise)
     else:
         expected = (plain + 0.3 * noise).clamp(-1, 1)
     taken = torch.from_numpy(acted(model, settings, critic))

@@ -76,7 +76,7 @@ def test_acts_as_the_vector_actor_does(name: str, sample_seed: int | None) -> No
     expected = run_vector(VectorActor(model, 1, sample=sample), env, target=-300.0)
     np.testing.assert_array_equal(actions, expected)
     assert all(env.action_space.contains(action) for action in actions)
-    assert all(isinstance(action, int if policy.spec.discrete else np.ndarray) for action in actions)
+    assert all(isinstance(action, np.ndarray if policy.spec.head.continuous else int) for action in actions)
 
 
 def test_acts_as_it_was_evaluated_unless_told_otherwise(tmp_path: Path) -> None:

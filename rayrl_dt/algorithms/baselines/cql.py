@@ -209,9 +209,7 @@ class CQLLearner(MultiLossLearner):
 
     def _draw(self, outputs: Tensor, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions `(B, count, A)` of the policy with their log-density, for its outputs `(B, 1, 2A)`."""
-        mean, log_std = self.cql_module.model.gaussian(outputs)
-        normal = self._normal(mean.expand(-1, count, -1), noise)
-        return losses.squashed_gaussian_sample(mean, log_std, normal)
+        return self.cql_module.model.spec.head.sample_with_density(outputs.expand(-1, count, -1), noise)
 
     def _draw_uniform(self, like: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform actions in [-1, 1] with their log-density, in the shapes of drawn ones `(B, M, A)`."""

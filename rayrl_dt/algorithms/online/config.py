@@ -18,7 +18,8 @@ from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import load_model
-from rayrl_dt.models.model_config import WITH_TIMESTEP_TABLE, ModelConfig
+from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["MODES", "OPTIMIZERS", "RL_GRADIENTS", "OnlineConfig"]
@@ -206,7 +207,7 @@ class OnlineConfig(SequenceConfig):
         if self.base_policy is not None:
             return PolicySpec.from_json(self.base_policy).model
         model = super().sequence_model
-        if model.timestep_embedding == "auto" and model.backbone in WITH_TIMESTEP_TABLE:
+        if model.timestep_embedding == "auto" and BACKBONES[model.backbone].timestep_table:
             return replace(model, timestep_embedding="none")
         return model
 
@@ -240,7 +241,7 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
-        if self.action_regularization > 0 and self.resolved_spec.discrete:
+        if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "
                 f"continuous actions, and those of {store.info.source} are {store.info.action_space}; set it to 0"
@@ -361,12 +362,12 @@ class OnlineConfig(SequenceConfig):
                 "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "
                 "deterministic, or rl_gradient: none (ODT)"
             )
-        if model.backbone == "mlp":
+        if not BACKBONES[model.backbone].every_step:
             raise UserError(
-                "model_config.backbone mlp has one output per window; finetune a sequence backbone"
+                f"model_config.backbone {model.backbone} has one output per window; finetune a sequence backbone"
             )
-        if model.backbone == "reinformer":
+        if BACKBONES[model.backbone].predicts_returns:
             raise UserError(
-                "model_config.backbone reinformer cannot be finetuned online: its return prediction would not be "
-                "trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
+                f"model_config.backbone {model.backbone} cannot be finetuned online: its return prediction would not "
+                "be trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
             )

@@ -83,7 +83,7 @@ class OnlineLearner(MultiLossLearner):
             settings = {"lr": config.critic_lr, "weight_decay": self.critic_weight_decay, "fused": fused}
             critic = torch.optim.AdamW(module.critic.parameters(), **settings)
             self._register(module_id, CRITIC, critic, lr=config.critic_lr)
-        if module.model.spec.gaussian:
+        if module.model.spec.head.target_entropy is not None:
             adam = torch.optim.Adam([module.log_temperature], lr=config.temperature_lr)
             self._register(module_id, TEMPERATURE, adam, lr=config.temperature_lr)
 
@@ -154,7 +154,7 @@ class OnlineLearner(MultiLossLearner):
         fit = imitation_loss(model, outputs, window)
         self._add(BC_LOSS, fit.detach())
         loss = fit * (config.bc_weight if online else 1.0)
-        if model.spec.gaussian:
+        if model.spec.head.target_entropy is not None:
             loss = loss - self._weighted_entropy(outputs, window.mask, generator)
         if module.has_critic:
             alpha = config.alpha if online else config.alpha_pretrain
@@ -178,12 +178,11 @@ class OnlineLearner(MultiLossLearner):
         module = self.online_module
         with torch.no_grad(), precision.autocast(self._device, module.precision):
             initial = module.frozen_model(window)
-        units = module.model.to_model_units
-        return losses.masked_mse(units(outputs), units(initial), window.mask)
+        mode = module.model.spec.head.mode
+        return losses.masked_mse(mode(outputs), mode(initial), window.mask)
 
     def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return the policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""
         module = self.online_module
-        mean, log_std = module.model.gaussian(outputs.float())
-        entropy = losses.squashed_gaussian_entropy(mean, log_std, mask, self._normal(mean, generator))
+        entropy = module.model.spec.head.entropy(outputs, mask, generator)
         return self._temperature_step(module.log_temperature, entropy) * entropy

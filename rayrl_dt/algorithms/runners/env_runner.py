@@ -156,9 +156,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         )
 
     def _explorer(self, slots: int, seed: int) -> VectorActor:
-        """Return the policy as it collects: drawn actions, or noise on those of a deterministic head."""
-        spec = self.module.model.spec
-        stochastic = spec.discrete or spec.gaussian
+        """Return the policy as it collects: drawn actions, or noise on them where there is nothing to draw."""
+        stochastic = self.module.model.spec.head.stochastic
         return VectorActor(
             self.module.model,
             slots,
@@ -225,7 +224,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
 
     def _actor(self, slots: int, sample_actions: bool, seed: int, *, precision: str) -> VectorActor:
         sample: torch.Generator | None = None
-        if sample_actions and self.module.model.spec.discrete:
+        if sample_actions and self.module.model.spec.head.drawn_in_evaluations:
             sample = torch_generator(seed, "actions")
         return VectorActor(self.module.model, slots, sample=sample, precision=precision)
 

@@ -82,10 +82,10 @@ class _OneHead(AlignerPlan):
         return functional.linear(keys, self._key), functional.linear(values, *self._value)
 
     def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        attended = torch.bmm(attention_weights(query, key, bias), value)
+        attended = torch.bmm(attention_weights(query, key, bias), value)  # (B, R, d or 2 d)
         if self._own is None:
             return attended
-        z, scale = attended.chunk(2, dim=-1)
+        z, scale = attended.chunk(2, dim=-1)  # (B, R, d) each
         return torch.addcmul(z, scale + functional.linear(stream, self._own), z)
 
 
@@ -108,11 +108,11 @@ class _ManyHeads(AlignerPlan):
 
     def align(self, query: Tensor, stream: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         query = functional.linear(query, self._query)
-        query, key, value = (split_heads(x, self._heads) for x in (query, key, value))
+        query, key, value = (split_heads(x, self._heads) for x in (query, key, value))  # (B H, R or S, d/H)
         if len(bias) > 1:
             bias = bias.repeat_interleave(self._heads, dim=0)
         attended = torch.bmm(attention_weights(query, key, bias), value)
-        z = functional.linear(merge_heads(attended, self._heads), *self._out)
+        z = functional.linear(merge_heads(attended, self._heads), *self._out)  # (B H, R, d/H) -> (B, R, d)
         if self._scaling is None:
             return z
         return torch.addcmul(z, functional.linear(torch.cat([z, stream], dim=-1), *self._scaling), z)

@@ -60,14 +60,14 @@ class TransformerPlan(CachedPlan):
 
     def step_values(self, inputs: TrunkInputs) -> list[Tensor]:
         """Return the embedded tokens, and the first layer's queries, keys and values, `(N, steps, P, d)` each."""
-        tokens = self._trunk.embed(inputs)
+        tokens = self._trunk.embed(inputs)  # (N, steps, P, d)
         first = self._layers[0]
         return [tokens, *first.attention.project(first.norm_attention(tokens))]
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
         """Return the features at the newest state token; see `CachedPlan.features`."""
-        x, *projected = (values.flatten(1, 2)[:, :-1] for values in kept)
-        bias = self.bias(mask, self._tokens_per_step)[:, :-1, :-1]
+        x, *projected = (values.flatten(1, 2)[:, :-1] for values in kept)  # (B, K, P, d) -> (B, T, d)
+        bias = self.bias(mask, self._tokens_per_step)[:, :-1, :-1]  # (1 or B, T, T)
         for number, layer in enumerate(self._layers[:-1]):
             if number > 0:
                 projected = list(layer.attention.project(layer.norm_attention(x)))
@@ -75,7 +75,7 @@ class TransformerPlan(CachedPlan):
             x = x + layer.mlp(layer.norm_mlp(x))
         last = self._layers[-1]
         normed = last.norm_attention(x)
-        x = x[:, -1:] + self._read(normed[:, -1:], normed, bias[:, -1:])
+        x = x[:, -1:] + self._read(normed[:, -1:], normed, bias[:, -1:])  # (B, T, d) -> (B, 1, d)
         x = x + last.mlp(last.norm_mlp(x))
         features: Tensor = self._trunk.final_norm(x)
         return features

@@ -4,7 +4,7 @@ The targets of the critics want the slow copy's actions at all steps of a batch,
 each weight for each product, and the model's forward keeps the form that its backward needs; this computes the same, up
 to rounding, with fewer products and about half of the operations.
 
-Shape legend: B batch, K steps, A action dimensions.
+Shape legend: B batch, K steps, P tokens of a step, T = P K tokens, d width, O outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["outputs_at_every_step"]
 
 @torch.no_grad()
 def outputs_at_every_step(model: SequenceModel, window: Window[Tensor], precision: str) -> Tensor:
-    """Return the outputs `(B, K, A, 2A or n)` of a model in eval mode; see `SequenceModel.forward`.
+    """Return the outputs `(B, K, O)` of a model in eval mode; see `SequenceModel.forward`.
 
     Written out for Decision Transformers on a CPU that no hook listens to; all others are asked themselves.
 
@@ -53,14 +53,16 @@ def _can_be_written_out(model: SequenceModel, device: torch.device) -> bool:
 
 def _features(trunk: TransformerTrunk, inputs: TrunkInputs, dtype: torch.dtype) -> Tensor:
     """Return the trunk's features `(B, K, d)`."""
-    x, step = trunk.embed(inputs).flatten(1, 2), trunk.tokens_per_step
+    x, step = trunk.embed(inputs).flatten(1, 2), trunk.tokens_per_step  # (B, K, P, d) -> (B, T, d)
+    # (1 or B, 1, T, T) -> (1 or B, T, T)
     bias = attention_bias(inputs.mask, x.shape[1], step, torch.empty(0, dtype=dtype))[:, 0]
     *layers, last = layer_plans(trunk, dtype)
     for layer in layers:
-        query, key, value = layer.attention.project(layer.norm_attention(x))
+        query, key, value = layer.attention.project(layer.norm_attention(x))  # (B, T, d) each
         x = x + layer.attention.attend(query, key, value, bias)
         x += layer.mlp(layer.norm_mlp(x))
     states = slice(step - 2, None, step)
+    # (B, T, d) -> (B, K, d)
     x = x[:, states] + last.attention.read(last.norm_attention(x), states, bias[:, states])
     x += last.mlp(last.norm_mlp(x))
     features: Tensor = trunk.final_norm(x)

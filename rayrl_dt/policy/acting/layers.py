@@ -42,7 +42,7 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Return softmax(query·key + bias), `(B, R, S)`, of scaled queries; `bias` is `(1 or B, R, S)`."""
     # Copying a slice costs less than transposing it, which the product would do.
     transposed = key.contiguous().transpose(1, 2)
-    scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)
+    scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, transposed)  # (B, R, S)
     if scores.shape[-1] >= _VECTOR or scores.numel() < _MANY:
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     scores = scores.float()
@@ -52,7 +52,7 @@ def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Return `(B * H, T, d / H)` of `(B, T, d)`."""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2).flatten(0, 1)  # via (B, T, H, d/H)
 
 
 def merge_heads(x: Tensor, heads: int) -> Tensor:
@@ -120,7 +120,9 @@ class _OneHead(SelfAttentionPlan):
         self._bias = torch.cat([scale * (key.T @ b_query), out @ b_value + b_out]).to(dtype)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, value = functional.linear(x, self._weight, self._bias).chunk(2, dim=-1)
+        query, value = functional.linear(x, self._weight, self._bias).chunk(
+            2, dim=-1
+        )  # (B, T, 2 d) -> 2 x (B, T, d)
         return query, x, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ class _OneHead(SelfAttentionPlan):
     def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
         (w_query, w_value), (b_query, b_value) = self._weight.chunk(2), self._bias.chunk(2)
         # As matrices, see `LastTokenAttention`. The sum of values is the value of the sum: made once per token read.
-        query = functional.linear(x[:, read].flatten(0, 1), w_query, b_query)
+        query = functional.linear(x[:, read].flatten(0, 1), w_query, b_query)  # (B R, d)
+        # (B, R, d) x (B, T, d) -> (B, R, T), times (B, T, d) -> (B, R, d)
         mixed = torch.bmm(attention_weights(torch.unflatten(query, 0, (len(x), -1)), x, bias), x)
         return torch.unflatten(functional.linear(mixed.flatten(0, 1), w_value, b_value), 0, (len(x), -1))
 
@@ -146,14 +149,15 @@ class _ManyHeads(SelfAttentionPlan):
         self._out = layer.out.weight.detach().to(dtype), layer.out.bias.detach().to(dtype)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # (B, T, 3 d) -> 3 x (B, T, d)
         query, key, value = functional.linear(x, self._weight, self._bias).chunk(3, dim=-1)
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        query, key, value = (split_heads(x, self._heads) for x in (query, key, value))
+        query, key, value = (split_heads(x, self._heads) for x in (query, key, value))  # (B H, T, d/H)
         if len(bias) > 1:
-            bias = bias.repeat_interleave(self._heads, dim=0)
-        attended = torch.bmm(attention_weights(query, key, bias), value)
+            bias = bias.repeat_interleave(self._heads, dim=0)  # (B, R, T) -> (B H, R, T)
+        attended = torch.bmm(attention_weights(query, key, bias), value)  # (B H, R, d/H)
         return functional.linear(merge_heads(attended, self._heads), *self._out)
 
     def read(self, x: Tensor, read: slice, bias: Tensor) -> Tensor:
@@ -188,9 +192,10 @@ class LastTokenAttention:
             bias: `(1 or B, 1, T)`, what the token sees.
         """
         # As matrices: a product with a slice of three dimensions would copy the weights for each element of the batch.
-        query = functional.linear(token.flatten(0, 1), *self._query)
-        query = torch.unflatten(query, -1, (self._heads, -1))
-        weights = attention_weights(query, source, bias.expand(-1, self._heads, -1))
+        query = functional.linear(token.flatten(0, 1), *self._query)  # (B, 1, d) -> (B, H d)
+        query = torch.unflatten(query, -1, (self._heads, -1))  # (B, H, d)
+        weights = attention_weights(query, source, bias.expand(-1, self._heads, -1))  # (B, H, T)
+        # (B, H, d) -> (B, H d) -> (B, 1, d)
         return functional.linear(torch.bmm(weights, source).flatten(1), *self._value)[:, None]
 
 

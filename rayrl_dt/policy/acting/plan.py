@@ -2,6 +2,8 @@
 
 `SequenceModel.forward` defines what a policy does, and training uses it. A cached plan computes the same for the newest
 step of windows that slide, up to rounding, with less work: see `decision_transformer` and `radt` beside this module.
+
+Shape legend: N slots, K steps, P tokens of a step, T = P K tokens, d width, O outputs.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class ActingPlan(ABC):
 
     @abstractmethod
     def outputs(self, rows: Array | None) -> Tensor:
-        """Return the outputs of `SequenceModel.forward` at the newest step, `(N, A, 2A or n)`.
+        """Return the outputs of `SequenceModel.forward` at the newest step, `(N, O)`.
 
         Args:
             rows: indices of the slots that are wanted; None for all.
@@ -75,7 +77,7 @@ class WholeWindowPlan(ActingPlan):
         device = self._model.head.weight.device
         window = self._context.window(rows).to_torch(device)
         with torch.no_grad(), autocast(device, self._precision):
-            outputs: Tensor = self._model(window, last_only=True)[:, -1]
+            outputs: Tensor = self._model(window, last_only=True)[:, -1]  # (N, 1, O) -> (N, O)
         return outputs
 
 
@@ -131,7 +133,7 @@ class CachedPlan(ActingPlan):
             kept = self._catch_up().window(rows)
             mask = self._context.window(rows).mask
             features = self.features(kept, None if mask.all() else torch.from_numpy(mask))
-            return self._model.read_out(features[:, -1])
+            return self._model.read_out(features[:, -1])  # (N, 1, d) -> (N, O)
 
     def bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
         """Return `attention_bias` without its dimension of heads, `(1 or B, T, T)`, in the acting precision."""
@@ -139,6 +141,7 @@ class CachedPlan(ActingPlan):
 
     def _bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
         tokens = self._context.context_length * tokens_per_step
+        # (1 or N, 1, T, T) -> (1 or N, T, T)
         return attention_bias(mask, tokens, tokens_per_step, torch.empty(0, dtype=self.dtype))[:, 0]
 
     def _catch_up(self) -> StepCache:

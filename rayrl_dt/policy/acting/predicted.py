@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayrl_dt.models.reinformer import ReinformerTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.trunk import ReturnPredictor
 from rayrl_dt.policy.acting.plan import ActingPlan
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.precision import autocast
@@ -62,7 +62,7 @@ class PredictedReturnPlan(ActingPlan):
     Everything is in the windows, so nothing is to be forgotten, and changed weights make no difference.
 
     Args:
-        model: the policy network, of backbone "reinformer".
+        model: the policy network, of a backbone that predicts returns.
         context: the windows; their newest return-to-go is overwritten.
         precision: "fp32" or "bf16" (autocast).
     """
@@ -86,6 +86,7 @@ class PredictedReturnPlan(ActingPlan):
             window = self._context.window(rows)
             if self._rule in ("consecutive", "newest"):
                 lengths = falling_length(window.returns_to_go[..., 0], window.mask, self._rule)
+            # (N, 1, O) -> (N, O)
             outputs: Tensor = self._model(self._cut(window, lengths), last_only=True)[:, -1]
         return outputs
 
@@ -93,8 +94,9 @@ class PredictedReturnPlan(ActingPlan):
         """Return the steps `(N,)` that the newest return is predicted from, and that return `(N,)`, raw."""
         slots, steps = window.mask.shape
         if self._rule == "elastic":
+            # (K, N)
             tried = np.stack([self._returns(window, np.full(slots, 1 + index)) for index in range(steps)])
-            best = tried.argmax(axis=0)
+            best = tried.argmax(axis=0)  # (N,)
             return 1 + best, tried[best, np.arange(slots)]
         if self._rule == "whole":
             lengths = np.full(slots, steps)
@@ -104,7 +106,8 @@ class PredictedReturnPlan(ActingPlan):
 
     def _returns(self, window: Window[Array], lengths: Array) -> Array:
         trunk = self._model.trunk
-        assert isinstance(trunk, ReinformerTrunk)
+        assert isinstance(trunk, ReturnPredictor)
+        # (N, 1)
         scaled = trunk.predict_returns(self._model.inputs(self._cut(window, lengths)), last_only=True)
         raw: Array = scaled[:, -1].float().cpu().numpy() * self._model.spec.return_scale
         return raw
@@ -112,6 +115,6 @@ class PredictedReturnPlan(ActingPlan):
     def _cut(self, window: Window[Array], lengths: Array) -> Window[Tensor]:
         """Return the windows with the newest `lengths` `(N,)` steps alone, as long as the longest."""
         steps = window.mask.shape[1]
-        kept = window.mask & (np.arange(steps) >= steps - lengths[:, None])
+        kept = window.mask & (np.arange(steps) >= steps - lengths[:, None])  # (N, K)
         shortest = replace(window, mask=kept).last(int(lengths.max()))
         return shortest.to_torch(self._model.head.weight.device)

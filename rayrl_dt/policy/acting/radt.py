@@ -73,7 +73,7 @@ class _Layer:
         """Return the modulation and the memory, those that there are, of some steps' returns; see `_Returns`."""
         kept = []
         if self._modulation is not None:
-            modulation = functional.linear(gates, *self._modulation)
+            modulation = functional.linear(gates, *self._modulation)  # (B, K, 2P d) -> (B, K, 2P, d)
             kept.append(torch.unflatten(modulation, -1, (-1, gates.shape[-1])))
         if self.aligner is not None:
             kept += self.aligner.project(keys, values)
@@ -120,6 +120,7 @@ class _Layer:
             each[:, :, None] for each in returns.modulation[:, :, 2 * index :][:, :, :2].unbind(2)
         )
         steps = returns.modulation.shape[1]
+        # (B, T, d) -> (B, K, tokens, d), scaled and shifted by (B, K, 1, d), and back
         return torch.addcmul(shift, torch.unflatten(normed, 1, (steps, -1)), scale).flatten(1, 2)
 
 
@@ -147,11 +148,11 @@ class RADTPlan(CachedPlan):
 
     def features(self, kept: list[Tensor], mask: Tensor | None) -> Tensor:
         """Return the features at the newest state token; see `CachedPlan.features`."""
-        x, *projected = (values.flatten(1, 2) for values in kept[:4])
+        x, *projected = (values.flatten(1, 2) for values in kept[:4])  # (B, K, 2, d) -> (B, T, d)
         rest = kept[4:]
         bias, steps_bias = self.bias(mask, _TOKENS_PER_STEP), self.bias(mask, 1)
         # A state and an action see the returns of the steps up to their own.
-        cross_bias = steps_bias.repeat_interleave(_TOKENS_PER_STEP, dim=1)
+        cross_bias = steps_bias.repeat_interleave(_TOKENS_PER_STEP, dim=1)  # (1 or B, K, K) -> (1 or B, T, K)
         for number, layer in enumerate(self._layers[:-1]):
             returns = layer.take(rest)
             if number > 0:

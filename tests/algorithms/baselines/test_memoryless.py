@@ -165,7 +165,7 @@ def test_iql_takes_the_steps_of_the_paper(configure: Callable[..., Any], head: s
         polyak(critic.target, critic.q)
         outputs = policy.head(policy.trunk.layers(observations))
         if head == "gaussian":
-            fit = -squashed_gaussian_log_prob(*policy.gaussian(outputs), actions)
+            fit = -squashed_gaussian_log_prob(*policy.spec.head.law(outputs), actions)
         else:
             fit = (torch.tanh(outputs) - actions).square().mean(dim=1)
         policy_adam.zero_grad()
@@ -192,7 +192,7 @@ def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: 
 
     def draw(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(n, 8, A)` and their log-density `(n, 8)`."""
-        mean, log_std = policy.gaussian(policy.head(policy.trunk.layers(observations)))
+        mean, log_std = policy.spec.head.law(policy.head(policy.trunk.layers(observations)))
         inside = mean + log_std.exp() * noise
         normal = torch.distributions.Normal(mean, log_std.exp()).log_prob(inside)
         return torch.tanh(inside), (normal - torch.log(1 - torch.tanh(inside) ** 2)).sum(dim=-1)
