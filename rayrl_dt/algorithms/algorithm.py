@@ -17,8 +17,9 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.errors import TrainingDiverged, UserError
-from rayrl_dt.interop.critics import load_critic
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -43,6 +44,16 @@ class SequenceAlgorithm(Algorithm):
         """Return the base config; the presets override it."""
         return SequenceConfig(algo_class=cls)
 
+    @classmethod
+    def from_checkpoint(cls, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the algorithm of a checkpoint; see RLlib's method.
+
+        Raises:
+            UserError: another version wrote it, and its classes have moved since.
+        """
+        check_resumable(getattr(path, "path", path))  # of Ray's own Checkpoint, too
+        return super().from_checkpoint(path, *args, **kwargs)
+
     def setup(self, config: Any) -> None:
         """Load the data, which resolves the config, and build learners and runners."""
         self.gradient_steps = 0
@@ -58,7 +69,7 @@ class SequenceAlgorithm(Algorithm):
 
     def _take_over_critic(self, path: str) -> None:
         """Put the critic of a bundle into the learners' module."""
-        weights = load_critic(path, self.policy_spec).state_dict()
+        weights = Bundle.open(path).critic_for(self.policy_spec).state_dict()
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
         state[DEFAULT_MODULE_ID].update({f"critic.{name}": value.numpy() for name, value in weights.items()})
         self.learner_group.set_weights(state)

@@ -18,7 +18,7 @@ from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.critics import load_critic
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.offline import AdvantageWeighted, Imitation, Objective, PolicyGradient
@@ -295,7 +295,7 @@ class SequenceConfig(AlgorithmConfig):
                 f"{spec.action_space}; set training.objective: imitation"
             )
         if self.objective_critic is not None:
-            self.critic_hidden = load_critic(self.objective_critic, spec).hidden
+            self.critic_hidden = Bundle.open(self.objective_critic).critic_for(spec).hidden
 
     def _with_acting(self, spec: PolicySpec) -> PolicySpec:
         """Add how the config has the policy act; what the config leaves open stays as it is in `spec`."""

@@ -7,8 +7,8 @@ from typing import Any
 from rayrl_dt.algorithms.runners.synchronous import Evaluate, run_on_runners
 from rayrl_dt.data import scores
 from rayrl_dt.evaluation.evaluate import assemble
-from rayrl_dt.evaluation.rollout import plan_slots
-from rayrl_dt.evaluation.targets import plan_targets
+from rayrl_dt.evaluation.rollout import assign_slots
+from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["ALIGNMENT", "evaluate_alignment"]
@@ -33,10 +33,10 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
     info = algorithm.offline_data.full.info
     returns = algorithm.offline_data.full.episode_returns
     spec = config.resolved_spec
-    plan = plan_targets(spec, config.target_returns, returns)
+    asked = policy_targets(spec, config.target_returns, returns)
     workers = max(1, runners.num_healthy_remote_workers())
-    slots = plan_slots(
-        plan.targets,
+    slots = assign_slots(
+        asked.targets,
         config.episodes_per_target,
         max_slots=config.max_evaluation_slots * workers,
         seed=derive_seed(config.seed or 0, "evaluation"),
@@ -45,7 +45,7 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
     reference, note = scores.reference_for(info, config.env)
     result = assemble(
         rollouts,
-        plan,
+        asked,
         env=config.env,
         dataset=config.dataset,
         reference=reference,

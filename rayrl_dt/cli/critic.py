@@ -90,7 +90,7 @@ def refine(
       rayrl-dt refine runs/hopper
       rayrl-dt refine runs/hopper --eta 1e-4,1e-3,1e-2 --n 0,1,10 --rule plain,adam --episodes 20
     """
-    from rayrl_dt.evaluation.refinement_grid import sweep
+    from rayrl_dt.evaluation.refinement_grid import evaluate_grid
     from rayrl_dt.reports.refinement import write_refinement
 
     folder = out or run / "refinement"
@@ -98,7 +98,7 @@ def refine(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
     with progress_bar("evaluating") as progress:
-        grid = sweep(
+        grid = evaluate_grid(
             run,
             etas=_numbers("--eta", eta, float),
             steps=_numbers("--n", n, int),

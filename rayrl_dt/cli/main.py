@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import alignment, config, critic, data, diagnosis, experiments, training, tuning
+from rayrl_dt.cli import align, config, critic, data, diagnosis, experiments, training, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
@@ -33,7 +33,7 @@ experiments.register(app)
 diagnosis.register(app)
 critic.register(app)
 app.command()(config.config)
-app.command()(alignment.align)
+app.command()(align.align)
 app.command()(tuning.tune)
 
 
@@ -90,18 +90,20 @@ def export(
     import shutil
 
     from rayrl_dt.errors import suggest
-    from rayrl_dt.interop import bundle, huggingface
+    from rayrl_dt.interop import huggingface
+    from rayrl_dt.interop.bundle import Bundle
 
     if format not in ("bundle", "hf"):
         raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', 'hf'))}")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; choose another --out")
+    bundle = Bundle.open(run)
+    model = bundle.model  # a broken bundle is not worth copying
     if format == "hf":
-        huggingface.export_huggingface(bundle.load_model(run), out)
+        huggingface.export_huggingface(model, out)
         finish("Hugging Face checkpoint:", out)
         return
-    bundle.load_model(run)  # a broken bundle is not worth copying
-    shutil.copytree(bundle.find_bundle(run), out, dirs_exist_ok=True)
+    shutil.copytree(bundle.folder, out, dirs_exist_ok=True)
     finish(
         "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
     )

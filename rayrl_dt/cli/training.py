@@ -13,10 +13,11 @@ from rich.table import Table
 from rayrl_dt.cli.console import command_line, console, finish, new_file
 from rayrl_dt.cli.options import CheckpointMinutes, JsonFile, OtherEnv, Overrides, Policy, Resume
 from rayrl_dt.cli.progress import TrainingProgress, progress_bar
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, whole
 
 if TYPE_CHECKING:
     from rayrl_dt.evaluation.result import EvaluationResult
+    from rayrl_dt.interop.bundle import Bundle
 
 __all__ = ["register"]
 
@@ -188,7 +189,7 @@ def finetune(
 
 def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
     """Return the settings of a finetuning: a file's, and what it leaves open as in the run that trained the policy."""
-    from rayrl_dt.interop.bundle import load_model
+    from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.interop.run_files import run_settings
     from rayrl_dt.runs.config_files import read_yaml
 
@@ -196,7 +197,7 @@ def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
     data = values.get("offline_data") or {}
     if data.get("dataset") is None:
         values["offline_data"] = {
-            "dataset": load_model(run).spec.dataset,
+            "dataset": Bundle.open(run).spec.dataset,
             **run_settings(run, "offline_data"),
             **data,
         }
@@ -252,14 +253,15 @@ def evaluate(
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
       rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
     """
+    from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.policy.action_gradient import ActionGradient
     from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
     gradient = None if action_gradient is None else ActionGradient.parse(action_gradient)
     sampled = None if sampled_actions is None else SampledActions.parse(sampled_actions)
     settings = choose_refinement(gradient, sampled)
-    if episodes < 1:
-        raise UserError(f"--episodes is {episodes}; it must be at least 1")
+    whole("--episodes", episodes, least=1)
+    bundle = Bundle.open(run)
     options: dict[str, Any] = {
         "targets": targets,
         "episodes_per_target": episodes,
@@ -271,8 +273,8 @@ def evaluate(
     }
     if settings is not None:
         # First what needs a critic: without one it fails at once.
-        refined = _evaluate(run, action_gradient=gradient, sampled_actions=sampled, **options)
-    result = _evaluate(run, **options)
+        refined = _evaluate(bundle, action_gradient=gradient, sampled_actions=sampled, **options)
+    result = _evaluate(bundle, **options)
     values = result.to_json()
     if settings is not None:
         console.print("[bold]n = 0[/bold]")
@@ -291,12 +293,12 @@ def evaluate(
     finish("evaluated:", run, then=f"rayrl-dt diagnose {run}")
 
 
-def _evaluate(run: Path, **options: Any) -> EvaluationResult:
+def _evaluate(bundle: Bundle, **options: Any) -> EvaluationResult:
     """Evaluate with a progress bar; the options are those of `evaluate_bundle`."""
     from rayrl_dt.evaluation.evaluate import evaluate_bundle
 
     with progress_bar("episodes") as progress:
-        return evaluate_bundle(run, progress=progress, **options)
+        return evaluate_bundle(bundle, progress=progress, **options)
 
 
 def show(result: EvaluationResult) -> None:

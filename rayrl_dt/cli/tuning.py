@@ -46,13 +46,13 @@ def tune(
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/runs/radt-sweep
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
-    from rayrl_dt.tuning.plan import make_plan
-    from rayrl_dt.tuning.sweep import sweep
+    from rayrl_dt.tuning.sweep import run_sweep
+    from rayrl_dt.tuning.sweep_spec import read_sweep
 
     values = apply_overrides(read_yaml(config), overrides or [])
-    plan = make_plan(values, default_name=config.stem, samples=samples)
+    spec = read_sweep(values, default_name=config.stem, samples=samples)
     folder = out or Path("runs") / f"{config.stem}-sweep"
-    outcome = sweep(plan, folder, resume=resume, address=address)
+    outcome = run_sweep(spec, folder, resume=resume, address=address)
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
     if outcome.cost is not None and outcome.cost.wall_seconds > 0:
         wall, inside = outcome.cost.wall_seconds, outcome.cost.trial_seconds
@@ -72,5 +72,5 @@ def tune(
         resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
         finish(what, outcome.page, then=shlex.join(resume_command))
         raise typer.Exit(1)
-    evaluate = f"rayrl-dt eval {outcome.bundle}" if plan.run is None else outcome.command
+    evaluate = f"rayrl-dt eval {outcome.bundle}" if spec.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayrl_dt import envs
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import EpisodeRecord, plan_slots, run_slots
+from rayrl_dt.evaluation.rollout import EpisodeRecord, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
@@ -163,7 +163,7 @@ def return_courses(
     where = env or spec.env
     if where is None:
         raise UserError(f"the environment of {spec.dataset} is not recorded; name one")
-    slots = plan_slots(
+    slots = assign_slots(
         targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
     vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))

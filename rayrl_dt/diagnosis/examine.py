@@ -18,8 +18,8 @@ from rayrl_dt.diagnosis.attention import AttentionSummary
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.diagnosis.cost import Cost
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, parse_targets
-from rayrl_dt.interop.bundle import load_model, read_header
+from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.seeding import numpy_generator
@@ -136,7 +136,8 @@ def examine(
     if not paths:
         raise UserError("there is no policy to diagnose; give at least one run folder, checkpoint or bundle")
     labels = _labels(paths)
-    models = {label: load_model(path) for label, path in zip(labels, paths, strict=True)}
+    bundles = {label: Bundle.open(path) for label, path in zip(labels, paths, strict=True)}
+    models = {label: bundle.model for label, bundle in bundles.items()}
     groups: dict[tuple[str, bool], list[str]] = {}
     for label, model in models.items():
         # The target rule says whether the policy learned from delayed rewards.
@@ -158,14 +159,13 @@ def examine(
             if episodes > 0:
                 courses, more = _roll(model, plan, label, say, env=env, episodes=episodes, seed=seed)
                 remarks += more
-            path = paths[labels.index(label)]
             found[label] = PolicyExamination(
                 label=label,
-                path=str(path),
+                path=str(bundles[label].path),
                 backbone=model.spec.model.backbone,
                 env=_env_id(env or model.spec.env),
                 dataset=source,
-                gradient_steps=read_header(path).get("gradient_steps"),
+                gradient_steps=bundles[label].gradient_steps,
                 attention=looked,
                 sensitivity=felt,
                 courses=courses,
@@ -195,7 +195,7 @@ def _inspect(
 
 def _roll(
     model: SequenceModel,
-    plan: TargetPlan,
+    plan: TargetReturns,
     label: str,
     say: Progress,
     *,

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from rayrl_dt.diagnosis.attention import AttentionSummary, LayerAttention
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.plots import COLORS, DASHES, FAINT, INK, MARKERS, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, MARKERS, canvas, finish, style_axes
 
 __all__ = ["attention_shares", "return_ages", "return_courses", "sensitivity_curves"]
 

@@ -1,1 +1,1 @@
-"""What a policy achieves when asked: rollouts, metrics, plots and reports."""
+"""What a policy achieves when asked: targets, rollouts, metrics."""

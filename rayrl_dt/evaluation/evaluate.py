@@ -10,9 +10,11 @@ from gymnasium.envs.registration import EnvSpec
 from rayrl_dt import envs
 from rayrl_dt.data.scores import ReferenceScore, reference_for
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
-from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
-from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan, plan_targets
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
+from rayrl_dt.evaluation.target_result import TargetResult
+from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
@@ -26,7 +28,7 @@ __all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
 
 def evaluate_model(
     model: SequenceModel,
-    plan: TargetPlan,
+    asked: TargetReturns,
     *,
     env: str | None = None,
     episodes_per_target: int = 10,
@@ -42,7 +44,7 @@ def evaluate_model(
 
     Args:
         model: the policy network.
-        plan: target returns.
+        asked: target returns.
         env: overrides the environment that the policy knows.
         episodes_per_target: fixed quota.
         context_length: steps that the policy sees, at most its K; None for the policy's own choice.
@@ -61,8 +63,8 @@ def evaluate_model(
     where = env or spec.env
     if where is None:
         raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
-    slots = plan_slots(
-        plan.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
+    slots = assign_slots(
+        asked.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
     vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
     try:
@@ -78,7 +80,7 @@ def evaluate_model(
 
 def assemble(
     rollouts: Rollouts,
-    plan: TargetPlan,
+    asked: TargetReturns,
     *,
     env: str | None,
     dataset: str | None,
@@ -92,7 +94,7 @@ def assemble(
 
     Args:
         rollouts: evaluated episodes.
-        plan: the targets they were asked for.
+        asked: the targets they were asked for.
         env: environment id.
         dataset: source id of the training data.
         reference: scores to normalize with, or None.
@@ -101,11 +103,11 @@ def assemble(
         gradient_steps: behind the weights.
         seed: of the bootstrap intervals.
     """
-    groups = [[e for e in rollouts.episodes if e.target == target] for target in plan.targets]
+    groups = [[e for e in rollouts.episodes if e.target == target] for target in asked.targets]
     return EvaluationResult(
         targets=tuple(
             TargetResult(target, tuple(e.episode_return for e in group), tuple(e.length for e in group))
-            for target, group in zip(plan.targets, groups, strict=True)
+            for target, group in zip(asked.targets, groups, strict=True)
         ),
         env=env,
         dataset=dataset,
@@ -114,16 +116,16 @@ def assemble(
         env_steps_per_s=rollouts.env_steps / rollouts.seconds if rollouts.seconds > 0 else None,
         score_reference=None if reference is None else (reference.minimum, reference.maximum),
         score_note=score_note,
-        data=plan.data,
+        data=asked.data,
         gradient_steps=gradient_steps,
         seed=seed,
-        warnings=plan.warnings,
-        targets_ignored=plan.ignored,
+        warnings=asked.warnings,
+        targets_ignored=asked.ignored,
     )
 
 
 def evaluate_bundle(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Bundle,
     *,
     targets: str,
     episodes_per_target: int,
@@ -155,18 +157,12 @@ def evaluate_bundle(
         UserError: there is no whole bundle, or no critic to act with; the targets cannot be read, the
             environment does not fit, or the policy cannot act so.
     """
-    # interop stands beside evaluation, above the model.
-    from rayrl_dt.interop.bundle import load_model, read_header
-    from rayrl_dt.interop.critics import load_refiner
-
-    model, header = load_model(path), read_header(path)
-    spec = model.spec
+    bundle = Bundle.open(path)
+    model, spec = bundle.model, bundle.spec
     settings = choose_refinement(action_gradient, sampled_actions)
-    refiner = None if settings is None else load_refiner(path, spec, settings)
-    known = spec.data_returns
-    data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
-    plan = plan_targets(spec, targets, data=data)
-    total, done = len(plan.targets) * episodes_per_target, 0
+    refiner = None if settings is None else bundle.refiner(settings)
+    asked = policy_targets(spec, targets)
+    total, done = len(asked.targets) * episodes_per_target, 0
 
     def count(finished: int) -> None:
         nonlocal done
@@ -176,7 +172,7 @@ def evaluate_bundle(
 
     rollouts = evaluate_model(
         model,
-        plan,
+        asked,
         env=env,
         episodes_per_target=episodes_per_target,
         context_length=context_length,
@@ -189,13 +185,13 @@ def evaluate_bundle(
     reference, note = reference_for(spec.dataset_info, env_id, across_versions=across_versions)
     return assemble(
         rollouts,
-        plan,
+        asked,
         env=env_id,
         dataset=spec.dataset,
         reference=reference,
         score_note=note,
-        checkpoint=str(path),
-        gradient_steps=header["gradient_steps"],
+        checkpoint=str(bundle.path),
+        gradient_steps=bundle.gradient_steps,
         seed=seed,
     )
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from rayrl_dt import envs
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import env_id_of
-from rayrl_dt.evaluation.rollout import Rollouts, plan_slots, run_slots
-from rayrl_dt.evaluation.targets import ReturnRange, plan_targets
+from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
+from rayrl_dt.evaluation.targets import policy_targets
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
@@ -34,9 +35,8 @@ class RefinedPolicy:
         seed: of the episodes.
 
     Attributes:
-        spec: of the policy.
-        header: of the bundle.
-        plan: the targets that are asked for.
+        bundle: of the policy and the critic.
+        asked: the returns that are asked for.
         env: the environment's id.
 
     Raises:
@@ -52,25 +52,17 @@ class RefinedPolicy:
         env: str | None = None,
         seed: int = 0,
     ) -> None:
-        # interop stands beside evaluation, above the model.
-        from rayrl_dt.interop.bundle import load_model, read_header
-        from rayrl_dt.interop.critics import load_critic
-
-        model = load_model(path)
-        self.spec = spec = model.spec
-        self.header = read_header(path)
-        self._critic = load_critic(path)
-        known = spec.data_returns
-        data = ReturnRange(known["min"], known["p5"], known["p95"], known["max"]) if known else None
-        self.plan = plan_targets(spec, targets, data=data)
+        self.bundle = bundle = Bundle.open(path)
+        spec, model, _ = bundle.spec, bundle.model, bundle.critic
+        self.asked = policy_targets(spec, targets)
         where = env or spec.env
         if where is None:
             raise UserError(
                 f"the environment of {spec.dataset} is not recorded; name one with --env (environment.env in a file)"
             )
         self.env = env_id_of(where)
-        self._slots = plan_slots(
-            self.plan.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation")
+        self._slots = assign_slots(
+            self.asked.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation")
         )
         self._vector = envs.make_vector(
             where, len(self._slots), spaces=(spec.observation_space, spec.action_space)
@@ -87,10 +79,7 @@ class RefinedPolicy:
             settings: of either.
             progress: called with the number of episodes that just ended.
         """
-        # interop stands beside evaluation, above the model.
-        from rayrl_dt.interop.critics import make_refiner
-
-        self._actor.refiner = make_refiner(settings, self._critic, self.spec)
+        self._actor.refiner = self.bundle.refiner(settings)
         return run_slots(self._collector, self._slots, progress=progress)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.policy.action_gradient import ActionGradient
 
-__all__ = ["Cell", "RefinementGrid", "sweep"]
+__all__ = ["Cell", "RefinementGrid", "evaluate_grid"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class RefinementGrid:
         }
 
 
-def sweep(
+def evaluate_grid(
     path: str | os.PathLike[str],
     *,
     etas: Sequence[float],
@@ -166,9 +166,9 @@ def sweep(
 
     cells, env_steps = [], 0
     try:
-        if len(policy.plan.targets) != 1:
+        if len(policy.asked.targets) != 1:
             raise UserError(
-                f"--target is {target!r}, which is {len(policy.plan.targets)} targets; a grid takes one"
+                f"--target is {target!r}, which is {len(policy.asked.targets)} targets; a grid takes one"
             )
         for settings in (ActionGradient(n=0), *wanted):
             rollouts = policy.run(settings, progress=count)
@@ -182,11 +182,11 @@ def sweep(
     return RefinementGrid(
         control=cells[0],
         cells=tuple(cells[1:]),
-        target=policy.plan.targets[0],
+        target=policy.asked.targets[0],
         env=policy.env,
         checkpoint=str(path),
-        critic=policy.header.get("critic", {}),
+        critic=policy.bundle.header.get("critic", {}),
         seed=seed,
         env_steps=env_steps,
-        warnings=policy.plan.warnings,
+        warnings=policy.asked.warnings,
     )

@@ -18,70 +18,13 @@ import numpy as np
 from scipy import stats
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.statistics import Interval, mean, stratified_bootstrap
+from rayrl_dt.evaluation.statistics import Interval, stratified_bootstrap
+from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
 
-__all__ = ["EvaluationResult", "TargetResult", "blind_error"]
+__all__ = ["EvaluationResult", "blind_error"]
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class TargetResult:
-    """The episodes of one target.
-
-    Attributes:
-        target: the raw return asked for.
-        returns: the raw return of each episode.
-        lengths: the steps of each episode.
-
-    Raises:
-        UserError: there is no episode, the lists disagree, or a number is not finite.
-    """
-
-    target: float
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        # Plain Python numbers, whatever array the caller cut them from: this is written as JSON.
-        object.__setattr__(self, "target", float(self.target))
-        object.__setattr__(self, "returns", tuple(float(value) for value in self.returns))
-        object.__setattr__(self, "lengths", tuple(int(value) for value in self.lengths))
-        if not self.returns or len(self.returns) != len(self.lengths):
-            raise UserError(
-                f"target {self.target:g} has {len(self.returns)} returns and {len(self.lengths)} lengths; "
-                "evaluate at least one episode per target"
-            )
-        if not all(math.isfinite(value) for value in (self.target, *self.returns)):
-            raise UserError(
-                f"target {self.target:g} has a NaN or infinite return; check the environment's rewards"
-            )
-
-    @property
-    def return_mean(self) -> float:
-        """Mean raw return over the episodes."""
-        return float(np.mean(self.returns))
-
-    @property
-    def return_std(self) -> float:
-        """Standard deviation over the episodes (divided by n, not n - 1)."""
-        return float(np.std(self.returns))
-
-    @property
-    def length_mean(self) -> float:
-        """Mean steps of an episode."""
-        return float(np.mean(self.lengths))
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes."""
-        return len(self.returns)
-
-    @cached_property
-    def return_interval(self) -> Interval:
-        """The mean raw return with its 95% bootstrap interval over episodes."""
-        return stratified_bootstrap([self.returns], mean)
 
 
 @dataclass(frozen=True)
@@ -212,18 +155,7 @@ class EvaluationResult:
         """Return a JSON-ready dict of finite numbers: metrics, then what is needed to compute them again."""
         interval, rate = self.alignment_error_interval, self.env_steps_per_s
         return {
-            "targets": [
-                {
-                    "target": item.target,
-                    "return_mean": item.return_mean,
-                    "return_std": item.return_std,
-                    "length_mean": item.length_mean,
-                    "episodes": item.episodes,
-                    "returns": list(item.returns),
-                    "lengths": list(item.lengths),
-                }
-                for item in self.targets
-            ],
+            "targets": [item.to_json() for item in self.targets],
             "alignment_error": self.alignment_error,
             "alignment_error_relative": self.alignment_error_relative,
             "per_episode_error": self.per_episode_error,
@@ -258,10 +190,7 @@ class EvaluationResult:
         try:
             reference, data = values.get("score_reference"), values.get("data")
             return cls(
-                targets=tuple(
-                    TargetResult(item["target"], tuple(item["returns"]), tuple(item["lengths"]))
-                    for item in values["targets"]
-                ),
+                targets=tuple(TargetResult.from_json(item) for item in values["targets"]),
                 env=values.get("env"),
                 dataset=values.get("dataset"),
                 checkpoint=values.get("checkpoint"),

@@ -16,7 +16,7 @@ from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Trajectory
 
-__all__ = ["EpisodeRecord", "Rollouts", "RolloutsStopped", "Slot", "plan_slots", "run_slots"]
+__all__ = ["EpisodeRecord", "Rollouts", "RolloutsStopped", "Slot", "assign_slots", "run_slots"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class RolloutsStopped(Exception):
     """Rollouts ended before they were complete, because someone asked for it; nothing of them is kept."""
 
 
-def plan_slots(
+def assign_slots(
     targets: Sequence[float], episodes_per_target: int, *, max_slots: int, seed: int
 ) -> list[Slot]:
     """Divide the episodes among slots: as many slots per target as fit, quotas as equal as they can be.
@@ -109,7 +109,7 @@ def run_slots(
 
     Args:
         collector: has as many slots as `slots`; it is reset.
-        slots: from `plan_slots`.
+        slots: from `assign_slots`.
         progress: called with the number of episodes that just ended.
         stop: called before every step; True ends the rollouts.
 

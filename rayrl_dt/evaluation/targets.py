@@ -12,7 +12,7 @@ import numpy as np
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["ReturnRange", "TargetPlan", "parse_targets", "plan_targets"]
+__all__ = ["ReturnRange", "TargetReturns", "parse_targets", "policy_targets"]
 
 _IGNORED = (
     "the policy predicts its own returns and was asked for none: all episodes count as one target, and there is no "
@@ -38,6 +38,12 @@ class ReturnRange:
     maximum: float
 
     @classmethod
+    def recorded(cls, policy: PolicySpec) -> ReturnRange | None:
+        """Return the range of the data that a policy learned from, None if it does not know."""
+        known = policy.data_returns
+        return cls(known["min"], known["p5"], known["p95"], known["max"]) if known else None
+
+    @classmethod
     def of(cls, returns: Sequence[float] | np.ndarray[Any, Any]) -> ReturnRange:
         """Return the range of `(E,)` raw episode returns.
 
@@ -58,7 +64,7 @@ class ReturnRange:
 
 
 @dataclass(frozen=True)
-class TargetPlan:
+class TargetReturns:
     """The target returns of an evaluation.
 
     Attributes:
@@ -74,22 +80,20 @@ class TargetPlan:
     ignored: bool = False
 
 
-def plan_targets(
+def policy_targets(
     policy: PolicySpec,
     spec: str | float | Sequence[float],
     returns: Sequence[float] | np.ndarray[Any, Any] | None = None,
-    *,
-    data: ReturnRange | None = None,
-) -> TargetPlan:
-    """Return what a policy is to be asked for; see `parse_targets`.
+) -> TargetReturns:
+    """Return what a policy is to be asked for; see `parse_targets`. Its own data count where no returns are given.
 
     A policy that predicts its own returns gets one nominal target, the highest, whatever the user wrote: the others
     would be the same episodes once more.
     """
-    plan = parse_targets(spec, returns, data=data)
+    asked = parse_targets(spec, returns, data=ReturnRange.recorded(policy))
     if policy.model.target_rule != "predicted":
-        return plan
-    return replace(plan, targets=(max(plan.targets),), warnings=(_IGNORED,), ignored=True)
+        return asked
+    return replace(asked, targets=(max(asked.targets),), warnings=(_IGNORED,), ignored=True)
 
 
 def parse_targets(
@@ -97,7 +101,7 @@ def parse_targets(
     returns: Sequence[float] | np.ndarray[Any, Any] | None = None,
     *,
     data: ReturnRange | None = None,
-) -> TargetPlan:
+) -> TargetReturns:
     """Turn what a user wrote into target returns.
 
     `dataset:N` is N equally spaced targets from the 5th to the 95th percentile of the data's episode returns,
@@ -122,20 +126,20 @@ def parse_targets(
                 'give raw returns instead, such as "500,1500,3000"'
             )
         if spec.strip().lower() == "dataset:max":
-            return TargetPlan((data.maximum,), data)
+            return TargetReturns((data.maximum,), data)
         return _spread(_count(spec), data, spec)
     targets = _explicit(spec)
     if data is None:
-        return TargetPlan(targets)
+        return TargetReturns(targets)
     outside = [f"{target:g}" for target in targets if not data.minimum <= target <= data.maximum]
     if not outside:
-        return TargetPlan(targets, data)
+        return TargetReturns(targets, data)
     noun, verb = ("targets", "lie") if len(outside) > 1 else ("target", "lies")
     warning = (
         f"{noun} {', '.join(outside)} {verb} outside the data's returns "
         f"[{data.minimum:g}, {data.maximum:g}]: this asks the policy to extrapolate"
     )
-    return TargetPlan(targets, data, (warning,))
+    return TargetReturns(targets, data, (warning,))
 
 
 def _count(spec: str) -> int:
@@ -149,16 +153,16 @@ def _count(spec: str) -> int:
     return count
 
 
-def _spread(count: int, data: ReturnRange, spec: str) -> TargetPlan:
+def _spread(count: int, data: ReturnRange, spec: str) -> TargetReturns:
     if count == 1:
-        return TargetPlan((data.p95,), data)
+        return TargetReturns((data.p95,), data)
     if data.p5 == data.p95:
         warning = (
             f"{spec!r} gives one target only, {data.p5:g}: the data's 5th and 95th percentile coincide, "
             "so alignment cannot be measured on this data"
         )
-        return TargetPlan((data.p5,), data, (warning,))
-    return TargetPlan(tuple(np.linspace(data.p5, data.p95, count).tolist()), data)
+        return TargetReturns((data.p5,), data, (warning,))
+    return TargetReturns(tuple(np.linspace(data.p5, data.p95, count).tolist()), data)
 
 
 def _explicit(spec: str | float | Sequence[float]) -> tuple[float, ...]:

@@ -35,12 +35,14 @@ from rayrl_dt.critics.passes import layers_of
 from rayrl_dt.critics.training import CriticTraining, IQLTrainer, new_critic
 from rayrl_dt.critics.transitions import Transitions
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.errors import whole
 from rayrl_dt.experiments.return_model import Progress
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
-from rayrl_dt.reports import experiment as page
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
 from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator
 from rayrl_dt.types import Trajectory
 
@@ -210,7 +212,8 @@ def run(
     Raises:
         UserError: `steps` or `folder` cannot be.
     """
-    page.prepare(folder, steps=steps)
+    whole("--steps", steps, least=1)
+    make_folder(folder)
     outcomes = []
     for number_, current in enumerate(range(seed, seed + SEEDS), start=1):
         outcomes.append(run_seed(current, steps=steps))
@@ -227,8 +230,12 @@ def run(
         "critic_gain_min": min(outcome.gain for outcome in outcomes),
         "methods": {name: _summary(outcomes, name) for name in (*METHODS, BEYOND, FARTHER)},
     }
-    _draw(outcomes, folder / "actions.png")
-    page.write(folder, "Acting with a critic, in one state", _report(result), result)
+
+    def compose(aside: Path) -> list[Block]:
+        _draw(outcomes, aside / "actions.png")
+        return _report(result)
+
+    write_page(folder, "report", "Acting with a critic, in one state", compose, result=result)
     return result
 
 
@@ -245,21 +252,21 @@ def _summary(outcomes: list[Outcome], name: str) -> dict[str, Any]:
 
 
 def _draw(outcomes: list[Outcome], file: Path) -> None:
-    figure, axes = page.canvas(7.6, 4.4)
+    figure, (axes,) = canvas(1, 1, (7.6, 4.4))
     axes.axvspan(0.5, 1.0, color="#f1f3f5", zorder=0)
-    axes.text(0.75, 1.16, "data", ha="center", fontsize=8.5, color=page.FAINT)
+    axes.text(0.75, 1.16, "data", ha="center", fontsize=8.5, color=FAINT)
     for index, outcome in enumerate(outcomes):
         name = "critic of each seed" if index == 0 else None
-        axes.plot(_GRID, outcome.critic, color=page.FAINT, lw=0.7, alpha=0.6, label=name)
-    axes.plot(_GRID, reward_of(_GRID), color=page.INK, lw=1.6, label="reward")
-    styles = zip(METHODS, page.COLORS[: len(METHODS)], "os^D", strict=True)
+        axes.plot(_GRID, outcome.critic, color=FAINT, lw=0.7, alpha=0.6, label=name)
+    axes.plot(_GRID, reward_of(_GRID), color=INK, lw=1.6, label="reward")
+    styles = zip(METHODS, COLORS[: len(METHODS)], "os^D", strict=True)
     for name, color, marker in styles:
         actions = np.array([outcome.actions[name] for outcome in outcomes])
         axes.plot(actions, reward_of(actions), ls="", marker=marker, ms=6, color=color, label=name, alpha=0.8)
     axes.set_ylim(-0.25, 1.25)
-    page.label(axes, f"What each method does, {len(outcomes)} seeds", "action", "reward")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=page.INK, loc="lower center")
-    page.save(figure, file)
+    style_axes(axes, f"What each method does, {len(outcomes)} seeds", "action", "reward")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower center")
+    finish(figure, file)
 
 
 def _report(result: dict[str, Any]) -> list[Block]:

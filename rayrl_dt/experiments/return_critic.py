@@ -29,9 +29,11 @@ from torch import Tensor
 from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
+from rayrl_dt.errors import whole
 from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, Training, fit
-from rayrl_dt.reports import experiment as page
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
 
 __all__ = [
     "KINDS",
@@ -169,7 +171,8 @@ def run(
     Raises:
         UserError: `steps` or `folder` cannot be.
     """
-    page.prepare(folder, steps=steps)
+    whole("--steps", steps, least=1)
+    make_folder(folder)
     walks = collect(WALKS + HELD_OUT, seed=seed)
     model = train(walks[:WALKS], seed=seed, steps=steps, progress=progress)
     held_out = walks[WALKS:]
@@ -187,9 +190,13 @@ def run(
         "kinds": kinds,
         "attention": attention,
     }
-    _draw_success(kinds, folder / "success.png")
-    _draw_attention(attention, folder / "attention.png")
-    page.write(folder, "A Decision Transformer as a critic", _report(result), result)
+
+    def compose(aside: Path) -> list[Block]:
+        _draw_success(kinds, aside / "success.png")
+        _draw_attention(attention, aside / "attention.png")
+        return _report(result)
+
+    write_page(folder, "report", "A Decision Transformer as a critic", compose, result=result)
     return result
 
 
@@ -215,43 +222,41 @@ def _summary(model: ReturnModel, episodes: Sequences) -> dict[str, Any]:
 
 
 def _draw_success(kinds: dict[str, Any], file: Path) -> None:
-    figure, axes = page.canvas(7.6, 4.0)
+    figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     ends = np.cumsum([0, *KeyToDoor.room_steps])
     for begin, end, room in zip(ends, ends[1:], ("key room", "empty room", "door room"), strict=False):
-        axes.axvline(end, color=page.FAINT, lw=0.8, ls=":", zorder=1)
-        axes.text((begin + end) / 2, 104, room, ha="center", fontsize=8.5, color=page.FAINT)
+        axes.axvline(end, color=FAINT, lw=0.8, ls=":", zorder=1)
+        axes.text((begin + end) / 2, 104, room, ha="center", fontsize=8.5, color=FAINT)
     for index, (kind, numbers) in enumerate(kinds.items()):
         shares = 100 * np.array(numbers["probability"])
-        style = {"color": page.COLORS[index], "marker": "os^"[index], "ls": ("-", "--", "-")[index]}
+        style = {"color": COLORS[index], "marker": "os^"[index], "ls": ("-", "--", "-")[index]}
         axes.plot(np.arange(len(shares)), shares, lw=1.8, ms=4.5, label=kind, **style)
     for (where, share), shift in zip(EXACT.items(), (1.5, -7), strict=True):
-        axes.axhline(100 * share, color=page.FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
+        axes.axhline(100 * share, color=FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
         text = f"exact {where}: {_percent(share)}"
-        axes.text(12.8, 100 * share + shift, text, ha="right", fontsize=8, color=page.FAINT)
+        axes.text(12.8, 100 * share + shift, text, ha="right", fontsize=8, color=FAINT)
     axes.set_ylim(-3, 112)
     axes.set_xlim(-0.4, HORIZON + 0.4)
     axes.set_yticks(range(0, 101, 25))
     axes.set_xticks(range(HORIZON + 1))
-    page.label(axes, "How likely is success?", "steps done", "predicted probability of success (%)")
-    axes.legend(frameon=False, fontsize=9, labelcolor=page.INK, loc="center", bbox_to_anchor=(0.5, 0.62))
-    page.save(figure, file)
+    style_axes(axes, "How likely is success?", "steps done", "predicted probability of success (%)")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center", bbox_to_anchor=(0.5, 0.62))
+    finish(figure, file)
 
 
 def _draw_attention(attention: dict[str, Any], file: Path) -> None:
-    figure, axes = page.canvas(7.6, 3.4)
+    figure, (axes,) = canvas(1, 1, (7.6, 3.4))
     steps = np.arange(1, len(attention["state"]) + 1)
     for index, name in enumerate(TOKENS):
-        axes.bar(
-            steps + 0.28 * (index - 1), attention[name], width=0.26, color=page.COLORS[index], label=name
-        )
-    axes.bar(0, attention["start"], width=0.26, color=page.FAINT, label="start")
+        axes.bar(steps + 0.28 * (index - 1), attention[name], width=0.26, color=COLORS[index], label=name)
+    axes.bar(0, attention["start"], width=0.26, color=FAINT, label="start")
     names = {KEY_STEP: "takes\nthe key", DOOR_STEP: "opens\nthe door"}
     ticks = [f"{step}\n{names.get(step, '')}".strip() for step in steps.tolist()]
     axes.set_xticks([0, *steps], ["", *ticks])
     title = "Where the predictions look, in one successful episode"
-    page.label(axes, title, "step of the token", "mean attention")
-    axes.legend(frameon=False, fontsize=9, labelcolor=page.INK, ncols=2)
-    page.save(figure, file)
+    style_axes(axes, title, "step of the token", "mean attention")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=2)
+    finish(figure, file)
 
 
 def _report(result: dict[str, Any]) -> list[Block]:

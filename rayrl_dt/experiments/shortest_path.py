@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayrl_dt.errors import whole
 from rayrl_dt.experiments.return_model import (
     GRAPH_ORDER,
     Progress,
@@ -38,8 +39,9 @@ from rayrl_dt.experiments.return_model import (
     Training,
     fit,
 )
-from rayrl_dt.reports import experiment as page
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
 from rayrl_dt.seeding import numpy_generator, torch_generator
 
 __all__ = [
@@ -248,7 +250,8 @@ def run(
     Raises:
         UserError: `steps` or `folder` cannot be.
     """
-    page.prepare(folder, steps=steps)
+    whole("--steps", steps, least=1)
+    make_folder(folder)
     graph = random_graph(seed)
     walks = random_walks(graph, WALKS, seed=seed)
     model = train(graph, walks, seed=seed, steps=steps, progress=progress)
@@ -272,8 +275,12 @@ def run(
         "absent_from_data": float(absent.mean()),
         "absent_and_shortest": float((absent & shortest).mean()),
     }
-    _draw(result["paths"], folder / "steps.png")
-    page.write(folder, "Shortest paths from random walks", _report(result), result)
+
+    def compose(aside: Path) -> list[Block]:
+        _draw(result["paths"], aside / "steps.png")
+        return _report(result)
+
+    write_page(folder, "report", "Shortest paths from random walks", compose, result=result)
     return result
 
 
@@ -291,15 +298,15 @@ def _summary(steps: IntArray, fewest: IntArray) -> dict[str, Any]:
 
 
 def _draw(paths: dict[str, Any], file: Path) -> None:
-    figure, axes = page.canvas(7.6, 4.0)
+    figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     bins = np.arange(1, MISSED + 1)
     for index, (name, numbers) in enumerate(paths.items()):
         shares = 100 * np.array(numbers["histogram"]) / WALKS
-        axes.bar(bins + 0.28 * (index - 1), shares, width=0.26, color=page.COLORS[index], label=name)
+        axes.bar(bins + 0.28 * (index - 1), shares, width=0.26, color=COLORS[index], label=name)
     axes.set_xticks(bins, [*map(str, bins[:-1]), "missed"])
-    page.label(axes, "Steps to the goal", "steps from the start to the goal", "share of paths (%)")
-    axes.legend(frameon=False, fontsize=9, labelcolor=page.INK)
-    page.save(figure, file)
+    style_axes(axes, "Steps to the goal", "steps from the start to the goal", "share of paths (%)")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    finish(figure, file)
 
 
 def _report(result: dict[str, Any]) -> list[Block]:

@@ -29,10 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayrl_dt.errors import whole
 from rayrl_dt.experiments.bandit_learners import Learners, Method
 from rayrl_dt.experiments.return_model import Progress
-from rayrl_dt.reports import experiment as page
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
 from rayrl_dt.seeding import numpy_generator, torch_generator
 
 __all__ = [
@@ -183,7 +185,9 @@ def run(
     Raises:
         UserError: `epochs`, `seeds` or `folder` cannot be.
     """
-    page.prepare(folder, epochs=epochs, seeds=seeds)
+    whole("--epochs", epochs, least=1)
+    whole("--seeds", seeds, least=1)
+    make_folder(folder)
     course = train(seed=seed, epochs=epochs, seeds=seeds, progress=progress)
     actions, rewards = course.actions.double(), course.rewards.double()
     counted = sorted({epoch for epoch in COUNTED if epoch < epochs} | {epochs})
@@ -204,24 +208,28 @@ def run(
             for index, method in enumerate(METHODS)
         },
     }
-    _draw(result, "reward", "Reward of the policies asked for the best", folder / "rewards.png")
-    _draw(result, "action", "Action of the policies asked for the best reward", folder / "actions.png")
-    page.write(folder, "Which loss finds the top of a bandit?", _report(result), result)
+
+    def compose(aside: Path) -> list[Block]:
+        _draw(result, "reward", "Reward of the policies asked for the best", aside / "rewards.png")
+        _draw(result, "action", "Action of the policies asked for the best reward", aside / "actions.png")
+        return _report(result)
+
+    write_page(folder, "report", "Which loss finds the top of a bandit?", compose, result=result)
     return result
 
 
 def _draw(result: dict[str, Any], what: str, title: str, file: Path) -> None:
-    figure, axes = page.canvas(7.6, 4.0)
+    figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     best, wanted = {"reward": (BEST_REWARD, SUCCESS), "action": (0.0, None)}[what]
     for level in (best, wanted):
         if level is not None:
-            axes.axhline(level, color=page.FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
+            axes.axhline(level, color=FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
     for index, (name, numbers) in enumerate(result["methods"].items()):
         dashes = ("-", "--", "-.")[index % 3]
-        axes.plot(numbers[what], lw=1.8, color=page.COLORS[index], ls=dashes, label=name)
-    page.label(axes, title, "online epochs", f"{what}, mean of {result['seeds']} seeds")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=page.INK, loc="center left", bbox_to_anchor=(1, 0.5))
-    page.save(figure, file)
+        axes.plot(numbers[what], lw=1.8, color=COLORS[index], ls=dashes, label=name)
+    style_axes(axes, title, "online epochs", f"{what}, mean of {result['seeds']} seeds")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+    finish(figure, file)
 
 
 def _report(result: dict[str, Any]) -> list[Block]:

@@ -1,4 +1,4 @@
-"""The policy bundle: `policy.safetensors` + `policy.json`. No pickle, loadable without Ray."""
+"""The policy bundle: `policy.safetensors` + `policy.json`, perhaps with a critic. No pickle, loadable without Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,115 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
+from rayrl_dt.interop.critic_file import read_critic
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous
+from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
 from rayrl_dt.versions import package_versions
 
-__all__ = ["find_bundle", "load_model", "read_header", "save_bundle"]
+__all__ = ["BUNDLE", "HEADER", "Bundle", "load_weights", "read_spec", "save_bundle"]
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 is read as well, but for RADT: its return attention was computed otherwise when those were trained."""
+BUNDLE = "policy"
+"""The bundle's folder in a run or a checkpoint."""
+HEADER = "policy.json"
 _WEIGHTS = "policy.safetensors"
-_HEADER = "policy.json"
-_BUNDLE = "policy"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A policy bundle: found and its header read once, its networks loaded when they are first asked for.
+
+    Attributes:
+        path: of the bundle, checkpoint or run as it was given.
+        folder: where the bundle lies.
+        header: its `policy.json`.
+        spec: what the policy is made of.
+    """
+
+    path: Path
+    folder: Path
+    header: dict[str, Any]
+    spec: PolicySpec
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | Bundle) -> Bundle:
+        """Find the bundle of a run folder or checkpoint (or the bundle itself), and read its header.
+
+        One that is open already is returned as it is.
+
+        Raises:
+            UserError: there is none, it is not whole, or its format is not read any more, or not yet.
+        """
+        if isinstance(path, Bundle):
+            return path
+        folder = _find(Path(path))
+        header = _read_header(folder)
+        spec = read_spec(header, folder / HEADER)
+        spec.validate()
+        return cls(Path(path), folder, header, spec)
+
+    @property
+    def gradient_steps(self) -> int | None:
+        """The gradient steps behind the weights, if recorded."""
+        return self.header.get("gradient_steps")
+
+    @cached_property
+    def model(self) -> SequenceModel:
+        """The policy network, in eval mode.
+
+        Raises:
+            UserError: the weights are missing, truncated, or of another architecture.
+        """
+        model = SequenceModel(self.spec)
+        file = self.folder / _WEIGHTS
+        try:
+            weights = load_file(str(file))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} is missing or truncated ({error}); export the policy again") from error
+        load_weights(model, weights, source=str(self.folder))
+        return model.eval()
+
+    @cached_property
+    def critic(self) -> IQLCritic:
+        """The critic, for the policy's own actions; raises as `critic_for`."""
+        return self.critic_for(self.spec)
+
+    def critic_for(self, spec: PolicySpec) -> IQLCritic:
+        """Load the critic for the actions of a policy.
+
+        Raises:
+            UserError: the policy's actions are discrete, there is no critic, it is damaged, or it was trained in other
+                units than the policy's.
+        """
+        return read_critic(self.folder, spec, path=self.path)
+
+    def refiner(
+        self, settings: ActionGradient | SampledActions, spec: PolicySpec | None = None
+    ) -> Refiner | None:
+        """Return what refines a policy's actions with the critic; None where the settings are idle.
+
+        Args:
+            settings: of the action gradient, or of the sampled actions.
+            spec: of the policy that acts; None for the bundle's own.
+
+        Raises:
+            UserError: as `critic_for`; discrete actions are refused even if the settings are idle.
+        """
+        acting = self.spec if spec is None else spec
+        check_continuous(acting)
+        if settings.idle:
+            return None
+        critic = self.critic if spec is None else self.critic_for(spec)
+        if isinstance(settings, SampledActions):
+            return SamplingRefiner(settings, critic, acting)
+        return ActionRefiner(settings, critic, acting)
 
 
 def save_bundle(
@@ -59,7 +158,7 @@ def save_bundle(
             "gradient_steps": gradient_steps,
             "versions": package_versions(),
         }
-        (aside / _HEADER).write_text(json.dumps(header, indent=2))
+        (aside / HEADER).write_text(json.dumps(header, indent=2))
         publish(aside, target, replace=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -67,69 +166,18 @@ def save_bundle(
     return target
 
 
-def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """Return the bundle folder for a bundle, a checkpoint or a run folder.
+def read_spec(header: Mapping[str, Any], source: Path) -> PolicySpec:
+    """Return the specification in the content of a `policy.json`.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not whole.
     """
-    root = Path(path)
-    for candidate in (root, root / _BUNDLE):
-        if (candidate / _HEADER).exists():
-            return candidate
-    if not root.exists():
-        raise UserError(f"{root} does not exist; name a run folder, a checkpoint or a policy bundle")
-    raise UserError(
-        f"{root} holds no policy ({_HEADER} is missing); name a run folder whose training wrote a "
-        "checkpoint, or a policy bundle"
-    )
-
-
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON header of the bundle at or under `path`.
-
-    Raises:
-        UserError: it is missing, unreadable, or of a newer format.
-    """
-    folder = find_bundle(path)
     try:
-        header: dict[str, Any] = json.loads((folder / _HEADER).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / _HEADER} cannot be read ({error}); export the policy again") from error
-    found = header.get("format") if isinstance(header, dict) else None
-    if not isinstance(found, int) or "spec" not in header:
-        raise UserError(
-            f"{folder} is not a policy bundle; read a Hugging Face checkpoint with "
-            "rayrl_dt.interop.huggingface.import_huggingface, or name a run folder or a bundle"
-        )
-    if found != FORMAT:
-        raise UserError(f"{folder} has bundle format {found}, this version reads {FORMAT}; upgrade rayrl_dt")
-    return header
-
-
-def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> SequenceModel:
-    """Load the policy network of a bundle, in eval mode.
-
-    Raises:
-        UserError: the bundle is missing, truncated, or its weights are of another architecture.
-    """
-    folder = find_bundle(path)
-    try:
-        spec = PolicySpec.from_json(read_header(path)["spec"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / _HEADER} is not a whole policy ({error}); export the policy again"
-        ) from error
-    spec.validate()
-    model = SequenceModel(spec)
-    try:
-        weights = load_file(str(folder / _WEIGHTS), device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / _WEIGHTS} is missing or truncated ({error}); export the policy again"
-        ) from error
-    load_weights(model, weights, source=str(folder))
-    return model.to(device).eval()
+        return PolicySpec.from_json(header["spec"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source} is not a whole policy ({error}); export the policy again") from error
 
 
 def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
@@ -140,3 +188,43 @@ def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, s
     """
     check_architecture(model.state_dict(), weights, source=source)
     model.load_state_dict(dict(weights))
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, path / BUNDLE):
+        if (candidate / HEADER).exists():
+            return candidate
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run folder, a checkpoint or a policy bundle")
+    raise UserError(
+        f"{path} holds no policy ({HEADER} is missing); name a run folder whose training wrote a checkpoint, or a "
+        "policy bundle"
+    )
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads((folder / HEADER).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / HEADER} cannot be read ({error}); export the policy again") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(found, int) or "spec" not in header:
+        raise UserError(
+            f"{folder} is not a policy bundle; read a Hugging Face checkpoint with "
+            "rayrl_dt.interop.huggingface.import_huggingface, or name a run folder or a bundle"
+        )
+    if not 1 <= found <= FORMAT:
+        raise UserError(
+            f"{folder} has bundle format {found}, this version reads up to {FORMAT}; upgrade rayrl_dt"
+        )
+    if found == 1 and _backbone(header["spec"]) == "radt":
+        raise UserError(
+            f"{folder} holds a RADT policy of bundle format 1, whose return attention was computed otherwise than it "
+            "is now, so its weights would act otherwise than they were trained: train it again with rayrl-dt train"
+        )
+    return header
+
+
+def _backbone(spec: Any) -> Any:
+    model = spec.get("model") if isinstance(spec, dict) else None
+    return model.get("backbone") if isinstance(model, dict) else None

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import load_weights
+from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -31,7 +31,6 @@ from rayrl_dt.types import Normalizer
 
 __all__ = ["export_huggingface", "import_huggingface", "to_huggingface"]
 
-_SPEC = "policy.json"
 # What our trunk does, where theirs has a choice.
 _SETTINGS = {
     "action_tanh": True,
@@ -49,7 +48,7 @@ def export_huggingface(model: SequenceModel, folder: str | os.PathLike[str]) -> 
     """
     target = Path(folder)
     to_huggingface(model).save_pretrained(target)
-    (target / _SPEC).write_text(json.dumps({"spec": model.spec.to_json()}, indent=2))
+    (target / HEADER).write_text(json.dumps({"spec": model.spec.to_json()}, indent=2))
     return target
 
 
@@ -142,8 +141,8 @@ def import_huggingface(
                 f"{folder} has {setting}={getattr(config, setting)}; only models with {setting}={wanted} can "
                 "be imported"
             )
-    if (folder / _SPEC).exists():
-        spec = _read_spec(folder / _SPEC)
+    if (folder / HEADER).exists():
+        spec = _saved_spec(folder / HEADER)
     elif normalizer is None or return_scale is None:
         raise UserError(
             f"{folder} holds no observation statistics; pass normalizer= and return_scale= of its training "
@@ -188,11 +187,12 @@ def import_huggingface(
     return model.eval()
 
 
-def _read_spec(path: Path) -> PolicySpec:
+def _saved_spec(path: Path) -> PolicySpec:
     try:
-        return PolicySpec.from_json(json.loads(path.read_text())["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a whole policy ({error!r}); export the policy again") from error
+        header = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not a whole policy ({error}); export the policy again") from error
+    return read_spec(header, path)
 
 
 def _names(layers: int, timestep_embedding: str) -> Iterator[tuple[str, str, bool]]:

@@ -1,23 +1,43 @@
-"""What a policy's run says of it, where the run folder is at hand."""
+"""What a policy's run says of it, where the run folder is at hand: names of its files, and how they are read."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["CONFIG", "RECORD", "find_run", "is_run", "run_settings"]
+__all__ = [
+    "BEST",
+    "CONFIG",
+    "LAST",
+    "MAXIMUM",
+    "METRICS",
+    "RECORD",
+    "find_run",
+    "is_run",
+    "read_json_lines",
+    "read_records",
+    "run_settings",
+    "step_of",
+]
 
 CONFIG = "config.yaml"
 """What was chosen; there from a run's first moment on."""
 RECORD = "run.json"
-"""How it was begun, and on what; there once the algorithm is built."""
+"""Who started it, how, and on what; there once the algorithm is built."""
+METRICS = "metrics.jsonl"
+"""A line per iteration."""
+LAST, BEST = "evaluations/last.json", "evaluations/best.json"
+"""The evaluations of the last and of the best checkpoint."""
+MAXIMUM = "evaluations/maximum.json"
+"""The evaluation of the last checkpoint at the data's best return (`rayrl-dt align` makes it)."""
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a run was begun in a folder, even if it was lost before its first checkpoint."""
+    """Return whether a run was started in a folder, even if it was lost before its first checkpoint."""
     return (folder / CONFIG).exists()
 
 
@@ -39,3 +59,47 @@ def run_settings(path: str | os.PathLike[str], section: str) -> dict[str, Any]:
     values = yaml.safe_load((folder / CONFIG).read_text())
     chosen = values.get(section) if isinstance(values, dict) else None
     return chosen if isinstance(chosen, dict) else {}
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the JSON objects of a file, one a line, and the numbers of the lines that hold none.
+
+    A process that is killed leaves half a line, and what goes on behind it is good; no file is an empty one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], []
+    found, broken = [], []
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
+            broken.append(line_number)
+    return found, broken
+
+
+def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the records of a run, one per iteration, and the numbers of the lines that could not be read.
+
+    A resumed run repeats the iterations after its last checkpoint; the repetition counts.
+    """
+    found, broken = read_json_lines(folder / METRICS)
+    records: list[dict[str, Any]] = []
+    for record in found:
+        while step_of(record) >= 0 and records and step_of(records[-1]) >= step_of(record):
+            records.pop()
+        records.append(record)
+    return records, broken
+
+
+def step_of(record: dict[str, Any]) -> int:
+    """Return the gradient step after which a record was written; -1 if it does not say."""
+    step = record.get("gradient_steps")
+    return step if isinstance(step, int) else -1

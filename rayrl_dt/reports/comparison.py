@@ -12,7 +12,8 @@ from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.statistics import Interval, interquartile_mean, stratified_bootstrap
 from rayrl_dt.reports import plots
 from rayrl_dt.reports.document import MISSING, Block, Heading, Paragraph, Picture, Table, decimals, number
-from rayrl_dt.reports.findings import LEGEND, METRICS, compare, metrics, places_of
+from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, compare, metrics, places_of
+from rayrl_dt.reports.learning_curve import learning_curve
 from rayrl_dt.reports.run_folder import RunFolder, group_seeds
 
 __all__ = ["compare_runs", "reductions"]
@@ -54,7 +55,7 @@ def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
         if any(run.records for run in members):
             name = f"comparison-{index}-learning-curve.png"
             curves = {run.name: run.records for run in members if run.records}
-            plots.learning_curve(curves, folder / name, data_max=_common_maximum(members))
+            learning_curve(curves, folder / name, data_max=_common_maximum(members))
             blocks.append(Picture(name, "Learning curves of all runs over gradient steps"))
     return blocks
 

@@ -7,24 +7,17 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rayrl_dt.data.preview import action_bounds, action_chunks, action_counts
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
 
 __all__ = ["plot"]
 
 Array = np.ndarray[Any, Any]
 
 _BINS = 40
-
-
-# Okabe and Ito's colors, which color-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-_INK, _FAINT, _GRID = "#24292f", "#6e7781", "#e6e8eb"
 
 
 def plot(store: TrajectoryStore, path: Path) -> Path:
@@ -34,26 +27,24 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
         store: the trajectories.
         path: of the picture; its folder is made if need be.
     """
-    figure = Figure(figsize=(13.5, 4.2), dpi=130, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    returns_axes, lengths_axes, actions_axes = figure.subplots(1, 3)
-    _draw_spread(returns_axes, store.episode_returns, _COLORS[0])
-    _label(returns_axes, "Episode returns", "return (raw)", "episodes")
-    _draw_spread(lengths_axes, store.lengths, _COLORS[2])
-    _label(lengths_axes, "Episode lengths", "steps", "episodes")
+    figure, (returns_axes, lengths_axes, actions_axes) = canvas(1, 3, (13.5, 4.2))
+    _draw_spread(returns_axes, store.episode_returns, COLORS[0])
+    style_axes(returns_axes, "Episode returns", "return (raw)", "episodes")
+    _draw_spread(lengths_axes, store.lengths, COLORS[2])
+    style_axes(lengths_axes, "Episode lengths", "steps", "episodes")
     if isinstance(store.info.action_space, gym.spaces.Discrete):
         _draw_counts(actions_axes, store)
-    elif store.actions.shape[1] <= len(_COLORS):
+    elif store.actions.shape[1] <= len(COLORS):
         _draw_lines(actions_axes, store)
     else:
         _draw_heat(figure, actions_axes, store)
     figure.suptitle(
         f"{store.info.source}  ·  {store.num_episodes:,} episodes, {store.num_steps:,} steps",
         fontsize=12,
-        color=_INK,
+        color=INK,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    finish(figure, path)
     return path
 
 
@@ -75,25 +66,25 @@ def _draw_spread(axes: Any, values: Array, color: str) -> None:
     axes.hist(values, bins=_BINS, color=color, alpha=0.85)
     for q, dash in ((5, ":"), (50, "-"), (95, ":")):
         value = float(np.percentile(values, q))
-        axes.axvline(value, color=_INK, lw=1.1, ls=dash, label=f"p{q} = {value:,.4g}")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+        axes.axvline(value, color=INK, lw=1.1, ls=dash, label=f"p{q} = {value:,.4g}")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
 
 
 def _draw_counts(axes: Any, store: TrajectoryStore) -> None:
-    axes.bar(*action_counts(store), color=_COLORS[1], alpha=0.85)
+    axes.bar(*action_counts(store), color=COLORS[1], alpha=0.85)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _label(axes, "Actions", "action", "steps")
+    style_axes(axes, "Actions", "action", "steps")
 
 
 def _draw_lines(axes: Any, store: TrajectoryStore) -> None:
     edges, fractions = _densities(store)
     for number, row in enumerate(fractions):
-        color = _COLORS[number]
+        color = COLORS[number]
         axes.stairs(100 * row, edges, color=color, lw=1.6, label=f"dimension {number}")
         axes.stairs(100 * row, edges, color=color, alpha=0.12, fill=True)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-    _label(axes, "Actions", "action", "% of steps")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    style_axes(axes, "Actions", "action", "% of steps")
 
 
 def _draw_heat(figure: Figure, axes: Any, store: TrajectoryStore) -> None:
@@ -101,18 +92,5 @@ def _draw_heat(figure: Figure, axes: Any, store: TrajectoryStore) -> None:
     rows = np.arange(len(fractions) + 1) - 0.5
     image = axes.pcolormesh(edges, rows, 100 * fractions, cmap="viridis")
     figure.colorbar(image, ax=axes, label="% of steps")
-    _label(axes, "Actions", "action", "dimension")
+    style_axes(axes, "Actions", "action", "dimension")
     axes.grid(False)
-
-
-def _label(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(y, color=_INK)
-    axes.tick_params(colors=_FAINT, labelsize=9)
-    axes.grid(axis="y", color=_GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GRID)

@@ -1,24 +1,43 @@
-"""A page as files: HTML that holds everything, Markdown and pictures beside it."""
+"""A page as files: HTML that holds everything; Markdown, pictures and perhaps the figures as JSON beside it."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.reports.document import (
-    Block,
-    Heading,
-    to_html,
-    to_markdown,
-)
+from rayrl_dt.reports.document import Block, Heading
+from rayrl_dt.reports.html import to_html
+from rayrl_dt.reports.markdown import to_markdown
 
-__all__ = ["write_page"]
+__all__ = ["make_folder", "write_page"]
 
 
-def write_page(out: Path, name: str, title: str, compose: Callable[[Path], Sequence[Block]]) -> Path:
+def make_folder(out: Path) -> Path:
+    """Make the folder of a page, best before anything takes time.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}); choose another --out") from error
+    return out
+
+
+def write_page(
+    out: Path,
+    name: str,
+    title: str,
+    compose: Callable[[Path], Sequence[Block]],
+    *,
+    result: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `NAME.html`, `NAME.md` and their pictures into `out`, and return the page's path.
 
     The files are written aside and then moved into place, the page last; other files of `out` are left alone.
@@ -28,19 +47,18 @@ def write_page(out: Path, name: str, title: str, compose: Callable[[Path], Seque
         name: of the two files, without ending.
         title: of the page.
         compose: writes the pictures into the folder that it is given, and returns what stands below the title.
+        result: goes into `result.json`, if there is one.
 
     Raises:
         UserError: `out` cannot be a folder.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the {name} folder {out} ({error.strerror}); choose another --out"
-        ) from error
+    make_folder(out)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as folder:
         aside = Path(folder)
         blocks = [Heading(title, 1), *compose(aside)]
+        if result is not None:
+            text = json.dumps(result, indent=2) + "\n"
+            (aside / "result.json").write_text(text, encoding="utf-8")
         (aside / f"{name}.md").write_text(to_markdown(blocks), encoding="utf-8")
         (aside / f"{name}.html").write_text(to_html(title, blocks, aside), encoding="utf-8")
         for file in sorted(aside.iterdir(), key=lambda item: item.suffix == ".html"):

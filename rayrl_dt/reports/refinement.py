@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 
@@ -10,15 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rayrl_dt.evaluation.refinement_grid import Cell, RefinementGrid
-from rayrl_dt.reports.document import Block, Heading, Paragraph, Picture, Table, Tiles, number, to_html
-from rayrl_dt.reports.plots import INK, canvas, finish, style_axes
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import write_page
+from rayrl_dt.reports.style import INK, canvas, finish, style_axes
 
 __all__ = ["heat_map", "write_refinement"]
 
 _PICTURE = "refinement.png"
-
-
-_RESULT = "result.json"
 
 
 def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
@@ -52,14 +49,14 @@ def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
 
 
 def write_refinement(grid: RefinementGrid, folder: Path) -> Path:
-    """Write `refinement.png`, `result.json` and `report.html`; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RESULT).write_text(json.dumps(grid.to_json(), indent=2) + "\n", encoding="utf-8")
-    heat_map(grid, folder / _PICTURE)
-    page = folder / "report.html"
+    """Write `refinement.png`, `result.json` and the page, and return the page's path."""
+
+    def compose(aside: Path) -> list[Block]:
+        heat_map(grid, aside / _PICTURE)
+        return _report(grid)
+
     title = "Action gradients on one checkpoint"
-    page.write_text(to_html(title, [Heading(title, 1), *_report(grid)], folder), encoding="utf-8")
-    return page
+    return write_page(folder, "report", title, compose, result=grid.to_json())
 
 
 def _report(grid: RefinementGrid) -> list[Block]:

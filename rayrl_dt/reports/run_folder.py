@@ -13,14 +13,11 @@ import yaml
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.interop.run_files import CONFIG, RECORD
+from rayrl_dt.interop.run_files import BEST, CONFIG, LAST, MAXIMUM, METRICS, RECORD, read_records
 
-__all__ = ["MAXIMUM", "RunFolder", "group_seeds", "load_runs"]
+__all__ = ["RunFolder", "group_seeds", "load_runs"]
 
-MAXIMUM = "evaluations/maximum.json"
-"""Where a run keeps the evaluation of its last checkpoint at the data's best return (`rayrl-dt align` does it)."""
-
-_PIECES = (RECORD, CONFIG, "metrics.jsonl", "evaluations/last.json", "evaluations/best.json")
+_PIECES = (RECORD, CONFIG, METRICS, LAST, BEST)
 
 
 @dataclass(frozen=True)
@@ -120,9 +117,9 @@ def _load(path: Path, name: str) -> RunFolder:
         name=name,
         info=info if isinstance(info, dict) else {},
         config_text=_config(path / CONFIG, problems),
-        records=_records(path / "metrics.jsonl", problems),
-        last=_evaluation(path, "evaluations/last.json", problems),
-        best=_evaluation(path, "evaluations/best.json", problems),
+        records=_records(path, problems),
+        last=_evaluation(path, LAST, problems),
+        best=_evaluation(path, BEST, problems),
         maximum=_evaluation(path, MAXIMUM, problems) if (path / MAXIMUM).exists() else None,
     )
     if run.last is None:
@@ -179,34 +176,18 @@ def _evaluation(folder: Path, piece: str, problems: list[str]) -> EvaluationResu
         return None
 
 
-def _records(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
-    text = _read(path, "metrics.jsonl", problems)
-    records: list[dict[str, Any]] = []
-    broken: list[int] = []
-    for line_number, line in enumerate((text or "").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            step = record.get("gradient_steps")
-        except (ValueError, AttributeError):
-            broken.append(line_number)
-            continue
-        # A resumed run repeats the iterations after its last checkpoint; the repetition counts.
-        while isinstance(step, int) and records and _step(records[-1]) >= step:
-            records.pop()
-        records.append(record)
+def _records(folder: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
+    try:
+        records, broken = read_records(folder)
+    except OSError as error:
+        problems.append(f"{METRICS} cannot be read ({_first_line(error)})")
+        return ()
     if broken:
         lines = ", ".join(str(line_number) for line_number in broken[:5]) + ("..." if len(broken) > 5 else "")
-        problems.append(f"metrics.jsonl: {len(broken)} unreadable line(s) skipped (line {lines})")
-    elif text is not None and not records:
-        problems.append("metrics.jsonl is empty")
+        problems.append(f"{METRICS}: {len(broken)} unreadable line(s) skipped (line {lines})")
+    elif not records:
+        problems.append(f"{METRICS} is {'empty' if (folder / METRICS).exists() else 'missing'}")
     return tuple(records)
-
-
-def _step(record: dict[str, Any]) -> float:
-    step = record.get("gradient_steps")
-    return step if isinstance(step, int) else -1.0
 
 
 def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> EvaluationResult | None:
@@ -218,9 +199,7 @@ def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> Ev
             except UserError:
                 continue
             step = record.get("gradient_steps")
-            problems.append(
-                f"the last checkpoint's evaluation is taken from metrics.jsonl, gradient step {step}"
-            )
+            problems.append(f"the last checkpoint's evaluation is taken from {METRICS}, gradient step {step}")
             if result.gradient_steps is None and isinstance(step, int):
                 result = replace(result, gradient_steps=step)
             return result

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rayrl_dt.evaluation.result import EvaluationResult, blind_error
-from rayrl_dt.reports import findings, plots
+from rayrl_dt.reports import plots
 from rayrl_dt.reports.comparison import compare_runs
 from rayrl_dt.reports.document import (
     MISSING,
@@ -26,7 +26,8 @@ from rayrl_dt.reports.document import (
     Tiles,
     number,
 )
-from rayrl_dt.reports.findings import LEGEND, METRICS, metrics, places_of
+from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, describe, metrics, places_of
+from rayrl_dt.reports.learning_curve import learning_curve
 from rayrl_dt.reports.page import write_page
 from rayrl_dt.reports.run_folder import RunFolder, load_runs
 
@@ -77,7 +78,7 @@ def _run(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
         blocks += _evaluation(run, run.last, folder, prefix)
     if run.records:
         name = f"{prefix}learning-curve.png"
-        plots.learning_curve({run.algorithm: run.records}, folder / name, data_max=run.data_max)
+        learning_curve({run.algorithm: run.records}, folder / name, data_max=run.data_max)
         blocks += [
             Heading("Training", 3),
             Picture(name, f"Learning curves of {run.name} over gradient steps"),
@@ -104,7 +105,7 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
                 ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
-        Paragraph(" ".join(findings.describe(last, run.best, data_max=run.data_max))),
+        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Heading("Last checkpoint, and the best beside it", 3),
     ]
     rows = [[_checkpoint("Last", last), *metrics(last)]]
@@ -145,7 +146,7 @@ def _unasked(run: RunFolder, last: EvaluationResult) -> list[Block]:
                 ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
-        Paragraph(" ".join(findings.describe(last, run.best, data_max=run.data_max))),
+        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Heading("Last checkpoint, and the best beside it", 3),
         Table(["Checkpoint", "Return", "Std", "Episodes", "Mean length", "Score"], rows),
         Heading("Normalized score", 3),

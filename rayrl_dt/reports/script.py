@@ -1,4 +1,4 @@
-"""What makes a page answer: tables that sort, and drawings whose lines light up together with their table rows."""
+"""What makes a page answer: tables that sort, and figures whose lines light up together with their table rows."""
 
 from __future__ import annotations
 

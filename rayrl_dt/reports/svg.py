@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-__all__ = ["mark", "save_drawing"]
+__all__ = ["mark", "save_svg"]
 
 _MARK = "mark:"
 
@@ -21,7 +21,7 @@ def mark(name: str) -> str:
     return f"{_MARK}{name}"
 
 
-def save_drawing(figure: Figure, path: Path, titles: Mapping[str, str]) -> None:
+def save_svg(figure: Figure, path: Path, titles: Mapping[str, str]) -> None:
     """Write a figure as an SVG that can stand inside a page beside others.
 
     Args:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import BUNDLE, save_bundle
 from rayrl_dt.interop.critics import carry_critic
 
 __all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
@@ -71,7 +71,7 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str
         UserError: the disk is full or refuses; the checkpoints before this one are whole.
     """
     target = folder / "checkpoints" / f"{algorithm.gradient_steps:09d}"
-    newest = folder / "policy"
+    newest = folder / BUNDLE
     aside, newest_aside = stage(target), stage(newest)
     try:
         with writing(target):
@@ -79,7 +79,7 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str
             bundle = save_bundle(
                 algorithm.policy_spec,
                 algorithm.policy_state(),
-                aside / "policy",
+                aside / BUNDLE,
                 command=command,
                 gradient_steps=algorithm.gradient_steps,
             )

@@ -11,37 +11,34 @@ from typing import Any
 import yaml
 
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.interop.run_files import METRICS, RECORD, read_records, step_of
 
-__all__ = ["badness", "begun", "records_up_to", "write_json", "write_yaml"]
+__all__ = ["checkpoint_score", "provenance", "records_up_to", "write_json", "write_yaml"]
 
 
-def records_up_to(path: Path, gradient_steps: int) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` that a restored run has behind it; later ones are cut from the file."""
-    if not path.exists():
+def records_up_to(folder: Path, gradient_steps: int) -> list[dict[str, Any]]:
+    """Return the records that a restored run has behind it; later ones are cut from the file."""
+    if not (folder / METRICS).exists():
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # the line that a killed process was writing
-    kept = [record for record in records if record[GRADIENT_STEPS] <= gradient_steps]
-    _write(path, "".join(json.dumps(record) + "\n" for record in kept))
+    records, _ = read_records(folder)
+    kept = [record for record in records if 0 <= step_of(record) <= gradient_steps]
+    _write(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 
-def badness(evaluation: Mapping[str, Any]) -> float:
-    """Return what the best checkpoint has least of: the alignment error, or minus the return at a single target.
+def checkpoint_score(evaluation: Mapping[str, Any]) -> float:
+    """Return what the best checkpoint has most of: minus the alignment error, or the return at a single target.
 
     A single target is asked for to get as much as there is, and may be out of reach, or be surpassed.
     """
     error, targets = evaluation["alignment_error"], evaluation["targets"]
-    return -float(targets[0]["return_mean"]) if error is None or len(targets) == 1 else float(error)
+    return float(targets[0]["return_mean"]) if error is None or len(targets) == 1 else -float(error)
 
 
-def begun(record: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
-    """Return how a run was begun, and each time that it went on: commands, times and gradient steps."""
+def provenance(folder: Path, command: str | None, gradient_steps: int) -> dict[str, Any]:
+    """Return how a run was started, and each time that it was resumed: commands, times and gradient steps."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = folder / RECORD
     if gradient_steps == 0 or not record.exists():
         return {"command": command, "created": now, "resumed": []}
     before = json.loads(record.read_text())

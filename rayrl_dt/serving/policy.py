@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
@@ -91,14 +92,11 @@ class SequencePolicy:
             UserError: there is no whole bundle at `path`, or no critic to act with; both ways are asked for; the policy
                 cannot act so.
         """
-        from rayrl_dt.interop.bundle import load_model  # interop stands above policy
-        from rayrl_dt.interop.critics import load_refiner
-
-        model = load_model(path)
+        bundle = Bundle.open(path)
         settings = choose_refinement(action_gradient, sampled_actions)
-        refiner = None if settings is None else load_refiner(path, model.spec, settings)
+        refiner = None if settings is None else bundle.refiner(settings)
         return cls(
-            model,
+            bundle.model,
             sample_seed=sample_seed,
             context_length=context_length,
             action_selection=action_selection,

@@ -1,4 +1,4 @@
-"""The drawings of a sweep: parallel coordinates, the metric over each parameter, learning curves."""
+"""The figures of a sweep: parallel coordinates, the metric over each parameter, learning curves."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from rayrl_dt.reports import plots
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.svg import mark, save_drawing
-from rayrl_dt.tuning.plan import SEED
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
+from rayrl_dt.reports.svg import mark, save_svg
 from rayrl_dt.tuning.results import Group, TrialResult
 from rayrl_dt.tuning.space import Space
+from rayrl_dt.tuning.sweep_spec import SEED
 
 __all__ = ["curves", "label", "parallel_coordinates", "scatter"]
 
@@ -62,7 +62,7 @@ def parallel_coordinates(
     axes_of = [_axis(space, [trial.parameters[space.path] for trial in trials]) for space in spaces]
     lasts = [trial.last for trial in trials if trial.last is not None]
     axes_of.append(_linear(metric, lasts))
-    figure, (axes,) = plots.canvas(1, 1, (max(6.0, 1.75 * len(axes_of)), 3.9))
+    figure, (axes,) = canvas(1, 1, (max(6.0, 1.75 * len(axes_of)), 3.9))
     order = sorted(range(len(trials)), key=lambda index: lasts[index], reverse=trials[0].mode == "min")
     colors = colormaps["viridis_r"]
     for rank, index in enumerate(order):
@@ -72,10 +72,10 @@ def parallel_coordinates(
         axes.plot(xs, ys, color=shade, lw=1.7, alpha=0.85, gid=mark(name))
         axes.plot(xs, ys, gid=mark(name), **_HIT)
     for x, axis in enumerate(axes_of):
-        axes.axvline(x, color=plots.FAINT, lw=1.0, zorder=0)
+        axes.axvline(x, color=FAINT, lw=1.0, zorder=0)
         for place, text in axis.ticks:
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-            axes.text(x + 0.03, place, text, fontsize=8, color=plots.INK, va="center", bbox=box)
+            axes.text(x + 0.03, place, text, fontsize=8, color=INK, va="center", bbox=box)
     axes.set_xlim(-0.15, len(axes_of) - 0.55)
     axes.set_ylim(-0.06, 1.06)
     axes.set_axis_off()
@@ -86,12 +86,12 @@ def parallel_coordinates(
             axis.title,
             fontsize=8.5,
             fontweight="bold",
-            color=plots.INK,
+            color=INK,
             va="top",
             ha="left",
             clip_on=False,
         )
-    save_drawing(figure, path, _titles(trials))
+    save_svg(figure, path, _titles(trials))
 
 
 def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str, path: Path) -> None:
@@ -105,7 +105,7 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str,
     """
     columns = min(_COLUMNS, len(spaces))
     rows = math.ceil(len(spaces) / columns)
-    figure, every = plots.canvas(rows, columns, (7.8, 3.0 * rows + 0.2))
+    figure, every = canvas(rows, columns, (7.8, 3.0 * rows + 0.2))
     for axes in every[len(spaces) :]:
         axes.set_visible(False)
     for axes, space in zip(every, spaces, strict=False):
@@ -115,14 +115,12 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str,
         for trial in trials:
             value = trial.parameters[space.path]
             x = value if options is None else options.index(label(value))
-            axes.plot(
-                [x], [trial.last], "o", ms=6, mew=0, color=plots.COLORS[0], alpha=0.75, gid=mark(trial.name)
-            )
-        plots.style_axes(axes, space.path.rpartition(".")[2], space.path, metric)
+            axes.plot([x], [trial.last], "o", ms=6, mew=0, color=COLORS[0], alpha=0.75, gid=mark(trial.name))
+        style_axes(axes, space.path.rpartition(".")[2], space.path, metric)
         if options is not None:
             axes.set_xticks(range(len(options)), options)
             axes.set_xlim(-0.5, len(options) - 0.5)
-    save_drawing(figure, path, _titles(trials))
+    save_svg(figure, path, _titles(trials))
 
 
 def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
@@ -133,10 +131,10 @@ def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
         metric: its name.
         path: where to write an SVG.
     """
-    figure, (axes,) = plots.canvas(1, 1, (7.8, 3.9))
+    figure, (axes,) = canvas(1, 1, (7.8, 3.9))
     shown = [trial for group in groups for trial in group.trials if trial.curve]
     for index, group in enumerate(groups):
-        color = plots.COLORS[index % len(plots.COLORS)]
+        color = COLORS[index % len(COLORS)]
         for trial in group.trials:
             points = [point for point in trial.curve if math.isfinite(point[1])]
             if not points:
@@ -151,8 +149,8 @@ def curves(groups: Sequence[Group], metric: str, path: Path) -> None:
             axes.plot([], [], color=color, lw=2, label=text or "all")
     if len(groups) <= _LEGEND:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
-    plots.style_axes(axes, metric, "gradient steps", metric)
-    save_drawing(figure, path, _titles(shown))
+    style_axes(axes, metric, "gradient steps", metric)
+    save_svg(figure, path, _titles(shown))
 
 
 def _titles(trials: Sequence[TrialResult]) -> dict[str, str]:

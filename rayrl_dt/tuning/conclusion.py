@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.interop.bundle import find_bundle
-from rayrl_dt.tuning.plan import Plan
-from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.report import Winner, write_sweep_page
 from rayrl_dt.tuning.results import TrialResult, best_group, group_trials, read_trials
+from rayrl_dt.tuning.sweep_spec import SweepSpec
 
 __all__ = ["SWEEP", "Cost", "SweepOutcome", "conclude"]
 
@@ -70,16 +70,16 @@ class SweepOutcome:
         return done >= self.expected
 
 
-def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
+def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
     """Write the results table, the page and the best policy from what the folder holds.
 
     Args:
-        plan: of the sweep.
+        spec: of the sweep.
         out: its folder.
         wall: when the trials were scheduled and when they had ended, as of `time.time`; None if none were.
     """
-    trials = read_trials(out, plan)
-    groups = group_trials(trials, plan.settings.best)
+    trials = read_trials(out, spec)
+    groups = group_trials(trials, spec.settings.best)
     cost = None
     if wall is not None:
         begin, end = wall
@@ -91,17 +91,17 @@ def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) 
         group, trial = found
         checkpoint = trial.best_checkpoint
         assert checkpoint is not None
-        bundle = _export(checkpoint, out / _POLICY) if plan.run is None else find_bundle(checkpoint)
-        winner = Winner(group, trial, bundle, _command(plan, trial, out))
+        bundle = _export(checkpoint, out / _POLICY) if spec.run is None else Bundle.open(checkpoint).folder
+        winner = Winner(group, trial, bundle, _command(spec, trial, out))
         best = {
             **trial.to_json(),
             "median": group.median,
             "bundle": str(bundle),
             "command": winner.command,
         }
-    settings = plan.settings
+    settings = spec.settings
     table = {
-        "name": plan.name,
+        "name": spec.name,
         "metric": settings.metric,
         "mode": settings.best,
         "cost": None if cost is None else cost.to_json(),
@@ -113,22 +113,22 @@ def conclude(plan: Plan, out: Path, *, wall: tuple[float, float] | None = None) 
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(table, indent=2))
     aside.replace(path)
-    page = write_sweep_page(plan, trials, groups, winner, out)
+    page = write_sweep_page(spec, trials, groups, winner, out)
     return SweepOutcome(
         page=page,
         table=path,
         trials=tuple(trials),
-        expected=plan.expected,
+        expected=spec.expected,
         bundle=None if winner is None else winner.bundle,
         command=None if winner is None else winner.command,
         cost=cost,
     )
 
 
-def _command(plan: Plan, trial: TrialResult, out: Path) -> str:
+def _command(spec: SweepSpec, trial: TrialResult, out: Path) -> str:
     """Return a single run with the trial's values; after PBT with its last ones from the start."""
-    if plan.run is not None:
-        return read_refining(plan.at(trial.parameters)).command
+    if spec.run is not None:
+        return read_refinement_job(spec.at(trial.parameters)).command
     changes = [f"--set {shlex.quote(f'{path}={_yaml(value)}')}" for path, value in trial.parameters.items()]
     return " ".join(["rayrl-dt train", shlex.quote(str(out / SWEEP)), *changes])
 
@@ -140,7 +140,7 @@ def _yaml(value: Any) -> str:
 def _export(checkpoint: Path, target: Path) -> Path:
     aside = stage(target)
     try:
-        shutil.copytree(find_bundle(checkpoint), aside, dirs_exist_ok=True)
+        shutil.copytree(Bundle.open(checkpoint).folder, aside, dirs_exist_ok=True)
         publish(aside, target, replace=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -12,7 +12,7 @@ from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
-from rayrl_dt.tuning.refining import Refining, read_refining
+from rayrl_dt.tuning.refinement_job import RefinementJob, read_refinement_job
 
 __all__ = ["RefinementTrial"]
 
@@ -25,13 +25,13 @@ class RefinementTrial(tune.Trainable):
     `unrefined`: it is what a trial is to be compared with.
     """
 
-    job: Refining
+    job: RefinementJob
     policy: RefinedPolicy
     unrefined: dict[str, float | None]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Load policy, critic and environments, and evaluate the policy alone."""
-        self.job = read_refining(config)
+        self.job = read_refinement_job(config)
         self.policy = RefinedPolicy(
             self.job.run,
             targets=self.job.targets,
@@ -43,7 +43,7 @@ class RefinementTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial's way to act."""
-        job = read_refining(new_config)
+        job = read_refinement_job(new_config)
         if replace(job, settings=self.job.settings) != self.job:
             self.cleanup()
             self.setup(new_config)
@@ -60,7 +60,7 @@ class RefinementTrial(tune.Trainable):
         return {
             "evaluation": self._evaluate(self.job.settings),
             "unrefined": self.unrefined,
-            GRADIENT_STEPS: self.policy.header.get(GRADIENT_STEPS) or 0,
+            GRADIENT_STEPS: self.policy.bundle.gradient_steps or 0,
             "done": True,
         }
 
@@ -72,9 +72,9 @@ class RefinementTrial(tune.Trainable):
         policy = self.policy
         result = assemble(
             policy.run(settings),
-            policy.plan,
+            policy.asked,
             env=policy.env,
-            dataset=policy.spec.dataset,
+            dataset=policy.bundle.spec.dataset,
             reference=None,
             score_note=None,
             seed=self.job.seed,

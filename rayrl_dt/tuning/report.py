@@ -1,4 +1,4 @@
-"""The page of a sweep: the best trial, every trial in a table, and drawings of parameters and learning curves."""
+"""The page of a sweep: the best trial, every trial in a table, and figures of parameters and learning curves."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rayrl_dt.reports.document import (
 from rayrl_dt.reports.page import write_page
 from rayrl_dt.tuning import charts
 from rayrl_dt.tuning.charts import label
-from rayrl_dt.tuning.plan import SEED, Plan
 from rayrl_dt.tuning.results import Group, TrialResult
+from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
 __all__ = ["Winner", "write_sweep_page"]
 
@@ -54,12 +54,12 @@ class Winner:
 
 
 def write_sweep_page(
-    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
+    spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
 ) -> Path:
     """Write `sweep.html`, which holds everything, with Markdown and SVG files beside it.
 
     Args:
-        plan: of the sweep.
+        spec: of the sweep.
         trials: all of them.
         groups: the same over their seeds, the best first.
         winner: the best trial, if one left a policy.
@@ -71,52 +71,52 @@ def write_sweep_page(
 
     def compose(folder: Path) -> list[Block]:
         return [
-            Paragraph(_describe(plan), "muted"),
-            *_missing(plan, trials),
-            *_headline(plan, winner),
-            *_drawings(plan, trials, groups, folder),
-            *_settings(plan, groups),
+            Paragraph(_describe(spec), "muted"),
+            *_missing(spec, trials),
+            *_headline(spec, winner),
+            *_charts(spec, trials, groups, folder),
+            *_settings(spec, groups),
             Heading("All trials"),
             Paragraph(_LEGEND, "muted"),
-            _table(plan, [trial for group in groups for trial in group.trials]),
+            _table(spec, [trial for group in groups for trial in group.trials]),
         ]
 
-    return write_page(out, "sweep", f"Sweep {plan.name}: {len(trials)} trials", compose)
+    return write_page(out, "sweep", f"Sweep {spec.name}: {len(trials)} trials", compose)
 
 
-def _describe(plan: Plan) -> str:
-    settings = plan.settings
+def _describe(spec: SweepSpec) -> str:
+    settings = spec.settings
     goal = "lower" if settings.best == "min" else "higher"
     parts = [
         f"{settings.metric}, {goal} is better",
         f"search {settings.search}",
         f"scheduler {settings.scheduler}",
     ]
-    if plan.run is not None:
-        parts.append(f"evaluations of {plan.run}")
+    if spec.run is not None:
+        parts.append(f"evaluations of {spec.run}")
     return " \u00b7 ".join(parts)
 
 
-def _missing(plan: Plan, trials: Sequence[TrialResult]) -> list[Block]:
+def _missing(spec: SweepSpec, trials: Sequence[TrialResult]) -> list[Block]:
     lines = [f"{trial.name}: {trial.status}" for trial in trials if trial.status != "finished"]
-    if len(trials) < plan.expected:
-        lines.append(f"{plan.expected - len(trials)} of {plan.expected} trials have not begun")
+    if len(trials) < spec.expected:
+        lines.append(f"{spec.expected - len(trials)} of {spec.expected} trials have not begun")
     return [Notice("Trials that did not finish", lines)] if lines else []
 
 
-def _headline(plan: Plan, winner: Winner | None) -> list[Block]:
+def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
     if winner is None:
         return [Paragraph("No trial has left a checkpoint and a report yet.")]
     group, trial = winner.group, winner.trial
     remark = f"over {len(group.trials)} seeds" if len(group.trials) > 1 else "of one seed"
-    what = f"median {remark}" if plan.run is not None else f"last checkpoint, median {remark}"
-    tiles = [(f"Best {plan.settings.metric}", number(group.median), what)]
+    what = f"median {remark}" if spec.run is not None else f"last checkpoint, median {remark}"
+    tiles = [(f"Best {spec.settings.metric}", number(group.median), what)]
     # The tables have the whole path.
     tiles += [
         (path.rpartition(".")[2], label(value), "of the best setting")
         for path, value in group.parameters.items()
     ]
-    if plan.run is None:
+    if spec.run is None:
         best = None if trial.best is None else trial.best[1]
         tiles.append(("Exported policy", number(best), f"trial {trial.name}, its best checkpoint"))
     else:
@@ -131,12 +131,12 @@ def _headline(plan: Plan, winner: Winner | None) -> list[Block]:
     ]
 
 
-def _drawings(
-    plan: Plan, trials: Sequence[TrialResult], groups: Sequence[Group], folder: Path
+def _charts(
+    spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group], folder: Path
 ) -> list[Block]:
-    shown = [space for space in plan.spaces if space.path != SEED]
+    shown = [space for space in spec.spaces if space.path != SEED]
     reported = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last)]
-    metric = plan.settings.metric
+    metric = spec.settings.metric
     blocks: list[Block] = []
     if shown and reported:
         charts.parallel_coordinates(shown, reported, metric, folder / "sweep-parallel.svg")
@@ -160,10 +160,10 @@ def _drawings(
     return blocks
 
 
-def _settings(plan: Plan, groups: Sequence[Group]) -> list[Block]:
-    if not any(space.path == SEED for space in plan.spaces):
+def _settings(spec: SweepSpec, groups: Sequence[Group]) -> list[Block]:
+    if not any(space.path == SEED for space in spec.spaces):
         return []
-    shared = [space.path for space in plan.spaces if space.path != SEED]
+    shared = [space.path for space in spec.spaces if space.path != SEED]
     rows = [
         [
             str(rank),
@@ -177,8 +177,8 @@ def _settings(plan: Plan, groups: Sequence[Group]) -> list[Block]:
     return [Heading("Settings, over their seeds"), Table(header, rows, "sortable")]
 
 
-def _table(plan: Plan, trials: Sequence[TrialResult]) -> Table:
-    paths = [space.path for space in plan.spaces]
+def _table(spec: SweepSpec, trials: Sequence[TrialResult]) -> Table:
+    paths = [space.path for space in spec.spaces]
     header = ["Trial", *paths, "Last", "Best", "Gradient steps", "Seconds", "Status"]
     rows = []
     for trial in trials:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import read_header
-from rayrl_dt.tuning.plan import SEED, Plan
+from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.run_files import read_json_lines
 from rayrl_dt.tuning.space import value_at
+from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
 __all__ = ["Group", "TrialResult", "best_group", "group_trials", "read_trials"]
 
@@ -76,7 +77,7 @@ class TrialResult:
         found = []
         for folder in sorted(self.folder.glob("checkpoint_*")):
             try:
-                steps = read_header(folder).get(_STEPS)
+                steps = Bundle.open(folder).gradient_steps
             except UserError:
                 continue  # what a killed process was writing
             if steps in metric and math.isfinite(metric[steps]):
@@ -126,10 +127,10 @@ class Group:
         return {"parameters": self.parameters, "median": self.median, "trials": names}
 
 
-def read_trials(folder: Path, plan: Plan) -> list[TrialResult]:
+def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
     """Return the trials of a sweep's folder, by name."""
     found = sorted(path.parent for path in folder.glob("*/params.json"))
-    return [_read(trial, plan) for trial in found]
+    return [_read(trial, spec) for trial in found]
 
 
 def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
@@ -163,15 +164,15 @@ def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
     return None
 
 
-def _read(folder: Path, plan: Plan) -> TrialResult:
-    records = _records(folder / "result.json")
+def _read(folder: Path, spec: SweepSpec) -> TrialResult:
+    records, _ = read_json_lines(folder / "result.json")
     config = records[-1].get("config") if records else None
     if config is None:
         config = json.loads((folder / "params.json").read_text())
     curve: dict[int, float] = {}
     steps = []
     for record in records:
-        metric = value_at(record, _path(plan))
+        metric = value_at(record, _path(spec))
         # After a restart a report may come twice: the later one is of the weights that went on.
         curve[int(record[_STEPS])] = math.nan if metric is None else float(metric)
         steps.append((float(record.get("timestamp", 0.0)), float(record.get("time_this_iter_s", 0.0))))
@@ -182,28 +183,16 @@ def _read(folder: Path, plan: Plan) -> TrialResult:
     return TrialResult(
         name=folder.name,
         folder=folder,
-        parameters={space.path: value_at(config, space.path) for space in plan.spaces},
+        parameters={space.path: value_at(config, space.path) for space in spec.spaces},
         status=status,
         curve=tuple(sorted(curve.items())),
         steps=tuple(steps),
-        mode=plan.settings.best,
-        evaluated=None if plan.run is None else Path(plan.run),
-        unrefined=value_at(records[-1], _path(plan, "unrefined")) if records else None,
+        mode=spec.settings.best,
+        evaluated=None if spec.run is None else Path(spec.run),
+        unrefined=value_at(records[-1], _path(spec, "unrefined")) if records else None,
     )
 
 
-def _path(plan: Plan, section: str = "evaluation") -> str:
+def _path(spec: SweepSpec, section: str = "evaluation") -> str:
     """Where a report holds the metric."""
-    return f"{section}.{plan.settings.metric.rpartition('/')[2]}"
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    if not path.exists():
-        return records
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # the line that a killed process was writing
-    return records
+    return f"{section}.{spec.settings.metric.rpartition('/')[2]}"

@@ -1,4 +1,4 @@
-"""What draws the values of a plan's trials, and what stops trials before their end: Ray Tune's own classes."""
+"""What draws the values of a spec's trials, and what stops trials before their end: Ray Tune's own classes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayrl_dt.seeding import derive_seed
-from rayrl_dt.tuning.plan import SEED, Plan
 from rayrl_dt.tuning.space import Space, replaced, value_at
+from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
 __all__ = ["scheduler", "searcher"]
 
@@ -16,37 +16,37 @@ __all__ = ["scheduler", "searcher"]
 _NO_END = 1_000_000
 
 
-def searcher(plan: Plan) -> Any:
+def searcher(spec: SweepSpec) -> Any:
     """Return what draws the trials' values; the same ones for the same seed."""
-    seed = derive_seed(_seed(plan), "tune") % 2**31
-    if plan.settings.search == "optuna":
+    seed = derive_seed(_seed(spec), "tune") % 2**31
+    if spec.settings.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(metric=plan.settings.metric, mode=plan.settings.best, seed=seed)
+        return OptunaSearch(metric=spec.settings.metric, mode=spec.settings.best, seed=seed)
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     # Constant: each draw is tried at every point of the grids, with every seed.
     return BasicVariantGenerator(
-        constant_grid_search=True, random_state=seed, max_concurrent=plan.settings.max_concurrent or 0
+        constant_grid_search=True, random_state=seed, max_concurrent=spec.settings.max_concurrent or 0
     )
 
 
-def scheduler(plan: Plan) -> Any:
+def scheduler(spec: SweepSpec) -> Any:
     """Return what stops trials early, or (PBT) lets them take over the better ones' weights."""
     from ray.tune import schedulers
 
-    kind, patience = plan.settings.scheduler, plan.settings.grace_period
+    kind, grace = spec.settings.scheduler, spec.settings.grace_period
     time = "training_iteration"
     if kind == "asha":
-        return schedulers.ASHAScheduler(time_attr=time, max_t=_NO_END, grace_period=patience)
+        return schedulers.ASHAScheduler(time_attr=time, max_t=_NO_END, grace_period=grace)
     if kind == "median":
-        return schedulers.MedianStoppingRule(time_attr=time, grace_period=patience)
+        return schedulers.MedianStoppingRule(time_attr=time, grace_period=grace)
     if kind == "pbt":
         return schedulers.PopulationBasedTraining(
             time_attr=time,
-            perturbation_interval=patience,
-            hyperparam_mutations=_mutations(plan.spaces),
-            custom_explore_fn=functools.partial(_clip, plan.spaces),
+            perturbation_interval=grace,
+            hyperparam_mutations=_mutations(spec.spaces),
+            custom_explore_fn=functools.partial(_clip, spec.spaces),
         )
     return schedulers.FIFOScheduler()
 
@@ -63,6 +63,6 @@ def _clip(spaces: tuple[Space, ...], config: Mapping[str, Any]) -> dict[str, Any
     return replaced(config, {space.path: space.clipped(value_at(config, space.path)) for space in spaces})
 
 
-def _seed(plan: Plan) -> int:
-    seed = value_at(plan.at({}), SEED)
+def _seed(spec: SweepSpec) -> int:
+    seed = value_at(spec.at({}), SEED)
     return seed if isinstance(seed, int) else 0

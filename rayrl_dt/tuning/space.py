@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.runs.config_files import SECTIONS, search_spaces
 
-__all__ = ["KINDS", "Space", "find_spaces", "replaced", "value_at"]
+__all__ = ["KINDS", "Space", "find_spaces", "grid_points", "replaced", "value_at"]
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 _LISTS = ("grid", "choice")
@@ -99,6 +100,23 @@ def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
             )
         found.append(Space(path, kind, tuple(_number(option) for option in options)))
     return tuple(found)
+
+
+def grid_points(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every combination of the listed values of a file's spaces, by dotted path; one without any is empty.
+
+    Raises:
+        UserError: a space is wrong, or does not list its values.
+    """
+    spaces = find_spaces(values)
+    for space in spaces:
+        if space.kind not in _LISTS:
+            raise UserError(
+                f"{space.path} is a {space.kind} space; to compare some of its values list them: {{grid: [...]}}"
+            )
+    paths = [space.path for space in spaces]
+    products = itertools.product(*(space.options for space in spaces))
+    return [dict(zip(paths, point, strict=True)) for point in products]
 
 
 def value_at(values: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs a plan with Ray Tune, or goes on with one that was cut short."""
+"""Runs a spec with Ray Tune, or goes on with one that was cut short."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.data import sources
 from rayrl_dt.doctor.check import Check
@@ -21,12 +22,13 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
-from rayrl_dt.tuning.plan import Plan
-from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.resources import check_placement
+from rayrl_dt.tuning.results import read_trials
 from rayrl_dt.tuning.search import scheduler, searcher
+from rayrl_dt.tuning.sweep_spec import SweepSpec
 
-__all__ = ["require_shared", "sweep"]
+__all__ = ["require_shared", "run_sweep"]
 
 _LOCK = ".lock"
 # The best one, and always the newest; PBT's trials read each other's for a while.
@@ -34,11 +36,13 @@ _KEPT_CHECKPOINTS = {"pbt": 4}
 _KEPT_BY_DEFAULT = 2
 
 
-def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = None) -> SweepOutcome:
+def run_sweep(
+    spec: SweepSpec, out: Path, *, resume: bool = False, address: str | None = None
+) -> SweepOutcome:
     """Run all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
 
     Args:
-        plan: from `make_plan`.
+        spec: from `read_sweep`.
         out: folder of the sweep; new, unless `resume`.
         resume: go on with the sweep in the folder; finished trials are not run again.
         address: of a running Ray cluster; `out` must be storage that its nodes share.
@@ -54,24 +58,26 @@ def sweep(plan: Plan, out: Path, *, resume: bool = False, address: str | None = 
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     # A relative path in the file means the same to a trial.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    restored = _check_folder(plan, out, resume=resume)
-    _check_data(plan)
+    restored = _check_folder(spec, out, resume=resume)
+    if restored:
+        _check_trials(spec, out)
+    _check_data(spec)
     start_ray(address=address)
     require_shared(out, check_storage(out))
-    _check_resources(plan)
-    callbacks = _loggers(plan)
+    _check_resources(spec)
+    callbacks = _loggers(spec)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with _locked(out):
         if restored:
             tuner = tune.Tuner.restore(
-                str(out), _trainable(plan), resume_unfinished=True, resume_errored=True
+                str(out), _trainable(spec), resume_unfinished=True, resume_errored=True
             )
         else:
-            (out / SWEEP).write_text(_text(plan))
-            tuner = _tuner(plan, out, callbacks)
+            (out / SWEEP).write_text(_text(spec))
+            tuner = _tuner(spec, out, callbacks)
         begin = time.time()
         tuner.fit()
-        return conclude(plan, out, wall=(begin, time.time()))
+        return conclude(spec, out, wall=(begin, time.time()))
 
 
 def require_shared(folder: Path, found: Check) -> None:
@@ -90,8 +96,8 @@ def require_shared(folder: Path, found: Check) -> None:
         )
 
 
-def _trainable(plan: Plan) -> Any:
-    if plan.run is None:
+def _trainable(spec: SweepSpec) -> Any:
+    if spec.run is None:
         from rayrl_dt.tuning.trial import SweepTrial
 
         return SweepTrial
@@ -101,7 +107,7 @@ def _trainable(plan: Plan) -> Any:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Keep a second sweep out of the folder; the lock ends with the process, however that ends."""
     with (out / _LOCK).open("w") as lock:
         try:
@@ -113,7 +119,7 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
+def _check_folder(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
     """Return whether there is a sweep in the folder to go on with."""
     from ray import tune
 
@@ -124,7 +130,7 @@ def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
         return False
     if not saved.exists():
         raise UserError(f"{out} holds no sweep to resume; start it without --resume")
-    if saved.read_text() != _text(plan):
+    if saved.read_text() != _text(spec):
         raise UserError(
             f"{out} holds a sweep of another config ({saved}); resume with the file and --samples that began it, "
             "or choose another --out"
@@ -132,51 +138,61 @@ def _check_folder(plan: Plan, out: Path, *, resume: bool) -> bool:
     return bool(tune.Tuner.can_restore(str(out))) and any(out.glob("experiment_state-*.json"))
 
 
-def _check_data(plan: Plan) -> None:
+def _check_trials(spec: SweepSpec, out: Path) -> None:
+    """Refuse trials that are to go on from a checkpoint of another version."""
+    from rayrl_dt.tuning.trial import ALGORITHM
+
+    for trial in read_trials(out, spec):
+        if trial.status != "finished":
+            for checkpoint in trial.folder.glob(f"checkpoint_*/{ALGORITHM}"):
+                check_resumable(checkpoint)
+
+
+def _check_data(spec: SweepSpec) -> None:
     """Load what trials need once, before several want it, and make sure that it can be evaluated."""
-    if plan.run is not None:
-        job = read_refining(plan.at({}))
+    if spec.run is not None:
+        job = read_refinement_job(spec.at({}))
         RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
         return
-    for values in plan.corners:
+    for values in spec.corners:
         config = build_config(values)
         if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
             raise UserError(
-                f"{config.dataset} names no environment, so no iteration would report {plan.settings.metric}; "
+                f"{config.dataset} names no environment, so no iteration would report {spec.settings.metric}; "
                 "set environment.env"
             )
-    for dataset in plan.datasets:
+    for dataset in spec.datasets:
         sources.load(dataset)
 
 
-def _check_resources(plan: Plan) -> None:
+def _check_resources(spec: SweepSpec) -> None:
     import ray
 
-    trainable = _trainable(plan)
+    trainable = _trainable(spec)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     requests = {
         json.dumps(trainable.default_resource_request(values).bundles, sort_keys=True)
-        for values in plan.corners
+        for values in spec.corners
     }
     for request in sorted(requests):
         check_placement(json.loads(request), nodes)
 
 
-def _tuner(plan: Plan, out: Path, callbacks: list[Any]) -> Any:
+def _tuner(spec: SweepSpec, out: Path, callbacks: list[Any]) -> Any:
     from ray import tune
 
-    settings = plan.settings
+    settings = spec.settings
     # What is only evaluated leaves no checkpoint.
-    frequency = 1 if plan.run is None else 0
+    frequency = 1 if spec.run is None else 0
     return tune.Tuner(
-        _trainable(plan),
-        param_space=plan.param_space,
+        _trainable(spec),
+        param_space=spec.param_space,
         tune_config=tune.TuneConfig(
             metric=settings.metric,
             mode=settings.best,
             num_samples=settings.num_samples,
-            search_alg=searcher(plan),
-            scheduler=scheduler(plan),
+            search_alg=searcher(spec),
+            scheduler=scheduler(spec),
             max_concurrent_trials=settings.max_concurrent,
             # A trial that begins in the process of one that ended saves the imports, most of a short trial's time.
             reuse_actors=True,
@@ -204,18 +220,18 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _loggers(plan: Plan) -> list[Any]:
+def _loggers(spec: SweepSpec) -> list[Any]:
     """Ray's own callbacks, made sure that they can start; TensorBoard, CSV and JSON it adds itself."""
     callbacks: list[Any] = []
-    for logger in plan.settings.loggers:
+    for logger in spec.settings.loggers:
         if logger == "wandb":
             from ray.air.integrations.wandb import WandbLoggerCallback
 
-            callback = WandbLoggerCallback(project=plan.name)
+            callback = WandbLoggerCallback(project=spec.name)
         else:
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            callback = MLflowLoggerCallback(experiment_name=plan.name)
+            callback = MLflowLoggerCallback(experiment_name=spec.name)
         try:
             callback.setup()
         except Exception as error:  # of another package, about keys, servers and folders
@@ -227,9 +243,9 @@ def _loggers(plan: Plan) -> list[Any]:
     return callbacks
 
 
-def _text(plan: Plan) -> str:
+def _text(spec: SweepSpec) -> str:
     """Return the sweep as YAML: what a later --resume must agree with."""
     settings = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan.settings).items()
+        key: list(value) if isinstance(value, tuple) else value for key, value in vars(spec.settings).items()
     }
-    return yaml.safe_dump({"name": plan.name, **plan.values, "tune": settings}, sort_keys=False)
+    return yaml.safe_dump({"name": spec.name, **spec.values, "tune": settings}, sort_keys=False)

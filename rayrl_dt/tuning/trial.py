@@ -9,12 +9,13 @@ from ray import tune
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import BUNDLE, save_bundle
 from rayrl_dt.runs.config_files import build_config
 
-__all__ = ["SweepTrial"]
+__all__ = ["ALGORITHM", "SweepTrial"]
 
-_ALGORITHM, _BUNDLE = "algorithm", "policy"
+ALGORITHM = "algorithm"
+"""RLlib's checkpoint in a trial's checkpoint."""
 _FIGURES = ("return_mean", "alignment_error", "alignment_error_relative", "spearman")
 
 
@@ -68,17 +69,17 @@ class SweepTrial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write RLlib's checkpoint and the policy bundle."""
         folder = Path(checkpoint_dir)
-        self.algorithm.save_to_path(str(folder / _ALGORITHM))
+        self.algorithm.save_to_path(str(folder / ALGORITHM))
         save_bundle(
             self.algorithm.policy_spec,
             self.algorithm.policy_state(),
-            folder / _BUNDLE,
+            folder / BUNDLE,
             gradient_steps=self.algorithm.gradient_steps,
         )
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on from a checkpoint, of this trial or (PBT) of a better one."""
-        self.algorithm.restore_from_path(str(Path(checkpoint_dir) / _ALGORITHM))
+        self.algorithm.restore_from_path(str(Path(checkpoint_dir) / ALGORITHM))
 
     def cleanup(self) -> None:
         """Stop runners and learners."""

@@ -16,8 +16,8 @@ from rayrl_dt import ReinformerConfig, UserError
 from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 from rayrl_dt.critics.training import CriticTraining
 from rayrl_dt.data.sources import load
-from rayrl_dt.interop.bundle import save_bundle
-from rayrl_dt.interop.critics import add_critic, load_critic
+from rayrl_dt.interop.bundle import Bundle, save_bundle
+from rayrl_dt.interop.critics import add_critic
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -87,7 +87,7 @@ def test_it_counts_and_a_checkpoint_needs_nothing_but_itself(
     plain = finish(configured().build_algo())
     judged = configured(**objective, critic_from=str(own))
     whole = judged.build_algo()
-    given = load_critic(own).state_dict()
+    given = Bundle.open(own).critic.state_dict()
     half = judged.build_algo()
     result = half.train()["learners"]["default_policy"]
     assert np.isfinite(result["q_mean"]) and result["bc_loss"] > 0
@@ -114,7 +114,7 @@ def test_two_learners_leave_the_critic_alone(
 ) -> None:
     config = tiny(pendulum_data, steps=4).training(objective="pg", critic_from=critic)
     algorithm = config.learners(num_learners=2).build_algo()
-    before, given = weights(algorithm), load_critic(critic).state_dict()
+    before, given = weights(algorithm), Bundle.open(critic).critic.state_dict()
     algorithm.train()
     assert all(np.array_equal(given[name[7:]], value) for name, value in critic_weights(algorithm).items())
     assert not same(before, weights(algorithm))

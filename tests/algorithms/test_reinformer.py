@@ -16,7 +16,7 @@ from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.interop.bundle import load_model, save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.reports.run_report import write_report
 from rayrl_dt.runs import loop as runs
 from rayrl_dt.runs.config_files import build_config, read_yaml
@@ -81,7 +81,7 @@ def test_it_trains_resumes_exactly_and_comes_back(
     found = weights(resumed)
     assert all(np.array_equal(after[name], found[name]) for name in after)
     bundle = save_bundle(resumed.policy_spec, found, tmp_path / "policy", gradient_steps=8)
-    spec = load_model(bundle).spec
+    spec = Bundle.open(bundle).model.spec
     assert spec.model == whole.policy_spec.model and spec.model.target_rule == "predicted"
     policy = SequencePolicy.load(bundle)
     policy.reset()

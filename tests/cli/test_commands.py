@@ -207,14 +207,14 @@ def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_builds(file: Path, tmp_path: Path) -> None:
     from rayrl_dt.runs.config_files import read_yaml
-    from rayrl_dt.tuning.plan import make_plan
-    from rayrl_dt.tuning.suite import plan
+    from rayrl_dt.tuning.suite_runs import read_suite
+    from rayrl_dt.tuning.sweep_spec import read_sweep
 
     values = read_yaml(file)
     if "tune" in values:
-        assert make_plan(values, default_name=file.stem).spaces
+        assert read_sweep(values, default_name=file.stem).spaces
         return
-    assert len(plan([file], tmp_path)) == len(values.get("variants", [None]))
+    assert len(read_suite([file], tmp_path)) == len(values.get("variants", [None]))
 
 
 def test_importing_the_command_line_is_quick() -> None:

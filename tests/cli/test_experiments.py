@@ -49,7 +49,8 @@ def test_an_experiment_says_where_its_output_is(
     status, out, err = run(command, "--steps", "2", "--seed", "3", "--out", str(folder))
     assert status == 0, err
     assert str(folder / "report.html") in out and all(text in out for text in said)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*pictures, "report.html", "result.json"])
+    wanted = [*pictures, "report.html", "report.md", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(wanted)
     result = json.loads((folder / "result.json").read_text())
     assert (result["experiment"], result["seed"], result["gradient_steps"]) == (command, 3, 2)
 
@@ -63,7 +64,10 @@ def test_without_a_folder_it_writes_beside_the_runs(run: Run, tmp_path: Path, co
 @pytest.mark.parametrize("command", ["shortest-path", "critic", "action-gradient"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--steps", "0"), "--steps is 0; it must be at least 1"), (("--out", "taken"), "choose another --out")],
+    [
+        (("--steps", "0"), "--steps is 0; it must be a whole number of at least 1"),
+        (("--out", "taken"), "choose another --out"),
+    ],
 )
 def test_bad_input_is_one_line_and_status_2(
     run: Run, tmp_path: Path, command: str, arguments: tuple[str, ...], message: str
@@ -90,7 +94,7 @@ def test_the_bandit_counts_successes(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--epochs", "--seeds"])
 def test_the_bandit_refuses_to_do_nothing(run: Run, tmp_path: Path, option: str) -> None:
     status, _, err = run("vitamin-bandit", option, "0")
-    assert status == 2 and f"{option} is 0; it must be at least 1" in err
+    assert status == 2 and f"{option} is 0; it must be a whole number of at least 1" in err
     assert list(tmp_path.iterdir()) == []
 
 

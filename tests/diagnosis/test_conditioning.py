@@ -19,7 +19,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.diagnosis.conditioning import return_courses, sensitivity
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_model
-from rayrl_dt.evaluation.targets import ReturnRange, TargetPlan
+from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Window
 
@@ -182,8 +182,10 @@ def test_courses_end_where_the_evaluation_says() -> None:
     found = return_courses(model, targets, **options)
     assert found == return_courses(model, targets, **options)
     assert found != return_courses(model, targets, **{**options, "seed": 6})
-    rolled = evaluate_model(model, TargetPlan(targets), **options)
-    assert rolled.episodes != evaluate_model(model, TargetPlan(targets), context_length=6, **options).episodes
+    rolled = evaluate_model(model, TargetReturns(targets), **options)
+    assert (
+        rolled.episodes != evaluate_model(model, TargetReturns(targets), context_length=6, **options).episodes
+    )
     for course in found:
         episodes = [episode for episode in rolled.episodes if episode.target == course.target]
         assert course.lengths == tuple(episode.length for episode in episodes)

@@ -24,7 +24,7 @@ from rayrl_dt.diagnosis.examine import Examination, examine
 from rayrl_dt.diagnosis.page import diagnose, write_diagnosis
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange
-from rayrl_dt.interop.bundle import load_model, save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.seeding import numpy_generator
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,7 +91,7 @@ def test_a_page_about_two_policies_stands_alone(make: Make, tmp_path: Path) -> N
 
 def test_the_figures_are_those_of_the_parts(make: Make) -> None:
     run = make("radt", backbone="radt")
-    model, store = load_model(run), TrajectoryStore.open(run.parent / "data")
+    model, store = Bundle.open(run).model, TrajectoryStore.open(run.parent / "data")
     model.spec = model.spec.acting(context_length=2, action_selection=None)
     save_bundle(model.spec, model.state_dict(), run / "policy", gradient_steps=1234)
     (found,) = look([run], seed=3).policies

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rayrl_dt.evaluation.reduction import baseline_of, error_reduction
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.target_result import TargetResult
 
 
 def result(error: float, *, spread: float = 0.0, episodes: int = 20) -> EvaluationResult:

@@ -17,8 +17,8 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
-from rayrl_dt.evaluation.refinement_grid import Cell, RefinementGrid, sweep
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.evaluation.refinement_grid import Cell, RefinementGrid, evaluate_grid
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Path:
     model = build_model(store)
     acting = model.spec.acting(context_length=2, action_selection=None)
     path = save_bundle(acting, model.state_dict(), tmp_path / "policy")
-    return save_critic(path, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
+    return save_critic(Bundle.open(path), new_critic(model.spec, hidden=16, seed=0), record={"steps": 7})
 
 
 def grid_of(bundle: Path, **options: object) -> RefinementGrid:
@@ -45,7 +45,7 @@ def grid_of(bundle: Path, **options: object) -> RefinementGrid:
         "env": "Pendulum-v1",
         **options,
     }
-    return sweep(bundle, **values)  # type: ignore[arg-type]
+    return evaluate_grid(bundle, **values)  # type: ignore[arg-type]
 
 
 def test_each_cell_is_an_evaluation_of_its_own(bundle: Path) -> None:
@@ -128,6 +128,7 @@ def test_the_page_holds_every_number(tmp_path: Path) -> None:
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "refinement.png",
         "report.html",
+        "report.md",
         "result.json",
     ]
     text = page.read_text()

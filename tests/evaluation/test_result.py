@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult, blind_error
+from rayrl_dt.evaluation.result import EvaluationResult, blind_error
+from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
 
 

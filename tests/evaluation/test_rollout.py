@@ -12,8 +12,8 @@ from rayrl_dt import envs
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import assemble, evaluate_model
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, plan_slots, run_slots
-from rayrl_dt.evaluation.targets import TargetPlan
+from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, assign_slots, run_slots
+from rayrl_dt.evaluation.targets import TargetReturns
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
@@ -24,7 +24,7 @@ from rayrl_dt.policy.collector import Collector
 @pytest.mark.parametrize("max_slots", [1, 8, 32])
 def test_plan_divides_the_quota(episodes: int, targets: int, max_slots: int) -> None:
     wanted = [10.0 * k for k in range(targets)]
-    slots = plan_slots(wanted, episodes, max_slots=max_slots, seed=3)
+    slots = assign_slots(wanted, episodes, max_slots=max_slots, seed=3)
     by_target = {target: [slot for slot in slots if slot.target == target] for target in wanted}
     for own in by_target.values():
         quotas = [slot.episodes for slot in own]
@@ -39,9 +39,9 @@ def test_plan_divides_the_quota(episodes: int, targets: int, max_slots: int) -> 
 
 
 def test_plan_depends_on_the_seed() -> None:
-    one, other = (plan_slots([1.0], 4, max_slots=4, seed=seed) for seed in (0, 1))
+    one, other = (assign_slots([1.0], 4, max_slots=4, seed=seed) for seed in (0, 1))
     assert not {slot.seed for slot in one} & {slot.seed for slot in other}
-    assert one == plan_slots([1.0], 4, max_slots=4, seed=0)
+    assert one == assign_slots([1.0], 4, max_slots=4, seed=0)
 
 
 def scripted_model() -> SequenceModel:
@@ -129,7 +129,7 @@ def cartpole() -> SequenceModel:
     return build_model(store_for(envs.make("CartPole-v1")))
 
 
-PLAN = TargetPlan((5.0, 20.0, 80.0))
+PLAN = TargetReturns((5.0, 20.0, 80.0))
 
 
 def run_cartpole(model: SequenceModel, **options: Any) -> Rollouts:
@@ -165,7 +165,7 @@ def test_evaluating_leaves_the_weights_alone() -> None:
 
 def test_targets_change_what_is_done() -> None:
     model = build_model(store_for(envs.make("Pendulum-v1")))
-    plan = TargetPlan((-1000.0, 1000.0))
+    plan = TargetReturns((-1000.0, 1000.0))
     rollouts = evaluate_model(model, plan, env="Pendulum-v1", episodes_per_target=1)
     low, high = rollouts.episodes
     assert low.length == high.length == 200
@@ -174,7 +174,9 @@ def test_targets_change_what_is_done() -> None:
 
 def test_equal_targets_under_common_seeds_do_the_same() -> None:
     model = build_model(store_for(envs.make("Pendulum-v1")), backbone="no-return")
-    rollouts = evaluate_model(model, TargetPlan((-1000.0, 1000.0)), env="Pendulum-v1", episodes_per_target=2)
+    rollouts = evaluate_model(
+        model, TargetReturns((-1000.0, 1000.0)), env="Pendulum-v1", episodes_per_target=2
+    )
     returns = np.array([record.episode_return for record in rollouts.episodes]).reshape(2, 2)
     np.testing.assert_allclose(returns[0], returns[1], rtol=1e-5)
     assert returns[0, 0] != returns[0, 1]
@@ -200,7 +202,7 @@ def test_results_are_grouped_by_target() -> None:
     )
     result = assemble(
         rollouts,
-        TargetPlan((2.0, 1.0), warnings=("careful",)),
+        TargetReturns((2.0, 1.0), warnings=("careful",)),
         env="X-v0",
         dataset="test",
         reference=None,

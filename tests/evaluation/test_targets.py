@@ -5,7 +5,7 @@ import pytest
 from builders import build_model
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.targets import ReturnRange, parse_targets, plan_targets
+from rayrl_dt.evaluation.targets import ReturnRange, parse_targets, policy_targets
 
 RETURNS = np.random.default_rng(0).gamma(2.0, 300.0, size=501)
 
@@ -82,8 +82,8 @@ def test_a_policy_that_predicts_its_returns_has_one_target_in_name(make_store, s
     asked = parse_targets(spec, RETURNS)
     for rule, backbone in (("decrement", "dt"), ("constant", "reinformer")):
         policy = build_model(make_store(), backbone=backbone, target_rule=rule).spec
-        assert plan_targets(policy, spec, RETURNS) == asked
-    plan = plan_targets(build_model(make_store(), backbone="reinformer").spec, spec, RETURNS)
+        assert policy_targets(policy, spec, RETURNS) == asked
+    plan = policy_targets(build_model(make_store(), backbone="reinformer").spec, spec, RETURNS)
     assert plan.ignored and not asked.ignored
     assert plan.targets == (max(asked.targets),) and plan.data == asked.data
     (warning,) = plan.warnings

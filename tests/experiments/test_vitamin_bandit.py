@@ -188,6 +188,8 @@ def test_the_experiment_is_a_function_of_its_seed(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"seeds": 0}])
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=f"--{next(iter(options))} is 0; it must be at least 1"):
+    with pytest.raises(
+        UserError, match=f"--{next(iter(options))} is 0; it must be a whole number of at least 1"
+    ):
         vitamin_bandit.run(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()

@@ -12,15 +12,23 @@ import torch
 from builders import build_model, random_window
 from safetensors.torch import load_file
 
+from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop import bundle
-from rayrl_dt.interop.bundle import find_bundle, load_model, read_header, save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
+from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.serving.policy import SequencePolicy
 
 MakeStore = Callable[..., TrajectoryStore]
 SPACES: tuple[dict[str, int], ...] = ({}, {"actions": 4}, {"actions": 4, "first_action": -9})
+
+
+def load_model(path: Path) -> SequenceModel:
+    return Bundle.open(path).model
 
 
 @pytest.fixture
@@ -44,13 +52,13 @@ def test_round_trip_is_bit_exact(
     if as_arrays:
         weights = {name: value.numpy() for name, value in weights.items()}
     path = save_bundle(model.spec, weights, tmp_path / "a" / "b", command="rayrl-dt train", gradient_steps=7)
-    again = load_model(path)
+    again = Bundle.open(path).model
     assert not again.training
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
     window = random_window(model, [6, 2])
     with torch.no_grad():
         assert torch.equal(again(window), model(window))
-    header = read_header(path)
+    header = Bundle.open(path).header
     assert (header["command"], header["gradient_steps"]) == ("rayrl-dt train", 7)
     assert {"python", "torch", "numpy", "rayrl_dt"} <= header["versions"].keys()
 
@@ -123,7 +131,7 @@ def edit(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> N
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
     edit(saved, ("format",), lambda value: value + 1)
-    with pytest.raises(UserError, match=r"format 2, this version reads 1; upgrade rayrl_dt"):
+    with pytest.raises(UserError, match=r"format 3, this version reads up to 2; upgrade rayrl_dt"):
         load_model(saved)
 
 
@@ -154,26 +162,83 @@ def test_a_bundle_that_does_not_say_how_it_acts_is_whole(saved: Path) -> None:
     for name in ("acting_context_length", "action_selection"):
         del header["spec"][name]
     (saved / "policy.json").write_text(json.dumps(header))
-    spec = load_model(saved).spec
+    spec = Bundle.open(saved).model.spec
     assert (spec.acts_on, spec.action_selection) == (spec.model.context_length, None)
     edit(saved, ("spec", "acting_context_length"), lambda _: "five")
     with pytest.raises(UserError, match="cannot act on a context length of 'five'"):
         load_model(saved)
 
 
+def to_format_1(folder: Path) -> None:
+    """Rewrite a bundle to what was written before format 2: British keys, and nothing on how it acts."""
+    header = json.loads((folder / "policy.json").read_text())
+    spec = header["spec"]
+    spec["normaliser"] = spec.pop("normalizer")
+    for name in ("acting_context_length", "action_selection"):
+        del spec[name]
+    (folder / "policy.json").write_text(json.dumps({**header, "format": 1}))
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "radt"])
+def test_bundles_of_format_1_act_as_before(make_store: MakeStore, tmp_path: Path, backbone: str) -> None:
+    model = build_model(make_store(), backbone=backbone, context_length=1 if backbone == "mlp" else 4)
+    path = save_bundle(model.spec, model.state_dict(), tmp_path / "bundle", gradient_steps=7)
+
+    def actions() -> list[Any]:
+        policy = SequencePolicy.load(path)
+        policy.reset(None if backbone == "reinformer" else 1.0)
+        observation = np.zeros(model.spec.observation_space.shape or (1,), np.float32)
+        return [policy.act(observation + step, float(step) if step else None) for step in range(6)]
+
+    before = actions()
+    to_format_1(path)
+    assert np.array_equal(actions(), before)
+    assert Bundle.open(path).gradient_steps == 7
+    critic = new_critic(model.spec, hidden=8, seed=0)
+    save_critic(Bundle.open(path), critic, record={"steps": 1})
+    again = Bundle.open(path)
+    assert again.header["format"] == 1 and torch.equal(again.critic.value[0].weight, critic.value[0].weight)
+
+
+def test_a_bundle_of_format_1_is_evaluated(make_store: MakeStore, tmp_path: Path) -> None:
+    model = build_model(make_store(actions=2, observation_dim=4))
+    path = save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
+    options: dict[str, Any] = {"targets": "5,20", "episodes_per_target": 2, "env": "CartPole-v1"}
+    before = evaluate_bundle(path, **options)
+    to_format_1(path)
+    assert evaluate_bundle(path, **options).targets == before.targets
+
+
+def test_a_radt_of_format_1_is_to_be_trained_again(make_store: MakeStore, tmp_path: Path) -> None:
+    model = build_model(make_store(), backbone="radt")
+    path = save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
+    to_format_1(path)
+    with pytest.raises(UserError, match=r"RADT.*format 1.*train it again") as caught:
+        Bundle.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_it_is_read_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(saved)
+    assert Bundle.open(opened) is opened and opened.model is opened.model
+    for name in ("policy.json", "policy.safetensors"):
+        (saved / name).unlink()
+    assert opened.model.spec == opened.spec
+
+
 @pytest.mark.parametrize("inside", [".", "policy"])
 def test_finding_it(model: SequenceModel, tmp_path: Path, inside: str) -> None:
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "run" / inside)
-    assert find_bundle(tmp_path / "run").resolve() == path.resolve()
-    assert find_bundle(str(path)).resolve() == path.resolve()
+    assert Bundle.open(tmp_path / "run").folder.resolve() == path.resolve()
+    assert Bundle.open(str(path)).folder.resolve() == path.resolve()
 
 
 def test_a_bundle_is_replaced(model: SequenceModel, saved: Path) -> None:
     with torch.no_grad():
         model.head.bias.fill_(0.5)
     assert save_bundle(model.spec, model.state_dict(), saved, gradient_steps=2) == saved
-    assert (load_model(saved).head.bias == 0.5).all()
-    assert read_header(saved)["gradient_steps"] == 2
+    assert (Bundle.open(saved).model.head.bias == 0.5).all()
+    assert Bundle.open(saved).header["gradient_steps"] == 2
     assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
 
 

@@ -18,13 +18,17 @@ from rayrl_dt.critics.networks import IQLCritic, units_of
 from rayrl_dt.critics.training import CriticTraining, new_critic
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import TrainingDiverged, UserError
-from rayrl_dt.interop.bundle import load_model, read_header, save_bundle
-from rayrl_dt.interop.critics import add_critic, load_critic, run_data, save_critic
+from rayrl_dt.interop.bundle import Bundle, save_bundle
+from rayrl_dt.interop.critics import add_critic, run_data, save_critic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Normalizer
 
 MakeStore = Callable[..., TrajectoryStore]
 SMALL = CriticTraining(steps=5, batch_size=8, hidden=16, precision="fp32")
+
+
+def load_critic(path: Path) -> IQLCritic:
+    return Bundle.open(path).critic
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def critic(model: SequenceModel) -> IQLCritic:
 
 
 def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    assert save_critic(saved.parent, critic, model.spec, record={"steps": 5}) == saved
+    assert save_critic(Bundle.open(saved.parent), critic, record={"steps": 5}) == saved
     again = load_critic(saved)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in critic.state_dict().items())
     assert not any(parameter.requires_grad for parameter in again.parameters())
@@ -57,16 +61,16 @@ def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> Non
         "policy.json",
         "policy.safetensors",
     ]
-    header = read_header(saved)
+    header = Bundle.open(saved).header
     assert header["critic"] == {"steps": 5, "units": units_of(model.spec)} and header["gradient_steps"] == 7
-    assert torch.equal(load_model(saved).head.bias, model.head.bias)
+    assert torch.equal(Bundle.open(saved).model.head.bias, model.head.bias)
     assert [path.name for path in saved.parent.iterdir()] == ["policy"]
 
 
 def test_a_critic_is_replaced(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    save_critic(saved, new_critic(model.spec, hidden=8, seed=1), model.spec, record={"steps": 1})
-    save_critic(saved, critic, model.spec, record={"steps": 2})
-    assert read_header(saved)["critic"]["steps"] == 2
+    save_critic(Bundle.open(saved), new_critic(model.spec, hidden=8, seed=1), record={"steps": 1})
+    save_critic(Bundle.open(saved), critic, record={"steps": 2})
+    assert Bundle.open(saved).header["critic"]["steps"] == 2
     assert torch.equal(load_critic(saved).value[0].weight, critic.value[0].weight)
 
 
@@ -87,7 +91,7 @@ def test_a_discrete_policy_is_refused(make_store: MakeStore, tmp_path: Path) -> 
 def test_a_critic_of_other_units_is_refused(
     saved: Path, model: SequenceModel, critic: IQLCritic, tmp_path: Path, what: str
 ) -> None:
-    save_critic(saved, critic, model.spec, record={})
+    save_critic(Bundle.open(saved), critic, record={})
     spec, normalizer = model.spec, model.spec.normalizer
     changed = {
         "mean": replace(spec, normalizer=Normalizer(normalizer.mean + np.float32(1e-3), normalizer.std)),
@@ -95,7 +99,7 @@ def test_a_critic_of_other_units_is_refused(
         "action_low": replace(spec, action_low=tuple(low - 0.5 for low in spec.action_low)),
     }[what]
     with pytest.raises(UserError, match=r"another normalizer or other action bounds.*rayrl-dt critic"):
-        load_critic(saved, changed)
+        Bundle.open(saved).critic_for(changed)
     # A file that was copied into another policy's bundle brings its own fingerprint.
     other = save_bundle(changed, SequenceModel(changed).state_dict(), tmp_path / "other")
     shutil.copy(saved / "critic.safetensors", other)
@@ -104,7 +108,7 @@ def test_a_critic_of_other_units_is_refused(
 
 
 def test_a_truncated_critic_is_reported(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    save_critic(saved, critic, model.spec, record={})
+    save_critic(Bundle.open(saved), critic, record={})
     file = saved / "critic.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"truncated.*train it again"):
@@ -123,7 +127,7 @@ def test_training_puts_it_into_the_bundle(saved: Path, store: TrajectoryStore, t
         progress=lambda done, total: seen.append((done, total)),
     )
     assert found == saved and seen == [(5, 5)]
-    record = read_header(saved)["critic"]
+    record = Bundle.open(saved).header["critic"]
     assert (record["seed"], record["dataset"], record["command"]) == (4, source, "rayrl-dt critic")
     assert record.items() >= SMALL.to_json().items()
     before = load_critic(saved).state_dict()
@@ -137,21 +141,25 @@ def test_the_runs_own_data_are_used(
     store: TrajectoryStore, model: SequenceModel, tmp_path: Path, inside: str
 ) -> None:
     data, run = store.save(tmp_path / "data"), tmp_path / "run"
-    (run / inside).mkdir(parents=True)
+    bundle = save_bundle(model.spec, model.state_dict(), run / inside)
     limit = float(np.median(store.episode_returns))
     section = {"dataset": f"store:{data}", "below_return": limit, "top_percent": None, "delayed_reward": True}
     (run / "config.yaml").write_text(yaml.safe_dump({"offline_data": section}))
     (run / "run.json").write_text(json.dumps({}))
-    found = run_data(run / inside, model.spec)
+    found = run_data(Bundle.open(bundle))
     assert 0 < found.num_episodes < store.num_episodes and found.delayed_reward
     assert (found.episode_returns < limit).all()
 
 
+@pytest.mark.parametrize("here", [True, False])
 def test_without_a_run_the_policys_data_are_used(
-    store: TrajectoryStore, model: SequenceModel, saved: Path, tmp_path: Path
+    store: TrajectoryStore, model: SequenceModel, tmp_path: Path, here: bool
 ) -> None:
     data = store.save(tmp_path / "data")
-    found = run_data(saved, replace(model.spec, dataset=f"store:{data}"))
-    assert found.num_steps == store.num_steps
+    spec = replace(model.spec, dataset=f"store:{data if here else tmp_path / 'gone'}")
+    bundle = Bundle.open(save_bundle(spec, model.state_dict(), tmp_path / "bundle"))
+    if here:
+        assert run_data(bundle).num_steps == store.num_steps
+        return
     with pytest.raises(UserError, match="--dataset"):
-        run_data(saved, replace(model.spec, dataset=f"store:{tmp_path / 'gone'}"))
+        run_data(bundle)

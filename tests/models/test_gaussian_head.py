@@ -17,7 +17,7 @@ from rayrl_dt import losses
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.diagnosis import cost
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import load_model, save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.huggingface import to_huggingface
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
@@ -210,7 +210,7 @@ def test_a_policy_draws_only_with_a_seed(model: SequenceModel) -> None:
 
 
 def test_a_bundle_keeps_the_head(model: SequenceModel, tmp_path: Path) -> None:
-    again = load_model(save_bundle(model.spec, model.state_dict(), tmp_path / "bundle"))
+    again = Bundle.open(save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")).model
     assert again.spec.model.head == "gaussian"
     window = random_window(model, [6, 2])
     with torch.no_grad():

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
+from rayrl_dt.interop.run_files import MAXIMUM
 from rayrl_dt.reports.comparison import compare_runs, reductions
-from rayrl_dt.reports.document import Table, to_markdown
-from rayrl_dt.reports.run_folder import MAXIMUM, RunFolder, load_runs
+from rayrl_dt.reports.document import Table
+from rayrl_dt.reports.markdown import to_markdown
+from rayrl_dt.reports.run_folder import RunFolder, load_runs
 
 DATA = ReturnRange(0.0, 10.0, 90.0, 100.0)
 

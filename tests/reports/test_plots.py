@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.reports import plots
+from rayrl_dt.reports.learning_curve import learning_curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -71,7 +73,7 @@ def records():
 
 def test_learning_curve_has_a_panel_for_each_thing_recorded(tmp_path):
     path = tmp_path / "curve.png"
-    figure = plots.learning_curve({"RADT": records()}, path, data_max=2000.0)
+    figure = learning_curve({"RADT": records()}, path, data_max=2000.0)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == [
         "Training loss",
@@ -96,17 +98,17 @@ def test_learning_curve_survives_what_a_broken_run_recorded(tmp_path):
             "evaluation": {"targets": [{"target": 1}], "alignment_error": None},
         },
     ]
-    figure = plots.learning_curve({"a": broken}, tmp_path / "a.png")
+    figure = learning_curve({"a": broken}, tmp_path / "a.png")
     (axes,) = [axes for axes in figure.axes if axes.get_visible()]
     np.testing.assert_array_equal(lines(axes)["a"].get_ydata(), [-1.0])
-    assert plots.learning_curve({"a": []}, tmp_path / "b.png")
+    assert learning_curve({"a": []}, tmp_path / "b.png")
 
 
 def test_learning_curve_marks_where_online_finetuning_starts():
     phases = [
         {"gradient_steps": s, "loss": 1.0, "phase": "pretrain" if s < 3 else "online"} for s in range(5)
     ]
-    axes = plots.learning_curve({"a": phases}).axes[0]
+    axes = learning_curve({"a": phases}).axes[0]
     np.testing.assert_array_equal(lines(axes)["online finetuning starts"].get_xdata(), [2, 2])
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.result import EvaluationResult, TargetResult
+from rayrl_dt.evaluation.result import EvaluationResult
+from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
-from rayrl_dt.reports import document, findings
+from rayrl_dt.reports import document, evaluation_text
 from rayrl_dt.reports.run_folder import group_seeds, load_runs
 from rayrl_dt.reports.run_report import write_report
 
@@ -221,18 +222,18 @@ def test_no_run_is_a_user_error(tmp_path):
         ((600.0, 500.0, 550.0, 560.0, 620.0, 610.0, 640.0), "follows the asked return weakly"),
     ],
 )
-def test_findings_say_what_the_numbers_say(means, verdict):
-    assert verdict in findings.describe(evaluation(means))[0]
+def test_sentences_say_what_the_numbers_say(means, verdict):
+    assert verdict in evaluation_text.describe(evaluation(means))[0]
 
 
-def test_findings_name_gaps_and_what_the_best_checkpoint_hides():
+def test_sentences_name_gaps_and_what_the_best_checkpoint_hides():
     sentences = " ".join(
-        findings.describe(evaluation(), evaluation(TARGETS, gradient_steps=400), data_max=1000.0)
+        evaluation_text.describe(evaluation(), evaluation(TARGETS, gradient_steps=400), data_max=1000.0)
     )
     assert "target 762.0, where it achieved 437.0 (325.0 too low): 45% of the summed error" in sentences
     assert "more than the best episode of the data (1,000)" in sentences
     assert "best checkpoint (gradient step 400) has alignment error 0.0 against 104.1" in sentences
-    assert "needs several targets" in findings.describe(evaluation([5.0], [7.0]))[0]
+    assert "needs several targets" in evaluation_text.describe(evaluation([5.0], [7.0]))[0]
 
 
 def test_a_policy_that_was_asked_for_nothing_is_not_said_to_follow(tmp_path):

@@ -20,17 +20,17 @@ import typer
 import yaml
 from safetensors.numpy import load_file
 
-from rayrl_dt import SequencePolicy, UserError
+from rayrl_dt import DT, SequencePolicy, UserError
 from rayrl_dt.cli import training
 from rayrl_dt.critics.training import CriticTraining
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
-from rayrl_dt.interop.bundle import read_header
-from rayrl_dt.interop.critics import add_critic, load_critic
+from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.critics import add_critic
 from rayrl_dt.reports.run_report import write_report
 from rayrl_dt.runs import loop as runs
-from rayrl_dt.runs import records as run_records
 from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint
 from rayrl_dt.runs.config_files import build_config, read_yaml
+from rayrl_dt.runs.records import checkpoint_score
 
 pytestmark = pytest.mark.ray
 
@@ -188,14 +188,41 @@ def test_only_numbers_name_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "returns", "badness"),
-    [(5.0, [-130.0], 130.0), (2.0, [-148.0], 148.0), (5.0, [1.0, 2.0], 5.0), (None, [7.0], -7.0)],
+    ("error", "returns", "score"),
+    [(5.0, [-130.0], -130.0), (2.0, [-148.0], -148.0), (5.0, [1.0, 2.0], -5.0), (None, [7.0], 7.0)],
 )
 def test_the_best_of_one_target_has_the_highest_return(
-    error: float | None, returns: list[float], badness: float
+    error: float | None, returns: list[float], score: float
 ) -> None:
     evaluation = {"alignment_error": error, "targets": [{"return_mean": value} for value in returns]}
-    assert run_records.badness(evaluation) == badness
+    assert checkpoint_score(evaluation) == score
+
+
+@pytest.mark.parametrize("name", ["dT", "dTConfig"])
+def test_a_checkpoint_whose_classes_moved_is_refused(
+    ray_session: None, pendulum_data: str, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    classes = checkpoint / "class_and_ctor_args.pkl"
+    whole = classes.read_bytes()
+    path = {"dT": b"rayrl_dt.algorithms.dt", "dTConfig": b"DTConfig"}[name]
+    assert path in whole
+    classes.write_bytes(whole.replace(path, path[: -len(name)] + name.encode()))
+    before = (folder / "config.yaml").read_text()
+    message = r"written by another version of rayrl_dt \(.*\) and cannot be resumed"
+    for refused in (
+        lambda: runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True),
+        lambda: DT.from_checkpoint(str(checkpoint)),
+        lambda: DT.from_checkpoint(checkpoint),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    assert (folder / "config.yaml").read_text() == before
+    assert SequencePolicy.load(folder).spec.model.backbone == "dt"
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -222,13 +249,13 @@ def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data:
     folder = tmp_path / "run"
     runs.train(values(pendulum_data, gradient_steps=4), folder)
     add_critic(folder, training=CriticTraining(steps=5, batch_size=8, hidden=8), seed=3)
-    critic, before = load_critic(folder).state_dict(), weights(folder)
+    critic, before = Bundle.open(folder).critic.state_dict(), weights(folder)
     runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
     assert not same(before, weights(folder))
     for place in (folder, folder / "checkpoints" / "000000008"):
-        header = read_header(place)
+        header = Bundle.open(place).header
         assert (header["critic"]["seed"], header["gradient_steps"]) == (3, 8)
-        again = load_critic(place).state_dict()
+        again = Bundle.open(place).critic.state_dict()
         assert all(np.array_equal(critic[name], again[name]) for name in critic)
 
 
@@ -265,8 +292,8 @@ def test_a_killed_process_resumes_to_the_same_weights(
     config = values(pendulum_data, gradient_steps=300, gradient_steps_per_iteration=30)
     runs.train(config, whole)
     script = (
-        "import sys, json\nfrom pathlib import Path\nfrom rayrl_dt import runs\n"
-        "runs.train(json.loads(sys.argv[1]), Path(sys.argv[2]))\n"
+        "import sys, json\nfrom pathlib import Path\nfrom rayrl_dt.runs.loop import train\n"
+        "train(json.loads(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, json.dumps(config), str(killed)])
     deadline = time.monotonic() + 200

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from rayrl_dt.tuning.plan import make_plan
 from rayrl_dt.tuning.report import Winner, write_sweep_page
 from rayrl_dt.tuning.results import TrialResult, group_trials
+from rayrl_dt.tuning.sweep_spec import read_sweep
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # What a reader does, done by the page's own elements; the answers are read from the page that results.
@@ -61,7 +61,7 @@ def write_page(folder: Path) -> Path:
         },
         "tune": {"num_samples": 4, "metric": "evaluation/return_mean"},
     }
-    plan = make_plan(values, default_name="page")
+    spec = read_sweep(values, default_name="page")
     curves: dict[str, list[float]] = {
         "a": [-1200.5, -1000.25],
         "b": [-90.0, -80.0],
@@ -84,7 +84,7 @@ def write_page(folder: Path) -> Path:
     ]
     groups = group_trials(trials, "max")
     winner = Winner(groups[0], trials[1], folder / "policy", "rayrl-dt train x --set 'a=<b>'")
-    return write_sweep_page(plan, trials, groups, winner, folder)
+    return write_sweep_page(spec, trials, groups, winner, folder)
 
 
 def test_the_page_answers_in_a_browser(browser: str, tmp_path: Path) -> None:

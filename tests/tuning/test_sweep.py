@@ -22,13 +22,13 @@ from rayrl_dt import SequencePolicy
 from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.refinement_grid import sweep as refine
-from rayrl_dt.interop.bundle import read_header, save_bundle
+from rayrl_dt.evaluation.refinement_grid import evaluate_grid
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.tuning.conclusion import conclude
-from rayrl_dt.tuning.plan import Plan, make_plan
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import _alone, sweep
+from rayrl_dt.tuning.sweep import _locked, _text, run_sweep
+from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
 from rayrl_dt.types import Trajectory
 
 
@@ -84,7 +84,7 @@ def write_trial(folder: Path, lr: float, seed: int, errors: list[float], *, done
 def test_results_are_read_from_the_folder_and_grouped_over_seeds(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    plan = make_plan(values, default_name="test")
+    spec = read_sweep(values, default_name="test")
     out = tmp_path / "out"
     write_trial(out / "a", 1e-3, 0, [9.0, 5.0, 6.0], done=True)
     write_trial(out / "b", 1e-3, 1, [4.0, 8.0], done=True)
@@ -93,7 +93,7 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
     (out / "c" / "error.txt").write_text("killed")
     with (out / "a" / "result.json").open("a") as lines:
         lines.write('{"gradient_st')
-    trials = {trial.name: trial for trial in read_trials(out, plan)}
+    trials = {trial.name: trial for trial in read_trials(out, spec)}
     assert {name: trial.status for name, trial in trials.items()} == {
         "a": "finished",
         "b": "finished",
@@ -106,7 +106,7 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
     assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-2, 1.0), (1e-3, 7.0)]
     assert [trial.name for trial in groups[1].trials] == ["a", "b"]
     assert best_group(groups) is None, "without a checkpoint there is no policy"
-    outcome = conclude(plan, out)
+    outcome = conclude(spec, out)
     assert outcome.bundle is None and not outcome.finished and outcome.expected == 4
     page = outcome.page.read_text()
     assert "Trials that did not finish" in page and "c: failed" in page and "No trial has left" in page
@@ -116,9 +116,9 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
 def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
     tmp_path: Path, values: dict[str, Any], ray_session: None
 ) -> None:
-    plan = make_plan(values, default_name="tiny")
+    spec = read_sweep(values, default_name="tiny")
     out = tmp_path / "out"
-    outcome = sweep(plan, out)
+    outcome = run_sweep(spec, out)
     assert outcome.finished and outcome.expected == 4 == len(outcome.trials)
     assert {tuple(trial.parameters.values()) for trial in outcome.trials} == {
         (rate, seed) for rate in (1e-3, 1e-2) for seed in (0, 1)
@@ -132,7 +132,7 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
     assert table["best"]["trial"] in table["settings"][0]["trials"]
     assert outcome.bundle is not None
     assert SequencePolicy.load(outcome.bundle).spec.env is not None
-    assert read_header(outcome.bundle)["gradient_steps"] == table["best"]["best_gradient_steps"]
+    assert Bundle.open(outcome.bundle).header["gradient_steps"] == table["best"]["best_gradient_steps"]
     page = outcome.page.read_text()
     assert page.count("<svg") == 3 and all(trial.name in page for trial in outcome.trials)
     assert table["best"]["command"] in page.replace("&#x27;", "'")
@@ -143,19 +143,37 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
 
 
 def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
-    plan, out = make_plan(values, default_name="tiny"), tmp_path / "out"
+    spec, out = read_sweep(values, default_name="tiny"), tmp_path / "out"
     with pytest.raises(UserError, match="no sweep to resume"):
-        sweep(plan, out, resume=True)
+        run_sweep(spec, out, resume=True)
     out.mkdir()
     (out / "sweep.yaml").write_text("name: other")
     with pytest.raises(UserError, match="exists already; continue it with --resume"):
-        sweep(plan, out)
+        run_sweep(spec, out)
     with pytest.raises(UserError, match="a sweep of another config"):
-        sweep(plan, out, resume=True)
-    with _alone(out), pytest.raises(UserError, match="another sweep is running in"), _alone(out):
+        run_sweep(spec, out, resume=True)
+    with _locked(out), pytest.raises(UserError, match="another sweep is running in"), _locked(out):
         pass
-    with _alone(out):
+    with _locked(out):
         pass  # the lock has ended with the sweep
+
+
+def test_a_sweep_of_another_version_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    spec, out = read_sweep(values, default_name="tiny"), tmp_path / "out"
+    write_trial(out / "a", 1e-3, 0, [9.0, 5.0], done=True)
+    write_trial(out / "b", 1e-3, 1, [4.0], done=False)
+    (out / "sweep.yaml").write_text(_text(spec))
+    for name in ("tuner.pkl", "experiment_state-1.json"):
+        (out / name).touch()
+    for trial in ("a", "b"):
+        checkpoint = out / trial / "checkpoint_000000" / "algorithm"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "class_and_ctor_args.pkl").write_bytes(b"crayrl_dt.algorithms.gone\nDTConfig\n.")
+    with pytest.raises(
+        UserError, match=r"b/checkpoint_000000.*another version .*cannot be resumed"
+    ) as caught:
+        run_sweep(spec, out, resume=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_without_a_critic_is_refused(tmp_path: Path) -> None:
@@ -165,11 +183,11 @@ def test_a_run_without_a_critic_is_refused(tmp_path: Path) -> None:
         "tune": {"metric": "evaluation/return_mean"},
     }
     with pytest.raises(UserError, match="gone does not exist"):
-        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+        run_sweep(read_sweep(values, default_name="x"), tmp_path / "out")
     model = build_model(store_for(gym.make("Pendulum-v1")))
     save_bundle(model.spec, model.state_dict(), tmp_path / "gone")
     with pytest.raises(UserError, match="has no critic"):
-        sweep(make_plan(values, default_name="x"), tmp_path / "out")
+        run_sweep(read_sweep(values, default_name="x"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +197,7 @@ def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
 ) -> None:
     model = build_model(store_for(gym.make("Pendulum-v1")))
     bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=7)
-    save_critic(bundle, new_critic(model.spec, hidden=16, seed=0), model.spec, record={"steps": 7})
+    save_critic(Bundle.open(bundle), new_critic(model.spec, hidden=16, seed=0), record={"steps": 7})
     values = {
         "run": str(bundle),
         "environment": {"env": "Pendulum-v1"},
@@ -190,11 +208,11 @@ def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
         },
         "tune": {"metric": "evaluation/return_mean", "max_concurrent": 1},
     }
-    outcome = sweep(make_plan(values, default_name="refining"), tmp_path / "out")
+    outcome = run_sweep(read_sweep(values, default_name="refining"), tmp_path / "out")
     assert outcome.finished and len(outcome.trials) == 6
     reports = [json.loads(_lines(trial.folder)[0]) for trial in outcome.trials]
     assert len({report["pid"] for report in reports}) == 1, "policy and critic were loaded more than once"
-    grid = refine(
+    grid = evaluate_grid(
         bundle, etas=[0.1, 1.0], steps=[2, 4], rules=["adam"], target="-500", episodes=2, env="Pendulum-v1"
     )
     for trial in outcome.trials:
@@ -216,10 +234,10 @@ def test_what_the_cluster_cannot_hold_is_refused_before_anything_is_scheduled(
     out = tmp_path / "out"
     greedy = {**values, "env_runners": {"num_env_runners": 64}}
     with pytest.raises(UserError, match=r"a trial needs 65 CPU, the cluster has \d+ CPU; lower"):
-        sweep(make_plan(greedy, default_name="greedy"), out)
+        run_sweep(read_sweep(greedy, default_name="greedy"), out)
     graphics = {**values, "learners": {"num_learners": 1, "num_gpus_per_learner": 512}}
     with pytest.raises(UserError, match=r"512 GPU on one node, the largest of 1 has .*GPU"):
-        sweep(make_plan(graphics, default_name="graphics"), out)
+        run_sweep(read_sweep(graphics, default_name="graphics"), out)
     assert not out.exists()
 
 
@@ -230,7 +248,7 @@ def test_schedulers_run_to_the_end(
 ) -> None:
     values["training"]["lr"] = {"loguniform": [1e-3, 1e-2]}
     values["tune"] = {"num_samples": 2, "scheduler": scheduler}
-    outcome = sweep(make_plan(values, default_name=scheduler), tmp_path / "out")
+    outcome = run_sweep(read_sweep(values, default_name=scheduler), tmp_path / "out")
     assert outcome.finished and len(outcome.trials) == 2 and outcome.bundle is not None
     assert all(1e-3 <= trial.parameters["training.lr"] <= 1e-2 for trial in outcome.trials)
 
@@ -242,11 +260,11 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(
     reports = 20
     values["training"].update(gradient_steps=3 * reports, lr={"grid": [1e-3]})
     del values["tune"]["seeds"]
-    plan, out = make_plan(values, default_name="dying"), tmp_path / "out"
+    spec, out = read_sweep(values, default_name="dying"), tmp_path / "out"
     killed: list[int] = []
     watcher = threading.Thread(target=_kill_trial, args=(out, 5, killed), daemon=True)
     watcher.start()
-    outcome = sweep(plan, out)
+    outcome = run_sweep(spec, out)
     watcher.join()
     assert outcome.finished and len(killed) == 1
     (trial,) = outcome.trials
@@ -273,14 +291,14 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, va
     values["tune"] = {"max_concurrent": 1}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(values))
-    plan = make_plan(values, default_name="tiny")
+    spec = read_sweep(values, default_name="tiny")
     command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
     # A Ray of its own, whatever the tests beside this one have started.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
-        finished, begun = _wait_for_second_trial(driver, plan, out)
+        finished, begun = _wait_for_second_trial(driver, spec, out)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -288,7 +306,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, va
     assert len(before[finished]) == reports
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    trials = read_trials(out, plan)
+    trials = read_trials(out, spec)
     assert {trial.name for trial in trials} == {finished, begun}
     assert all(trial.status == "finished" for trial in trials)
     assert _lines(out / finished) == before[finished]
@@ -298,10 +316,10 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, va
     assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
 
 
-def _wait_for_second_trial(driver: subprocess.Popen[bytes], plan: Plan, out: Path) -> tuple[str, str]:
+def _wait_for_second_trial(driver: subprocess.Popen[bytes], spec: SweepSpec, out: Path) -> tuple[str, str]:
     """Waits until one trial is finished and the other has left checkpoints; returns their names in that order."""
     while driver.poll() is None:
-        trials = read_trials(out, plan) if out.exists() else []
+        trials = read_trials(out, spec) if out.exists() else []
         finished = [trial.name for trial in trials if trial.status == "finished"]
         begun = [trial.name for trial in trials if trial.status == "unfinished" and len(trial.curve) >= 5]
         if finished and begun:

@@ -20,7 +20,7 @@ from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
-from rayrl_dt.interop.bundle import load_model
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["ENV_STEPS", "OnlineDT", "OnlineDTConfig"]
@@ -106,7 +106,7 @@ class OnlineDT(SequenceAlgorithm):
             self.config.freeze()
 
     def _take_over(self, path: str) -> None:
-        weights = load_model(path).state_dict()
+        weights = Bundle.open(path).model.state_dict()
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
         module = state[DEFAULT_MODULE_ID]
         for prefix in ("model", "target_model"):  # there are targets only beside a critic

@@ -17,7 +17,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
-from rayrl_dt.interop.bundle import load_model
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
@@ -218,7 +218,7 @@ class OnlineConfig(SequenceConfig):
             UserError: the policy to start from has other spaces, learned from delayed rewards, or cannot be finetuned.
         """
         if self.start_from is not None:
-            taken = load_model(self.start_from).spec
+            taken = Bundle.open(self.start_from).spec
             if taken.model.target_rule == "constant":
                 raise UserError(
                     f"online.start_from {self.start_from} holds its target constant, as policies of delayed rewards "

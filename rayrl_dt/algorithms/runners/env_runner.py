@@ -18,7 +18,7 @@ from rayrl_dt.algorithms.module import SequenceRLModule
 from rayrl_dt.algorithms.runners.asynchronous import ContinueStream, StreamResult
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
-from rayrl_dt.interop.critics import load_refiner
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
 from rayrl_dt.policy.refiner import Refiner
@@ -233,7 +233,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         settings = self.config.refinement
         if settings is None:
             return None
-        return load_refiner(self.config.critic_from, self.module.model.spec, settings)
+        return Bundle.open(self.config.critic_from).refiner(settings, self.module.model.spec)
 
     def _vector_env(self, slots: int) -> Any:
         return envs.make_vector(

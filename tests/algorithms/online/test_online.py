@@ -696,7 +696,7 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "import os, sys, signal\n"
         "from rayrl_dt.runs.config_files import read_yaml\n"
         "from pathlib import Path\n"
-        "from rayrl_dt import OnlineDT, run_checkpoints, runs\n"
+        "from rayrl_dt import OnlineDT\nfrom rayrl_dt.runs import checkpoints, loop\n"
         "moment, folder = sys.argv[3], Path(sys.argv[2])\n"
         "def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
         "class Killer:\n"
@@ -705,8 +705,8 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "        if moment == f'step {step}': kill()\n"
         "    def iterated(self, record): pass\n"
         "if moment == 'collected': OnlineDT._take_in = kill\n"
-        "if moment == 'writing': run_checkpoints.save_bundle = kill\n"
-        "runs.train(read_yaml(sys.argv[1]), folder, resume=folder.exists(), observer=Killer())\n"
+        "if moment == 'writing': checkpoints.save_bundle = kill\n"
+        "loop.train(read_yaml(sys.argv[1]), folder, resume=folder.exists(), observer=Killer())\n"
     )
 
     def run(folder: Path, moment: str) -> int:

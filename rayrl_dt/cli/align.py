@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rayrl_dt.cli.console import console, finish
 from rayrl_dt.cli.options import Overrides
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
-    from rayrl_dt.tuning.suite import Member, Progress
+    from rayrl_dt.tuning.suite import SuiteStatus
+    from rayrl_dt.tuning.suite_runs import SuiteRun
 
 __all__ = ["align"]
 
@@ -50,26 +50,24 @@ def align(
       rayrl-dt align tune_configs/dt_hopper.yaml tune_configs/radt_hopper.yaml --jobs 2
       rayrl-dt align tune_configs/alignment.yaml --dataset recipe:pendulum-mixed --dataset recipe:reacher-mixed
     """
-    from rayrl_dt.tuning import suite
+    from rayrl_dt.tuning.suite import run_suite
+    from rayrl_dt.tuning.suite_page import write_suite_page
+    from rayrl_dt.tuning.suite_runs import read_suite
 
-    members = suite.plan(
-        configs, out, seeds=_seeds(seeds), datasets=dataset or None, overrides=overrides or []
-    )
-    console.print(f"{len(members)} runs in {out / 'runs'}, {jobs} at a time", soft_wrap=True)
+    runs = read_suite(configs, out, seeds=_seeds(seeds), datasets=dataset or None, overrides=overrides or [])
+    console.print(f"{len(runs)} runs in {out / 'runs'}, {jobs} at a time", soft_wrap=True)
     with _Display() as display:
-        failures = suite.run(
-            members, jobs=jobs, episodes_at_maximum=episodes_at_maximum, observe=display.show
-        )
+        failures = run_suite(runs, jobs=jobs, episodes_at_maximum=episodes_at_maximum, observe=display.show)
     for failure in failures:
         console.print(
-            f"[red]✗[/red] {escape(str(failure.member.folder))}: {escape(failure.reason)}", soft_wrap=True
+            f"[red]✗[/red] {escape(str(failure.run.folder))}: {escape(failure.reason)}", soft_wrap=True
         )
-    page = suite.write_comparison(members, failures, out)
+    page = write_suite_page(runs, failures, out)
     if failures:
-        finish(f"{len(failures)} of {len(members)} runs failed; the others:", page)
+        finish(f"{len(failures)} of {len(runs)} runs failed; the others:", page)
         raise typer.Exit(1)
-    first = " ".join(str(member.folder) for member in members[:2])
-    finish(f"{len(members)} runs compared:", page, then=f"rayrl-dt diagnose {first}")
+    first = " ".join(str(run.folder) for run in runs[:2])
+    finish(f"{len(runs)} runs compared:", page, then=f"rayrl-dt diagnose {first}")
 
 
 class _Display:
@@ -77,9 +75,9 @@ class _Display:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Bars(*columns, console=console, transient=True)
+        self._bars = Progress(*columns, console=console, transient=True)
         self._all = self._bars.add_task("runs", total=None)
-        self._tasks: dict[Member, TaskID] = {}
+        self._tasks: dict[SuiteRun, TaskID] = {}
         self._ended = 0
 
     def __enter__(self) -> _Display:
@@ -89,20 +87,20 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def show(self, progress: Progress) -> None:
-        """Move the bars, and show those of the runs that are under way."""
-        ended = progress.done + progress.failed
-        self._bars.update(self._all, total=progress.total, completed=ended)
+    def show(self, status: SuiteStatus) -> None:
+        """Update the bars, and show those of the runs that are under way."""
+        ended = status.done + status.failed
+        self._bars.update(self._all, total=status.total, completed=ended)
         if not console.is_terminal and ended > self._ended:
-            console.print(f"{ended} of {progress.total} runs ended, {progress.failed} of them failed")
+            console.print(f"{ended} of {status.total} runs ended, {status.failed} of them failed")
         self._ended = ended
-        for member in [member for member in self._tasks if member not in progress.running]:
-            self._bars.remove_task(self._tasks.pop(member))
-        for member, step in progress.running.items():
-            if member not in self._tasks:
-                name = f"{member.name} seed {member.values['debugging']['seed']}"
-                self._tasks[member] = self._bars.add_task(escape(name), total=member.gradient_steps)
-            self._bars.update(self._tasks[member], completed=step)
+        for run in [run for run in self._tasks if run not in status.running]:
+            self._bars.remove_task(self._tasks.pop(run))
+        for run, step in status.running.items():
+            if run not in self._tasks:
+                name = f"{run.name} seed {run.values['debugging']['seed']}"
+                self._tasks[run] = self._bars.add_task(escape(name), total=run.gradient_steps)
+            self._bars.update(self._tasks[run], completed=step)
 
 
 def _seeds(text: str | None) -> list[int] | None:

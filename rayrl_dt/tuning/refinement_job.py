@@ -11,7 +11,7 @@ from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
-__all__ = ["RUN", "Refining", "absolute", "read_refining"]
+__all__ = ["RUN", "RefinementJob", "absolute_run", "read_refinement_job"]
 
 RUN = "run"
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -23,7 +23,7 @@ _TOP_LEVEL = ("name", "description", RUN, *_KEYS, "tune")
 
 
 @dataclass(frozen=True)
-class Refining:
+class RefinementJob:
     """What one trial evaluates.
 
     Attributes:
@@ -54,7 +54,7 @@ class Refining:
         )
 
 
-def read_refining(values: Mapping[str, Any]) -> Refining:
+def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
     """Read a file's content that holds no search space any more.
 
     Raises:
@@ -79,7 +79,7 @@ def read_refining(values: Mapping[str, Any]) -> Refining:
     run, evaluation = values.get(RUN), chosen["evaluation"]
     if not isinstance(run, str) or not run:
         raise UserError(f"{RUN} is {run!r}; name a run folder, a checkpoint or a policy bundle")
-    return Refining(
+    return RefinementJob(
         run=run,
         targets=_targets(evaluation.get("target_returns", "dataset:max")),
         episodes=_whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
@@ -112,7 +112,7 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     return value
 
 
-def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_run(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with the run's absolute path: trials on a cluster have working folders of their own."""
     run = values[RUN]
     return {**values, RUN: str(Path(run).resolve()) if isinstance(run, str) and run else run}

@@ -10,11 +10,11 @@ from typing import Any
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import build_config
-from rayrl_dt.tuning.refining import RUN, absolute, read_refining
+from rayrl_dt.tuning.refinement_job import RUN, absolute_run, read_refinement_job
 from rayrl_dt.tuning.settings import LOGGERS, Settings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
 
-__all__ = ["SEED", "Plan", "make_plan"]
+__all__ = ["SEED", "SweepSpec", "read_sweep"]
 
 SEED = "debugging.seed"
 _INTERVAL = "evaluation.evaluation_interval"
@@ -24,7 +24,7 @@ _MUTABLE = ("training", "online")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class SweepSpec:
     """A sweep, ready to be scheduled.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plan:
         return replaced(self.values, {space.path: space.domain() for space in self.spaces})
 
 
-def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | None = None) -> Plan:
+def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | None = None) -> SweepSpec:
     """Read a sweep from a config file's content.
 
     Every trial is evaluated in each iteration, unless `evaluation.evaluation_interval` says how many make one report.
@@ -89,7 +89,7 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | No
     settings = read_settings(values, samples=samples)
     name = str(values.get("name") or default_name)
     content = {key: value for key, value in values.items() if key != "tune"}
-    content = absolute(content) if RUN in content else _with_interval(content, settings)
+    content = absolute_run(content) if RUN in content else _with_interval(content, settings)
     if settings.seeds is not None:
         content = replaced(content, {SEED: {"grid": list(settings.seeds)}})
         if isinstance(value_at(values, SEED), dict):
@@ -100,14 +100,14 @@ def make_plan(values: Mapping[str, Any], *, default_name: str, samples: int | No
             "there is no search space; give a key one, such as training.lr: {loguniform: [1e-4, 1e-2]}, "
             "or train this file with rayrl-dt train"
         )
-    plan = Plan(name, content, spaces, settings)
-    _check_together(plan)
-    for corner in plan.corners:
-        if plan.run is None:
+    spec = SweepSpec(name, content, spaces, settings)
+    _check_together(spec)
+    for corner in spec.corners:
+        if spec.run is None:
             build_config(corner)
         else:
-            read_refining(corner)
-    return plan
+            read_refinement_job(corner)
+    return spec
 
 
 def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -122,16 +122,16 @@ def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any
     return content
 
 
-def _check_together(plan: Plan) -> None:
+def _check_together(spec: SweepSpec) -> None:
     """Refuse loggers that are not installed, and schedulers and searches that cannot work with the spaces."""
-    settings, spaces = plan.settings, plan.spaces
+    settings, spaces = spec.settings, spec.spaces
     for logger in settings.loggers:
         if importlib.util.find_spec(LOGGERS[logger]) is None:
             raise UserError(
                 f"tune.loggers has {logger}, which needs its package: pip install 'rayrl_dt[{logger}]' "
                 "(or leave it out: TensorBoard is always written)"
             )
-    if plan.run is not None and settings.scheduler != "none":
+    if spec.run is not None and settings.scheduler != "none":
         raise UserError(
             f"tune.scheduler is {settings.scheduler!r}, but a trial that evaluates {RUN} reports once; set it to none"
         )

@@ -14,9 +14,9 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.runs.config_files import build_config
-from rayrl_dt.tuning.plan import make_plan
-from rayrl_dt.tuning.refining import read_refining
+from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.sweep import require_shared
+from rayrl_dt.tuning.sweep_spec import read_sweep
 
 BASE: dict[str, Any] = {
     "algorithm": "OnlineDT",
@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
 
 
 def planned(**changes: Any) -> Any:
-    return make_plan({**BASE, **changes}, default_name="test")
+    return read_sweep({**BASE, **changes}, default_name="test")
 
 
 def tuned(**settings: Any) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def tuned(**settings: Any) -> dict[str, Any]:
 
 
 def test_a_plan_has_the_spaces_and_evaluates_in_every_iteration() -> None:
-    plan = planned()
-    assert [space.path for space in plan.spaces] == ["online.alpha", "online.actor_interval"]
-    assert plan.name == "test" and plan.settings.best == "max" and plan.settings.num_samples == 4
-    assert plan.at({})["evaluation"] == {"target_returns": [-150], "evaluation_interval": 1}
-    assert plan.at({})["online"] == {"alpha": 0.01, "actor_interval": 1}
-    assert [corner["online"]["alpha"] for corner in plan.corners] == [0.01, 1.0, 0.01]
-    assert [corner["online"]["actor_interval"] for corner in plan.corners] == [1, 1, 2]
-    assert "tune" not in plan.param_space
+    spec = planned()
+    assert [space.path for space in spec.spaces] == ["online.alpha", "online.actor_interval"]
+    assert spec.name == "test" and spec.settings.best == "max" and spec.settings.num_samples == 4
+    assert spec.at({})["evaluation"] == {"target_returns": [-150], "evaluation_interval": 1}
+    assert spec.at({})["online"] == {"alpha": 0.01, "actor_interval": 1}
+    assert [corner["online"]["alpha"] for corner in spec.corners] == [0.01, 1.0, 0.01]
+    assert [corner["online"]["actor_interval"] for corner in spec.corners] == [1, 1, 2]
+    assert "tune" not in spec.param_space
 
 
 def test_the_files_own_evaluation_interval_stays() -> None:
@@ -51,9 +51,9 @@ def test_the_files_own_evaluation_interval_stays() -> None:
 
 
 def test_seeds_are_a_grid() -> None:
-    plan = planned(**tuned(seeds=[3, 5]))
-    assert plan.param_space["debugging"] == {"seed": {"grid_search": [3, 5]}}
-    assert plan.settings.seeds == (3, 5)
+    spec = planned(**tuned(seeds=[3, 5]))
+    assert spec.param_space["debugging"] == {"seed": {"grid_search": [3, 5]}}
+    assert spec.settings.seeds == (3, 5)
 
 
 def test_the_mode_is_what_the_metric_means_unless_given() -> None:
@@ -62,7 +62,7 @@ def test_the_mode_is_what_the_metric_means_unless_given() -> None:
 
 
 def test_samples_override_the_file() -> None:
-    assert make_plan(BASE, default_name="test", samples=9).settings.num_samples == 9
+    assert read_sweep(BASE, default_name="test", samples=9).settings.num_samples == 9
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,19 @@ REFINING: dict[str, Any] = {
 
 
 def test_a_file_that_names_a_run_only_evaluates_it() -> None:
-    plan = make_plan(REFINING, default_name="test")
-    assert plan.run == str(Path("runs/x").resolve()) and plan.datasets == [] and plan.expected == 12
-    job = read_refining(plan.corners[0])
+    spec = read_sweep(REFINING, default_name="test")
+    assert spec.run == str(Path("runs/x").resolve()) and spec.datasets == [] and spec.expected == 12
+    job = read_refinement_job(spec.corners[0])
     assert (job.targets, job.episodes, job.env, job.seed) == ("-150,-300", 10, None, 4)
     assert job.settings == ActionGradient(eta=0.1, n=1, rule="adam")
     options = shlex.split(job.command)
-    assert options[:3] == ["rayrl-dt", "eval", plan.run] and "--targets=-150,-300" in options
+    assert options[:3] == ["rayrl-dt", "eval", spec.run] and "--targets=-150,-300" in options
     assert ActionGradient.parse(options[-1]) == job.settings
     with pytest.raises(UserError, match="rayrl-dt tune"):
-        build_config(plan.corners[0])
-    sampled = read_refining({"run": "runs/x", "evaluation": {"sampled_actions": {"n": 5, "noise": 0.2}}})
+        build_config(spec.corners[0])
+    sampled = read_refinement_job(
+        {"run": "runs/x", "evaluation": {"sampled_actions": {"n": 5, "noise": 0.2}}}
+    )
     how, text = shlex.split(sampled.command)[-2:]
     assert how == "--sampled-actions" and SampledActions.parse(text) == sampled.settings
 
@@ -150,7 +152,7 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
 )
 def test_a_wrong_sweep_of_a_run_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_plan({**REFINING, **changes}, default_name="test")
+        read_sweep({**REFINING, **changes}, default_name="test")
 
 
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])

@@ -1,0 +1,56 @@
+"""The look of all figures: one palette, one canvas, one style of axes.
+
+Everything goes through Matplotlib's `Figure` and the Agg canvas: no window, no global state, safe in threads.
+Colors are Okabe and Ito's, which color-blind readers can tell apart; markers and dashes repeat the message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
+
+__all__ = ["COLORS", "DASHES", "FAINT", "GRID", "INK", "MARKERS", "canvas", "finish", "style_axes"]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+"""Blue, vermilion and green first."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
+_SPINE = "#c9cdd2"
+_DPI = 160
+
+
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    """Return a figure of `size` inches and its axes, row by row."""
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def style_axes(axes: Any, title: str, x: str, y: str) -> None:
+    """Give axes a title, labels with units, and the look of all figures."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(x, fontsize=9.5, color=INK)
+    axes.set_ylabel(y, fontsize=9.5, color=INK)
+    axes.tick_params(colors=FAINT, labelsize=8.5, length=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        # Not where ticks have names of their own.
+        if isinstance(axis.get_major_formatter(), ScalarFormatter):
+            # Ten significant figures hide rounding noise in ticks such as 0.30000000000000004.
+            axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_SPINE)
+
+
+def finish(figure: Figure, path: Path | None) -> Figure:
+    """Write the figure as a PNG, if there is a path, and return it."""
+    if path is not None:
+        figure.savefig(path, format="png", metadata={"Software": "rayrl_dt"})
+    return figure
