@@ -661,7 +661,9 @@ def test_counts_are_whole_numbers(section: str) -> None:
         assert values == [1000] * len(counts) and {type(value) for value in values} == {int}
     for name in counts:
         values = apply_overrides(file, [f"{section}.{name}=2.5"])
-        with pytest.raises(UserError, match=rf"{name} is 2.5; it must be a whole number of at least .*2(, or null)?$"):
+        with pytest.raises(
+            UserError, match=rf"{name} is 2.5; it must be a whole number of at least .*2(, or null)?$"
+        ):
             build_config(values)
 
 
