@@ -131,8 +131,8 @@ class CQLLearner(MultiLossLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register AdamW for the policy, Adam for the critics and for the temperature."""
-        module = self._module[module_id].unwrapped()
-        fused = self._device.type == "cpu"
+        module = self.module[module_id].unwrapped()
+        fused = self.device.type == "cpu"
         for name, parameters, lr, decay in (
             (POLICY, [*module.model.parameters()], config.lr, config.weight_decay),
             (CRITIC, [*module.critic.parameters()], config.critic_lr, 0.0),
@@ -189,7 +189,7 @@ class CQLLearner(MultiLossLearner):
         self._add(GRAD_NORM, norm)
 
     def _outputs(self, window: Window[Tensor]) -> Tensor:
-        with precision.autocast(self._device, self.cql_module.precision):
+        with precision.autocast(self.device, self.cql_module.precision):
             outputs: Tensor = self.cql_module.model(window)
         return outputs
 

@@ -91,8 +91,8 @@ class IQLLearner(MultiLossLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register AdamW for the policy, Adam for V and for Q."""
-        module = self._module[module_id].unwrapped()
-        fused = self._device.type == "cpu"
+        module = self.module[module_id].unwrapped()
+        fused = self.device.type == "cpu"
         for name, network, lr, decay in (
             (POLICY, module.model, config.lr, config.weight_decay),
             (_VALUE, module.critic.value, config.critic_lr, 0.0),
@@ -122,7 +122,7 @@ class IQLLearner(MultiLossLearner):
         with torch.no_grad():
             torch._foreach_lerp_([*critic.target.parameters()], [*critic.q.parameters()], config.polyak)
         weights = losses.advantage_weights(advantages, temperature=1 / config.beta, cap=config.weight_cap)
-        with precision.autocast(self._device, module.precision):
+        with precision.autocast(self.device, module.precision):
             outputs = model(window)
         loss = imitation_loss(model, outputs, window, weights)
         norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
