@@ -1,27 +1,54 @@
 """Settings as frozen dataclasses: each field with its default and its check; its doc stands in the class's docstring.
 
-A section of a config file is such a class. RLlib's configs keep the fields as flat attributes of their own, as Ray Tune
-and `AlgorithmConfig.to_dict` want them; `Settings.of` gathers and checks them where they are used.
+A section of a config file is such a class, or several. RLlib's configs keep the fields as flat attributes of their own,
+as Ray Tune and `AlgorithmConfig.to_dict` want them; `Settings.of` gathers and checks them where they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from rayrl_dt.errors import number, one_of, truth, whole
+from rayrl_dt.errors import UserError, number, one_of, suggest, truth, whole
 
-__all__ = ["Check", "Settings", "choice", "count", "flag", "optional", "real", "setting"]
+__all__ = [
+    "Check",
+    "Settings",
+    "as_number",
+    "attribute_of",
+    "choice",
+    "count",
+    "described",
+    "flag",
+    "optional",
+    "real",
+    "setting",
+    "text",
+]
 
 Check = Callable[[str, Any], Any]
 """Takes a name for messages and a value, and returns the value to keep or raises UserError."""
 Kind = TypeVar("Kind", bound="Settings")
 
 
-def setting(default: Any, check: Check) -> Any:
-    """Return a dataclass field with a default and a check."""
-    return field(default=default, metadata={"check": check})
+def setting(default: Any, check: Check, *, attribute: str | None = None) -> Any:
+    """Return a dataclass field with a default and a check.
+
+    Args:
+        default: the value without it.
+        check: of the values.
+        attribute: that a flat config keeps the value in, where the field's name is another section's too.
+    """
+    return field(default=default, metadata={"check": check, "attribute": attribute})
+
+
+def attribute_of(each: Field[Any]) -> str:
+    """Return the name under which a flat config keeps a field."""
+    return each.metadata.get("attribute") or each.name
 
 
 def count(least: int = 0) -> Check:
@@ -44,9 +71,37 @@ def flag() -> Check:
     return truth
 
 
+def text(what: str) -> Check:
+    """Return the check of text or a path; `what` says what to write, for the message."""
+
+    def check(name: str, value: Any) -> str:
+        if isinstance(value, (str, os.PathLike)) and str(value):
+            return str(value)
+        raise UserError(f"{name} is {value!r}; it must be {what}")
+
+    return check
+
+
 def optional(check: Check) -> Check:
     """Return the same check where null is a value too."""
-    return lambda name, value: None if value is None else check(name, value)
+
+    def checked(name: str, value: Any) -> Any:
+        try:
+            return None if value is None else check(name, value)
+        except UserError as error:
+            end = " Or null." if str(error).endswith((".", "?")) else ", or null"
+            raise UserError(f"{error}{end}") from None
+
+    return checked
+
+
+def described(documented: Any, heading: str = "Attributes") -> dict[str, str]:
+    """Return the names that a Google docstring describes under a heading, each with its text on one line."""
+    _, _, below = inspect.cleandoc(documented.__doc__ or "").partition(f"{heading}:\n")
+    # The section ends where a line is not indented.
+    section = re.split(r"^(?=\S)", below, maxsplit=1, flags=re.MULTILINE)[0]
+    entries = (entry.partition(":") for entry in re.split(r"^ {4}(?=\S)", section, flags=re.MULTILINE)[1:])
+    return {name: " ".join(words.split()) for name, _, words in entries}
 
 
 @dataclass(frozen=True)
@@ -71,9 +126,58 @@ class Settings:
 
     @classmethod
     def of(cls: type[Kind], config: object) -> Kind:
-        """Gather the settings from the attributes of the same names, and check them.
+        """Gather the settings from the attributes of a flat config, and check them.
 
         Raises:
             UserError: a value is not allowed.
         """
-        return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+        return cls(**{each.name: getattr(config, attribute_of(each)) for each in fields(cls)})
+
+    @classmethod
+    def read(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+        """Build the settings from a mapping, as a config file has it; what is left out keeps its default.
+
+        Numbers may be written as text, as on a command line.
+
+        Raises:
+            UserError: it is no mapping, a key is unknown (the nearest is named), or a value is not allowed.
+        """
+        if not isinstance(values, Mapping):
+            example = ", ".join(f"{each.name}: {each.default}" for each in fields(cls)[:2])
+            raise UserError(f"{cls.section} is {values!r}; write a mapping, such as {{{example}}}")
+        known = {each.name: each for each in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UserError(f"{cls.section} has no key {key!r}.{suggest(str(key), known)}")
+        return cls(**{key: as_number(value) for key, value in values.items()})
+
+    @classmethod
+    def parse(cls: type[Kind], words: str) -> Kind:
+        """Read "eta=0.1,n=10", as a command line has it.
+
+        Raises:
+            UserError: it cannot be read, or see `read`.
+        """
+        values: dict[str, Any] = {}
+        for part in words.split(","):
+            key, found, value = (piece.strip() for piece in part.partition("="))
+            if not found or not key or not value:
+                example = ",".join(f"{each.name}={each.default}" for each in fields(cls)[:2])
+                raise UserError(f"{cls.section} {words!r} cannot be read; write for instance {example}")
+            values[key] = value
+        return cls.read(values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+
+def as_number(value: Any) -> Any:
+    """Return text that is a number as one: YAML 1.1 reads 3e-4 as text."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value

@@ -10,7 +10,6 @@ import torch
 from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
 from rayrl_dt.algorithms.config import SequenceConfig
@@ -18,6 +17,7 @@ from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
+from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner, take_gradient_steps
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -91,9 +91,7 @@ class SequenceAlgorithm(Algorithm):
         begin = time.perf_counter()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             try:
-                results = self.learner_group.update(
-                    training_data=TrainingData(data_iterators=iterators), num_iters=steps
-                )
+                results = take_gradient_steps(self.learner_group, iterators, steps)
             except RayTaskError as error:
                 # As a remote learner raised it, and not under the traceback of its process.
                 if isinstance(error.cause, (TrainingDiverged, UserError)):
@@ -110,7 +108,7 @@ class SequenceAlgorithm(Algorithm):
         Remote learners cannot be watched from here: their steps show when the iteration ends.
         """
         if not self.learner_group.is_remote:
-            self.learner_group._learner.observer = observer
+            local_learner(self.learner_group).observer = observer
 
     def stop_when(self, asked: Callable[[], bool]) -> None:
         """Have the algorithm call `asked()` while it collects, every second at least; True ends the iteration early.
@@ -174,7 +172,7 @@ class SequenceAlgorithm(Algorithm):
         for name in ("env_runner_group", "eval_env_runner_group"):
             group = getattr(self, name, None)  # none where the setup failed
             if group is not None:
-                manager = group._worker_manager
+                manager = actors_of(group)
                 manager.foreach_actor(
                     lambda runner: runner.stop(), healthy_only=False, timeout_seconds=_SECONDS_TO_END
                 )

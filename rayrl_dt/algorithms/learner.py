@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.algorithms.rllib_internals import RLlibLearner
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.objectives.imitation import return_loss
 from rayrl_dt.objectives.offline import Objective
@@ -55,7 +54,7 @@ def scheduled_lr(
     return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class SequenceLearner(TorchLearner):
+class SequenceLearner(RLlibLearner):
     """Fits the policy to the actions of the data, in the light of a frozen critic if the objective asks one.
 
     Attributes:
@@ -75,7 +74,7 @@ class SequenceLearner(TorchLearner):
         self._last_loss = torch.zeros(())
         self._updates = 0
         self._objective: Objective = self.config.training_objective
-        self.sequence_module.precision = precision.resolve(self.config.precision, self._device)
+        self.sequence_module.precision = precision.resolve(self.config.precision, self.device)
 
     @property
     def sequence_module(self) -> SequenceRLModule:
@@ -86,29 +85,19 @@ class SequenceLearner(TorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
         # A frozen critic is no business of the optimizer.
-        found = self.get_parameters(self._module[module_id])
+        found = self.get_parameters(self.module[module_id])
         parameters = [parameter for parameter in found if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=self._device.type == "cpu"
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=self.device.type == "cpu"
         )
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
         )
 
-    def _create_iterator_if_necessary(
-        self, *, training_data: Any, num_iters: int = 0, **kwargs: Any
-    ) -> Iterator[MultiAgentBatch]:
-        """Yield `num_iters` batches.
-
-        RLlib caches its own iterator, with the batch size and count of the first call; ours is made afresh.
-        """
-        data: BatchSource = training_data.data_iterators[0]
-        batches = data.batches(rank=self._rank, first_step=self.gradient_step, count=num_iters)
-        for window in batches:
-            tensors = window.to_torch(self._device)
-            yield MultiAgentBatch(
-                {DEFAULT_MODULE_ID: SampleBatch(tensors.to_dict())}, env_steps=tensors.batch_size
-            )
+    def batches(self, source: BatchSource, count: int) -> Iterator[Window[Tensor]]:
+        """Yield the batches of the next gradient steps; an observer may end them."""
+        for window in source.batches(rank=self._rank, first_step=self.gradient_step, count=count):
+            yield window.to_torch(self.device)
             if self.observer is not None and not self.observer(self.gradient_step, float(self._last_loss)):
                 return
 
@@ -118,7 +107,7 @@ class SequenceLearner(TorchLearner):
         self._sums = {}
         self._updates = 0
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+    def gradient_step_on(self, batch: dict[str, Any]) -> Any:
         """One gradient step; learning rate and dropout masks follow from its number."""
         lr = self._lr(self.gradient_step)
         for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
@@ -126,7 +115,7 @@ class SequenceLearner(TorchLearner):
                 group["lr"] = lr
         seed = derive_seed(self.config.seed or 0, "dropout", self._rank, self.gradient_step)
         self.sequence_module.model.reseed(seed)
-        result = super()._update(batch, **kwargs)
+        result = super().gradient_step_on(batch)
         self.gradient_step += 1
         self._updates += 1
         return result
@@ -197,7 +186,6 @@ class SequenceLearner(TorchLearner):
         return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
-        self._weights_seq_no = 0
+        """Restore the state; see `RLlibLearner`."""
         super().set_state(state)
         self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))

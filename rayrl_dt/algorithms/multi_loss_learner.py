@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rayrl_dt import losses
 from rayrl_dt.algorithms.learner import LOSS, SequenceLearner
+from rayrl_dt.algorithms.rllib_internals import SeveralLosses
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
@@ -25,17 +26,11 @@ CRITIC_LOSS = "critic_loss"
 ENTROPY = "entropy"
 
 
-class MultiLossLearner(SequenceLearner):
+class MultiLossLearner(SeveralLosses, SequenceLearner):
     """What learners of a policy and a critic share; `_take_step` is theirs.
 
     Every loss moves the weights of its own optimizer and no others, and learners average their gradients.
     """
-
-    def _make_modules_ddp_if_necessary(self) -> None:
-        # DDP averages what flows through one forward; here there are several losses. See `_averaged`.
-        if self.config.num_learners > 1:
-            for value in self._module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
-                torch.distributed.broadcast(value, src=0)
 
     def _register(self, module_id: str, name: str, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
         """Register an optimizer with the parameters of its only group."""
@@ -47,7 +42,7 @@ class MultiLossLearner(SequenceLearner):
             lr_or_lr_schedule=lr,
         )
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+    def gradient_step_on(self, batch: dict[str, Any]) -> Any:
         """One gradient step; learning rate and dropout masks follow from its number."""
         module, step = self.sequence_module, self.gradient_step
         for group in self.get_optimizer(DEFAULT_MODULE_ID, POLICY).param_groups:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rayrl_dt import losses, precision
+from rayrl_dt.algorithms.rllib_internals import local_learner
 from rayrl_dt.benchmarks.measurement import Measurement, measured
 from rayrl_dt.benchmarks.session import ray_running, running
 from rayrl_dt.benchmarks.workload import BATCH_SIZE, CONTEXT_LENGTH, SEED, Bench
@@ -64,7 +65,7 @@ class _BareLoop:
 
     def __init__(self, algorithm: Any, store: TrajectoryStore) -> None:
         self.config = algorithm.config
-        module = algorithm.learner_group._learner.sequence_module
+        module = local_learner(algorithm.learner_group).sequence_module
         self.store = store
         self.precision = module.precision
         self.model = copy.deepcopy(module.model).train()

@@ -22,10 +22,8 @@ Shape legend: N rows (slots), S observation dimensions, A action dimensions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,19 +31,20 @@ from torch import Tensor
 
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.critics.passes import Layers, forward, input_gradients, layers_of, memory_for
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, number
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.refiner import Draw
+from rayrl_dt.settings import Settings, choice, count, real, setting
 from rayrl_dt.types import ACTION_LIMIT
 
-__all__ = ["FORMS", "RULES", "ActionGradient", "ActionRefiner", "check_continuous", "climb"]
+__all__ = ["RULES", "ActionGradient", "ActionRefiner", "check_continuous", "climb"]
 
-FORMS = ("printed", "standard")
+RULES = ("plain", "momentum", "rmsprop", "adam")
 
 
 @dataclass(frozen=True)
-class ActionGradient:
+class ActionGradient(Settings):
     """How actions are refined.
 
     Attributes:
@@ -61,85 +60,26 @@ class ActionGradient:
         UserError: a value is out of range, or a name unknown.
     """
 
-    eta: float = 0.03
-    n: int = 10
-    rule: str = "plain"
-    zeta1: float = 0.9
-    zeta2: float = 0.999
-    epsilon: float = 1e-8
-    form: str = "printed"
+    section: ClassVar[str] = "action_gradient"
+
+    eta: float = setting(0.03, real(least=0))
+    n: int = setting(10, count())
+    rule: str = setting("plain", choice(*RULES))
+    zeta1: float = setting(0.9, real(least=0, most=1))
+    zeta2: float = setting(0.999, real(least=0, below=1))
+    epsilon: float = setting(1e-8, real(least=0))
+    form: str = setting("printed", choice("printed", "standard"))
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 0:
-            raise UserError(
-                f"the action gradient's n is {self.n!r}; it must be a whole number of at least 0 (0 switches it off)"
-            )
-        for name, low, high in (
-            ("eta", 0.0, math.inf),
-            ("zeta1", 0.0, 1.0),
-            ("zeta2", 0.0, 1.0),
-            ("epsilon", 0.0, math.inf),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            # Momentum as printed with zeta1 = 1 is the plain rule's running sum.
-            inclusive = name == "zeta1" and self.rule == "momentum"
-            if not number or not (low <= value < high or (inclusive and value == high)):
-                raise UserError(
-                    f"the action gradient's {name} is {value!r}; it must be a number of at least {low:g} and "
-                    f"below {'infinity' if high == math.inf else f'{high:g}'}"
-                )
-        for name, allowed in (("rule", RULES), ("form", FORMS)):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise UserError(f"the action gradient's {name} is {value!r}.{suggest(value, allowed)}")
-
-    @classmethod
-    def parse(cls, text: str) -> ActionGradient:
-        """Read "eta=0.1,n=10,rule=plain"; what is not named keeps its default.
-
-        Raises:
-            UserError: it cannot be read, or a value is out of range.
-        """
-        values: dict[str, Any] = {}
-        for part in text.split(","):
-            key, found, value = (piece.strip() for piece in part.partition("="))
-            if not found or not key or not value:
-                raise UserError(
-                    f"the action gradient {text!r} cannot be read; write for instance eta=0.03,n=10,rule=plain"
-                )
-            values[key] = value
-        return cls.from_dict(values)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ActionGradient:
-        """Build it from a mapping, for instance of a config file; numbers may be written as text.
-
-        Raises:
-            UserError: a key is unknown, or a value cannot be read or is out of range.
-        """
-        kinds: dict[str, Callable[[str], Any]] = {"n": int, "rule": str, "form": str}
-        known = [field.name for field in fields(cls)]
-        read = dict(values)
-        for key, value in values.items():
-            if key not in known:
-                raise UserError(f"the action gradient has no {key!r}.{suggest(key, known)}")
-            if isinstance(value, str):
-                try:
-                    read[key] = kinds.get(key, float)(value)
-                except ValueError:
-                    what = "a whole number" if key == "n" else "a number"
-                    raise UserError(f"the action gradient's {key} is {value!r}; it must be {what}") from None
-        return cls(**read)
+        super().__post_init__()
+        # Momentum as printed with zeta1 = 1 is the plain rule's running sum.
+        if self.rule != "momentum":
+            number("action_gradient.zeta1", self.zeta1, below=1)
 
     @property
     def idle(self) -> bool:
         """Whether it leaves every action as it is."""
         return self.n == 0 or self.eta == 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
 
 
 class ActionRefiner:
@@ -276,10 +216,4 @@ def _adam(settings: ActionGradient, moments: _Moments, gradient: Tensor, step: i
     return mean / ((moments.second / (1 - settings.zeta2**power)).sqrt() + settings.epsilon)
 
 
-_DIRECTIONS: dict[str, Callable[[ActionGradient, _Moments, Tensor, int], Tensor]] = {
-    "plain": _plain,
-    "momentum": _momentum,
-    "rmsprop": _rmsprop,
-    "adam": _adam,
-}
-RULES = tuple(_DIRECTIONS)
+_DIRECTIONS = dict(zip(RULES, (_plain, _momentum, _rmsprop, _adam), strict=True))

@@ -13,27 +13,28 @@ Shape legend: M candidates, N rows (slots), S observation dimensions, A action d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rayrl_dt.critics.networks import IQLCritic
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, check_continuous
 from rayrl_dt.policy.refiner import Draw
 from rayrl_dt.seeding import torch_generator
+from rayrl_dt.settings import Settings, count, real, setting
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["SampledActions", "SamplingRefiner", "choose_refinement"]
 
 
 @dataclass(frozen=True)
-class SampledActions:
+class SampledActions(Settings):
     """How actions are sampled.
 
     Attributes:
@@ -46,41 +47,22 @@ class SampledActions:
         UserError: a value is out of range.
     """
 
-    n: int = 50
-    noise: float = 0.1
-    seed: int = 0
+    section: ClassVar[str] = "sampled_actions"
 
-    def __post_init__(self) -> None:
-        for name in ("n", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise UserError(
-                    f"the sampled actions' {name} is {value!r}; it must be a whole number of at least 0"
-                )
-        number = isinstance(self.noise, (int, float)) and not isinstance(self.noise, bool)
-        if not number or not 0 <= self.noise < math.inf:
-            raise UserError(
-                f"the sampled actions' noise is {self.noise!r}; it must be a number of at least 0"
-            )
+    n: int = setting(50, count())
+    noise: float = setting(0.1, real(least=0))
+    seed: int = setting(0, count())
 
     @classmethod
-    def parse(cls, text: str) -> SampledActions:
+    def parse(cls, words: str) -> SampledActions:
         """Read "n=50,noise=0.1", or "50" for n alone; what is not named keeps its default.
 
         Raises:
             UserError: it cannot be read, or a value is out of range.
         """
-        if text.strip().isdecimal():
-            return cls(n=int(text))
-        values: dict[str, Any] = {}
-        for part in text.split(","):
-            key, found, value = (piece.strip() for piece in part.partition("="))
-            if not found or not key or not value:
-                raise UserError(
-                    f"the sampled actions {text!r} cannot be read; write for instance n=50,noise=0.1"
-                )
-            values[key] = value
-        return cls.from_value(values)
+        if words.strip().isdecimal():
+            return cls(n=int(words))
+        return super().parse(words)
 
     @classmethod
     def from_value(cls, value: Any) -> SampledActions:
@@ -96,27 +78,12 @@ class SampledActions:
                 f"the sampled actions are {value!r}; write how many, such as 50, or a mapping, such as "
                 "{n: 50, noise: 0.1}"
             )
-        kinds: Mapping[str, Callable[[str], Any]] = {"n": int, "noise": float, "seed": int}
-        read = dict(value)
-        for key, found in value.items():
-            if key not in kinds:
-                raise UserError(f"the sampled actions have no {key!r}.{suggest(str(key), list(kinds))}")
-            if isinstance(found, str):
-                try:
-                    read[key] = kinds[key](found)
-                except ValueError:
-                    what = "a number" if key == "noise" else "a whole number"
-                    raise UserError(f"the sampled actions' {key} is {found!r}; it must be {what}") from None
-        return cls(**read)
+        return cls.read(value)
 
     @property
     def idle(self) -> bool:
         """Whether it leaves every action as it is."""
         return self.n == 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
 
 
 class SamplingRefiner:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE
 
 from rayrl_dt.algorithms.baselines.cql import CQLConfig
 from rayrl_dt.algorithms.baselines.iql import IQLConfig
@@ -20,7 +18,8 @@ from rayrl_dt.algorithms.dt import DTConfig
 from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 from rayrl_dt.algorithms.radt import RADTConfig
 from rayrl_dt.algorithms.reinformer import ReinformerConfig
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, one_of, suggest
+from rayrl_dt.settings import as_number
 
 __all__ = [
     "ALGORITHMS",
@@ -28,7 +27,6 @@ __all__ = [
     "SECTIONS",
     "apply_overrides",
     "build_config",
-    "keywords",
     "read_yaml",
     "search_spaces",
 ]
@@ -61,6 +59,7 @@ HEADER = {
 }
 """The keys beside `algorithm` and the sections, and what each is."""
 _TOP_LEVEL = ("algorithm", *HEADER, *SECTIONS, "tune")
+_DEEPEST, _LARGEST = 20, 10_000
 _SPACES = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 
 
@@ -68,20 +67,65 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a config file.
 
     Raises:
-        UserError: the file is missing or is not a YAML mapping.
+        UserError: the file is missing, is no YAML mapping, or says a key twice.
     """
     file = Path(path)
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a safe loader
+        _check_tree(values)
     except OSError as error:
         what = f"cannot read {file} ({error.strerror})"
         raise UserError(f"{what}; name a YAML file, as in tune_configs/") from error
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        line = " ".join(str(error).split())
         raise UserError(f"{file} is not valid YAML: {line}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold a mapping of sections ({', '.join(SECTIONS)})")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that stands twice; dates stay text."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Read a mapping.
+
+        Raises:
+            ComposerError: a key stands there twice; YAML would keep the last one in silence.
+        """
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                mark = key.start_mark
+                raise yaml.composer.ComposerError(None, None, f"key {name!r} stands twice; remove one", mark)
+            seen.add(name)
+        return node
+
+
+# A table of its own: all loaders share their parent's.
+_Loader.yaml_implicit_resolvers = {
+    first: [found for found in resolvers if found[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_tree(values: Any, depth: int = 0) -> int:
+    """Return the number of values in a file's content, of which anchors can make any number.
+
+    Raises:
+        ValueError: it is deeper or larger than any config is.
+    """
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    found = 1
+    for each in inner:
+        if depth > _DEEPEST or found > _LARGEST:
+            raise ValueError(
+                f"it holds more than {_LARGEST} values, or a mapping in itself; write values out"
+            )
+        found += _check_tree(each, depth + 1)
+    return found
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +150,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def build_config(values: Mapping[str, Any]) -> SequenceConfig:
-    """Build and validates the config of a file.
+    """Build and validate the config of a file.
 
     Raises:
         UserError: an algorithm, section or key is unknown (the nearest is named), or a value is out of range.
@@ -120,9 +164,7 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
     for key in values:
         if key not in _TOP_LEVEL:
             raise UserError(f"unknown section {key!r}.{suggest(key, _TOP_LEVEL)}")
-    name = values.get("algorithm")
-    if name not in ALGORITHMS:
-        raise UserError(f"algorithm is {name!r}.{suggest(str(name), ALGORITHMS)}")
+    name = one_of("algorithm", values.get("algorithm"), ALGORITHMS)
     spaces = search_spaces(values)
     if spaces:
         raise UserError(
@@ -135,38 +177,13 @@ def build_config(values: Mapping[str, Any]) -> SequenceConfig:
             continue
         if not isinstance(settings, dict):
             raise UserError(f"section {section} must be a mapping, it is {settings!r}")
-        method = getattr(config, section, None)
-        if method is None:
+        if section not in config.sections():
             raise UserError(
                 f"algorithm {name} has no section {section!r}; online finetuning is algorithm: OnlineDT"
             )
-        known = keywords(type(config), section)
-        for key in settings:
-            if key not in known and key not in config.derived:  # whose setter says what to set instead
-                raise UserError(f"{section} has no key {key!r}.{suggest(key, known)}")
-        method(**{key: _number(value) for key, value in settings.items()})
+        config.set_values(section, {str(key): as_number(value) for key, value in settings.items()})
     config.validate()
     return config
-
-
-def keywords(config: type[SequenceConfig], section: str) -> dict[str, type]:
-    """Return the keyword arguments of a builder method, each with the class whose method declares it.
-
-    The most derived class comes first, RLlib last. Left out: what RLlib has deprecated (it warns, or fails), and what
-    the algorithm derives from other keys.
-    """
-    found: dict[str, type] = {}
-    for base in config.__mro__:
-        method = base.__dict__.get(section)
-        for parameter in inspect.signature(method).parameters.values() if method is not None else ():
-            named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            if (
-                named
-                and parameter.name not in ("self", *config.derived)
-                and parameter.default != DEPRECATED_VALUE
-            ):
-                found.setdefault(parameter.name, base)
-    return found
 
 
 def search_spaces(values: Mapping[str, Any]) -> list[str]:
@@ -188,16 +205,6 @@ def search_spaces(values: Mapping[str, Any]) -> list[str]:
 
 def _scalar(text: str) -> Any:
     try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        return as_number(yaml.load(text, _Loader))
+    except (yaml.YAMLError, ValueError):
         return text
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as text; here it is a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, suggest, whole
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
@@ -82,21 +82,17 @@ def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
     return RefinementJob(
         run=run,
         targets=_targets(evaluation.get("target_returns", "dataset:max")),
-        episodes=_whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
+        episodes=whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
         env=chosen["environment"].get("env"),
-        seed=_whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
+        seed=whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
         settings=_settings(evaluation.get("action_gradient"), evaluation.get("sampled_actions")),
     )
 
 
 def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
     """How to act; an action gradient by its defaults if neither is given."""
-    if not isinstance(gradient or {}, dict):
-        raise UserError(
-            f"evaluation.action_gradient is {gradient!r}; write a mapping, such as {{eta: 0.03, n: 10, rule: plain}}"
-        )
     found = choose_refinement(
-        None if gradient is None else ActionGradient.from_dict(gradient or {}),
+        None if gradient is None else ActionGradient.read(gradient),
         None if sampled is None else SampledActions.from_value(sampled),
     )
     return ActionGradient() if found is None else found
@@ -104,12 +100,6 @@ def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
 
 def _targets(value: Any) -> str:
     return ",".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _whole(name: str, value: Any, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-    return value
 
 
 def absolute_run(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, one_of, suggest, whole
+from rayrl_dt.settings import Settings, choice, count, optional, setting
 
-__all__ = ["LOGGERS", "METRICS", "SCHEDULERS", "SEARCHES", "Settings", "read_settings"]
+__all__ = ["LOGGERS", "METRICS", "SCHEDULERS", "SEARCHES", "TuneSettings", "read_settings"]
 
 METRICS = {"evaluation/return_mean": "max", "evaluation/alignment_error": "min"}
 """What every report of a trial holds, and the mode that is meant where none is given."""
@@ -16,11 +17,30 @@ SCHEDULERS = ("none", "asha", "median", "pbt")
 SEARCHES = ("random", "optuna")
 LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 """Where trials can be logged to beside TensorBoard, and the package that each needs."""
-_MODES = ("min", "max")
+
+
+def _metric(name: str, value: Any) -> str:
+    if value in METRICS:
+        return str(value)
+    # Without the metric in its reports a sweep could not tell one trial from another.
+    raise UserError(f"{name} is {value!r}, which no iteration reports.{suggest(str(value), METRICS)}")
+
+
+def _seeds(name: str, value: Any) -> tuple[int, ...]:
+    seeds = value if isinstance(value, (list, tuple)) else ()
+    if not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise UserError(f"{name} is {value!r}; list different whole numbers, as in [0, 1, 2]")
+    return tuple(whole(name, seed) for seed in seeds)
+
+
+def _loggers(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{name} is {value!r}; list names: [wandb]")
+    return tuple(one_of(name, logger, LOGGERS) for logger in value)
 
 
 @dataclass(frozen=True)
-class Settings:
+class TuneSettings(Settings):
     """The section `tune:`.
 
     Attributes:
@@ -37,47 +57,18 @@ class Settings:
         loggers: of `LOGGERS` (extras), beside TensorBoard.
     """
 
-    num_samples: int = 1
-    metric: str = "evaluation/alignment_error"
-    mode: str | None = None
-    scheduler: str = "none"
-    search: str = "random"
-    seeds: tuple[int, ...] | None = None
-    max_concurrent: int | None = None
-    max_failures: int = 2
-    grace_period: int = 1
-    loggers: tuple[str, ...] = ()
+    section: ClassVar[str] = "tune"
 
-    def __post_init__(self) -> None:
-        for name, allowed in (("metric", METRICS), ("scheduler", SCHEDULERS), ("search", SEARCHES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                # Without the metric in its reports a sweep could not tell one trial from another.
-                why = ", which no iteration reports" if name == "metric" else ""
-                raise UserError(f"tune.{name} is {value!r}{why}.{suggest(str(value), allowed)}")
-        for logger in self.loggers:
-            if logger not in LOGGERS:
-                raise UserError(f"tune.loggers has {logger!r}.{suggest(str(logger), LOGGERS)}")
-        if self.mode is not None and self.mode not in _MODES:
-            raise UserError(f"tune.mode is {self.mode!r}.{suggest(str(self.mode), _MODES)}")
-        for name, least in (
-            ("num_samples", 1),
-            ("max_concurrent", 1),
-            ("max_failures", 0),
-            ("grace_period", 1),
-        ):
-            value = getattr(self, name)
-            if value is None and name == "max_concurrent":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"tune.{name} is {value!r}; it must be a whole number of at least {least}")
-        seeds = self.seeds
-        if seeds is not None and (
-            not seeds
-            or len(set(seeds)) < len(seeds)
-            or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
-        ):
-            raise UserError(f"tune.seeds is {list(seeds)}; list different whole numbers, as in [0, 1, 2]")
+    num_samples: int = setting(1, count(1))
+    metric: str = setting("evaluation/alignment_error", _metric)
+    mode: str | None = setting(None, optional(choice("min", "max")))
+    scheduler: str = setting("none", choice(*SCHEDULERS))
+    search: str = setting("random", choice(*SEARCHES))
+    seeds: tuple[int, ...] | None = setting(None, optional(_seeds))
+    max_concurrent: int | None = setting(None, optional(count(1)))
+    max_failures: int = setting(2, count())
+    grace_period: int = setting(1, count(1))
+    loggers: tuple[str, ...] = setting((), _loggers)
 
     @property
     def best(self) -> str:
@@ -85,7 +76,7 @@ class Settings:
         return self.mode or METRICS[self.metric]
 
 
-def read_settings(values: Mapping[str, Any], *, samples: int | None = None) -> Settings:
+def read_settings(values: Mapping[str, Any], *, samples: int | None = None) -> TuneSettings:
     """Read the section `tune:` of a config file's content.
 
     Args:
@@ -100,19 +91,5 @@ def read_settings(values: Mapping[str, Any], *, samples: int | None = None) -> S
         raise UserError(
             f"section tune is {section!r}; a sweep needs one, such as tune: {{num_samples: 8, scheduler: asha}}"
         )
-    known = [field.name for field in fields(Settings)]
-    for key in section:
-        if key not in known:
-            raise UserError(f"tune has no key {key!r}.{suggest(str(key), known)}")
-    chosen = dict(section)
-    for key, example in (
-        ("seeds", "different whole numbers, as in [0, 1, 2]"),
-        ("loggers", "names: [wandb]"),
-    ):
-        if chosen.get(key) is not None:
-            if not isinstance(chosen[key], list):
-                raise UserError(f"tune.{key} is {chosen[key]!r}; list {example}")
-            chosen[key] = tuple(chosen[key])
-    if samples is not None:
-        chosen["num_samples"] = samples
-    return Settings(**chosen)
+    override = {} if samples is None else {"num_samples": samples}
+    return TuneSettings.read({**section, **override})

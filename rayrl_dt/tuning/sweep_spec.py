@@ -11,7 +11,7 @@ from typing import Any
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import RUN, absolute_run, read_refinement_job
-from rayrl_dt.tuning.settings import LOGGERS, Settings, read_settings
+from rayrl_dt.tuning.settings import LOGGERS, TuneSettings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
 
 __all__ = ["SEED", "SweepSpec", "read_sweep"]
@@ -37,7 +37,7 @@ class SweepSpec:
     name: str
     values: Mapping[str, Any]
     spaces: tuple[Space, ...]
-    settings: Settings
+    settings: TuneSettings
 
     def at(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a single run's file: each space at its first value, unless `changes` has one."""
@@ -110,7 +110,7 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
     return spec
 
 
-def _with_interval(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def _with_interval(content: dict[str, Any], settings: TuneSettings) -> dict[str, Any]:
     """Return the content with an evaluation in every iteration, unless it says how many make one report."""
     interval = value_at(content, _INTERVAL)
     if interval is None:

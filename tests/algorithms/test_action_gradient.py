@@ -74,7 +74,7 @@ def test_a_critic_of_other_data_is_refused(
         ({"action_gradient": {"rule": "sgd"}, "critic_from": "runs/x"}, "rule is 'sgd'"),
         ({"sampled_actions": 5}, "sampled_actions is 5 .* set both or neither"),
         ({"sampled_actions": -5, "critic_from": "runs/x"}, "n is -5"),
-        ({"sampled_actions": {"m": 5}, "critic_from": "runs/x"}, "have no 'm'"),
+        ({"sampled_actions": {"m": 5}, "critic_from": "runs/x"}, "has no key 'm'"),
         ({"sampled_actions": "many", "critic_from": "runs/x"}, "write how many"),
         ({"sampled_actions": 5, "action_gradient": {"n": 1}, "critic_from": "runs/x"}, "choose one"),
     ],

@@ -230,23 +230,23 @@ def test_a_single_environment_policy_refines_too(model: SequenceModel, critic: I
         ({"eta": float("nan")}, "eta is nan"),
         ({"eta": float("inf")}, "eta is inf"),
         ({"eta": -0.1}, r"eta is -0\.1"),
-        ({"eta": "fast"}, "eta is 'fast'; it must be a number"),
+        ({"eta": "fast"}, "eta is 'fast'; it must be a finite number"),
         ({"zeta1": 1.0, "rule": "adam"}, r"zeta1 is 1\.0.*below 1"),
         ({"zeta2": -0.1}, "zeta2"),
         ({"rule": "adamw"}, "rule is 'adamw'.*Did you mean 'adam'"),
         ({"form": "fancy"}, "form is 'fancy'"),
-        ({"steps": 3}, "has no 'steps'"),
+        ({"steps": 3}, "has no key 'steps'"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ActionGradient.from_dict(values)
+        ActionGradient.read(values)
 
 
 def test_settings_are_read_from_text() -> None:
     expected = ActionGradient(eta=0.1, n=3, rule="adam", zeta1=0.5)
     assert ActionGradient.parse("eta=0.1, n=3,rule=adam,zeta1=5e-1") == expected
-    assert ActionGradient.from_dict(expected.to_json()) == expected
+    assert ActionGradient.read(expected.to_json()) == expected
 
 
 @pytest.mark.parametrize("text", ["", "eta", "eta=", "=3", "eta=0.1,,n=3", "eta=0.1;n=3", "n=1.5"])

@@ -118,7 +118,7 @@ def test_text_is_read() -> None:
     [
         ("many", "cannot be read"),
         ("n=-1", "n is -1"),
-        ("n=1.5", "n is '1.5'"),
+        ("n=1.5", "n is 1.5"),
         ("noise=nan", "noise is nan"),
         ("noize=1", "Did you mean 'noise'"),
     ],

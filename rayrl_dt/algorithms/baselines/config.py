@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import gymnasium as gym
-from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from rayrl_dt.algorithms.checks import positive, whole
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.settings import Settings, count, real, setting
 
-__all__ = ["MemorylessConfig"]
+__all__ = ["MemorylessConfig", "MemorylessSettings"]
+
+
+@dataclass(frozen=True)
+class MemorylessSettings(Settings):
+    """The optimization of critics.
+
+    Attributes:
+        gamma: their discount.
+        polyak: share of the new weights in the slow copies at each of their steps.
+        critic_lr: learning rate of the critics, constant.
+        critic_width: units of their two hidden layers.
+        reward_scale: critics learn from rewards divided by it; returns stay raw.
+    """
+
+    section: ClassVar[str] = "training"
+
+    gamma: float = setting(0.99, real(above=0, most=1))
+    polyak: float = setting(0.005, real(above=0, most=1))
+    critic_lr: float = setting(3e-4, real(above=0))
+    critic_width: int = setting(256, count(1))
+    reward_scale: float = setting(1.0, real(above=0))
 
 
 class MemorylessConfig(SequenceConfig):
@@ -21,6 +42,8 @@ class MemorylessConfig(SequenceConfig):
     A transition is a window of one step with its successor, so data, evaluation, checkpoints and bundles are those of
     the sequence policies. The network is that of behavior cloning, without dropout.
     """
+
+    parts = (*SequenceConfig.parts, MemorylessSettings)
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
@@ -34,37 +57,9 @@ class MemorylessConfig(SequenceConfig):
         self.gradient_steps = 50_000
         self.gradient_steps_per_iteration = 5_000
         self.train_batch_size_per_learner = 256
-        self.lr = 3e-4
         self.warmup_steps = 0
         self.weight_decay = 0.0
         self.grad_clip = None
-        self.gamma = 0.99
-        self.polyak = 0.005
-        self.critic_lr = 3e-4
-        self.critic_width = 256
-        self.reward_scale = 1.0
-
-    def training(
-        self,
-        *,
-        polyak: float = NotProvided,
-        critic_lr: float = NotProvided,
-        critic_width: int = NotProvided,
-        reward_scale: float = NotProvided,
-        **kwargs: Any,
-    ) -> MemorylessConfig:
-        """Set the optimization of policy and critics.
-
-        Args:
-            polyak: share of the new weights in the slow copies at each of their steps.
-            critic_lr: learning rate of the critics, constant.
-            critic_width: units of their two hidden layers.
-            reward_scale: critics learn from rewards divided by it; returns stay raw.
-            **kwargs: as for all algorithms (`gradient_steps`, `lr`, ...), and RLlib's own (`gamma`, ...).
-        """
-        super().training(**kwargs)
-        self._set(polyak=polyak, critic_lr=critic_lr, critic_width=critic_width, reward_scale=reward_scale)
-        return self
 
     @property
     def samples_successors(self) -> bool:
@@ -86,7 +81,7 @@ class MemorylessConfig(SequenceConfig):
         super().resolve(store)
 
     def validate(self) -> None:
-        """Check the values of the critics too.
+        """Check that the policy has no memory, too.
 
         Raises:
             UserError: a value is out of range, or the policy has a memory.
@@ -102,9 +97,6 @@ class MemorylessConfig(SequenceConfig):
             raise UserError(
                 f"training.objective is {self.objective!r}, and {self._name} trains a critic of its own; remove it"
             )
-        whole(self, "training", 1, "critic_width")
-        for name, high in (("gamma", 1.0), ("polyak", 1.0), ("critic_lr", None), ("reward_scale", None)):
-            positive(self, name, high=high)
         super().validate()
 
     @property

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
-from rayrl_dt.algorithms.checks import at_least, positive, whole
 from rayrl_dt.algorithms.cql_module import CQLRLModule
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
 from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
@@ -22,11 +21,31 @@ from rayrl_dt.algorithms.online.module import INITIAL_TEMPERATURE
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.offline import Q_MEAN
 from rayrl_dt.seeding import torch_generator
+from rayrl_dt.settings import Settings, count, real, setting
 from rayrl_dt.types import Window
 
 __all__ = ["CONSERVATIVE_GAP", "CQL", "CQLConfig", "CQLLearner"]
 
 CONSERVATIVE_GAP = "conservative_gap"
+
+
+@dataclass(frozen=True)
+class CQLSettings(Settings):
+    """What CQL adds.
+
+    Attributes:
+        alpha: weight of the conservative gap beside the critics' squared error; 0 is soft actor-critic.
+        num_actions: sampled actions of each of the three kinds, for every transition.
+        temperature_lr: learning rate of the entropy's temperature.
+        initial_temperature: its first value, in units of Q for a nat.
+    """
+
+    section: ClassVar[str] = "training"
+
+    alpha: float = setting(10.0, real(least=0))
+    num_actions: int = setting(4, count(1))
+    temperature_lr: float = setting(3e-5, real(above=0))
+    initial_temperature: float = setting(1.0, real(above=0))
 
 
 class CQLConfig(MemorylessConfig):
@@ -51,43 +70,14 @@ class CQLConfig(MemorylessConfig):
     instead of a million; observations are normalized with 1e-6, not 1e-3, beside the standard deviation.
     """
 
+    parts = (*MemorylessConfig.parts, CQLSettings)
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or CQL)
         self.model_defaults = {**self.model_defaults, "num_layers": 3, "head": "gaussian"}
         self.gradient_steps = 20_000
         self.gradient_steps_per_iteration = 2_000
         self.lr = 3e-5
-        self.alpha = 10.0
-        self.num_actions = 4
-        self.temperature_lr = 3e-5
-        self.initial_temperature = 1.0
-
-    def training(
-        self,
-        *,
-        alpha: float = NotProvided,
-        num_actions: int = NotProvided,
-        temperature_lr: float = NotProvided,
-        initial_temperature: float = NotProvided,
-        **kwargs: Any,
-    ) -> CQLConfig:
-        """Set the optimization.
-
-        Args:
-            alpha: weight of the conservative gap beside the critics' squared error; 0 is soft actor-critic.
-            num_actions: sampled actions of each of the three kinds, for every transition.
-            temperature_lr: learning rate of the entropy's temperature.
-            initial_temperature: its first value, in units of Q for a nat.
-            **kwargs: those of `MemorylessConfig`, of all algorithms, and RLlib's own.
-        """
-        super().training(**kwargs)
-        self._set(
-            alpha=alpha,
-            num_actions=num_actions,
-            temperature_lr=temperature_lr,
-            initial_temperature=initial_temperature,
-        )
-        return self
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
         """Return `CQLLearner`."""
@@ -97,19 +87,19 @@ class CQLConfig(MemorylessConfig):
         """Return the spec of the module with twin critics, their slow copy and the temperature."""
         return RLModuleSpec(module_class=CQLRLModule)
 
-    @property
-    def _model_config_auto_includes(self) -> dict[str, Any]:
+    def module_settings(self) -> dict[str, Any]:
+        """Return what the RLModule is made of."""
         return {
-            **super()._model_config_auto_includes,
+            **super().module_settings(),
             CRITIC_HIDDEN: self.critic_width,
             INITIAL_TEMPERATURE: self.initial_temperature,
         }
 
     def validate(self) -> None:
-        """Check the values of CQL too.
+        """Check the head, too.
 
         Raises:
-            UserError: a value is out of range, or the head is not Gaussian.
+            UserError: the head is not Gaussian, or a value is out of range.
         """
         head = self.sequence_model.head
         if head != "gaussian":
@@ -117,10 +107,6 @@ class CQLConfig(MemorylessConfig):
                 f"CQL needs a stochastic policy, model_config.head is {head!r}; set head: gaussian, or "
                 "algorithm: TD3BC"
             )
-        at_least(self, "training", 0, "alpha")
-        whole(self, "training", 1, "num_actions")
-        for name in ("temperature_lr", "initial_temperature"):
-            positive(self, name)
         super().validate()
 
 
@@ -145,8 +131,8 @@ class CQLLearner(MultiLossLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register AdamW for the policy, Adam for the critics and for the temperature."""
-        module = self._module[module_id].unwrapped()
-        fused = self._device.type == "cpu"
+        module = self.module[module_id].unwrapped()
+        fused = self.device.type == "cpu"
         for name, parameters, lr, decay in (
             (POLICY, [*module.model.parameters()], config.lr, config.weight_decay),
             (CRITIC, [*module.critic.parameters()], config.critic_lr, 0.0),
@@ -203,7 +189,7 @@ class CQLLearner(MultiLossLearner):
         self._add(GRAD_NORM, norm)
 
     def _outputs(self, window: Window[Tensor]) -> Tensor:
-        with precision.autocast(self._device, self.cql_module.precision):
+        with precision.autocast(self.device, self.cql_module.precision):
             outputs: Tensor = self.cql_module.model(window)
         return outputs
 

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
-from rayrl_dt.algorithms.checks import positive
 from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, CriticRLModule
 from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
 from rayrl_dt.algorithms.multi_loss_learner import CRITIC, CRITIC_LOSS, POLICY, MultiLossLearner
-from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.imitation import imitation_loss
 from rayrl_dt.objectives.offline import Q_MEAN
+from rayrl_dt.settings import Settings, real, setting
 from rayrl_dt.types import Window
 
 __all__ = ["IQL", "IQLConfig", "IQLLearner"]
 
 VALUE_LOSS = "value_loss"
 _VALUE = "value"
+
+
+@dataclass(frozen=True)
+class IQLSettings(Settings):
+    """What IQL adds.
+
+    Attributes:
+        expectile: of V among the data's actions; 0.5 is their mean, towards 1 the best of them.
+        beta: inverse temperature of the weights, above 0; towards 0 the policy is behavior cloning. It multiplies
+            values in units of `reward_scale`.
+        weight_cap: largest weight of an action.
+    """
+
+    section: ClassVar[str] = "training"
+
+    expectile: float = setting(0.7, real(above=0, below=1))
+    beta: float = setting(3.0, real(above=0))
+    weight_cap: float = setting(100.0, real(above=0))
 
 
 class IQLConfig(MemorylessConfig):
@@ -41,33 +58,11 @@ class IQLConfig(MemorylessConfig):
     thousand steps instead of a million; the policy's cosine ends with them.
     """
 
+    parts = (*MemorylessConfig.parts, IQLSettings)
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or IQL)
         self.lr_decay = "cosine"
-        self.expectile = 0.7
-        self.beta = 3.0
-        self.weight_cap = 100.0
-
-    def training(
-        self,
-        *,
-        expectile: float = NotProvided,
-        beta: float = NotProvided,
-        weight_cap: float = NotProvided,
-        **kwargs: Any,
-    ) -> IQLConfig:
-        """Set the optimization.
-
-        Args:
-            expectile: of V among the data's actions; 0.5 is their mean, towards 1 the best of them.
-            beta: inverse temperature of the weights, above 0; towards 0 the policy is behavior cloning. It multiplies
-                values in units of `reward_scale`.
-            weight_cap: largest weight of an action.
-            **kwargs: those of `MemorylessConfig`, of all algorithms, and RLlib's own.
-        """
-        super().training(**kwargs)
-        self._set(expectile=expectile, beta=beta, weight_cap=weight_cap)
-        return self
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
         """Return `IQLLearner`."""
@@ -77,22 +72,9 @@ class IQLConfig(MemorylessConfig):
         """Return the spec of the module with V, Q and Q's slow copy."""
         return RLModuleSpec(module_class=CriticRLModule)
 
-    @property
-    def _model_config_auto_includes(self) -> dict[str, Any]:
-        return {**super()._model_config_auto_includes, CRITIC_HIDDEN: self.critic_width}
-
-    def validate(self) -> None:
-        """Check the values of IQL too.
-
-        Raises:
-            UserError: a value is out of range.
-        """
-        for name in ("beta", "weight_cap"):
-            positive(self, name)
-        positive(self, "expectile", high=1.0)
-        if self.expectile == 1:
-            raise UserError("training.expectile is 1; it must lie between 0 and 1, for instance 0.7")
-        super().validate()
+    def module_settings(self) -> dict[str, Any]:
+        """Return what the RLModule is made of."""
+        return {**super().module_settings(), CRITIC_HIDDEN: self.critic_width}
 
 
 class IQL(SequenceAlgorithm):
@@ -109,8 +91,8 @@ class IQLLearner(MultiLossLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register AdamW for the policy, Adam for V and for Q."""
-        module = self._module[module_id].unwrapped()
-        fused = self._device.type == "cpu"
+        module = self.module[module_id].unwrapped()
+        fused = self.device.type == "cpu"
         for name, network, lr, decay in (
             (POLICY, module.model, config.lr, config.weight_decay),
             (_VALUE, module.critic.value, config.critic_lr, 0.0),
@@ -140,7 +122,7 @@ class IQLLearner(MultiLossLearner):
         with torch.no_grad():
             torch._foreach_lerp_([*critic.target.parameters()], [*critic.q.parameters()], config.polyak)
         weights = losses.advantage_weights(advantages, temperature=1 / config.beta, cap=config.weight_cap)
-        with precision.autocast(self._device, module.precision):
+        with precision.autocast(self.device, module.precision):
             outputs = model(window)
         loss = imitation_loss(model, outputs, window, weights)
         norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
-from rayrl_dt.algorithms.checks import at_least, whole
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.online.learner import OnlineLearner
 from rayrl_dt.algorithms.online.module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
 from rayrl_dt.errors import UserError
+from rayrl_dt.settings import Settings, count, flag, real, setting
 
 __all__ = ["TD3BC", "TD3BCConfig", "TD3BCLearner"]
+
+
+@dataclass(frozen=True)
+class TD3BCSettings(Settings):
+    """What TD3+BC adds.
+
+    Attributes:
+        alpha: weight of the normalized values beside the squared error; 0 is behavior cloning.
+        actor_interval: gradient steps of the critics for one of the policy and the slow copies.
+        critic_layer_norm: layer norm without parameters in the critics' hidden layers, against values that explode
+            (not in the paper).
+    """
+
+    section: ClassVar[str] = "training"
+
+    alpha: float = setting(2.5, real(least=0))
+    actor_interval: int = setting(2, count(1))
+    critic_layer_norm: bool = setting(False, flag())
 
 
 class TD3BCConfig(MemorylessConfig):
@@ -31,6 +49,7 @@ class TD3BCConfig(MemorylessConfig):
     thousand steps instead of a million.
     """
 
+    parts = (*MemorylessConfig.parts, TD3BCSettings)
     # What `OnlineLearner` reads: all of training is its pretraining.
     bc_weight = 1.0
     normalize_q = True
@@ -38,30 +57,6 @@ class TD3BCConfig(MemorylessConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or TD3BC)
-        self.alpha = 2.5
-        self.actor_interval = 2
-        self.critic_layer_norm = False
-
-    def training(
-        self,
-        *,
-        alpha: float = NotProvided,
-        actor_interval: int = NotProvided,
-        critic_layer_norm: bool = NotProvided,
-        **kwargs: Any,
-    ) -> TD3BCConfig:
-        """Set the optimization.
-
-        Args:
-            alpha: weight of the normalized values beside the squared error; 0 is behavior cloning.
-            actor_interval: gradient steps of the critics for one of the policy and the slow copies.
-            critic_layer_norm: layer norm without parameters in the critics' hidden layers, against values that explode
-                (not in the paper).
-            **kwargs: those of `MemorylessConfig`, of all algorithms, and RLlib's own.
-        """
-        super().training(**kwargs)
-        self._set(alpha=alpha, actor_interval=actor_interval, critic_layer_norm=critic_layer_norm)
-        return self
 
     @property
     def alpha_pretrain(self) -> float:
@@ -81,28 +76,26 @@ class TD3BCConfig(MemorylessConfig):
         """Return the spec of the module with twin critics and slow copies."""
         return RLModuleSpec(module_class=OnlineRLModule)
 
-    @property
-    def _model_config_auto_includes(self) -> dict[str, Any]:
+    def module_settings(self) -> dict[str, Any]:
+        """Return what the RLModule is made of."""
         return {
-            **super()._model_config_auto_includes,
+            **super().module_settings(),
             CRITIC: {"hidden": self.critic_width, "layer_norm": self.critic_layer_norm},
             FROZEN_MODEL: False,
             INITIAL_TEMPERATURE: 1.0,
         }
 
     def validate(self) -> None:
-        """Check the values of TD3+BC too.
+        """Check the head, too.
 
         Raises:
-            UserError: a value is out of range, or the head is not deterministic.
+            UserError: the head is not deterministic, or a value is out of range.
         """
         if self.sequence_model.head == "gaussian":
             raise UserError(
                 "TD3BC needs a deterministic policy, model_config.head is 'gaussian'; set head: deterministic, or "
                 "algorithm: IQL"
             )
-        at_least(self, "training", 0, "alpha")
-        whole(self, "training", 1, "actor_interval")
         super().validate()
 
 

@@ -31,7 +31,6 @@ _COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "round_steps", "updates_due", "coll
 _REPLAY = "replay.npz"
 # Between two looks at what the runners have sent: long enough to cost nothing, short enough that none runs dry.
 _SECONDS_OF_UPDATES = 0.1
-_FRAGMENT = 50
 
 
 class OnlineDTConfig(OnlineConfig):
@@ -250,8 +249,7 @@ class OnlineDT(SequenceAlgorithm):
         """Take in what the runners have sent, and give them their next calls."""
         config = self.config
         if self.async_runners is None:
-            fragment = config.rollout_fragment_length
-            steps = fragment if isinstance(fragment, int) else _FRAGMENT
+            steps = config.rollout_fragment_length
             self.async_runners = AsyncRunners(self.env_runner_group, steps=steps, calls=self.stream_calls)
         ahead = self._updates_left / config.updates_per_iteration
         if self._collects and ahead < config.max_rounds_ahead:

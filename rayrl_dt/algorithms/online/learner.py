@@ -72,8 +72,8 @@ class OnlineLearner(MultiLossLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
-        module = self._module[module_id].unwrapped()
-        fused = self._device.type == "cpu"
+        module = self.module[module_id].unwrapped()
+        fused = self.device.type == "cpu"
         decay = {"lr": config.lr, "weight_decay": config.weight_decay}
         policy = (Lamb if config.optimizer == "lamb" else torch.optim.AdamW)(
             module.model.parameters(), **decay
@@ -149,7 +149,7 @@ class OnlineLearner(MultiLossLearner):
         """One step of the policy (and of the entropy's temperature)."""
         config, module = self.config, self.online_module
         model = module.model
-        with precision.autocast(self._device, module.precision):
+        with precision.autocast(self.device, module.precision):
             outputs = model(window)
         fit = imitation_loss(model, outputs, window)
         self._add(BC_LOSS, fit.detach())
@@ -176,7 +176,7 @@ class OnlineLearner(MultiLossLearner):
         Means over action dimensions, like the supervised loss (the paper sums over them); tanh(mean) for a Gaussian.
         """
         module = self.online_module
-        with torch.no_grad(), precision.autocast(self._device, module.precision):
+        with torch.no_grad(), precision.autocast(self.device, module.precision):
             initial = module.frozen_model(window)
         mode = module.model.spec.head.mode
         return losses.masked_mse(mode(outputs), mode(initial), window.mask)

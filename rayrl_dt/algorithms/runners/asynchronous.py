@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rayrl_dt.algorithms.rllib_internals import actors_of
 from rayrl_dt.algorithms.runners.failure import RunnerFailure
 from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
 from rayrl_dt.errors import UserError
@@ -117,8 +118,7 @@ class AsyncRunners:
     """
 
     def __init__(self, group: Any, *, steps: int, calls: int) -> None:
-        # The group's own asynchronous calls can only wait for all of them at once.
-        self._manager = group._worker_manager
+        self._manager = actors_of(group)
         self._group = group
         self._steps = steps
         self._pending: dict[Any, _PendingCall] = {}  # in the order of their calls

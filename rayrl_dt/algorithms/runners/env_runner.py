@@ -10,11 +10,11 @@ import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rayrl_dt import envs
 from rayrl_dt.algorithms.module import SequenceRLModule
+from rayrl_dt.algorithms.rllib_internals import RLlibEnvRunner
 from rayrl_dt.algorithms.runners.asynchronous import ContinueStream, StreamResult
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
@@ -43,7 +43,7 @@ class _Stream:
     episodes: int = 0
 
 
-class SequenceEnvRunner(SingleAgentEnvRunner):
+class SequenceEnvRunner(RLlibEnvRunner):
     """Collects with context windows kept beside the environments rather than cut from episode objects.
 
     `sample` returns whole episodes only: one that is still running goes on in the next call.
@@ -63,7 +63,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             self.env.close()
         self.num_envs = self.config.num_envs_per_env_runner
         self.env = self._vector_env(self.num_envs)
-        self._needs_initial_reset = True
+        self.begin_anew()
 
     def make_module(self) -> None:
         """Build the module, in eval mode for good."""
@@ -166,29 +166,19 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             precision=self._precision,
         )
 
-    def _sample(
-        self,
-        *,
-        num_timesteps: int | None = None,
-        num_episodes: int | None = None,
-        explore: bool,
-        random_actions: bool = False,
-        force_reset: bool = False,
-    ) -> list[SingleAgentEpisode]:
-        if random_actions:
-            raise UserError(
-                "random actions are not collected here; `rayrl-dt data make` makes random behavior"
-            )
+    def run_episodes(
+        self, num_timesteps: int | None, num_episodes: int | None, *, explore: bool, reset: bool
+    ) -> tuple[list[SingleAgentEpisode], int]:
+        """Collect whole episodes; see `RLlibEnvRunner`."""
         if self._collector is None:
             seed = derive_seed(self.config.seed or 0, "rollout", self.worker_index or 0)
             actor = self._actor(self.num_envs, explore, seed, precision=self._precision)
             self._collector = Collector(self.env, actor, record=True)
         collector = self._collector
         collector.targets[:] = self.config.rollout_target()
-        if force_reset or num_episodes is not None or self._needs_initial_reset:
+        if reset:
             position = (self.worker_index or 0, collector.env_steps)
             collector.reset(seed=derive_seed(self.config.seed or 0, "rollout-env", *position) % 2**31)
-            self._needs_initial_reset = False
         begin = collector.env_steps
         finished: list[FinishedEpisode] = []
         while (
@@ -197,10 +187,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
             else collector.env_steps - begin < (num_timesteps or 0)
         ):
             finished.extend(collector.step())
-        episodes = [self._to_rllib(episode) for episode in finished]
-        self._done_episodes_for_metrics.extend(episodes)
-        self._increase_sampled_metrics(collector.env_steps - begin, len(episodes))
-        return episodes
+        return [self._to_rllib(episode) for episode in finished], collector.env_steps - begin
 
     def _to_rllib(self, episode: FinishedEpisode) -> SingleAgentEpisode:
         trajectory = episode.trajectory
@@ -219,8 +206,8 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
 
     @property
     def _precision(self) -> str:
-        """The arithmetic that collection runs in."""
-        return resolve(self.config.precision, self._device)
+        """The arithmetic of collection."""
+        return resolve(self.config.precision, self.device)
 
     def _actor(self, slots: int, sample_actions: bool, seed: int, *, precision: str) -> VectorActor:
         sample: torch.Generator | None = None
@@ -245,8 +232,7 @@ class SequenceEnvRunner(SingleAgentEnvRunner):
         )
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over weights also when they are older than the ones at hand (a restored checkpoint)."""
-        self._weights_seq_no = 0
+        """Take over weights; see `RLlibEnvRunner`."""
         self._weights_of = None
         super().set_state(state)
         if self.module is not None:

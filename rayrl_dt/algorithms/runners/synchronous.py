@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rayrl_dt.algorithms.rllib_internals import actors_of
 from rayrl_dt.algorithms.runners.failure import RunnerFailure
 from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
 from rayrl_dt.errors import UserError
@@ -171,7 +172,7 @@ def _gather(
         stop: see `run_on_runners`.
     """
     # The group's own calls wait for all of them, however long that takes.
-    manager = runners._worker_manager
+    manager = actors_of(runners)
     pending = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
     episodes = max(sum(slot.episodes for slot in part.slots) for part in calls.values())
     timer = SilenceTimer(_EPISODE_TIMEOUT_S * episodes)

@@ -1,0 +1,118 @@
+"""What a config file may set of online finetuning: the section `online`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text
+
+__all__ = ["CallSettings", "OnlineSettings", "TD3Fields"]
+
+
+@dataclass(frozen=True)
+class OnlineSettings(Settings):
+    """The finetuning.
+
+    Attributes:
+        start_from: run, checkpoint or bundle whose policy weights, normalizer and scales to start from.
+        mode: "sync" takes turns, as the papers do: collect whole episodes, then update; a run is a function of its
+            seed. "async" has remote runners collect while the learner updates; a resumed run goes on with the same
+            weights, replay and counters, and with new episodes. The same episodes in the same order ask for the
+            same updates in both, however many slots there are: `updates_per_iteration` for each round.
+        max_policy_lag: in async mode, gradient steps that the weights behind a collected step may be old when it
+            arrives; the learner waits otherwise. None for two iterations' updates.
+        max_rounds_ahead: in async mode, iterations that runners may be ahead of the updates; a learner that keeps
+            up never has them wait.
+        rl_gradient: "td3" adds the critic's gradient to a deterministic policy; "none" leaves it out.
+        bc_weight: weight of the supervised loss online; 0 is TD3 alone.
+        action_regularization: weight of the mean squared distance between the policy's actions and those of the
+            policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
+            while this is their mean). Against forgetting on expert data; it may slow the way up from poor data.
+            Head "gaussian" is held by its tanh(mean).
+        optimizer: of the policy, "lamb" as the papers, or "adamw".
+        temperature_lr: learning rate of the entropy's temperature (head "gaussian").
+        initial_temperature: its first value.
+        pretrain_steps: gradient steps on the logged data first.
+        env_steps: environment steps to collect in total.
+        env_steps_per_iteration: of a round, which is the fewest whole episodes that have so many steps: 1 for one
+            episode, as the papers have it. The last round may go beyond `env_steps`.
+        updates_per_iteration: gradient steps that each round allows, once it is complete.
+        exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
+            head "gaussian" samples instead and ignores it.
+        exploration_target: raw return asked for while collecting; None for the highest evaluation target.
+        replay_capacity_trajectories: episodes in the replay, the best logged ones first.
+        replay_capacity_steps: bound on its steps; None for none.
+        replay_memory_gib: a larger replay is mapped from temporary files (TMPDIR); None keeps all of it in memory.
+        timeout_is_terminal: treat collected episodes that ran out of time as ended for good, as the released
+            code of TD3+ODT does; logged ones always bootstrap.
+    """
+
+    section: ClassVar[str] = "online"
+
+    start_from: str | None = setting(None, optional(text("the path of a run, a checkpoint or a bundle")))
+    mode: str = setting("sync", choice("sync", "async"))
+    max_policy_lag: int | None = setting(None, optional(count(1)))
+    max_rounds_ahead: float = setting(4.0, real(above=0))
+    rl_gradient: str = setting("td3", choice("td3", "none"))
+    bc_weight: float = setting(1.0, real(least=0))
+    action_regularization: float = setting(0.0, real(least=0))
+    optimizer: str = setting("lamb", choice("lamb", "adamw"))
+    temperature_lr: float = setting(1e-4, real(least=0))
+    initial_temperature: float = setting(0.1, real(above=0))
+    pretrain_steps: int = setting(1_000, count())
+    env_steps: int = setting(24_000, count())
+    env_steps_per_iteration: int = setting(400, count(1))
+    updates_per_iteration: int = setting(150, count(1))
+    exploration_noise: float = setting(0.1, real(least=0))
+    exploration_target: float | None = setting(None, optional(real()))
+    replay_capacity_trajectories: int = setting(500, count(1))
+    replay_capacity_steps: int | None = setting(None, optional(count(1)))
+    replay_memory_gib: float | None = setting(4.0, optional(real(least=0)))
+    timeout_is_terminal: bool = setting(False, flag())
+
+
+@dataclass(frozen=True)
+class TD3Fields(Settings):
+    """The critic of `rl_gradient` "td3", and how its gradient enters.
+
+    Attributes:
+        alpha: weight of the critic's gradient online.
+        alpha_pretrain: its weight before; the critic is trained in both phases.
+        actor_interval: gradient steps of the critic for one of the actor and the targets.
+        normalize_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
+        gamma: the critic's discount.
+        polyak: share of the new weights in the targets at each of their steps.
+        reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
+            100 and 1000 on Adroit; alpha weighs the scaled values.
+        critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
+        critic_width: units of its two hidden layers.
+        critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
+    """
+
+    section: ClassVar[str] = "online"
+
+    alpha: float = setting(0.1, real(least=0))
+    alpha_pretrain: float = setting(0.0, real(least=0))
+    actor_interval: int = setting(1, count(1))
+    normalize_q: bool = setting(False, flag())
+    gamma: float = setting(0.99, real(above=0, most=1))
+    polyak: float = setting(0.005, real(above=0, most=1))
+    reward_scale: float = setting(1.0, real(above=0))
+    critic_lr: float = setting(1e-3, real(above=0))
+    critic_width: int = setting(256, count(1))
+    critic_layer_norm: bool = setting(False, flag())
+
+
+@dataclass(frozen=True)
+class CallSettings(Settings):
+    """The calls of env runners that never stop collecting.
+
+    Attributes:
+        rollout_fragment_length: in async mode, steps of a runner's environments in one call, which also ends where an
+            episode does; a lost runner loses no more.
+    """
+
+    section: ClassVar[str] = "env_runners"
+
+    rollout_fragment_length: int = setting(200, count(1))

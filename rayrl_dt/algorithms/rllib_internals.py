@@ -1,0 +1,190 @@
+"""What we use of RLlib beyond its documented surface, in one place: the next Ray release breaks this file alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch import Tensor
+
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import Window
+
+__all__ = [
+    "RLlibConfig",
+    "RLlibEnvRunner",
+    "RLlibLearner",
+    "SeveralLosses",
+    "actors_of",
+    "local_learner",
+    "refused",
+    "take_gradient_steps",
+]
+
+
+def local_learner(learner_group: Any) -> Any:
+    """Return the learner in this process; None where learners are remote."""
+    return learner_group._learner
+
+
+def actors_of(runners: Any) -> Any:
+    """Return what manages the actors of an `EnvRunnerGroup`, whose own calls wait for all of them at once."""
+    return runners._worker_manager
+
+
+def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) -> Any:
+    """Take gradient steps on what the sources give, one per learner; return their metrics."""
+    return learner_group.update(training_data=TrainingData(data_iterators=list(sources)), num_iters=count)
+
+
+def refused(error: Exception) -> UserError:
+    """Return in one line why RLlib refuses a setting; its own messages go on with ways around its checks."""
+    return UserError(f"RLlib refuses the config: {str(error).strip().splitlines()[0]}")
+
+
+class RLlibConfig(AlgorithmConfig):
+    """An `AlgorithmConfig` that keeps what it is told."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all attributes, those too that are -1: RLlib takes that for its mark of a key it has given up."""
+        marked = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float)) and value == DEPRECATED_VALUE
+        }
+        return {**super().get_state(), **marked}
+
+    def validate(self) -> None:
+        """Check RLlib's own settings.
+
+        Raises:
+            UserError: RLlib refuses one.
+        """
+        try:
+            super().validate()
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise refused(error) from error
+
+    @property
+    def chosen_model(self) -> Any:
+        """What `rl_module(model_config=...)` was given: a mapping, a dataclass, or nothing."""
+        return self._model_config
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return self.module_settings()
+
+    def module_settings(self) -> dict[str, Any]:
+        """Return what the RLModule is told beside the user's `model_config`."""
+        return {}
+
+
+class RLlibLearner(TorchLearner):
+    """A `TorchLearner` that draws its own batches and may take steps of its own."""
+
+    def _create_iterator_if_necessary(
+        self, *, training_data: Any, num_iters: int = 0, **kwargs: Any
+    ) -> Iterator[MultiAgentBatch]:
+        # RLlib caches its own iterator, with the batch size and count of the first call; ours is made afresh.
+        for window in self.batches(training_data.data_iterators[0], num_iters):
+            samples = {DEFAULT_MODULE_ID: SampleBatch(window.to_dict())}
+            yield MultiAgentBatch(samples, env_steps=window.batch_size)
+
+    @abstractmethod
+    def batches(self, source: Any, count: int) -> Iterator[Window[Tensor]]:
+        """Yield the batches of the next gradient steps, on the learner's device.
+
+        Args:
+            source: of this learner, as it was given to `take_gradient_steps`.
+            count: gradient steps.
+        """
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+        return self.gradient_step_on(batch)
+
+    def gradient_step_on(self, batch: dict[str, Any]) -> Any:
+        """Take one gradient step: RLlib's, with one loss and one backward pass."""
+        return super()._update(batch)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
+        self._weights_seq_no = 0
+        super().set_state(state)
+
+
+class SeveralLosses:
+    """A mixin for learners whose losses flow through more than the one forward that RLlib has averaged by DDP."""
+
+    config: Any
+    module: Any
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        # They average gradients themselves, and only begin with the same weights.
+        if self.config.num_learners > 1:
+            for value in self.module[DEFAULT_MODULE_ID].unwrapped().state_dict().values():
+                torch.distributed.broadcast(value, src=0)
+
+
+class RLlibEnvRunner(SingleAgentEnvRunner):
+    """A `SingleAgentEnvRunner` whose episodes come from `run_episodes`."""
+
+    @property
+    def device(self) -> Any:
+        """Where the module is."""
+        return self._device
+
+    def begin_anew(self) -> None:
+        """Have the next sample begin with new episodes."""
+        self._needs_initial_reset = True
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        if random_actions:
+            raise UserError(
+                "random actions are not collected here; `rayrl-dt data make` makes random behavior"
+            )
+        reset = force_reset or num_episodes is not None or self._needs_initial_reset
+        self._needs_initial_reset = False
+        episodes, steps = self.run_episodes(num_timesteps, num_episodes, explore=explore, reset=reset)
+        self._done_episodes_for_metrics.extend(episodes)
+        self._increase_sampled_metrics(steps, len(episodes))
+        return episodes
+
+    @abstractmethod
+    def run_episodes(
+        self, num_timesteps: int | None, num_episodes: int | None, *, explore: bool, reset: bool
+    ) -> tuple[list[SingleAgentEpisode], int]:
+        """Collect whole episodes.
+
+        Args:
+            num_timesteps: environment steps to take, or None.
+            num_episodes: episodes to finish, or None.
+            explore: sample actions.
+            reset: begin with new episodes; otherwise those of the last call go on.
+
+        Returns:
+            Those that ended, and the environment steps taken.
+        """
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over weights also when they are older than the ones at hand (a restored checkpoint)."""
+        self._weights_seq_no = 0
+        super().set_state(state)
