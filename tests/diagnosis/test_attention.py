@@ -325,7 +325,7 @@ def test_other_backbones_are_refused(one: TrajectoryStore, backbone: str) -> Non
     window = random_window(model, [K])
     model.spec = replace(model.spec, model=replace(model.spec.model, backbone=backbone))
     for call in (lambda: read_layers(model, window), lambda: summarize(model, [window])):
-        with pytest.raises(UserError, match=f"'{backbone}' has no attention .* dt, no-return, radt"):
+        with pytest.raises(UserError, match=f"'{backbone}' has no attention .* dt, radt, no-return"):
             call()
 
 
