@@ -87,8 +87,6 @@ def export(
       rayrl-dt export runs/hopper --out runs/hopper-policy
       rayrl-dt export runs/hopper --format hf --out runs/hopper-hf   (needs the extra: pip install -e ".[hf]")
     """
-    import shutil
-
     from rayrl_dt.errors import suggest
     from rayrl_dt.interop import huggingface
     from rayrl_dt.interop.bundle import Bundle
@@ -103,7 +101,7 @@ def export(
         huggingface.export_huggingface(model, out)
         finish("Hugging Face checkpoint:", out)
         return
-    shutil.copytree(bundle.folder, out, dirs_exist_ok=True)
+    bundle.copy_to(out)
     finish(
         "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["publish", "stage"]
+__all__ = ["publish", "replacing", "stage"]
 
 _ABANDONED_AFTER_S = 24 * 3600
 
@@ -63,3 +65,14 @@ def publish(aside: Path, target: Path, *, replace: bool = False) -> bool:
         raise
     shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of `target` when it is whole, and is removed otherwise."""
+    aside = stage(target)
+    try:
+        yield aside
+        publish(aside, target, replace=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.networks import IQLCritic
-from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.data.staging import replacing
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critic_file import read_critic
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
@@ -74,6 +74,12 @@ class Bundle:
     def gradient_steps(self) -> int | None:
         """The gradient steps behind the weights, if recorded."""
         return self.header.get("gradient_steps")
+
+    def copy_to(self, target: Path) -> Path:
+        """Copy the bundle to a folder, which appears whole; one that is there is replaced."""
+        with replacing(target) as aside:
+            shutil.copytree(self.folder, aside, dirs_exist_ok=True)
+        return target
 
     @cached_property
     def model(self) -> SequenceModel:
@@ -145,24 +151,19 @@ def save_bundle(
         gradient_steps: behind the weights, for the record.
     """
     target = Path(folder)
-    aside = stage(target)
-    try:
+    header = {
+        "format": FORMAT,
+        "spec": spec.to_json(),
+        "command": command,
+        "gradient_steps": gradient_steps,
+        "versions": package_versions(),
+    }
+    with replacing(target) as aside:
         tensors = {
             name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in weights.items()
         }
         save_file(tensors, str(aside / _WEIGHTS))
-        header = {
-            "format": FORMAT,
-            "spec": spec.to_json(),
-            "command": command,
-            "gradient_steps": gradient_steps,
-            "versions": package_versions(),
-        }
         (aside / HEADER).write_text(json.dumps(header, indent=2))
-        publish(aside, target, replace=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return target
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rayrl_dt.critics.networks import IQLCritic, units_of
 from rayrl_dt.critics.training import CriticTraining, fit_critic
 from rayrl_dt.data import filters, sources
-from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.data.staging import replacing
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import HEADER, Bundle
@@ -70,15 +70,10 @@ def save_critic(bundle: Bundle, critic: IQLCritic, *, record: Mapping[str, Any])
     """
     folder = bundle.folder
     header = {**bundle.header, "critic": {**record, UNITS: units_of(bundle.spec)}}
-    aside = stage(folder)
-    try:
+    with replacing(folder) as aside:
         shutil.copytree(folder, aside, dirs_exist_ok=True)
         write_critic(critic, bundle.spec, aside)
         (aside / HEADER).write_text(json.dumps(header, indent=2))
-        publish(aside, folder, replace=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.run_files import CONFIG, is_run
@@ -28,11 +26,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
 def keep_bundle(source: str, folder: Path) -> None:
     """Copy the bundle of a run, checkpoint or bundle to a folder, unless it is there."""
-    if folder.exists():
-        return
-    aside = stage(folder)
-    shutil.copytree(Bundle.open(source).folder, aside, dirs_exist_ok=True)
-    publish(aside, folder)
+    if not folder.exists():
+        Bundle.open(source).copy_to(folder)
 
 
 def replace_key(values: Mapping[str, Any], section: str, key: str, value: Any) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.bundle import BUNDLE, Bundle
+from rayrl_dt.runs.records import write_json
 from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.report import Winner, write_sweep_page
 from rayrl_dt.tuning.results import TrialResult, best_group, group_trials, read_trials
@@ -21,7 +20,7 @@ __all__ = ["SWEEP", "Cost", "SweepOutcome", "conclude"]
 
 SWEEP = "sweep.yaml"
 """The sweep's file in its folder."""
-_RESULTS, _POLICY = "results.json", "policy"
+_RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = N
         group, trial = found
         checkpoint = trial.best_checkpoint
         assert checkpoint is not None
-        bundle = _export(checkpoint, out / _POLICY) if spec.run is None else Bundle.open(checkpoint).folder
+        found_bundle = Bundle.open(checkpoint)
+        bundle = found_bundle.copy_to(out / BUNDLE) if spec.run is None else found_bundle.folder
         winner = Winner(group, trial, bundle, _command(spec, trial, out))
         best = {
             **trial.to_json(),
@@ -110,9 +110,7 @@ def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = N
         "trials": [trial.to_json() for trial in trials],
     }
     path = out / _RESULTS
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(table, indent=2))
-    aside.replace(path)
+    write_json(path, table)
     page = write_sweep_page(spec, trials, groups, winner, out)
     return SweepOutcome(
         page=page,
@@ -135,13 +133,3 @@ def _command(spec: SweepSpec, trial: TrialResult, out: Path) -> str:
 
 def _yaml(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (Mapping, list, bool)) or value is None else str(value)
-
-
-def _export(checkpoint: Path, target: Path) -> Path:
-    aside = stage(target)
-    try:
-        shutil.copytree(Bundle.open(checkpoint).folder, aside, dirs_exist_ok=True)
-        publish(aside, target, replace=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target
