@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
-SCRIPTS = sorted(CLUSTER.glob("*.sh"))
+SCRIPTS = [*sorted(CLUSTER.glob("*.sh")), *sorted((ROOT / ".ci").iterdir())]
 LAUNCHERS = ("aws.yaml", "gcp.yaml")
 
 

@@ -190,7 +190,7 @@ def test_export_bundle_and_hugging_face(run: Run, bundle: Path, tmp_path: Path) 
     assert (tmp_path / "hf" / "config.json").exists()
 
 
-def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
+def test_data_make_list_preview(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, out, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
     assert status == 0, err
     assert "minari:rayrl_dt/key-to-door/random-1k-v0" in out
@@ -202,6 +202,9 @@ def test_data_make_list_preview(run: Run, tmp_path: Path) -> None:
     assert "--set offline_data.dataset=recipe:key-to-door-1k --out runs/dt-key-to-door-1k" in out
     status, _, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
     assert status == 2 and "overwrite" in err
+    monkeypatch.chdir(tmp_path)
+    assert run("data", "preview", "recipe:key-to-door-1k")[0] == 0
+    assert (tmp_path / "runs" / "previews" / "recipe-key-to-door-1k.png").exists()
 
 
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
