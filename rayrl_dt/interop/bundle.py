@@ -35,6 +35,8 @@ BUNDLE = "policy"
 """The bundle's folder in a run or a checkpoint."""
 HEADER = "policy.json"
 _WEIGHTS = "policy.safetensors"
+# Of StARformer.
+_RENAMED_IN_2 = (".summarise.", ".summarize.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,8 @@ class Bundle:
             weights = load_file(str(file))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} is missing or truncated ({error}); export the policy again") from error
+        if self.header["format"] == 1:
+            weights = {name.replace(*_RENAMED_IN_2): value for name, value in weights.items()}
         load_weights(model, weights, source=str(self.folder))
         return model.eval()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from builders import build_model, random_window
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
@@ -170,7 +170,10 @@ def test_a_bundle_that_does_not_say_how_it_acts_is_whole(saved: Path) -> None:
 
 
 def to_format_1(folder: Path) -> None:
-    """Rewrite a bundle to what was written before format 2: British keys, and nothing on how it acts."""
+    """Rewrite a bundle to what was written before format 2: British names, and nothing on how it acts."""
+    weights = load_file(folder / "policy.safetensors")
+    renamed = {name.replace("summarize", "summarise"): value for name, value in weights.items()}
+    save_file(renamed, folder / "policy.safetensors")
     header = json.loads((folder / "policy.json").read_text())
     spec = header["spec"]
     spec["normaliser"] = spec.pop("normalizer")

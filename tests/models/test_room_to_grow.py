@@ -20,7 +20,7 @@ from rayrl_dt.diagnosis.attention import summarize
 from rayrl_dt.diagnosis.conditioning import sensitivity
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange
-from rayrl_dt.interop.bundle import load_model, save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import ENCODERS, Encoder, ObservationEmbedding
 from rayrl_dt.models.head import ContinuousHead
@@ -160,7 +160,7 @@ def use(store: TrajectoryStore, folder: Path, **config: Any) -> SequenceModel:
     assert fits[-1] < 0.8 * fits[0]
     model.eval()
     save_bundle(spec, model.state_dict(), folder)
-    again = load_model(folder).eval()
+    again = Bundle.open(folder).model
     with torch.no_grad():
         torch.testing.assert_close(again(window), model(window), rtol=0, atol=0)
     policy = SequencePolicy.load(folder)
