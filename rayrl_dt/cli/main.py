@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli import align, config, critic, data, diagnosis, experiments, training, tuning
+from rayrl_dt.cli import align, config, critic, data, diagnosis, evaluation, experiments, train, tuning
 from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
@@ -28,7 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
-training.register(app)
+train.register(app)
+evaluation.register(app)
 experiments.register(app)
 diagnosis.register(app)
 critic.register(app)

@@ -13,17 +13,9 @@ from torch import Tensor
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.experiments import shortest_path
+from rayrl_dt.experiments.graph_walks import HORIZON, MISSED, Graph, Paths, random_graph, random_walks
 from rayrl_dt.experiments.return_model import GRAPH_ORDER, ReturnModel, Training, fit
-from rayrl_dt.experiments.shortest_path import (
-    HORIZON,
-    MISSED,
-    Graph,
-    Paths,
-    generate,
-    prior,
-    random_graph,
-    random_walks,
-)
+from rayrl_dt.experiments.shortest_path import generate, prior
 
 GOAL = 3
 

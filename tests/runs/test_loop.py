@@ -21,7 +21,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from rayrl_dt import DT, SequencePolicy, UserError
-from rayrl_dt.cli import training
+from rayrl_dt.cli import train as command
 from rayrl_dt.critics.training import CriticTraining
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import Bundle
@@ -343,7 +343,7 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
 def test_finetune_goes_on_from_a_run_and_resumes(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
-    finetune = training.finetune
+    finetune = command.finetune
     offline = {**values(pendulum_data), "evaluation": {"target_returns": "-900", "episodes_per_target": 1}}
     offline["offline_data"]["below_return"] = -900
     source = runs.train(offline, tmp_path / "dt").folder
@@ -406,7 +406,7 @@ def test_a_run_is_interrupted_while_it_collects(
 def test_a_resumed_run_keeps_the_settings_of_its_command(
     ray_session: None, pendulum_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(training.TrainingProgress):
+    class Interrupted(command.TrainingProgress):
         def stepped(self, gradient_step: int, loss: float) -> None:
             if gradient_step == 6:
                 signal.raise_signal(signal.SIGINT)
@@ -415,13 +415,13 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
     file.write_text(yaml.safe_dump(values(pendulum_data)))
     settings: dict[str, Any] = {"out": folder, "resume": False}
     with monkeypatch.context() as patch, pytest.raises(typer.Exit) as stopped:
-        patch.setattr(training, "TrainingProgress", Interrupted)
-        training.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)
+        patch.setattr(command, "TrainingProgress", Interrupted)
+        command.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)
     assert stopped.value.exit_code == 1
     file.write_text("algorithm: BC")
     with pytest.raises(UserError, match=r"--seed is 6, and the run in .* started with 5"):
-        training.train(file, overrides=None, seed=6, **{**settings, "resume": True})
-    training.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
+        command.train(file, overrides=None, seed=6, **{**settings, "resume": True})
+    command.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
     kept = read_yaml(folder / "config.yaml")
     assert (kept["algorithm"], kept["debugging"]["seed"]) == ("DT", 5)
     assert (kept["training"]["lr"], kept["training"]["gradient_steps"]) == (1e-5, 8)

@@ -1,23 +1,17 @@
-"""`rayrl-dt train`, `finetune`, `eval` and `quickstart`."""
+"""`rayrl-dt train`, `finetune` and `quickstart`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from rayrl_dt.cli.console import command_line, console, finish, new_file
-from rayrl_dt.cli.options import CheckpointMinutes, JsonFile, OtherEnv, Overrides, Policy, Resume
-from rayrl_dt.cli.progress import TrainingProgress, progress_bar
-from rayrl_dt.errors import UserError, whole
-
-if TYPE_CHECKING:
-    from rayrl_dt.evaluation.result import EvaluationResult
-    from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.cli.console import command_line, console, finish
+from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume
+from rayrl_dt.cli.progress import TrainingProgress
+from rayrl_dt.errors import UserError
 
 __all__ = ["register"]
 
@@ -27,7 +21,6 @@ def register(app: typer.Typer) -> None:
     app.command()(quickstart)
     app.command()(train)
     app.command()(finetune)
-    app.command("eval")(evaluate)
 
 
 def quickstart(
@@ -208,123 +201,3 @@ def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
     if (values.get("rl_module") or {}).pop("model_config", None) is not None:
         console.print(f"the model of {escape(str(config))} is left out: the policy's own stands")
     return values
-
-
-def evaluate(
-    run: Policy,
-    targets: Annotated[
-        str, typer.Option(help='Returns to ask for: "dataset:7", "dataset:max" or raw ones, "R1,R2,...".')
-    ] = "dataset:7",
-    episodes: Annotated[int, typer.Option(help="Episodes to run for each target.")] = 20,
-    env: OtherEnv = None,
-    seed: Annotated[int, typer.Option(help="Seed of the environments and of sampled actions.")] = 0,
-    context_length: Annotated[
-        int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
-    ] = None,
-    action_selection: Annotated[
-        str | None,
-        typer.Option(
-            "--action-selection",
-            "--actions",
-            help="How discrete actions are chosen: sample (softmax) or mode (most likely); as in training by default.",
-        ),
-    ] = None,
-    across_versions: Annotated[
-        bool, typer.Option(help="Normalize with the reference scores of another version of the environment.")
-    ] = False,
-    action_gradient: Annotated[
-        str | None,
-        typer.Option(help="Also move actions up the bundle's critic, as in eta=0.0001,n=10,rule=plain."),
-    ] = None,
-    sampled_actions: Annotated[
-        str | None,
-        typer.Option(
-            help="Also take the best of so many sampled actions by the bundle's critic, as in 50 or n=50,noise=0.1."
-        ),
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Ask a policy for several returns and measure what it achieves. Needs no Ray.
-
-    It acts as it was evaluated in training: on as many steps, with actions selected alike.
-    With an action gradient, or sampled actions, the same checkpoint is always evaluated without, too.
-
-    Examples:
-      rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
-      rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
-    """
-    from rayrl_dt.interop.bundle import Bundle
-    from rayrl_dt.policy.action_gradient import ActionGradient
-    from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
-
-    gradient = None if action_gradient is None else ActionGradient.parse(action_gradient)
-    sampled = None if sampled_actions is None else SampledActions.parse(sampled_actions)
-    settings = choose_refinement(gradient, sampled)
-    whole("--episodes", episodes, least=1)
-    bundle = Bundle.open(run)
-    options: dict[str, Any] = {
-        "targets": targets,
-        "episodes_per_target": episodes,
-        "env": env,
-        "seed": seed,
-        "context_length": context_length,
-        "action_selection": action_selection,
-        "across_versions": across_versions,
-    }
-    if settings is not None:
-        # First what needs a critic: without one it fails at once.
-        refined = _evaluate(bundle, action_gradient=gradient, sampled_actions=sampled, **options)
-    result = _evaluate(bundle, **options)
-    values = result.to_json()
-    if settings is not None:
-        console.print("[bold]n = 0[/bold]")
-    show(result)
-    if settings is not None:
-        console.print(f"[bold]{escape(action_gradient or sampled_actions or '')}[/bold]")
-        show(refined)
-        how = "sampled_actions" if gradient is None else "action_gradient"
-        values = {**refined.to_json(), how: settings.to_json(), "unrefined": values}
-    for warning in result.warnings:
-        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
-    if json_file is not None:
-        new_file(json_file).write_text(json.dumps(values, indent=2))
-        finish("result:", json_file)
-        return
-    finish("evaluated:", run, then=f"rayrl-dt diagnose {run}")
-
-
-def _evaluate(bundle: Bundle, **options: Any) -> EvaluationResult:
-    """Evaluate with a progress bar; the options are those of `evaluate_bundle`."""
-    from rayrl_dt.evaluation.evaluate import evaluate_bundle
-
-    with progress_bar("episodes") as progress:
-        return evaluate_bundle(bundle, progress=progress, **options)
-
-
-def show(result: EvaluationResult) -> None:
-    """Print an evaluation as a table and a line."""
-    table = Table("asked", "achieved", "± std", "length", "episodes", box=None, header_style="bold")
-    for target in result.targets:
-        table.add_row(
-            "nothing" if result.targets_ignored else f"{target.target:,.1f}",
-            f"{target.return_mean:,.1f}",
-            f"{target.return_std:,.1f}",
-            f"{target.length_mean:,.0f}",
-            str(target.episodes),
-        )
-    console.print(table)
-    relative = result.alignment_error_relative
-    parts = []
-    if result.alignment_error is not None:
-        parts.append(f"alignment error {result.alignment_error:,.4g}")
-    if relative is not None:
-        parts.append(f"relative {relative:.3f}")
-    if result.spearman is not None:
-        parts.append(f"Spearman {result.spearman:.2f}")
-    if result.normalized_score is not None:
-        where = "" if result.targets_ignored else " at the highest target"
-        parts.append(f"normalized score{where} {result.normalized_score:.1f}")
-    if parts:
-        console.print("; ".join(parts))
-    if result.score_note:
-        console.print(f"[dim]{escape(result.score_note)}[/dim]", soft_wrap=True)
