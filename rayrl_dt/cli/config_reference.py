@@ -36,7 +36,6 @@ class Key:
         name: as a config file has it.
         default: the value without it.
         description: of ours as the code has it; of RLlib's the first sentence, or nothing if it says nothing.
-        attribute: of the config, that the key sets.
         ours: a setting of ours, or the model's; the others are RLlib's own.
         inner: the keys of the mapping that it takes.
     """
@@ -44,7 +43,6 @@ class Key:
     name: str
     default: Any
     description: str
-    attribute: str
     ours: bool
     inner: tuple[Key, ...] = ()
 
@@ -94,16 +92,14 @@ def _section(config: SequenceConfig, section: str) -> Section:
         if name == "model_config":
             # What a file would have to say: `sequence_model` has already decided what hangs on the algorithm.
             model = ModelConfig.from_dict(config.model_defaults)
-            keys.append(
-                Key(name, dataclasses.asdict(model), _summary(ModelConfig), name, True, _fields(model))
-            )
+            keys.append(Key(name, dataclasses.asdict(model), _summary(ModelConfig), True, _fields(model)))
             continue
         attribute = attribute_of(own[name]) if name in own else name
         values = vars(config)
         default = values[attribute] if attribute in values else values[f"_{attribute}"]
         inner = _fields(_MAPPINGS[name]()) if name in _MAPPINGS else ()
         text = docs[name] if name in own else _first_sentence(rllibs.get(name, ""))
-        keys.append(Key(name, default, text, attribute, name in own, inner))
+        keys.append(Key(name, default, text, name in own, inner))
     return Section(section, _summary(getattr(config, section)), tuple(keys))
 
 
@@ -111,7 +107,7 @@ def _fields(values: Any) -> tuple[Key, ...]:
     """Return the fields of a dataclass that reads a mapping, with the values of this one as defaults."""
     docs = described(type(values))
     return tuple(
-        Key(field.name, getattr(values, field.name), docs[field.name], field.name, ours=True)
+        Key(field.name, getattr(values, field.name), docs[field.name], ours=True)
         for field in dataclasses.fields(values)
     )
 

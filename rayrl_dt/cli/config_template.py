@@ -18,8 +18,8 @@ _WIDTH = 110
 def template(algorithm: str) -> str:
     """Return the file's text; as it stands it builds the config that a file without these keys builds.
 
-    Keys of RLlib's that the platform does not name are commented out, and so is whatever would say the same twice.
-    Those that YAML cannot hold are left out. The data set is an example, as there is no default.
+    RLlib's own keys are commented out, and those that YAML cannot hold left out. The data set is an example, as there
+    is no default.
 
     Raises:
         UserError: there is no such algorithm (the nearest is named).
@@ -33,25 +33,19 @@ def template(algorithm: str) -> str:
     ]
     for name, description in HEADER.items():
         lines += [f"# {description}", f"#{name}:"]
-    taken: set[str] = set()
     for section in reference(algorithm):
-        lines += ["", *_section_lines(section, taken)]
+        lines += ["", *_section_lines(section)]
     return "\n".join(lines) + "\n"
 
 
-def _section_lines(section: Section, taken: set[str]) -> Iterator[str]:
-    """Return the lines of a section; `taken` are the attributes that earlier ones set, and gets those of this one."""
+def _section_lines(section: Section) -> Iterator[str]:
     writable = [key for key in section.keys if key.text is not None]
     # A sweep's settings make no sense without a space to search.
     active = [
         key
         for key in writable
-        if key.ours
-        and section.name != "tune"
-        and key.attribute not in taken
-        and not (key.inner and key.default is None)
+        if key.ours and section.name != "tune" and not (key.inner and key.default is None)
     ]
-    taken.update(key.attribute for key in active)
     yield from _comment(section.description, "")
     yield f"{section.name}:" if active else f"#{section.name}:"
     for key in writable:
