@@ -104,6 +104,7 @@ def test_eval_writes_the_contract(run: Run, bundle: Path, tmp_path: Path) -> Non
     assert {"target", "return_mean", "return_std", "length_mean", "episodes"} <= result["targets"][0].keys()
 
 
+@pytest.mark.slow
 def test_eval_of_a_policy_that_predicts_its_returns_says_so(
     run: Run, make_store: Callable[..., TrajectoryStore], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def with_critic(run: Run, bundle: Path) -> Path:
     return bundle
 
 
+@pytest.mark.slow
 def test_a_critic_is_trained_into_the_bundle(run: Run, bundle: Path) -> None:
     status, out, err = run("critic", str(bundle), "--steps", "20", "--seed", "3")
     assert status == 0, err
@@ -112,6 +113,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_discrete_policy_is_refused(
     run: Run, make_store: Callable[..., TrajectoryStore], tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def policies(tmp_path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_help_has_an_example(run: Run) -> None:
     status, text, _ = run("diagnose", "--help")
     assert status == 0 and "rayrl-dt diagnose runs/dt" in text

@@ -115,6 +115,7 @@ def chain(*, terminated: bool) -> Transitions:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminated", [True, False])
 def test_values_of_a_chain(make_store: MakeStore, terminated: bool) -> None:
     model = build_model(make_store(observation_dim=1, action_dim=1))

@@ -19,6 +19,7 @@ from rayrl_dt.types import Window
 MakeStore = Callable[..., TrajectoryStore]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [None, 4])
 @pytest.mark.parametrize("backbone", ["dt", "radt", "no-return", "mlp"])
 def test_every_backbone_is_measured(make_store: MakeStore, backbone: str, actions: int | None) -> None:

@@ -67,6 +67,7 @@ def text_of(page: Path) -> str:
     return re.sub(r"<[^>]+>", " ", page.read_text())
 
 
+@pytest.mark.slow
 def look(runs: list[Path], **options: Any) -> Examination:
     return examine(runs, **{"episodes": 1, "num_windows": 5, "targets": "-40,-10", **options})
 
@@ -109,6 +110,7 @@ def test_the_figures_are_those_of_the_parts(make: Make) -> None:
     assert found.left == pytest.approx(np.mean(gaps) / found.sensitivity.span)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_holds_the_figures(make: Make, tmp_path: Path) -> None:
     examination = look([make("dt"), make("radt", backbone="radt")])
     write_diagnosis(examination, tmp_path / "out")

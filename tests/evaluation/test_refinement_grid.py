@@ -35,6 +35,7 @@ def bundle(tmp_path: Path) -> Path:
     return save_critic(Bundle.open(path), new_critic(model.spec, hidden=16, seed=0), record={"steps": 7})
 
 
+@pytest.mark.slow
 def grid_of(bundle: Path, **options: object) -> RefinementGrid:
     values = {
         "etas": [0.1, 1.0],
@@ -68,6 +69,7 @@ def test_each_cell_is_an_evaluation_of_its_own(bundle: Path) -> None:
     assert grid.axes == (["adam"], [0.1, 1.0], [0, 2])
 
 
+@pytest.mark.slow
 def test_sampled_actions_play_the_same_episodes(bundle: Path) -> None:
     policy = RefinedPolicy(bundle, targets="-500", episodes=2, env="Pendulum-v1")
     settings = SampledActions(n=5, noise=0.3)

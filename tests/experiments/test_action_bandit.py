@@ -21,6 +21,7 @@ def rewards(outcomes: list[action_bandit.Outcome], name: str) -> np.ndarray:
     return reward_of(np.array([outcome.actions[name] for outcome in outcomes]))
 
 
+@pytest.mark.slow
 def test_following_returns_ends_at_the_datas_best(outcomes: list[action_bandit.Outcome]) -> None:
     for outcome in outcomes:
         assert 0.74 < outcome.best < 0.75
@@ -41,6 +42,7 @@ def test_more_steps_climb_past_the_best_action(outcomes: list[action_bandit.Outc
     assert rewards(outcomes, action_bandit.FARTHER).mean() < rewards(outcomes, "AG").mean()
 
 
+@pytest.mark.slow
 def test_the_critic_fits_the_reward_where_there_are_data(outcomes: list[action_bandit.Outcome]) -> None:
     grid = np.linspace(-1, 1, 101)
     inside = grid > 0.55

@@ -131,6 +131,7 @@ def test_attention_received_is_a_mean_over_later_predictions(walks: Episodes) ->
     assert np.delete(received, 5, axis=1).max() == 0
 
 
+@pytest.mark.slow
 def test_attention_of_predictions_after_the_end_does_not_count(walks: Episodes, model: ReturnModel) -> None:
     data = walks.of_kind("success", at_most=3)
     received = attention_received(model, data)

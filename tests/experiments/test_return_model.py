@@ -186,6 +186,7 @@ def test_what_padding_holds_does_not_matter(order: tuple[str, ...]) -> None:
     assert one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_withheld_returns_are_never_read() -> None:
     for told in (True, False):
         model = build()

@@ -151,6 +151,7 @@ def test_the_return_chosen_maximizes_likelihood_times_prior(share: float, chosen
     assert fake.histories[4] == [chosen, chosen, 0] and fake.histories[5] == [chosen] * 3
 
 
+@pytest.mark.slow
 def test_the_action_follows_from_the_return_chosen() -> None:
     fake: Any = Fake(0.5)
     made = generate(fake, hand_made(), np.array([0, 2]), seed=0)

@@ -146,6 +146,7 @@ def test_the_policy_step_leaves_the_critics_alone() -> None:
     assert not all(map(torch.equal, policies, learners.policies.parameters))
 
 
+@pytest.mark.slow
 def test_all_methods_pretrain_alike() -> None:
     course = train(seed=0, epochs=1, seeds=2)
     assert course.actions.shape == (2, len(METHODS), 2)

@@ -52,6 +52,7 @@ def test_makes_a_minari_data_set_whose_environment_is_recovered(name: str) -> No
     assert any(pin.startswith("gymnasium==") for pin in info.metadata["requirements"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_same_seed_makes_the_same_data(name: str) -> None:
     first, _ = made(name, seed=3)
