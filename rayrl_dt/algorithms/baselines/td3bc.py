@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
@@ -64,7 +64,7 @@ class TD3BCConfig(MemorylessConfig):
     @property
     def companions(self) -> Companions:
         """Twin critics and slow copies."""
-        return replace(self.gradient.companions, initial_temperature=1.0)
+        return self.gradient.companions
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
         """Return `RLGradientLearner`."""

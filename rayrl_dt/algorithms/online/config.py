@@ -153,11 +153,12 @@ class OnlineConfig(SequenceConfig):
 
     @property
     def companions(self) -> Companions:
-        """What a learner keeps beside the policy: what the gradient needs, and what holds the actions."""
+        """What a learner keeps beside the policy: what the gradient needs, and what holds actions and entropy."""
+        holds_entropy = self.policy_spec is not None and self.resolved_spec.head.target_entropy is not None
         return replace(
             self.gradient.companions,
             frozen_model=self.action_regularization > 0,
-            initial_temperature=self.initial_temperature,
+            initial_temperature=self.initial_temperature if holds_entropy else None,
         )
 
     def validate(self) -> None:

@@ -30,7 +30,7 @@ class OnlineLearner(RLGradientLearner):
 
     def _trained(self) -> Iterable[Trained]:
         yield from super()._trained()
-        if self.networks.model.spec.head.target_entropy is not None:
+        if self.networks.companions.initial_temperature is not None:
             yield Trained(TEMPERATURE, [self.networks.log_temperature], self.config.temperature_lr, 0.0)
 
     @property
@@ -50,7 +50,7 @@ class OnlineLearner(RLGradientLearner):
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         config, networks = self.config, self.networks
         loss = fit * (config.bc_weight if self.online else 1.0)
-        if networks.model.spec.head.target_entropy is not None:
+        if networks.companions.initial_temperature is not None:
             loss = loss - self._weighted_entropy(outputs, batch)
         loss = self.rl_gradient.policy_loss(loss, outputs, networks, batch, online=self.online)
         if self.online and networks.companions.frozen_model:
