@@ -50,8 +50,8 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weights: Tensor 
         weights: `(B, P)` of the steps' errors; None for 1 each.
     """
     # Selecting before squaring keeps the gradient of padding at zero even where it holds infinities.
-    error = (predicted.float() - target.float()).where(mask[..., None], 0.0)
-    error = error.square().mean(dim=-1)
+    error = (predicted.float() - target.float()).where(mask[..., None], 0.0)  # (B, P, A)
+    error = error.square().mean(dim=-1)  # (B, P)
     return _mean(error if weights is None else error * weights, mask)
 
 
@@ -63,7 +63,7 @@ def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: `(B, P)` int64 indices from 0; padding may hold any number.
         mask: `(B, P)` bool.
     """
-    index = target.where(mask, 0).flatten()
+    index = target.where(mask, 0).flatten()  # (B, P) -> (B P,)
     loss = functional.cross_entropy(logits.float().flatten(0, 1), index, reduction="none")
     return loss.where(mask.flatten(), 0.0).sum() / mask.sum()
 
@@ -98,7 +98,9 @@ def squashed_gaussian_nll(
         mask: `(B, P)`.
         weights: `(B, P)` of the steps; None for 1 each.
     """
-    log_prob = squashed_gaussian_log_prob(*(_blank(values, mask) for values in (mean, log_std, actions)))
+    log_prob = squashed_gaussian_log_prob(
+        *(_blank(values, mask) for values in (mean, log_std, actions))
+    )  # (B, P)
     return -_mean(log_prob if weights is None else log_prob * weights, mask)
 
 
@@ -163,7 +165,7 @@ def td3_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
     Returns:
         `(B, K)`, detached.
     """
-    lower = next_values.detach().float().amin(dim=0)
+    lower = next_values.detach().float().amin(dim=0)  # (2, B, K) -> (B, K)
     return rewards.detach().float() + gamma * lower.masked_fill(terminated.bool(), 0.0)
 
 
@@ -193,7 +195,7 @@ def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: `(B, K)` from `td3_target`.
         mask: `(B, K)`.
     """
-    error = (values.float() - target.float()).where(mask, 0.0)
+    error = (values.float() - target.float()).where(mask, 0.0)  # (2, B, K)
     return error.square().sum() / mask.sum()
 
 
@@ -292,7 +294,7 @@ def iql_critic_loss(values: Tensor, target: Tensor) -> Tensor:
         values: `(2, B)`.
         target: `(B,)` from `iql_target`.
     """
-    return (values.float() - target.float()).square().mean(dim=-1).sum()
+    return (values.float() - target.float()).square().mean(dim=-1).sum()  # (2, B) -> (2,) -> ()
 
 
 def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Tensor:
@@ -312,13 +314,14 @@ def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Te
     Returns:
         `()`, summed over the critics, averaged over the batch.
     """
-    weighted = sampled.float() - log_density.detach().float()
-    soft_maximum = weighted.logsumexp(dim=-1) - math.log(sampled.shape[-1])
+    weighted = sampled.float() - log_density.detach().float()  # (2, B, M)
+    soft_maximum = weighted.logsumexp(dim=-1) - math.log(sampled.shape[-1])  # (2, B)
     return (soft_maximum - logged.float()).mean(dim=-1).sum()
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:
     """Log-density of tanh(x), x = `before_tanh`, whose standardized value is `standard`; `(..., A)` to `(...)`."""
+    # All of (..., A), summed over the dimensions at last.
     normal = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh(x)^2), which does not cancel where tanh(x) rounds to 1.
     slope = 2.0 * (math.log(2.0) - before_tanh - functional.softplus(-2.0 * before_tanh))

@@ -46,6 +46,8 @@ LAYERS: tuple[str, ...] = (
     "cli",
     "__main__",
 )
+ROOMS_OF_ALGORITHMS = ("rllib_internals", "module", "runners", "", "online", "baselines")
+"""Files and folders within `algorithms`, from the bottom up; "" stands for all other files."""
 CORE = frozenset(LAYERS[: LAYERS.index("algorithms")])
 
 # Modules of the core that name Ray code in a string, to be imported when a user asks for it.
@@ -132,6 +134,20 @@ def test_dependencies_point_downwards(module: str) -> None:
         assert part(found.imported) in LAYERS, f"{module}:{found.line}: import {found.imported} from its home"
         below = part(found.imported) == part(module) or layer(found.imported) < layer(module)
         assert below, f"{module}:{found.line} imports {found.imported}, which does not lie below it"
+
+
+def test_the_rooms_of_algorithms_point_downwards() -> None:
+    folders = {path.parent.name for path in (ROOT / "algorithms").glob("*/__init__.py")}
+    assert folders <= set(ROOMS_OF_ALGORITHMS)
+
+    def room(module: str) -> int:
+        name = [*module.split("."), ""][1]
+        return ROOMS_OF_ALGORITHMS.index(name if name in ROOMS_OF_ALGORITHMS else "")
+
+    for module in (module for module in MODULES if part(module) == "algorithms"):
+        for found in own_imports(module):
+            if part(found.imported) == "algorithms":
+                assert room(found.imported) <= room(module), f"{module}:{found.line} imports {found.imported}"
 
 
 def test_what_names_ray_is_there() -> None:

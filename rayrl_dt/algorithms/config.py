@@ -11,17 +11,18 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms import settings as groups
 from rayrl_dt.algorithms.builders import SettingsConfig
-from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, FrozenCriticRLModule
+from rayrl_dt.algorithms.critic_module import COMPANIONS, CriticRLModule
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
+from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.objectives.offline import AdvantageWeighted, Imitation, Objective, PolicyGradient
+from rayrl_dt.objectives.offline import OBJECTIVES, Objective
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.settings import Settings
@@ -50,6 +51,7 @@ class SequenceConfig(SettingsConfig):
         groups.DataSettings,
         groups.TrainingSettings,
         groups.ObjectiveSettings,
+        *OBJECTIVES.values(),
         groups.EnvRunnerSettings,
         groups.LearnerSettings,
         groups.EvaluationSettings,
@@ -117,7 +119,7 @@ class SequenceConfig(SettingsConfig):
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
-        if self.objective == "imitation":
+        if not self.training_objective.asks_critic:
             return
         if not spec.head.continuous:
             raise UserError(
@@ -149,11 +151,7 @@ class SequenceConfig(SettingsConfig):
     @property
     def training_objective(self) -> Objective:
         """The loss of the policy's outputs."""
-        if self.objective == "pg":
-            return PolicyGradient(self.pg_weight)
-        if self.objective == "awac":
-            return AdvantageWeighted(self.awac_temperature, self.awac_cap)
-        return Imitation()
+        return OBJECTIVES[self.objective].of(self)
 
     def rollout_target(self) -> float:
         """Return the target return of training rollouts (raw): the 95th percentile of the data."""
@@ -182,16 +180,22 @@ class SequenceConfig(SettingsConfig):
         return SequenceLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of `SequenceRLModule`, with a frozen critic if the objective asks one."""
-        asks = self.objective != "imitation"
-        return RLModuleSpec(module_class=FrozenCriticRLModule if asks else SequenceRLModule)
+        """Return the spec of `SequenceRLModule`, or of one with company."""
+        return RLModuleSpec(module_class=SequenceRLModule if self.companions is None else CriticRLModule)
+
+    @property
+    def companions(self) -> Companions | None:
+        """What a learner keeps beside the policy: a frozen critic if the objective asks one."""
+        if not self.training_objective.asks_critic:
+            return None
+        return Companions(critic="iql", shape={"hidden": self.critic_hidden}, critic_trains=False)
 
     def module_settings(self) -> dict[str, Any]:
         """Return what the RLModule is made of."""
         return {
             POLICY_SPEC: self.policy_spec,
             INIT_SEED: self.seed,
-            CRITIC_HIDDEN: self.critic_hidden,
+            COMPANIONS: dataclasses.asdict(self.companions or Companions()),
         }
 
     def build_learner_connector(self, *args: Any, **kwargs: Any) -> Any:
@@ -220,12 +224,21 @@ class SequenceConfig(SettingsConfig):
                 f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
                 "attention scores away; set training.precision: fp32"
             )
-        self._check_critic()
+        self._check_objective()
         super().validate()
 
-    def _check_critic(self) -> None:
-        """Check that there is a critic exactly where the objective asks one."""
-        asks, has = self.objective != "imitation", (self.objective_critic, self.critic_hidden) != (None, None)
+    def _check_objective(self) -> None:
+        """Check that nothing is set for other objectives, and that there is a critic where this one asks one."""
+        for name, objective in OBJECTIVES.items():
+            for each in dataclasses.fields(objective):
+                value = getattr(self, each.name)
+                if value != each.default and name != self.objective:
+                    raise UserError(
+                        f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
+                        f"{self.objective}; remove it, or set training.objective: {name}"
+                    )
+        asks = self.training_objective.asks_critic
+        has = (self.objective_critic, self.critic_hidden) != (None, None)
         if asks and not has:
             raise UserError(
                 f"training.objective {self.objective} asks a critic, and there is none; train one beside any policy of "
@@ -233,8 +246,8 @@ class SequenceConfig(SettingsConfig):
             )
         if has and not asks:
             raise UserError(
-                "training.critic_from is given, and training.objective imitation asks no critic; remove it, or set "
-                "training.objective: pg or awac (evaluation.critic_from is for acting)"
+                f"training.critic_from is given, and training.objective {self.objective} asks no critic; remove it, or "
+                "set training.objective: pg or awac (evaluation.critic_from is for acting)"
             )
 
 

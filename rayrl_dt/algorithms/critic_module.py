@@ -1,48 +1,98 @@
-"""RLlib modules of a policy beside implicit Q-learning's critic: trained with it, or frozen."""
+"""The RLlib module of a policy with company: a critic, copies that are slow or stand still, a temperature."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from torch import nn
 
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
+from rayrl_dt.critics.companions import CRITICS, Companions, still_copy
 from rayrl_dt.critics.networks import IQLCritic, TwinCritic
+from rayrl_dt.critics.slow_copy import SlowCopy
 from rayrl_dt.seeding import seeded_weights
 
-__all__ = ["CRITIC_HIDDEN", "CriticRLModule", "FrozenCriticRLModule"]
+__all__ = ["COMPANIONS", "CriticRLModule"]
 
-CRITIC_HIDDEN = "critic_hidden"
+COMPANIONS = "companions"
+"""Key of the model config: `Companions` as a dict."""
 
 
 class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
-    """Adds a critic for the learner; env runners hold the policy alone.
+    """Adds what only a learner needs, as `Companions` says; env runners hold the policy alone.
+
+    All of it is weights, so checkpoints keep it and need nothing but themselves.
 
     Attributes:
-        critic: V, twin Q and its slow copy.
+        companions: which of the following there are.
+        critic: one of `CRITICS`.
+        target_model: slow copy of the policy, always in eval mode.
+        target_critic: slow copy of the critic.
+        frozen_model: the policy that finetuning began with, in eval mode.
+        log_temperature: logarithm of the entropy's weight.
     """
+
+    critic: TwinCritic | IQLCritic
 
     def setup(self) -> None:
         """Build the networks with weights that are a function of the run's seed alone."""
         super().setup()
-        if self.inference_only:
-            return
-        with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init-critic"):
-            self.critic = IQLCritic(self.model.spec, hidden=self.model_config[CRITIC_HIDDEN])
+        self.companions = Companions() if self.inference_only else Companions(**self.model_config[COMPANIONS])
+        wanted = self.companions
+        if wanted.critic is not None:
+            with seeded_weights(self.model_config.get(INIT_SEED) or 0, "init-critic"):
+                self.critic = CRITICS[wanted.critic](self.model.spec, **wanted.shape)
+            if not wanted.critic_trains:
+                self.critic.requires_grad_(False)
+        for name in wanted.slow:
+            setattr(self, f"target_{name}", still_copy(getattr(self, name)))
+        if wanted.frozen_model:
+            self.frozen_model = still_copy(self.model)
+        if wanted.initial_temperature is not None:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(wanted.initial_temperature)))
 
     @property
     def judge(self) -> TwinCritic | None:
-        """The twin Q that a training objective may ask; None on env runners."""
-        return None if self.inference_only else self.critic.q
+        """The twin Q that a training objective may ask; None without a critic."""
+        if self.companions.critic is None:
+            return None
+        return self.critic.q if isinstance(self.critic, IQLCritic) else self.critic
+
+    def train(self, mode: bool = True) -> CriticRLModule:
+        """Set the mode of the policy; its copies act without dropout whatever it is."""
+        super().train(mode)
+        for copied, _ in self._copies():
+            copied.eval()
+        if self.companions.frozen_model:
+            self.frozen_model.eval()
+        return self
+
+    def begin_training(self) -> None:
+        """Prepare the weights, where they are to stay, for moving the targets."""
+        self._slow_copies = [SlowCopy(target, source) for target, source in self._copies()]
+
+    def begin_finetuning(self) -> None:
+        """Make all copies equal to what they are copies of."""
+        self.copy_targets()
+        if self.companions.frozen_model:
+            self.frozen_model.load_state_dict(self.model.state_dict())
+
+    def copy_targets(self) -> None:
+        """Make the targets equal to what they follow, as at the start of finetuning."""
+        for target, source in self._copies():
+            target.load_state_dict(source.state_dict())
+
+    def move_targets(self, polyak: float) -> None:
+        """Move the targets by `polyak` of the way to what they follow."""
+        for copied in self._slow_copies:
+            copied.move(polyak)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Names what env runners do without."""
-        return ["critic"]
+        return ["critic", "target_model", "target_critic", "frozen_model", "log_temperature"]
 
-
-class FrozenCriticRLModule(CriticRLModule):
-    """Its critic comes from a bundle and never trains. Checkpoints keep it, so they need nothing but themselves."""
-
-    def setup(self) -> None:
-        """Build the networks; the algorithm puts the critic's weights in."""
-        super().setup()
-        if not self.inference_only:
-            self.critic.requires_grad_(False)
+    def _copies(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Return the slow copies, each with what it follows."""
+        return [(getattr(self, f"target_{name}"), getattr(self, name)) for name in self.companions.slow]

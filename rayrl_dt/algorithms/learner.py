@@ -129,13 +129,13 @@ class SequenceLearner(RLlibLearner):
         terms = self._objective(model, module.judge, fwd_out[PREDICTIONS], window)
         loss = terms.loss
         for name, value in terms.logged.items():
-            self._add(name, value)
+            self.log(name, value)
         if RETURNS in fwd_out:
             predicted = return_loss(model, fwd_out[RETURNS], window)
-            self._add(RETURN_LOSS, predicted.detach())
+            self.log(RETURN_LOSS, predicted.detach())
             loss = loss + predicted
         self._last_loss = loss.detach()
-        self._add(LOSS, self._last_loss)
+        self.log(LOSS, self._last_loss)
         return loss
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
@@ -154,7 +154,7 @@ class SequenceLearner(RLlibLearner):
         if self.config.grad_clip is not None:
             scale = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
-        self._add(GRAD_NORM, norm)
+        self.log(GRAD_NORM, norm)
         return gradients_dict
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -178,7 +178,8 @@ class SequenceLearner(RLlibLearner):
             total_steps=self.config.gradient_steps,
         )
 
-    def _add(self, key: str, value: Tensor) -> None:
+    def log(self, key: str, value: Tensor) -> None:
+        """Add a value to the mean that is logged."""
         self._sums[key] = value if key not in self._sums else self._sums[key] + value
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -3,68 +3,126 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor, nn
 
 from rayrl_dt import losses
-from rayrl_dt.algorithms.learner import LOSS, SequenceLearner
+from rayrl_dt.algorithms.critic_module import CriticRLModule
+from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
 from rayrl_dt.algorithms.rllib_internals import SeveralLosses
 from rayrl_dt.errors import TrainingDiverged
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.objectives.gradient import Batch, Trained
+from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Window
 
-__all__ = ["CRITIC", "CRITIC_LOSS", "ENTROPY", "POLICY", "TEMPERATURE", "MultiLossLearner"]
+__all__ = ["ENTROPY", "POLICY", "TEMPERATURE", "MultiLossLearner"]
 
-# Optimizers. That of the policy follows the learning rate's schedule.
-POLICY, CRITIC, TEMPERATURE = "policy", "critic", "temperature"
+# Optimizers, beside the critic's. That of the policy follows the learning rate's schedule.
+POLICY, TEMPERATURE = "policy", "temperature"
 # Metrics, beside the temperature.
-CRITIC_LOSS = "critic_loss"
 ENTROPY = "entropy"
 
 
 class MultiLossLearner(SeveralLosses, SequenceLearner):
-    """What learners of a policy and a critic share; `_take_step` is theirs.
+    """What learners of a policy and a critic share; `_take_step` and `_trained` are theirs.
 
     Every loss moves the weights of its own optimizer and no others, and learners average their gradients.
+
+    Attributes:
+        noise: the name of the random numbers of gradient steps.
     """
 
-    def _register(self, module_id: str, name: str, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
-        """Register an optimizer with the parameters of its only group."""
-        self.register_optimizer(
-            module_id=module_id,
-            optimizer_name=name,
-            optimizer=optimizer,
-            params=optimizer.param_groups[0]["params"],
-            lr_or_lr_schedule=lr,
-        )
+    noise: ClassVar[str] = "online-noise"
+
+    def build(self) -> None:
+        """Build module and optimizers."""
+        super().build()
+        self.networks.begin_training()
+
+    @property
+    def networks(self) -> CriticRLModule:
+        """The policy's module, with its company."""
+        module = self.sequence_module
+        assert isinstance(module, CriticRLModule)
+        return module
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Register an optimizer for the policy, and AdamW for all else that is trained."""
+        policy = self._policy_optimizer(self.networks.model.parameters())
+        found = {POLICY: (policy, config.lr)}
+        for name, parameters, lr, decay in self._trained():
+            adam = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=self.device.type == "cpu")
+            found[name] = adam, lr
+        for name, (optimizer, lr) in found.items():
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=optimizer,
+                params=optimizer.param_groups[0]["params"],
+                lr_or_lr_schedule=lr,
+            )
+
+    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config
+        fused = self.device.type == "cpu"
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+    @abstractmethod
+    def _trained(self) -> Iterable[Trained]:
+        """Return what is trained beside the policy."""
 
     def gradient_step_on(self, batch: dict[str, Any]) -> Any:
         """One gradient step; learning rate and dropout masks follow from its number."""
-        module, step = self.sequence_module, self.gradient_step
+        module, step, seed = self.sequence_module, self.gradient_step, self.config.seed or 0
         for group in self.get_optimizer(DEFAULT_MODULE_ID, POLICY).param_groups:
             group["lr"] = self._lr(step)
         if not module.training:
             module.train()  # walks through every layer, so not at each step
-        module.model.reseed(derive_seed(self.config.seed or 0, "dropout", self._rank, step))
-        self._take_step(Window.from_dict(batch[DEFAULT_MODULE_ID]))
-        self._add(LOSS, self._last_loss)
+        module.model.reseed(derive_seed(seed, "dropout", self._rank, step))
+        noise = torch_generator(seed, self.noise, self._rank, step)
+        self._take_step(Batch(Window.from_dict(batch[DEFAULT_MODULE_ID]), module.model, noise))
+        self.log(LOSS, self._last_loss)
         self.gradient_step += 1
         self._updates += 1
         return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
 
     @abstractmethod
-    def _take_step(self, window: Window[Tensor]) -> None:
-        """Take the steps of all losses on windows, log them, and leaves the policy's loss in `_last_loss`."""
+    def _take_step(self, batch: Batch) -> None:
+        """Take the steps of all losses on a batch."""
 
-    def _apply(self, name: str, loss: Tensor, what: str, *, clip: float | None) -> Tensor:
-        """Take one optimizer step; return the norm of the gradient before clipping."""
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID, name)
-        parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients, mean = self._averaged(self._gradients(loss, parameters), loss.detach())
+    def descend_policy(self, loss: Tensor) -> None:
+        """Take the policy's step, and log it."""
+        self.log(GRAD_NORM, self.descend(POLICY, loss, "the policy's loss", clip=self.config.grad_clip))
+        self._last_loss = loss.detach()
+
+    def descend(self, optimizer: str, loss: Tensor, what: str, *, clip: float | None = None) -> Tensor:
+        """Take one step of an optimizer; return the norm of the gradient before clipping.
+
+        Raises:
+            TrainingDiverged: the loss or its gradient is NaN or infinite in any of the learners.
+        """
+        found = torch.autograd.grad(loss, self._parameters(optimizer), allow_unused=True)
+        gradients = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for gradient, parameter in zip(found, self._parameters(optimizer), strict=True)
+        ]
+        return self.follow(optimizer, gradients, loss.detach(), what, clip=clip)
+
+    def follow(
+        self,
+        optimizer: str,
+        gradients: list[Tensor],
+        loss: Tensor,
+        what: str,
+        *,
+        clip: float | None = None,
+    ) -> Tensor:
+        """Take one step of an optimizer along gradients that are there already; see `descend`."""
+        gradients, mean = self._averaged(gradients, loss)
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(mean)):
             raise TrainingDiverged(
@@ -73,19 +131,16 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
             )
         if clip is not None:
             torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._parameters(optimizer), gradients, strict=True):
             parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        found = self.get_optimizer(DEFAULT_MODULE_ID, optimizer)
+        found.step()
+        found.zero_grad(set_to_none=True)
         return norm
 
-    def _gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Gradients of `parameters` alone."""
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for gradient, parameter in zip(found, parameters, strict=True)
-        ]
+    def _parameters(self, optimizer: str) -> list[nn.Parameter]:
+        groups = self.get_optimizer(DEFAULT_MODULE_ID, optimizer).param_groups
+        return [parameter for group in groups for parameter in group["params"]]
 
     def _averaged(self, gradients: list[Tensor], loss: Tensor) -> tuple[list[Tensor], Tensor]:
         """Gradients and loss, averaged over the learners: a loss that diverges in one of them stops them all."""
@@ -99,17 +154,22 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         *averaged, mean = (piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True))
         return averaged, mean
 
-    def _temperature_step(self, log_temperature: nn.Parameter, entropy: Tensor) -> Tensor:
+    def from_all_learners(self, values: Tensor) -> Tensor:
+        """Return what each of the learners has, by rank: `(learners, ...)`."""
+        if self.config.num_learners <= 1:
+            return values[None]
+        found = [torch.empty_like(values) for _ in range(self.config.num_learners)]
+        torch.distributed.all_gather(found, values)
+        return torch.stack(found)
+
+    def _temperature_step(self, entropy: Tensor) -> Tensor:
         """One step of the entropy's temperature towards entropy = -A; returns the temperature from before it."""
+        log_temperature = self.networks.log_temperature
         temperature = log_temperature.detach().exp()
-        self._add(ENTROPY, entropy.detach())
-        self._add(TEMPERATURE, temperature)
-        aim = self.sequence_module.model.spec.head.target_entropy
+        self.log(ENTROPY, entropy.detach())
+        self.log(TEMPERATURE, temperature)
+        aim = self.networks.model.spec.head.target_entropy
         assert aim is not None
         balance = losses.temperature_loss(log_temperature, entropy, aim)
-        self._apply(TEMPERATURE, balance, "the temperature's loss", clip=None)
+        self.descend(TEMPERATURE, balance, "the temperature's loss")
         return temperature
-
-    def _normal(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
-        return torch.randn(like.shape, generator=generator).to(like.device)

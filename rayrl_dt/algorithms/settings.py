@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rayrl_dt.data.windows import WINDOW_STARTS
@@ -26,8 +26,6 @@ __all__ = [
 ]
 
 _RUN = text("the path of a run or a bundle")
-# The objective that reads a key, where it is not all of them.
-_READ_BY = {"pg_weight": "pg", "awac_temperature": "awac", "awac_cap": "awac"}
 
 
 def _dataset(name: str, value: Any) -> str:
@@ -110,15 +108,11 @@ class TrainingSettings(Settings):
 
 @dataclass(frozen=True)
 class ObjectiveSettings(Settings):
-    """What is optimized.
+    """What is optimized; each objective has settings of its own.
 
     Attributes:
         objective: "imitation" fits the data's actions; "pg" also climbs a critic, "awac" weighs the data's actions
             by their advantage (`rayrl_dt.objectives.offline`). Both need continuous actions.
-        pg_weight: alpha of "pg", the critic's share; the values are normalized. QT, which the papers take it from,
-            uses 0.4 to 5.
-        awac_temperature: lambda of "awac", in units of Q, which are raw rewards.
-        awac_cap: largest weight of an action in "awac".
         critic_from: run or bundle with the critic that "pg" or "awac" asks (`rayrl-dt critic` trains it); it stays
             as it is. Its policy must have learned from the same data: critics are for one normalizer. Evaluations
             have a critic of their own.
@@ -127,20 +121,7 @@ class ObjectiveSettings(Settings):
     section: ClassVar[str] = "training"
 
     objective: str = setting("imitation", choice(*OBJECTIVES))
-    pg_weight: float = setting(1.0, real(least=0))
-    awac_temperature: float = setting(1.0, real(above=0))
-    awac_cap: float = setting(100.0, real(above=0))
     critic_from: str | None = setting(None, optional(_RUN), attribute="objective_critic")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for each in fields(self):
-            value, reader = getattr(self, each.name), _READ_BY.get(each.name, self.objective)
-            if value != each.default and reader != self.objective:
-                raise UserError(
-                    f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
-                    f"{self.objective}; remove it, or set training.objective: {reader}"
-                )
 
 
 @dataclass(frozen=True)

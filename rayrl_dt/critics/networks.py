@@ -1,4 +1,7 @@
-"""Values of states and actions: for online finetuning, and for acting with a critic."""
+"""Values of states and actions: for online finetuning, and for acting with a critic.
+
+Shape legend: N rows, S observation dimensions, A action dimensions, H hidden units.
+"""
 
 from __future__ import annotations
 
@@ -75,26 +78,25 @@ class TwinCritic(nn.Module):
         Returns:
             `(2, ...)`, Q1 and Q2.
         """
-        inputs = torch.cat([observations, actions], dim=-1)
-        rows, networks = inputs.flatten(0, -2), (self.q1, self.q2)
+        inputs = torch.cat([observations, actions], dim=-1)  # (..., S + A)
+        rows, networks = inputs.flatten(0, -2), (self.q1, self.q2)  # (N, S + A)
         if self.layer_norm:
             values = [_normed_values(network, rows, dtype) for network in networks]
         else:
             values = [values_of(Layers(*network.parameters()), rows, dtype) for network in networks]
-        return torch.stack(values).view(2, *inputs.shape[:-1])
+        return torch.stack(values).view(2, *inputs.shape[:-1])  # (2, N) -> (2, ...)
 
     def first(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3).
 
         Gradients are for the actions; the weights are taken as they are.
         """
-        inputs = torch.cat([observations, actions], dim=-1)
-        rows = inputs.flatten(0, -2)
-        net = self.q1
+        inputs = torch.cat([observations, actions], dim=-1)  # (..., S + A)
+        rows, net = inputs.flatten(0, -2), self.q1  # (N, S + A)
         values = (
             _normed_values(net, rows, dtype) if self.layer_norm else values_of(layers_of(net), rows, dtype)
         )
-        return values.view(inputs.shape[:-1])
+        return values.view(inputs.shape[:-1])  # (N,) -> (...)
 
 
 class IQLCritic(nn.Module):
@@ -147,7 +149,7 @@ def _normed_values(network: nn.Sequential, inputs: Tensor, dtype: torch.dtype) -
     """Values `(N,)` of a network with layer norm, by autograd; `dtype` is that of the second layer's product."""
     second = network[_SECOND]
     assert isinstance(second, nn.Linear)
-    hidden = network[:_SECOND](inputs).to(dtype)
+    hidden = network[:_SECOND](inputs).to(dtype)  # (N, S + A) -> (N, H)
     hidden = functional.linear(hidden, second.weight.to(dtype), second.bias.to(dtype)).float()
-    values: Tensor = network[_SECOND + 1 :](hidden)
+    values: Tensor = network[_SECOND + 1 :](hidden)  # (N, 1)
     return values[:, 0]

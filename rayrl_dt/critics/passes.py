@@ -189,7 +189,7 @@ def values_of(layers: Layers, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         layers: of the network.
         inputs: `(N, I)` float32.
-        dtype: of the products of the second layer, forward and backward; see `value_passes.memory_for`.
+        dtype: of the products of the second layer, forward and backward; see `memory_for`.
     """
     # torch leaves `apply` and the decorator below without types.
     values: Tensor = _Values.apply(inputs, dtype, *layers)  # type: ignore[no-untyped-call]

@@ -2,63 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SlowCopy"]
+__all__ = ["OneVector", "SlowCopy"]
 
 
 _ALIGNMENT = 64
 """Bytes: of a line of memory, where each weight begins; products of weights that do not may round differently."""
 
 
+class OneVector:
+    """Weights as views of one vector: on a CPU, one operation on it takes a fraction of one on each of them.
+
+    Names, shapes and state dicts stay as they were.
+
+    Args:
+        weights: they move there.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        self._weights = list(weights)
+        line = _ALIGNMENT // self._weights[0].element_size()
+        sizes = [-(-weight.numel() // line) * line for weight in self._weights]
+        *self._begins, self._size = itertools.accumulate(sizes, initial=0)
+        self._move_in()
+
+    @property
+    def vector(self) -> Tensor:
+        """The vector; a new one where weights have left the one before, as after a move to another device."""
+        first, size = self._vector.data_ptr(), self._vector.element_size()
+        pairs = zip(self._weights, self._begins, strict=True)
+        if not all(weight.data_ptr() == first + begin * size for weight, begin in pairs):
+            self._move_in()
+        return self._vector
+
+    def zeros(self) -> tuple[Tensor, list[Tensor]]:
+        """Return another vector of the same layout, with its pieces in the weights' shapes."""
+        vector = self._weights[0].new_zeros(self._size, requires_grad=False)
+        pairs = zip(self._weights, self._begins, strict=True)
+        return vector, [vector[begin : begin + weight.numel()].view_as(weight) for weight, begin in pairs]
+
+    def _move_in(self) -> None:
+        self._vector, pieces = self.zeros()
+        for weight, piece in zip(self._weights, pieces, strict=True):
+            weight.data = piece.copy_(weight.detach())
+
+
 class SlowCopy:
     """Moves a copy of a network towards it, a small share of the way at a time.
-
-    The weights of each become views of one vector: on a CPU, moving tensor by tensor takes several times as long.
-    Names, shapes and state dicts stay as they were.
 
     Args:
         copy: of `network`; its weights move.
         network: what it follows.
+
+    Attributes:
+        copy: the weights of the copy.
+        network: those of the network.
     """
 
     def __init__(self, copy: nn.Module, network: nn.Module) -> None:
-        self._weights = [list(module.parameters()) for module in (copy, network)]
-        self._vectors = [_one_vector(weights) for weights in self._weights]
+        self.copy, self.network = (OneVector(module.parameters()) for module in (copy, network))
 
     @torch.no_grad()
     def move(self, share: float) -> None:
         """Move the copy by `share` of the way."""
-        for number, weights in enumerate(self._weights):
-            if not _is_in(weights, self._vectors[number]):  # as after a move to another device
-                self._vectors[number] = _one_vector(weights)
-        copy, network = self._vectors
-        copy.lerp_(network, share)
-
-
-def _one_vector(weights: Sequence[nn.Parameter]) -> Tensor:
-    """Move weights into one vector that they become views of."""
-    *begins, size = _begins(weights)
-    vector = weights[0].new_zeros(size, requires_grad=False)
-    for weight, begin in zip(weights, begins, strict=True):
-        piece = vector[begin : begin + weight.numel()].view_as(weight)
-        weight.data = piece.copy_(weight.detach())
-    return vector
-
-
-def _is_in(weights: Sequence[nn.Parameter], vector: Tensor) -> bool:
-    """Return whether weights still are the pieces of a vector."""
-    first, size = vector.data_ptr(), vector.element_size()
-    pairs = zip(weights, _begins(weights), strict=False)  # the last number is the vector's length
-    return all(weight.data_ptr() == first + begin * size for weight, begin in pairs)
-
-
-def _begins(weights: Sequence[nn.Parameter]) -> list[int]:
-    """Where each weight begins in a vector, in elements, and where the next one would."""
-    begins, line = [0], _ALIGNMENT // weights[0].element_size()
-    for weight in weights:
-        begins.append(begins[-1] + -(-weight.numel() // line) * line)
-    return begins
+        self.copy.vector.lerp_(self.network.vector, share)

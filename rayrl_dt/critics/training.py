@@ -14,24 +14,23 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from rayrl_dt import losses
+from rayrl_dt.critics.iql import IQLStep, Outcome
 from rayrl_dt.critics.networks import IQLCritic
-from rayrl_dt.critics.passes import Layers, forward, layers_of, memory_for, parameter_gradients
 from rayrl_dt.critics.transitions import Transitions, transitions_of
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.precision import dtype_of, resolve
+from rayrl_dt.precision import PRECISIONS, dtype_of, resolve
 from rayrl_dt.seeding import numpy_generator, seeded_weights
+from rayrl_dt.settings import Settings, choice, count, real, setting
 
-__all__ = ["CriticTraining", "IQLTrainer", "Outcome", "fit_critic", "new_critic"]
+__all__ = ["CriticTraining", "IQLTrainer", "fit_critic", "new_critic"]
 
 _BLOCK = 100
 """Steps whose batches come from one generator; results are checked and reported once in each."""
@@ -42,7 +41,7 @@ _EXPLODED = 10.0
 
 
 @dataclass(frozen=True)
-class CriticTraining:
+class CriticTraining(Settings):
     """How a critic is trained.
 
     Attributes:
@@ -59,30 +58,16 @@ class CriticTraining:
         UserError: a value is out of range.
     """
 
-    steps: int = 20_000
-    batch_size: int = 256
-    lr: float = 3e-4
-    gamma: float = 0.99
-    expectile: float = 0.7
-    polyak: float = 0.005
-    hidden: int = 256
-    precision: str = "auto"
+    section: ClassVar[str] = "critic"
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "hidden"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"the critic's {name} is {value!r}; it must be a whole number of at least 1")
-        for name, low, high in (
-            ("lr", 0.0, math.inf),
-            ("gamma", 0.0, 1.0),
-            ("expectile", 0.0, 1.0),
-            ("polyak", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not (low < value < high or (name in ("gamma", "polyak") and value == high)):
-                raise UserError(f"the critic's {name} is {value!r}; it must lie between {low:g} and {high:g}")
-        resolve(self.precision, "cpu")
+    steps: int = setting(20_000, count(1))
+    batch_size: int = setting(256, count(1))
+    lr: float = setting(3e-4, real(above=0))
+    gamma: float = setting(0.99, real(above=0, most=1))
+    expectile: float = setting(0.7, real(above=0, below=1))
+    polyak: float = setting(0.005, real(above=0, most=1))
+    hidden: int = setting(256, count(1))
+    precision: str = setting("auto", choice(*PRECISIONS))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -128,9 +113,6 @@ def fit_critic(
 class IQLTrainer:
     """Takes gradient steps on a critic.
 
-    All weights lie in one vector, and those of the slow copy in another, so that Adam and the slow copy take one
-    operation each.
-
     Args:
         critic: trained in place.
         transitions: the logged data.
@@ -146,19 +128,9 @@ class IQLTrainer:
     ) -> None:
         self.training = training
         self.steps_done = 0
-        value, twins = list(critic.value.parameters()), list(critic.q.parameters())
-        self._weights = _one_vector([*value, *twins])
-        self._slow = _one_vector(list(critic.target.parameters()))
-        self._followed = self._weights[sum(parameter.numel() for parameter in value) :]
-        self._value = layers_of(critic.value)
-        self._twins = layers_of(critic.q.q1), layers_of(critic.q.q2)
-        self._targets = layers_of(critic.target.q1), layers_of(critic.target.q2)
-        gradients = torch.zeros_like(self._weights)
-        pieces = _pieces(gradients, [*value, *twins])
-        self._gradients = [Layers(*pieces[start : start + 6]) for start in (0, 6, 12)]
-        self._adam = _Adam(self._weights, gradients, training.lr)
-        self._dtype = dtype_of(resolve(training.precision, "cpu"))
-        self._memory = memory_for(self._value, training.batch_size, self._dtype)
+        dtype = dtype_of(resolve(training.precision, "cpu"))
+        self._iql = IQLStep(critic, expectile=training.expectile, gamma=training.gamma, dtype=dtype)
+        self._adam = _Adam(self._iql.vectors, training.lr)
         self._batches = _batches(transitions, training.batch_size, seed)
         self._largest_reward = float(transitions.rewards.abs().max())
 
@@ -177,34 +149,14 @@ class IQLTrainer:
     @torch.inference_mode()
     def step(self, batch: Transitions) -> Outcome:
         """Take one gradient step on a batch and return what it saw."""
-        count, expectile, gamma = len(batch.rewards), self.training.expectile, self.training.gamma
-        if len(self._memory.first) != count:
-            self._memory = memory_for(self._value, count, self._dtype)
-        memory, gradients = self._memory, self._gradients
-        following = forward(self._value, batch.following, memory).values
-        target = losses.iql_target(batch.rewards, batch.terminated, following, gamma=gamma)
-        lower = torch.minimum(*(forward(slow, batch.pairs, memory).values for slow in self._targets))
-        observations = batch.pairs[:, : batch.following.shape[1]]
-        value = forward(self._value, observations, memory)
-        # Where V is too high the loss has 1 - expectile of its slope, where it is too low the expectile.
-        slopes = functional.leaky_relu(value.values - lower, expectile / (1 - expectile))
-        slopes *= 2 * (1 - expectile) / count
-        parameter_gradients(self._value, value, observations, slopes, gradients[0])
-        values = []
-        for layers, into in zip(self._twins, gradients[1:], strict=True):
-            passed = forward(layers, batch.pairs, memory)
-            parameter_gradients(layers, passed, batch.pairs, (passed.values - target).mul_(2 / count), into)
-            values.append(passed.values)
+        outcome = self._iql.take(batch)
         self._adam.step()
-        self._slow.lerp_(self._followed, self.training.polyak)
-        return Outcome(value.values, lower, (values[0], values[1]), target)
+        self._iql.slow.move(self.training.polyak)
+        return outcome
 
     def _check(self, outcome: Outcome) -> None:
-        values = torch.stack(outcome.q)
-        value_loss = losses.expectile_loss(
-            outcome.value, outcome.lower, expectile=self.training.expectile
-        ).item()
-        critic_loss, mean = losses.iql_critic_loss(values, outcome.target).item(), values.mean().item()
+        value_loss, critic_loss = outcome.value_loss.item(), outcome.critic_loss.item()
+        mean = outcome.q.mean().item()
         if not (math.isfinite(value_loss) and math.isfinite(critic_loss)):
             raise TrainingDiverged(
                 f"the critic's losses became {value_loss:.3g} (V) and {critic_loss:.3g} (Q) by gradient step "
@@ -218,39 +170,29 @@ class IQLTrainer:
             )
 
 
-class Outcome(NamedTuple):
-    """What a gradient step saw, from before the step."""
-
-    value: Tensor  # (B,) V(s)
-    lower: Tensor  # (B,) lower one of the slow Q(s, a), which V follows
-    q: tuple[Tensor, Tensor]  # (B,) each
-    target: Tensor  # (B,) which both Q follow
-
-
 class _Adam:
-    """`torch.optim.Adam` on one vector, without its bookkeeping, which takes as long as the step itself.
+    """`torch.optim.Adam` on vectors, without its bookkeeping, which takes up to half of a step.
 
     Args:
-        weights: changed in place.
-        gradients: read at each step.
+        vectors: of weights, changed in place, each with its gradients, read at each step.
         lr: learning rate.
     """
 
-    def __init__(self, weights: Tensor, gradients: Tensor, lr: float) -> None:
-        self._weights, self._gradients, self._lr = weights, gradients, lr
-        self._first, self._second = torch.zeros_like(weights), torch.zeros_like(weights)
-        self._steps = torch.zeros(())
+    def __init__(self, vectors: Sequence[tuple[Tensor, Tensor]], lr: float) -> None:
+        self._weights, self._gradients = ([*parts] for parts in zip(*vectors, strict=True))
+        self._first, self._second = ([*map(torch.zeros_like, self._weights)] for _ in range(2))
+        self._steps, self._lr = [torch.zeros(()) for _ in vectors], lr
 
     def step(self) -> None:
         """Move the weights."""
-        self._steps += 1
+        torch._foreach_add_(self._steps, 1)
         torch._fused_adam_(
-            [self._weights],
-            [self._gradients],
-            [self._first],
-            [self._second],
+            self._weights,
+            self._gradients,
+            self._first,
+            self._second,
             [],
-            [self._steps],
+            self._steps,
             lr=self._lr,
             beta1=0.9,
             beta2=0.999,
@@ -270,17 +212,3 @@ def _batches(transitions: Transitions, size: int, seed: int) -> Iterator[Transit
         for together in torch.split(rows, _GATHERED * size):
             parts = (torch.split(values, size) for values in transitions.batch(together))
             yield from (Transitions(*batch) for batch in zip(*parts, strict=True))
-
-
-def _one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Move parameters into one vector that they become views of."""
-    vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    for parameter, piece in zip(parameters, _pieces(vector, parameters), strict=True):
-        parameter.data = piece
-    return vector
-
-
-def _pieces(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """View of a vector with the shapes of parameters."""
-    pieces = torch.split(vector, [parameter.numel() for parameter in parameters])
-    return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]

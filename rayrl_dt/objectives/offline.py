@@ -13,8 +13,9 @@ Shape legend: B batch, P predicted steps, A action dimensions.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from rayrl_dt import losses
 from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.imitation import imitation_loss
+from rayrl_dt.settings import Settings, real, setting
 from rayrl_dt.types import Window
 
 __all__ = [
@@ -35,7 +37,6 @@ __all__ = [
     "Terms",
 ]
 
-OBJECTIVES = ("imitation", "pg", "awac")
 BC_LOSS = "bc_loss"
 Q_MEAN = "q_mean"
 
@@ -54,9 +55,18 @@ class Terms:
     logged: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Objective(Protocol):
-    """The loss of a policy's outputs."""
+@dataclass(frozen=True)
+class Objective(Settings):
+    """The loss of a policy's outputs.
 
+    Attributes:
+        asks_critic: whether it needs a frozen critic, and so continuous actions.
+    """
+
+    section: ClassVar[str] = "training"
+    asks_critic: ClassVar[bool] = True
+
+    @abstractmethod
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
     ) -> Terms:
@@ -64,15 +74,17 @@ class Objective(Protocol):
 
         Args:
             model: the policy network; with continuous actions, where a critic is asked.
-            critic: in its units, frozen; None only for imitation.
+            critic: in its units, frozen; None only where it is not asked.
             outputs: `(B, P, ...)` of the policy's forward, for the last P steps of the window.
             window: raw window.
         """
 
 
 @dataclass(frozen=True)
-class Imitation:
+class Imitation(Objective):
     """The supervised loss alone."""
+
+    asks_critic: ClassVar[bool] = False
 
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
@@ -82,16 +94,17 @@ class Imitation:
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """L_imitation - weight * E[Q(s, pi)] / E|Q(s, pi)| (equation 9).
 
     The denominator is detached: with it, the ratio is 1 wherever all Q are positive, and has no gradient.
 
     Attributes:
-        weight: alpha, of at least 0; at 0 the policy is trained as without a critic.
+        pg_weight: alpha, the critic's share; at 0 the policy is trained as without a critic. QT, which the papers take
+            it from, uses 0.4 to 5.
     """
 
-    weight: float
+    pg_weight: float = setting(1.0, real(least=0))
 
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
@@ -99,26 +112,27 @@ class PolicyGradient:
         """Add the critic's gradient through the policy's actions."""
         assert critic is not None
         read = window.last(outputs.shape[1])
-        observations = model.inputs(read).observations
-        values = critic(observations, model.spec.head.mode(outputs).float()).amin(dim=0)
+        observations = model.inputs(read).observations  # (B, P, S)
+        actions = model.spec.head.mode(outputs).float()  # (B, P, A)
+        values = critic(observations, actions).amin(dim=0)  # (2, B, P) -> (B, P)
         fit = imitation_loss(model, outputs, window)
         loss = fit
-        if self.weight > 0:
-            loss = fit + self.weight * losses.td3_actor_loss(values, read.mask, normalize=True)
+        if self.pg_weight > 0:
+            loss = fit + self.pg_weight * losses.td3_actor_loss(values, read.mask, normalize=True)
         return Terms(loss, {BC_LOSS: fit.detach(), Q_MEAN: _mean(values, read.mask)})
 
 
 @dataclass(frozen=True)
-class AdvantageWeighted:
+class AdvantageWeighted(Objective):
     """-E[log pi(a) exp((Q(s, a) - Q(s, pi)) / temperature)], weights detached and bounded (equation 10).
 
     Attributes:
-        temperature: above 0, in units of Q; towards infinity it is plain imitation.
-        cap: largest weight, above 0.
+        awac_temperature: lambda, in units of Q, which are raw rewards; the larger, the nearer to plain imitation.
+        awac_cap: largest weight of an action.
     """
 
-    temperature: float
-    cap: float
+    awac_temperature: float = setting(1.0, real(above=0))
+    awac_cap: float = setting(100.0, real(above=0))
 
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
@@ -127,11 +141,20 @@ class AdvantageWeighted:
         assert critic is not None
         read = window.last(outputs.shape[1])
         inputs = model.inputs(read)
-        own = critic(inputs.observations, model.spec.head.mode(outputs.detach()).float()).amin(dim=0)
+        actions = model.spec.head.mode(outputs.detach()).float()  # (B, P, A)
+        own = critic(inputs.observations, actions).amin(dim=0)  # (2, B, P) -> (B, P)
         logged = critic(inputs.observations, inputs.actions).amin(dim=0)
-        weights = losses.advantage_weights(logged - own, temperature=self.temperature, cap=self.cap)
+        weights = losses.advantage_weights(logged - own, temperature=self.awac_temperature, cap=self.awac_cap)
         loss = imitation_loss(model, outputs, window, weights)
         return Terms(loss, {BC_LOSS: loss.detach(), Q_MEAN: _mean(own, read.mask)})
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "imitation": Imitation,
+    "pg": PolicyGradient,
+    "awac": AdvantageWeighted,
+}
+"""By their names in `training.objective`; another one is a class and a row here."""
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.online.config import OnlineConfig
-from rayrl_dt.algorithms.online.learner import ONLINE_METRICS
+from rayrl_dt.algorithms.online.learner import online_metrics
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.errors import number
 from rayrl_dt.interop.run_files import CONFIG
@@ -35,9 +35,6 @@ __all__ = ["CHECKPOINT_MINUTES", "Observer", "RunOutcome", "train"]
 
 CHECKPOINT_MINUTES = 10.0
 """What a lost process may cost, where no evaluation writes a checkpoint more often."""
-
-# Beside the loss, where they apply.
-_LEARNER_METRICS = (*ONLINE_METRICS, CONSERVATIVE_GAP)
 
 
 class Observer(Protocol):
@@ -212,7 +209,7 @@ class _Run:
             "steps_per_s": steps / max(self.algorithm.last_update_seconds, 1e-9),
             "time_total_s": self.seconds,
             "done": self.algorithm.done,
-            **{name: float(learner[name]) for name in _LEARNER_METRICS if name in learner},
+            **{key: float(learner[key]) for key in (*online_metrics(), CONSERVATIVE_GAP) if key in learner},
             **self.algorithm.report(),
         }
 

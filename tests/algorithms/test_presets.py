@@ -81,7 +81,7 @@ def test_a_preset_pretrains_finetunes_and_is_restored(
     algorithm.save_to_path(str(tmp_path / "checkpoint"))
     restored: Any = OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
     assert (restored.gradient_steps, restored.collected_episodes, restored.env_steps) == standing
-    saved, found = (item.learner_group._learner.online_module.state_dict() for item in (algorithm, restored))
+    saved, found = (item.learner_group._learner.networks.state_dict() for item in (algorithm, restored))
     assert list(saved) == list(found) and all(torch.equal(saved[key], found[key]) for key in saved)
     for item in (algorithm, restored):
         item.stop()

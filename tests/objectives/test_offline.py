@@ -78,9 +78,9 @@ def test_without_weight_and_with_endless_temperature_it_is_imitation(
 ) -> None:
     plain = gradient(Imitation(), model, None, window)
     assert torch.equal(gradient(PolicyGradient(0.0), model, critic, window), plain)
-    endless = AdvantageWeighted(temperature=float("inf"), cap=100.0)
+    endless = AdvantageWeighted(awac_temperature=1e30, awac_cap=100.0)
     assert torch.equal(gradient(endless, model, critic, window), plain)
-    for other in (PolicyGradient(1.0), AdvantageWeighted(temperature=1.0, cap=100.0)):
+    for other in (PolicyGradient(1.0), AdvantageWeighted(awac_temperature=1.0, awac_cap=100.0)):
         assert not torch.allclose(gradient(other, model, critic, window), plain, rtol=1e-2)
 
 
@@ -120,7 +120,7 @@ def test_an_undetached_denominator_would_teach_nothing() -> None:
 
 def test_awac_is_equation_10(model: SequenceModel, critic: TwinCritic, window: Window[Tensor]) -> None:
     outputs = model(window).detach().requires_grad_()
-    objective = AdvantageWeighted(temperature=0.5, cap=3.0)
+    objective = AdvantageWeighted(awac_temperature=0.5, awac_cap=3.0)
     steps = outputs.shape[1]
     mask = window.mask[:, -steps:]
     inputs = model.inputs(window)
@@ -143,7 +143,9 @@ def test_awac_is_equation_10(model: SequenceModel, critic: TwinCritic, window: W
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("objective", [PolicyGradient(1.0), AdvantageWeighted(temperature=0.5, cap=10.0)])
+@pytest.mark.parametrize(
+    "objective", [PolicyGradient(1.0), AdvantageWeighted(awac_temperature=0.5, awac_cap=10.0)]
+)
 def test_padding_has_no_influence_and_the_critic_no_gradient(
     model: SequenceModel, critic: TwinCritic, window: Window[Tensor], objective: Objective
 ) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
-from rayrl_dt.algorithms.cql_module import CQLRLModule
-from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN
-from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC, CRITIC_LOSS, POLICY, TEMPERATURE, MultiLossLearner
-from rayrl_dt.algorithms.online.module import INITIAL_TEMPERATURE
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
+from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
+from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
 from rayrl_dt.objectives.offline import Q_MEAN
-from rayrl_dt.seeding import torch_generator
 from rayrl_dt.settings import Settings, count, real, setting
 from rayrl_dt.types import Window
 
@@ -83,17 +81,13 @@ class CQLConfig(MemorylessConfig):
         """Return `CQLLearner`."""
         return CQLLearner
 
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of the module with twin critics, their slow copy and the temperature."""
-        return RLModuleSpec(module_class=CQLRLModule)
-
-    def module_settings(self) -> dict[str, Any]:
-        """Return what the RLModule is made of."""
-        return {
-            **super().module_settings(),
-            CRITIC_HIDDEN: self.critic_width,
-            INITIAL_TEMPERATURE: self.initial_temperature,
-        }
+    @property
+    def companions(self) -> Companions:
+        """Twin critics, their slow copy and the temperature."""
+        shape = {"hidden": self.critic_width}
+        return Companions(
+            critic="twin", shape=shape, slow=("critic",), initial_temperature=self.initial_temperature
+        )
 
     def validate(self) -> None:
         """Check the head, too.
@@ -120,82 +114,69 @@ class CQL(SequenceAlgorithm):
 
 
 class CQLLearner(MultiLossLearner):
-    """One step of the critics, of the policy and its temperature, and of the critics' slow copy."""
+    """One step of the critics, of the policy and its temperature, and of the critics' slow copy.
 
-    @property
-    def cql_module(self) -> CQLRLModule:
-        """The module with its critics."""
-        module = self.sequence_module
-        assert isinstance(module, CQLRLModule)
-        return module
+    Shape legend: B batch, S observation dimensions, A action dimensions, M sampled actions of all kinds.
+    """
 
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register AdamW for the policy, Adam for the critics and for the temperature."""
-        module = self.module[module_id].unwrapped()
-        fused = self.device.type == "cpu"
-        for name, parameters, lr, decay in (
-            (POLICY, [*module.model.parameters()], config.lr, config.weight_decay),
-            (CRITIC, [*module.critic.parameters()], config.critic_lr, 0.0),
-            (TEMPERATURE, [module.log_temperature], config.temperature_lr, 0.0),
-        ):
-            adam = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
-            self._register(module_id, name, adam, lr=lr)
+    noise: ClassVar[str] = "cql-noise"
 
-    def _take_step(self, window: Window[Tensor]) -> None:
-        noise = torch_generator(self.config.seed or 0, "cql-noise", self._rank, self.gradient_step)
-        self._critic_step(window, noise)
-        self._policy_step(window, noise)
-        self.cql_module.move_target(self.config.polyak)
+    def _trained(self) -> Iterable[Trained]:
+        networks, config = self.networks, self.config
+        yield Trained(CRITIC, networks.critic.parameters(), config.critic_lr, 0.0)
+        yield Trained(TEMPERATURE, [networks.log_temperature], config.temperature_lr, 0.0)
 
-    def _critic_step(self, window: Window[Tensor], noise: torch.Generator) -> None:
+    def _take_step(self, batch: Batch) -> None:
+        self._critic_step(batch)
+        self._policy_step(batch)
+        self.networks.move_targets(self.config.polyak)
+
+    def _critic_step(self, batch: Batch) -> None:
         """One step of the twin critics: towards r + gamma min Q'(s', a'), and down where the data have no actions."""
-        config, module = self.config, self.cql_module
-        model = module.model
+        config, networks, window, inputs = self.config, self.networks, batch.window, batch.inputs
         assert window.next is not None and window.rewards is not None and window.terminated is not None
-        inputs, following = model.inputs(window), model.inputs(window.next)
-        count = config.num_actions
+        following, count = networks.model.inputs(window.next), config.num_actions
         with torch.no_grad():
-            here, there = self._outputs(window), self._outputs(window.next)
-            ahead, _ = self._draw(there, 1, noise)
-            rewards = window.rewards / config.reward_scale
-            lower = module.target_critic(following.observations, ahead)
-            target = losses.td3_target(rewards, window.terminated, lower, gamma=config.gamma)
-            drawn = [self._draw(outputs, count, noise) for outputs in (here, there)]
-            drawn.append(self._draw_uniform(drawn[0][0], noise))
-            actions = torch.cat([inputs.actions, *(found for found, _ in drawn)], dim=1)
-            log_density = torch.cat([density for _, density in drawn], dim=1)
-        # The window's only step stands for all of them: (B, 1 + M, ...), the logged action first.
+            here, there = self._outputs(window), self._outputs(window.next)  # (B, 1, 2A)
+            ahead, _ = self._draw(there, 1, batch)  # (B, 1, A)
+            rewards = window.rewards / config.reward_scale  # (B, 1)
+            lower = networks.target_critic(following.observations, ahead)  # (2, B, 1)
+            target = losses.td3_target(rewards, window.terminated, lower, gamma=config.gamma)  # (B, 1)
+            drawn = [self._draw(outputs, count, batch) for outputs in (here, there)]
+            drawn.append(self._draw_uniform(drawn[0][0], batch.noise))
+            actions = torch.cat([inputs.actions, *(found for found, _ in drawn)], dim=1)  # (B, 1 + M, A)
+            log_density = torch.cat([density for _, density in drawn], dim=1)  # (B, M)
+        # The window's only step stands for all of them, the logged action first: (B, 1, S) -> (B, 1 + M, S).
         observations = inputs.observations.expand(-1, actions.shape[1], -1)
-        values = module.critic(observations, actions)
+        values = networks.critic(observations, actions)  # (2, B, 1 + M)
         logged, sampled = values[..., :1], values[..., 1:]
         gap = losses.conservative_gap(sampled, log_density, logged[..., 0])
         loss = losses.td3_critic_loss(logged, target, window.mask) + config.alpha * gap
-        self._apply(CRITIC, loss, "the critic's loss", clip=None)
-        self._add(CRITIC_LOSS, loss.detach())
-        self._add(CONSERVATIVE_GAP, gap.detach())
-        self._add(Q_MEAN, logged.detach().mean())
+        self.descend(CRITIC, loss, "the critic's loss")
+        self.log(CRITIC_LOSS, loss.detach())
+        self.log(CONSERVATIVE_GAP, gap.detach())
+        self.log(Q_MEAN, logged.detach().mean())
 
-    def _policy_step(self, window: Window[Tensor], noise: torch.Generator) -> None:
+    def _policy_step(self, batch: Batch) -> None:
         """One step of the policy up the lower critic and the entropy, and one of the entropy's temperature."""
-        config, module = self.config, self.cql_module
-        temperature = module.log_temperature.detach().exp()
-        actions, log_density = self._draw(self._outputs(window), 1, noise)
+        networks, window = self.networks, batch.window
+        temperature = networks.log_temperature.detach().exp()
+        actions, log_density = self._draw(self._outputs(window), 1, batch)  # (B, 1, A) and (B, 1)
         entropy = -log_density.mean()
-        values = module.critic(module.model.inputs(window).observations, actions).amin(dim=0)
+        values = networks.critic(batch.inputs.observations, actions).amin(dim=0)  # (2, B, 1) -> (B, 1)
         loss = losses.td3_actor_loss(values, window.mask, normalize=False) - temperature * entropy
-        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
-        self._temperature_step(module.log_temperature, entropy)
-        self._last_loss = loss.detach()
-        self._add(GRAD_NORM, norm)
+        self.descend_policy(loss)
+        self._temperature_step(entropy)
 
     def _outputs(self, window: Window[Tensor]) -> Tensor:
-        with precision.autocast(self.device, self.cql_module.precision):
-            outputs: Tensor = self.cql_module.model(window)
+        with precision.autocast(self.device, self.networks.precision):
+            outputs: Tensor = self.networks.model(window)
         return outputs
 
-    def _draw(self, outputs: Tensor, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _draw(self, outputs: Tensor, count: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Actions `(B, count, A)` of the policy with their log-density, for its outputs `(B, 1, 2A)`."""
-        return self.cql_module.model.spec.head.sample_with_density(outputs.expand(-1, count, -1), noise)
+        head = self.networks.model.spec.head
+        return head.sample_with_density(outputs.expand(-1, count, -1), batch.noise)
 
     def _draw_uniform(self, like: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform actions in [-1, 1] with their log-density, in the shapes of drawn ones `(B, M, A)`."""

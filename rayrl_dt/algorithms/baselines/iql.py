@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
-from rayrl_dt.algorithms.critic_module import CRITIC_HIDDEN, CriticRLModule
-from rayrl_dt.algorithms.learner import GRAD_NORM, SequenceLearner
-from rayrl_dt.algorithms.multi_loss_learner import CRITIC, CRITIC_LOSS, POLICY, MultiLossLearner
+from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.multi_loss_learner import MultiLossLearner
+from rayrl_dt.critics.companions import Companions
+from rayrl_dt.critics.iql import IQLStep
+from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.critics.transitions import Transitions
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
 from rayrl_dt.objectives.imitation import imitation_loss
 from rayrl_dt.objectives.offline import Q_MEAN
 from rayrl_dt.settings import Settings, real, setting
-from rayrl_dt.types import Window
 
 __all__ = ["IQL", "IQLConfig", "IQLLearner"]
 
 VALUE_LOSS = "value_loss"
-_VALUE = "value"
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,10 @@ class IQLConfig(MemorylessConfig):
         """Return `IQLLearner`."""
         return IQLLearner
 
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of the module with V, Q and Q's slow copy."""
-        return RLModuleSpec(module_class=CriticRLModule)
-
-    def module_settings(self) -> dict[str, Any]:
-        """Return what the RLModule is made of."""
-        return {**super().module_settings(), CRITIC_HIDDEN: self.critic_width}
+    @property
+    def companions(self) -> Companions:
+        """V, Q and Q's slow copy."""
+        return Companions(critic="iql", shape={"hidden": self.critic_width})
 
 
 class IQL(SequenceAlgorithm):
@@ -89,45 +88,44 @@ class IQL(SequenceAlgorithm):
 class IQLLearner(MultiLossLearner):
     """One step of V, of Q, of its slow copy and of the policy; all read what was there before the step."""
 
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register AdamW for the policy, Adam for V and for Q."""
-        module = self.module[module_id].unwrapped()
-        fused = self.device.type == "cpu"
-        for name, network, lr, decay in (
-            (POLICY, module.model, config.lr, config.weight_decay),
-            (_VALUE, module.critic.value, config.critic_lr, 0.0),
-            (CRITIC, module.critic.q, config.critic_lr, 0.0),
-        ):
-            adam = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=decay, fused=fused)
-            self._register(module_id, name, adam, lr=lr)
+    def build(self) -> None:
+        """Build module and optimizers."""
+        super().build()
+        critic, config = self.networks.critic, self.config
+        assert isinstance(critic, IQLCritic)
+        self._iql = IQLStep(critic, expectile=config.expectile, gamma=config.gamma)
 
-    def _take_step(self, window: Window[Tensor]) -> None:
-        config, module = self.config, self.sequence_module
-        assert isinstance(module, CriticRLModule)
-        model, critic = module.model, module.critic
-        assert window.next is not None and window.rewards is not None and window.terminated is not None
-        inputs, following = model.inputs(window), model.inputs(window.next)
-        with torch.no_grad():
-            ahead = critic.value(following.observations)[..., 0]
-            rewards = window.rewards / config.reward_scale
-            target = losses.iql_target(rewards, window.terminated, ahead, gamma=config.gamma)
-            lower = critic.target(inputs.observations, inputs.actions).amin(dim=0)
-        value = critic.value(inputs.observations)[..., 0]
-        advantages = lower - value.detach()
-        value_loss = losses.expectile_loss(value, lower, expectile=config.expectile)
-        self._apply(_VALUE, value_loss, "the loss of V", clip=None)
-        values = critic.q(inputs.observations, inputs.actions)
-        critic_loss = losses.iql_critic_loss(values.flatten(1), target.flatten())
-        self._apply(CRITIC, critic_loss, "the critic's loss", clip=None)
-        with torch.no_grad():
-            torch._foreach_lerp_([*critic.target.parameters()], [*critic.q.parameters()], config.polyak)
-        weights = losses.advantage_weights(advantages, temperature=1 / config.beta, cap=config.weight_cap)
-        with precision.autocast(self.device, module.precision):
-            outputs = model(window)
-        loss = imitation_loss(model, outputs, window, weights)
-        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
-        self._last_loss = loss.detach()
-        logged = {VALUE_LOSS: value_loss, CRITIC_LOSS: critic_loss, Q_MEAN: values.mean()}
-        for key, logged_value in logged.items():
-            self._add(key, logged_value.detach())
-        self._add(GRAD_NORM, norm)
+    def _trained(self) -> Iterable[Trained]:
+        critic = self.networks.critic
+        assert isinstance(critic, IQLCritic)
+        yield Trained(
+            CRITIC, [*critic.value.parameters(), *critic.q.parameters()], self.config.critic_lr, 0.0
+        )
+
+    def _take_step(self, batch: Batch) -> None:
+        config, model, window = self.config, self.networks.model, batch.window
+        seen = self._iql.take(_transitions(batch, model, config.reward_scale))
+        value_loss, critic_loss = seen.value_loss, seen.critic_loss
+        self.follow(CRITIC, self._iql.gradients, value_loss + critic_loss, "the critic's loss")
+        self._iql.slow.move(config.polyak)
+        weights = losses.advantage_weights(
+            seen.lower - seen.value, temperature=1 / config.beta, cap=config.weight_cap
+        )
+        with precision.autocast(self.device, self.networks.precision):
+            outputs = model(window)  # (B, 1, A or 2A)
+        self.descend_policy(imitation_loss(model, outputs, window, weights[:, None]))
+        self.log(VALUE_LOSS, value_loss)
+        self.log(CRITIC_LOSS, critic_loss)
+        self.log(Q_MEAN, seen.q.mean())
+
+
+def _transitions(batch: Batch, model: SequenceModel, reward_scale: float) -> Transitions:
+    """Windows of one step as transitions."""
+    window, inputs = batch.window, batch.inputs
+    assert window.next is not None and window.rewards is not None and window.terminated is not None
+    return Transitions(
+        pairs=torch.cat([inputs.observations, inputs.actions], dim=-1)[:, 0],  # (B, 1, S + A) -> (B, S + A)
+        rewards=window.rewards[:, 0] / reward_scale,
+        following=model.inputs(window.next).observations[:, 0],  # (B, 1, S) -> (B, S)
+        terminated=window.terminated[:, 0],
+    )

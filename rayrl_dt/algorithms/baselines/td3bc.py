@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
-from rayrl_dt.algorithms.online.learner import OnlineLearner
-from rayrl_dt.algorithms.online.module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
+from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
+from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
+from rayrl_dt.objectives.td3 import TD3, TD3Settings
 from rayrl_dt.settings import Settings, count, flag, real, setting
 
-__all__ = ["TD3BC", "TD3BCConfig", "TD3BCLearner"]
+__all__ = ["TD3BC", "TD3BCConfig"]
 
 
 @dataclass(frozen=True)
@@ -43,47 +42,33 @@ class TD3BCConfig(MemorylessConfig):
     critics learn from the lower one of their slow copies at the smoothed action of the policy's slow copy (noise 0.2,
     at most 0.5). Policy and copies move at every second step.
 
-    A gradient step is that of online finetuning before it goes online, with another policy (`OnlineLearner`).
+    The gradient is that of TD3+ODT, with a policy that has no memory (`rayrl_dt.objectives.td3`).
 
     Differs from the paper: observations are normalized with 1e-6, not 1e-3, beside the standard deviation; a few ten
     thousand steps instead of a million.
     """
 
     parts = (*MemorylessConfig.parts, TD3BCSettings)
-    # What `OnlineLearner` reads: all of training is its pretraining.
-    bc_weight = 1.0
-    normalize_q = True
-    optimizer = "adamw"
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or TD3BC)
 
     @property
-    def alpha_pretrain(self) -> float:
-        """Alpha, as `OnlineLearner` calls it."""
-        return self.alpha
+    def gradient(self) -> TD3:
+        """TD3's, its values normalized, its critics by Adam without decay."""
+        chosen = {
+            each.name: getattr(self, each.name) for each in fields(TD3Settings) if hasattr(self, each.name)
+        }
+        return TD3(TD3Settings(**chosen, normalize_q=True, critic_weight_decay=0.0))
 
     @property
-    def pretrain_steps(self) -> int:
-        """All gradient steps."""
-        return self.gradient_steps
+    def companions(self) -> Companions:
+        """Twin critics and slow copies."""
+        return self.gradient.companions
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Return `TD3BCLearner`."""
-        return TD3BCLearner
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of the module with twin critics and slow copies."""
-        return RLModuleSpec(module_class=OnlineRLModule)
-
-    def module_settings(self) -> dict[str, Any]:
-        """Return what the RLModule is made of."""
-        return {
-            **super().module_settings(),
-            CRITIC: {"hidden": self.critic_width, "layer_norm": self.critic_layer_norm},
-            FROZEN_MODEL: False,
-            INITIAL_TEMPERATURE: 1.0,
-        }
+        """Return `RLGradientLearner`."""
+        return RLGradientLearner
 
     def validate(self) -> None:
         """Check the head, too.
@@ -106,9 +91,3 @@ class TD3BC(SequenceAlgorithm):
     def get_default_config(cls) -> TD3BCConfig:
         """Return a `TD3BCConfig`."""
         return TD3BCConfig(algo_class=cls)
-
-
-class TD3BCLearner(OnlineLearner):
-    """The learner of online finetuning, its critics by Adam without decay."""
-
-    critic_weight_decay = 0.0

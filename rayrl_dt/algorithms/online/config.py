@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
-from rayrl_dt.algorithms.online.module import CRITIC, FROZEN_MODEL, INITIAL_TEMPERATURE, OnlineRLModule
-from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings, TD3Fields
+from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
+from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError
@@ -21,6 +19,8 @@ from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.gradient import RLGradient
+from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS, gradient_settings
 
 __all__ = ["OnlineConfig"]
 
@@ -31,7 +31,7 @@ class OnlineConfig(SequenceConfig):
     The defaults are sized for a CPU; `OnlineDTConfig` says where they come from.
     """
 
-    parts = (*SequenceConfig.parts, OnlineSettings, TD3Fields, CallSettings)
+    parts = (*SequenceConfig.parts, OnlineSettings, *gradient_settings(), CallSettings)
     derived: ClassVar[Mapping[str, str]] = {
         "training.gradient_steps": "finetuning is as long as online.pretrain_steps and online.env_steps say; remove it "
         "and set those"
@@ -128,9 +128,14 @@ class OnlineConfig(SequenceConfig):
         self.policy_spec = self._with_acting(taken).to_json()
 
     @property
+    def gradient(self) -> RLGradient:
+        """What pushes the policy beside its data."""
+        return RL_GRADIENTS[self.rl_gradient].of(self)
+
+    @property
     def samples_successors(self) -> bool:
-        """Whether batches carry what a TD target needs: wherever a critic is trained."""
-        return self.rl_gradient == "td3"
+        """Whether batches carry what a TD target needs."""
+        return self.gradient.successors
 
     def rollout_target(self) -> float:
         """Return the target return of training rollouts (raw): the one given, or the highest evaluation target."""
@@ -141,24 +146,20 @@ class OnlineConfig(SequenceConfig):
         return max(parse_targets(self.target_returns, data=data).targets)
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Return the learner with a critic."""
+        """Return `OnlineLearner`."""
         from rayrl_dt.algorithms.online.learner import OnlineLearner
 
         return OnlineLearner
 
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the spec of `OnlineRLModule`."""
-        return RLModuleSpec(module_class=OnlineRLModule)
-
-    def module_settings(self) -> dict[str, Any]:
-        """Return what the RLModule is made of."""
-        critic = {"hidden": self.critic_width, "layer_norm": self.critic_layer_norm}
-        return {
-            **super().module_settings(),
-            CRITIC: critic if self.rl_gradient == "td3" else None,
-            FROZEN_MODEL: self.action_regularization > 0,
-            INITIAL_TEMPERATURE: self.initial_temperature,
-        }
+    @property
+    def companions(self) -> Companions:
+        """What a learner keeps beside the policy: what the gradient needs, and what holds actions and entropy."""
+        holds_entropy = self.policy_spec is not None and self.resolved_spec.head.target_entropy is not None
+        return replace(
+            self.gradient.companions,
+            frozen_model=self.action_regularization > 0,
+            initial_temperature=self.initial_temperature if holds_entropy else None,
+        )
 
     def validate(self) -> None:
         """Check what the values of `online` ask of the others, too.
@@ -199,11 +200,7 @@ class OnlineConfig(SequenceConfig):
     def _check_model(self) -> None:
         """Refuse models that cannot be finetuned: the config's own, or that of the policy to start from."""
         model = self.sequence_model
-        if self.rl_gradient == "td3" and model.head == "gaussian":
-            raise UserError(
-                "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "
-                "deterministic, or rl_gradient: none (ODT)"
-            )
+        self.gradient.check_model(model)
         if not BACKBONES[model.backbone].every_step:
             raise UserError(
                 f"model_config.backbone {model.backbone} has one output per window; finetune a sequence backbone"

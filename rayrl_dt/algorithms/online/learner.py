@@ -1,188 +1,81 @@
-"""The learner of online finetuning: twin critics first, then the delayed policy, then the targets.
-
-One gradient step is one batch: a critic step, and at every `actor_interval`-th one a policy step and a step of the
-targets (Yan et al. 2024, "Reinforcement Learning Gradients as Vitamin for Online Finetuning Decision Transformers",
-section 4 and its code). Each step is a function of the weights, the batch and the step's number alone: the noise of
-the critic's targets has a generator of its own, so a critic that is trained but not used (alpha 0) leaves the policy
-bit for bit what it is without one.
-
-Differences from the released code: losses are means over the real steps of a batch (the code's critic divides by
-padding too); the policy's squared error is averaged over action dimensions, as in the code (the paper sums them, so
-its alpha is smaller by that factor).
-"""
+"""The learner of online finetuning: the steps of its RL gradient, on logged data first and then on the replay."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayrl_dt import losses, precision
-from rayrl_dt.algorithms.learner import GRAD_NORM
-from rayrl_dt.algorithms.multi_loss_learner import (
-    CRITIC,
-    CRITIC_LOSS,
-    ENTROPY,
-    POLICY,
-    TEMPERATURE,
-    MultiLossLearner,
-)
+from rayrl_dt.algorithms.multi_loss_learner import ENTROPY, TEMPERATURE
 from rayrl_dt.algorithms.online.lamb import Lamb
-from rayrl_dt.algorithms.online.module import OnlineRLModule
-from rayrl_dt.errors import TrainingDiverged
-from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.offline import BC_LOSS, Q_MEAN
-from rayrl_dt.policy.acting.every_step import outputs_at_every_step
-from rayrl_dt.seeding import torch_generator
-from rayrl_dt.types import Window
+from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
+from rayrl_dt.objectives.gradient import Batch, Trained
+from rayrl_dt.objectives.offline import BC_LOSS
+from rayrl_dt.objectives.rl_gradients import logged
 
-__all__ = ["ONLINE_METRICS", "OnlineLearner"]
+__all__ = ["OnlineLearner", "online_metrics"]
 
 ACTION_DISTANCE = "action_distance"
-ONLINE_METRICS = (BC_LOSS, CRITIC_LOSS, Q_MEAN, ACTION_DISTANCE, ENTROPY, TEMPERATURE)
-"""What the learner logs beside the loss, where it applies."""
-
-# No return is larger than max |r| / (1 - gamma); values this many times beyond it are not going to come back.
-_EXPLODED = 10.0
+_OPTIMIZERS = {"lamb": Lamb, "adamw": torch.optim.AdamW}
 
 
-class OnlineLearner(MultiLossLearner):
-    """Fits the policy to the actions of its data and pushes it up the critic's gradient.
+class OnlineLearner(RLGradientLearner):
+    """Adds the entropy of a Gaussian head, and holds actions near those that finetuning began with."""
 
-    Attributes:
-        critic_weight_decay: AdamW's, on the critic.
-    """
+    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config
+        return _OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
 
-    critic_weight_decay = 0.01
-
-    def build(self) -> None:
-        """Build module and optimizers."""
-        super().build()
-        self._largest_reward = 0.0
-        if self.online_module.has_critic:
-            self.online_module.begin_training()
+    def _trained(self) -> Iterable[Trained]:
+        yield from super()._trained()
+        if self.networks.companions.initial_temperature is not None:
+            yield Trained(TEMPERATURE, [self.networks.log_temperature], self.config.temperature_lr, 0.0)
 
     @property
-    def online_module(self) -> OnlineRLModule:
-        """The module with its critic."""
-        module = self.sequence_module
-        assert isinstance(module, OnlineRLModule)
-        return module
+    def online(self) -> bool:
+        """Whether pretraining is over."""
+        return self.gradient_step >= int(self.config.pretrain_steps)
 
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register LAMB (or AdamW) for the policy, AdamW for a critic, Adam for a temperature."""
-        module = self.module[module_id].unwrapped()
-        fused = self.device.type == "cpu"
-        decay = {"lr": config.lr, "weight_decay": config.weight_decay}
-        policy = (Lamb if config.optimizer == "lamb" else torch.optim.AdamW)(
-            module.model.parameters(), **decay
-        )
-        self._register(module_id, POLICY, policy, lr=config.lr)
-        if module.has_critic:
-            settings = {"lr": config.critic_lr, "weight_decay": self.critic_weight_decay, "fused": fused}
-            critic = torch.optim.AdamW(module.critic.parameters(), **settings)
-            self._register(module_id, CRITIC, critic, lr=config.critic_lr)
-        if module.model.spec.head.target_entropy is not None:
-            adam = torch.optim.Adam([module.log_temperature], lr=config.temperature_lr)
-            self._register(module_id, TEMPERATURE, adam, lr=config.temperature_lr)
+    @property
+    def _phase_step(self) -> int:
+        return self.gradient_step - (self.config.pretrain_steps if self.online else 0)
 
-    def _take_step(self, window: Window[Tensor]) -> None:
-        config, module, step = self.config, self.online_module, self.gradient_step
-        online = step >= config.pretrain_steps
-        if step == config.pretrain_steps:
-            module.begin_finetuning()
-        phase_step = step - config.pretrain_steps if online else step
-        noise = torch_generator(config.seed or 0, "online-noise", self._rank, step)
-        if module.has_critic:
-            self._critic_step(window, noise)
-        if phase_step % config.actor_interval == 0:
-            self._policy_step(window, noise, online=online)
-            if module.has_critic:
-                module.move_targets(config.polyak)
+    def _take_step(self, batch: Batch) -> None:
+        if self.gradient_step == self.config.pretrain_steps:
+            self.networks.begin_finetuning()
+        super()._take_step(batch)
 
-    def _critic_step(self, window: Window[Tensor], generator: torch.Generator) -> None:
-        """One step of the twin critics towards r + gamma min Q'(s', a' of the target policy on the shifted window)."""
-        config, module = self.config, self.online_module
-        model, following = module.model, window.next
-        assert following is not None and window.rewards is not None and window.terminated is not None
-        rewards, dtype = window.rewards / config.reward_scale, precision.dtype_of(module.precision)
-        with torch.no_grad():
-            actions = outputs_at_every_step(module.target_model, following, module.precision).float()
-            actions = losses.smooth_actions(actions, self._normal(actions, generator))
-            observations = model.to_model_observations(following.observations)
-            values = module.target_critic(observations, actions, dtype)
-            target = losses.td3_target(rewards, window.terminated, values, gamma=config.gamma)
-        inputs = model.inputs(window)
-        values = module.critic(inputs.observations, inputs.actions, dtype)
-        loss = losses.td3_critic_loss(values, target, window.mask)
-        self._apply(CRITIC, loss, "the critic's loss", clip=None)
-        mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        self._check_values(mean, rewards.abs().max())
-        self._add(CRITIC_LOSS, loss.detach())
-        self._add(Q_MEAN, mean)
-
-    def _check_values(self, mean: Tensor, reward: Tensor) -> None:
-        """Raise TrainingDiverged, in all learners alike, if the critic's values left what any return can be."""
-        if self.config.gamma == 1:
-            return
-        # One that stops alone leaves the others waiting for its next gradient.
-        means, rewards = self._from_all_learners(torch.stack([mean, reward])).T
-        found, self._largest_reward = float(means.mean()), max(self._largest_reward, float(rewards.max()))
-        bound = _EXPLODED * max(self._largest_reward, 1e-6) / (1 - self.config.gamma)
-        if not abs(found) <= bound:
-            raise TrainingDiverged(
-                f"the critic's values exploded: their mean is {found:.3g} at gradient step {self.gradient_step}, "
-                f"{_EXPLODED:g} times what rewards up to {self._largest_reward:.3g} can add up to; the last "
-                "checkpoint is intact: set critic_layer_norm: true, or lower critic_lr"
-            )
-
-    def _from_all_learners(self, values: Tensor) -> Tensor:
-        """`(learners, ...)` what each of them has, by rank."""
-        if self.config.num_learners <= 1:
-            return values[None]
-        found = [torch.empty_like(values) for _ in range(self.config.num_learners)]
-        torch.distributed.all_gather(found, values)
-        return torch.stack(found)
-
-    def _policy_step(self, window: Window[Tensor], generator: torch.Generator, *, online: bool) -> None:
-        """One step of the policy (and of the entropy's temperature)."""
-        config, module = self.config, self.online_module
-        model = module.model
-        with precision.autocast(self.device, module.precision):
-            outputs = model(window)
-        fit = imitation_loss(model, outputs, window)
-        self._add(BC_LOSS, fit.detach())
-        loss = fit * (config.bc_weight if online else 1.0)
-        if model.spec.head.target_entropy is not None:
-            loss = loss - self._weighted_entropy(outputs, window.mask, generator)
-        if module.has_critic:
-            alpha = config.alpha if online else config.alpha_pretrain
-            if alpha > 0:
-                observations, dtype = model.inputs(window).observations, precision.dtype_of(module.precision)
-                values = module.critic.first(observations, outputs.float(), dtype)
-                loss = loss + alpha * losses.td3_actor_loss(values, window.mask, normalize=config.normalize_q)
-        if online and module.holds_actions:
-            distance = self._action_distance(outputs, window)
+    def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
+        config, networks = self.config, self.networks
+        loss = fit * (config.bc_weight if self.online else 1.0)
+        if networks.companions.initial_temperature is not None:
+            loss = loss - self._weighted_entropy(outputs, batch)
+        loss = self.rl_gradient.policy_loss(loss, outputs, networks, batch, online=self.online)
+        if self.online and networks.companions.frozen_model:
+            distance = self._action_distance(outputs, batch)
             loss = loss + config.action_regularization * distance
-            self._add(ACTION_DISTANCE, distance.detach())
-        norm = self._apply(POLICY, loss, "the policy's loss", clip=config.grad_clip)
-        self._add(GRAD_NORM, norm)
-        self._last_loss = loss.detach()
+            self.log(ACTION_DISTANCE, distance.detach())
+        return loss
 
-    def _action_distance(self, outputs: Tensor, window: Window[Tensor]) -> Tensor:
+    def _action_distance(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared distance to the actions of the policy that finetuning began with.
 
         Means over action dimensions, like the supervised loss (the paper sums over them); tanh(mean) for a Gaussian.
         """
-        module = self.online_module
-        with torch.no_grad(), precision.autocast(self.device, module.precision):
-            initial = module.frozen_model(window)
-        mode = module.model.spec.head.mode
-        return losses.masked_mse(mode(outputs), mode(initial), window.mask)
+        networks = self.networks
+        with torch.no_grad(), precision.autocast(self.device, networks.precision):
+            initial = networks.frozen_model(batch.window)
+        mode = networks.model.spec.head.mode
+        return losses.masked_mse(mode(outputs), mode(initial), batch.window.mask)
 
-    def _weighted_entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def _weighted_entropy(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the policy's entropy times its temperature, which takes a step of its own towards entropy = -A."""
-        module = self.online_module
-        entropy = module.model.spec.head.entropy(outputs, mask, generator)
-        return self._temperature_step(module.log_temperature, entropy) * entropy
+        entropy = self.networks.model.spec.head.entropy(outputs, batch.window.mask, batch.noise)
+        return self._temperature_step(entropy) * entropy
+
+
+def online_metrics() -> tuple[str, ...]:
+    """Return what the learner logs beside the loss, where it applies."""
+    return BC_LOSS, *logged(), ACTION_DISTANCE, ENTROPY, TEMPERATURE

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rayrl_dt.errors import one_of
+from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
 from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text
 
-__all__ = ["CallSettings", "OnlineSettings", "TD3Fields"]
+__all__ = ["CallSettings", "OnlineSettings"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class OnlineSettings(Settings):
     mode: str = setting("sync", choice("sync", "async"))
     max_policy_lag: int | None = setting(None, optional(count(1)))
     max_rounds_ahead: float = setting(4.0, real(above=0))
-    rl_gradient: str = setting("td3", choice("td3", "none"))
+    rl_gradient: str = setting("td3", lambda name, value: one_of(name, value, RL_GRADIENTS))
     bc_weight: float = setting(1.0, real(least=0))
     action_regularization: float = setting(0.0, real(least=0))
     optimizer: str = setting("lamb", choice("lamb", "adamw"))
@@ -70,38 +72,6 @@ class OnlineSettings(Settings):
     replay_capacity_steps: int | None = setting(None, optional(count(1)))
     replay_memory_gib: float | None = setting(4.0, optional(real(least=0)))
     timeout_is_terminal: bool = setting(False, flag())
-
-
-@dataclass(frozen=True)
-class TD3Fields(Settings):
-    """The critic of `rl_gradient` "td3", and how its gradient enters.
-
-    Attributes:
-        alpha: weight of the critic's gradient online.
-        alpha_pretrain: its weight before; the critic is trained in both phases.
-        actor_interval: gradient steps of the critic for one of the actor and the targets.
-        normalize_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
-        gamma: the critic's discount.
-        polyak: share of the new weights in the targets at each of their steps.
-        reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
-            100 and 1000 on Adroit; alpha weighs the scaled values.
-        critic_lr: learning rate of the critic (AdamW, weight decay 0.01).
-        critic_width: units of its two hidden layers.
-        critic_layer_norm: layer norm without parameters in them; what the authors use outside MuJoCo.
-    """
-
-    section: ClassVar[str] = "online"
-
-    alpha: float = setting(0.1, real(least=0))
-    alpha_pretrain: float = setting(0.0, real(least=0))
-    actor_interval: int = setting(1, count(1))
-    normalize_q: bool = setting(False, flag())
-    gamma: float = setting(0.99, real(above=0, most=1))
-    polyak: float = setting(0.005, real(above=0, most=1))
-    reward_scale: float = setting(1.0, real(above=0))
-    critic_lr: float = setting(1e-3, real(above=0))
-    critic_width: int = setting(256, count(1))
-    critic_layer_norm: bool = setting(False, flag())
 
 
 @dataclass(frozen=True)

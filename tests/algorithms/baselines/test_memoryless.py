@@ -99,7 +99,7 @@ def test_td3bc_takes_the_steps_of_the_paper(configure: Callable[..., Any]) -> No
     """Fujimoto and Gu 2021, algorithm of TD3 with equation 5, written out; policy and slow copies at every second."""
     algorithm = configure("TD3BC", steps=4).build_algo()
     learner = algorithm.learner_group._learner
-    module = learner.online_module
+    module = learner.networks
     policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
     slow_policy, slow_critic = copy.deepcopy(policy), copy.deepcopy(critic)
     actor_adam, critic_adam = adam(policy), adam(critic)
@@ -184,7 +184,7 @@ def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: 
     """Kumar et al. 2020, equation 4 with appendix F, on soft actor-critic; alpha 0 is that alone, written out."""
     rates = {"lr": 3e-4, "temperature_lr": 3e-4}
     algorithm = configure("CQL", steps=4, alpha=alpha, num_actions=3, reward_scale=2.0, **rates).build_algo()
-    module = algorithm.learner_group._learner.cql_module
+    module = algorithm.learner_group._learner.networks
     policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
     slow, log_temperature = copy.deepcopy(critic), torch.zeros((), requires_grad=True)
     policy_adam, critic_adam = adam(policy), adam(critic)
@@ -243,7 +243,7 @@ def test_cql_holds_its_entropy_and_lowers_the_gap(
     sided = [replace(episode, actions=np.abs(episode.actions)) for episode in map(store.trajectory, range(6))]
     dataset = f"store:{store.from_trajectories(sided, store.info).save(tmp_path / 'sided')}"
     algorithm = configure("CQL", dataset=dataset, steps=60, lr=1e-12, critic_lr=1e-2).build_algo()
-    module = algorithm.learner_group._learner.cql_module
+    module = algorithm.learner_group._learner.networks
     with torch.no_grad():
         # The second half of the head's outputs spreads the actions.
         module.model.head.weight[1:] = 0.0

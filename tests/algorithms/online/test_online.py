@@ -24,6 +24,7 @@ from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.gradient import Batch
 from rayrl_dt.runs.config_files import apply_overrides, build_config
 from rayrl_dt.seeding import derive_seed
 
@@ -82,7 +83,7 @@ def two_learners(ray_session: None, pendulum_data: str) -> Iterator[Any]:
 
 def state(algorithm: Any) -> dict[str, np.ndarray[Any, Any]]:
     """All weights of the learner: policy, critic, targets."""
-    module = algorithm.learner_group._learner.online_module
+    module = algorithm.learner_group._learner.networks
     return {name: value.detach().numpy().copy() for name, value in module.state_dict().items()}
 
 
@@ -183,7 +184,7 @@ def test_the_order_of_updates(online: Configure) -> None:
     learner = algorithm.learner_group._learner
     seen: list[tuple[int, dict[str, Any]]] = [(learner.gradient_step, state(algorithm))]
     copied: list[bool] = []
-    module = learner.online_module
+    module = learner.networks
     copy_targets = module.copy_targets
 
     def copy_and_look() -> None:
@@ -220,11 +221,13 @@ def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> 
     algorithm = online(bc_weight=0.0, alpha=0.5, optimizer="adamw", dropout=0.0).build_algo()
     algorithm.train()
     learner = algorithm.learner_group._learner
-    module, window = learner.online_module, _window(algorithm)
+    module, window = learner.networks, _window(algorithm)
     module.precision = "fp32"
     found: list[list[torch.Tensor]] = []
-    gradients = learner._gradients
-    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    follow = learner.follow
+    learner.follow = lambda name, gradients, *rest, **named: (
+        found.append([gradient.clone() for gradient in gradients]) or follow(name, gradients, *rest, **named)
+    )
     critic = {name: value.clone() for name, value in module.critic.state_dict().items()}
     learner.config = learner.config.copy(copy_frozen=False)
     learner.config.grad_clip = None
@@ -236,7 +239,7 @@ def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> 
         list(module.model.parameters()),
         allow_unused=True,
     )
-    learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+    _policy_step(learner, window)
     for one, other in zip(found[0], expected, strict=True):
         torch.testing.assert_close(
             one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6
@@ -273,7 +276,7 @@ def test_the_regularizer_pulls_towards_the_first_policy_s_actions(online: Config
     settings = {**PRESETS[preset], "action_regularization": 0.5, "bc_weight": 0.0, "dropout": 0.0}
     algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
     learner = algorithm.learner_group._learner
-    module, window = learner.online_module, _window(algorithm)
+    module, window = learner.networks, _window(algorithm)
     module.precision = "fp32"
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -288,13 +291,15 @@ def test_the_regularizer_pulls_towards_the_first_policy_s_actions(online: Config
 
     expected = torch.autograd.grad(0.5 * distance(), list(module.model.parameters()), allow_unused=True)
     found: list[list[torch.Tensor]] = []
-    gradients = learner._gradients
-    learner._gradients = lambda loss, parameters: found.append(gradients(loss, parameters)) or found[-1]
+    follow = learner.follow
+    learner.follow = lambda name, gradients, *rest, **named: (
+        found.append([gradient.clone() for gradient in gradients]) or follow(name, gradients, *rest, **named)
+    )
     learner.config = learner.config.copy(copy_frozen=False)
     learner.config.grad_clip = None
     before, frozen = distance().detach(), state(algorithm)
     for _ in range(5):
-        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+        _policy_step(learner, window)
     first = next(step for step in found if len(step) == len(expected))  # the temperature steps, too
     for one, other in zip(first, expected, strict=True):
         torch.testing.assert_close(
@@ -313,6 +318,16 @@ def test_discrete_actions_have_no_distance(online: Configure, cartpole_data: str
         config.build_algo()
 
 
+def _batch(learner: Any, window: Any) -> Batch:
+    return Batch(window, learner.networks.model, torch.Generator().manual_seed(0))
+
+
+def _policy_step(learner: Any, window: Any) -> None:
+    """Takes the policy's step as the first one online."""
+    learner.gradient_step = learner.config.pretrain_steps
+    learner._policy_step(_batch(learner, window))
+
+
 def _window(algorithm: Any) -> Any:
     (iterator,) = algorithm.offline_data.iterators(0)
     return next(iterator.batches(rank=0, first_step=0, count=1)).to_torch()
@@ -322,9 +337,9 @@ def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> N
     algorithm = online().build_algo()
     learner = algorithm.learner_group._learner
     seen: list[Any] = []
-    learner.online_module.target_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    learner.networks.target_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     window = _window(algorithm)
-    learner._critic_step(window, torch.Generator().manual_seed(0))
+    learner.rl_gradient.critic_step(learner, _batch(learner, window))
     (shifted,) = seen
     inner = window.mask[:, :-1] & window.mask[:, 1:]
     for name in ("observations", "returns_to_go", "timesteps"):
@@ -332,7 +347,7 @@ def test_the_target_actor_sees_the_window_shifted_by_one(online: Configure) -> N
         assert torch.equal(ahead[inner], behind[inner])
     assert (shifted.actions[:, -1] == 0).all()
     assert torch.equal(shifted.mask, window.mask)
-    assert not learner.online_module.target_model.training
+    assert not learner.networks.target_model.training
     algorithm.stop()
 
 
@@ -342,12 +357,11 @@ def test_the_critic_learns_from_scaled_rewards(online: Configure) -> None:
     for scale in (1.0, 8.0):
         algorithm = online(reward_scale=scale).build_algo()
         learner, window = algorithm.learner_group._learner, _window(algorithm)
-        learner.online_module.precision = "fp32"
-        learner._critic_step(
-            replace(window, rewards=window.rewards * scale), torch.Generator().manual_seed(0)
-        )
+        learner.networks.precision = "fp32"
+        scaled = replace(window, rewards=window.rewards * scale)
+        learner.rl_gradient.critic_step(learner, _batch(learner, scaled))
         runs.append(state(algorithm))
-        learner._critic_step(window, torch.Generator().manual_seed(0))
+        learner.rl_gradient.critic_step(learner, _batch(learner, window))
         runs.append(state(algorithm))
         algorithm.stop()
     assert same(runs[0], runs[2]) and not same(runs[1], runs[3], "critic.")
@@ -406,7 +420,7 @@ def test_the_temperature_and_the_policy_do_not_train_each_other(online: Configur
         algorithm = online(**PRESETS["ODT"], dropout=0.0, temperature_lr=rate).build_algo()
         learner, window = algorithm.learner_group._learner, _window(algorithm)
         before = state(algorithm)
-        learner._policy_step(window, torch.Generator().manual_seed(0), online=True)
+        _policy_step(learner, window)
         runs.append(state(algorithm))
         assert not same(before, runs[-1], "model.")
         fell = runs[-1]["log_temperature"] < before["log_temperature"]
@@ -503,7 +517,7 @@ def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None
     algorithm.train()
     assert algorithm.collected_episodes == 2 and algorithm.gradient_steps == 7
     weights = algorithm.learner_group.foreach_learner(
-        lambda learner: {n: v.numpy() for n, v in learner.online_module.state_dict().items()}
+        lambda learner: {n: v.numpy() for n, v in learner.networks.state_dict().items()}
     )
     one, other = (result.get() for result in weights)
     assert same(one, other)
@@ -536,7 +550,7 @@ def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners
         return learner._rank, learner.gradient_step, float(learner._last_loss), *states
 
     def weights(learner: Any) -> dict[str, Any]:
-        return {n: v.numpy().copy() for n, v in learner.online_module.state_dict().items()}
+        return {n: v.numpy().copy() for n, v in learner.networks.state_dict().items()}
 
     one, other = (result.get() for result in two_learners.learner_group.foreach_learner(learn))
     assert (one[0], other[0]) == (0, 1) and one[1] == other[1] == 5
@@ -581,17 +595,17 @@ def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learner
     """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
 
     def apply_a_loss_that_is_infinite_in_one(learner: Any) -> str | None:
-        parameters = learner.online_module.critic.parameters()
+        parameters = learner.networks.critic.parameters()
         loss = sum(parameter.sum() for parameter in parameters) + (float("inf") if learner._rank == 1 else 0)
         try:
-            learner._apply("critic", loss, "the loss", clip=None)
+            learner.descend("critic", loss, "the loss")
         except TrainingDiverged as error:
             return str(error)
         return None
 
     def raise_values_in_one(learner: Any) -> None:
         if learner._rank == 1:
-            learner.online_module.critic.q1[-1].bias.data += 1e12
+            learner.networks.critic.q1[-1].bias.data += 1e12
 
     group = two_learners.learner_group
     found = [result.get() for result in group.foreach_learner(apply_a_loss_that_is_infinite_in_one)]

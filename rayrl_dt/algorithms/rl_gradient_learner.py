@@ -1,0 +1,60 @@
+"""A learner that fits its data and follows an RL gradient: one batch is a step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rayrl_dt import precision
+from rayrl_dt.algorithms.multi_loss_learner import MultiLossLearner
+from rayrl_dt.objectives.gradient import Batch, RLGradient, Trained
+from rayrl_dt.objectives.imitation import imitation_loss
+from rayrl_dt.objectives.offline import BC_LOSS
+
+__all__ = ["RLGradientLearner"]
+
+
+class RLGradientLearner(MultiLossLearner):
+    """Takes the gradient's own steps, and every so often one of the policy.
+
+    Attributes:
+        rl_gradient: the config's.
+    """
+
+    rl_gradient: RLGradient
+
+    def build(self) -> None:
+        """Build module and optimizers."""
+        self.rl_gradient = self.config.gradient
+        super().build()
+
+    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def _trained(self) -> Iterable[Trained]:
+        return self.rl_gradient.trained(self.networks)
+
+    def _take_step(self, batch: Batch) -> None:
+        self.rl_gradient.critic_step(self, batch)
+        if self._phase_step % self.rl_gradient.settings.actor_interval == 0:
+            self._policy_step(batch)
+            self.rl_gradient.policy_moved(self.networks)
+
+    @property
+    def _phase_step(self) -> int:
+        """The gradient steps of this phase; its first one moves the policy."""
+        return self.gradient_step
+
+    def _policy_step(self, batch: Batch) -> None:
+        networks = self.networks
+        with precision.autocast(self.device, networks.precision):
+            outputs = networks.model(batch.window)  # (B, K, O)
+        fit = imitation_loss(networks.model, outputs, batch.window)
+        self.log(BC_LOSS, fit.detach())
+        self.descend_policy(self._policy_loss(fit, outputs, batch))
+
+    def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return what the policy descends; see `RLGradient.policy_loss`."""
+        return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=True)

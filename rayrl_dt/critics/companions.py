@@ -1,0 +1,46 @@
+"""Which networks a learner keeps beside a policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from rayrl_dt.critics.networks import IQLCritic, TwinCritic
+
+__all__ = ["CRITICS", "Companions", "still_copy"]
+
+CRITICS: Mapping[str, type[TwinCritic] | type[IQLCritic]] = MappingProxyType(
+    {"twin": TwinCritic, "iql": IQLCritic}
+)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The networks beside a policy.
+
+    Attributes:
+        critic: which of `CRITICS`; None for none.
+        shape: keyword arguments of the critic, such as `hidden`.
+        critic_trains: False for a critic that stays as it came.
+        slow: the networks with a slow copy, of "model" (the policy) and "critic".
+        frozen_model: whether to keep the policy that finetuning began with.
+        initial_temperature: of the entropy; None without one.
+    """
+
+    critic: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
+    critic_trains: bool = True
+    slow: tuple[str, ...] = ()
+    frozen_model: bool = False
+    initial_temperature: float | None = None
+
+
+def still_copy(network: Network) -> Network:
+    """Return a copy that never trains."""
+    return copy.deepcopy(network).requires_grad_(False).eval()

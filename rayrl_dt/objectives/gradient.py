@@ -1,0 +1,183 @@
+"""What an RL gradient is: one object that names the networks it needs, takes its steps, and adds to a policy's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rayrl_dt.critics.companions import Companions
+from rayrl_dt.critics.networks import TwinCritic
+from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.trunk import TrunkInputs
+from rayrl_dt.settings import Settings, count, setting
+from rayrl_dt.types import Window
+
+__all__ = ["CRITIC", "CRITIC_LOSS", "Batch", "Bench", "GradientSettings", "Networks", "RLGradient", "Trained"]
+
+CRITIC = "critic"
+CRITIC_LOSS = "critic_loss"
+
+Kind = TypeVar("Kind", bound="RLGradient")
+
+
+class Networks(Protocol):
+    """A policy and what `RLGradient.companions` names; the rest is not there."""
+
+    model: SequenceModel
+    critic: TwinCritic
+    target_model: SequenceModel
+    target_critic: TwinCritic
+    precision: str
+
+    def move_targets(self, polyak: float) -> None:
+        """Move the slow copies by `polyak` of the way."""
+
+
+class Batch:
+    """Windows, with what several losses read of them.
+
+    Args:
+        window: raw windows, on the learner's device.
+        model: the policy.
+        noise: generator of the step; the same numbers on every device.
+
+    Attributes:
+        window, noise: as given.
+    """
+
+    def __init__(self, window: Window[Tensor], model: SequenceModel, noise: torch.Generator) -> None:
+        self.window, self.noise, self._model = window, noise, model
+
+    @cached_property
+    def inputs(self) -> TrunkInputs:
+        """The windows in model units."""
+        return self._model.inputs(self.window)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
+        return torch.randn(like.shape, generator=self.noise).to(like.device)
+
+
+class Bench(Protocol):
+    """What a learner lends to an RL gradient."""
+
+    gradient_step: int
+
+    @property
+    def networks(self) -> Networks:
+        """The policy and its companions."""
+
+    def descend(self, optimizer: str, loss: Tensor, what: str) -> Tensor:
+        """Take a step of an optimizer on the mean over the learners; return the gradient's norm.
+
+        Raises:
+            TrainingDiverged: `what` (for the message) or its gradient is NaN or infinite.
+        """
+
+    def log(self, key: str, value: Tensor) -> None:
+        """Log a value, detached, as a mean over gradient steps."""
+
+    def from_all_learners(self, values: Tensor) -> Tensor:
+        """Return what each learner has, `(learners, ...)`."""
+
+
+class Trained(NamedTuple):
+    """Weights that an Adam of their own trains."""
+
+    optimizer: str
+    parameters: Iterable[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class GradientSettings(Settings):
+    """What every RL gradient is told.
+
+    Attributes:
+        actor_interval: gradient steps of the critic for one of the actor and the targets.
+    """
+
+    section: ClassVar[str] = "online"
+
+    actor_interval: int = setting(1, count(1))
+
+
+class RLGradient:
+    """An RL gradient, and the one that is none: the policy fits its data and nothing else.
+
+    A gradient step is `critic_step`; at every `actor_interval`-th one the policy descends what `policy_loss` returns,
+    and then comes `policy_moved`. Whatever is random comes from the batch, so a step is a function of the weights, the
+    batch and the step's number.
+
+    Another one is a subclass, with a row in `rayrl_dt.objectives.rl_gradients.RL_GRADIENTS`.
+
+    Args:
+        settings: checked.
+
+    Attributes:
+        settings: as given.
+        reads: the settings' class; its fields are flat attributes of configs.
+        successors: whether batches carry rewards and the windows shifted by one step.
+        logs: metrics beside those of the policy.
+    """
+
+    reads: ClassVar[type[GradientSettings]] = GradientSettings
+    successors: ClassVar[bool] = False
+    logs: ClassVar[tuple[str, ...]] = ()
+
+    settings: GradientSettings
+
+    def __init__(self, settings: GradientSettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def of(cls: type[Kind], config: Any) -> Kind:
+        """Build one from the attributes of a config.
+
+        Raises:
+            UserError: a value is not allowed.
+        """
+        return cls(cls.reads.of(config))
+
+    @property
+    def companions(self) -> Companions:
+        """The networks it needs beside the policy."""
+        return Companions()
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse policies that it cannot train.
+
+        Raises:
+            UserError: with another choice.
+        """
+
+    def trained(self, networks: Networks) -> Iterable[Trained]:
+        """Return what it trains beside the policy."""
+        return ()
+
+    def critic_step(self, bench: Bench, batch: Batch) -> None:
+        """Take the steps of what it trains beside the policy."""
+
+    def policy_loss(
+        self, fit: Tensor, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool
+    ) -> Tensor:
+        """Return what the policy descends.
+
+        Args:
+            fit: `()`, how badly the policy fits its data, weighted.
+            outputs: `(B, K, ...)` of the policy.
+            networks: the policy and its companions; the policy alone gets a gradient.
+            batch: the windows.
+            online: whether finetuning has begun.
+        """
+        return fit
+
+    def policy_moved(self, networks: Networks) -> None:
+        """Follow the policy's step, as slow copies do."""
