@@ -25,7 +25,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class TrainingProgress:
-    """Shows a run; implements `rayrl_dt.runs.loop.Observer`. Use it as a context around the run."""
+    """Shows a run; implements `rayrl_dt.runs.iterations.Observer`. Use it as a context around the run."""
 
     def __init__(self) -> None:
         self._progress = Progress(

@@ -1,4 +1,4 @@
-"""What draws the values of a spec's trials, and what stops trials before their end: Ray Tune's own classes."""
+"""What draws the values of a sweep's trials, and what stops trials before their end: Ray Tune's own classes."""
 
 from __future__ import annotations
 

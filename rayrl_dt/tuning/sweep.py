@@ -1,9 +1,8 @@
-"""Runs a spec with Ray Tune, or goes on with one that was cut short."""
+"""Runs a sweep with Ray Tune, or resumes one that was cut short."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,24 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.session import start_ray
-from rayrl_dt.data import sources
-from rayrl_dt.doctor.check import Check
 from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.refined_policy import RefinedPolicy
-from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
-from rayrl_dt.tuning.refinement_job import read_refinement_job
-from rayrl_dt.tuning.resources import check_placement
-from rayrl_dt.tuning.results import read_trials
 from rayrl_dt.tuning.search import scheduler, searcher
+from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
 from rayrl_dt.tuning.sweep_spec import SweepSpec
 
-__all__ = ["require_shared", "run_sweep"]
+__all__ = ["run_sweep"]
 
 _LOCK = ".lock"
 # The best one, and always the newest; PBT's trials read each other's for a while.
@@ -58,52 +48,23 @@ def run_sweep(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     # A relative path in the file means the same to a trial.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    restored = _check_folder(spec, out, resume=resume)
-    if restored:
-        _check_trials(spec, out)
-    _check_data(spec)
+    restored = can_resume(spec, out, resume=resume)
+    check_data(spec)
+    trainable = _trainable(spec)
     start_ray(address=address)
     require_shared(out, check_storage(out))
-    _check_resources(spec)
+    check_resources(spec, trainable)
     callbacks = _loggers(spec)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         if restored:
-            tuner = tune.Tuner.restore(
-                str(out), _trainable(spec), resume_unfinished=True, resume_errored=True
-            )
+            tuner = tune.Tuner.restore(str(out), trainable, resume_unfinished=True, resume_errored=True)
         else:
-            (out / SWEEP).write_text(_text(spec))
-            tuner = _tuner(spec, out, callbacks)
+            (out / SWEEP).write_text(spec.to_yaml())
+            tuner = _tuner(spec, trainable, out, callbacks)
         begin = time.time()
         tuner.fit()
         return conclude(spec, out, wall=(begin, time.time()))
-
-
-def require_shared(folder: Path, found: Check) -> None:
-    """Refuse a folder that a node cannot read or write.
-
-    Args:
-        folder: of the sweep.
-        found: what the nodes found there.
-
-    Raises:
-        UserError: naming the nodes.
-    """
-    if found.status == "error":
-        raise UserError(
-            f"{folder} is not shared by all nodes ({found.found}); choose an --out on storage that each of them mounts"
-        )
-
-
-def _trainable(spec: SweepSpec) -> Any:
-    if spec.run is None:
-        from rayrl_dt.tuning.trial import SweepTrial
-
-        return SweepTrial
-    from rayrl_dt.tuning.refinement_trial import RefinementTrial
-
-    return RefinementTrial
 
 
 @contextmanager
@@ -119,73 +80,14 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _check_folder(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
-    """Return whether there is a sweep in the folder to go on with."""
-    from ray import tune
-
-    saved = out / SWEEP
-    if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists already; continue it with --resume or choose another --out")
-        return False
-    if not saved.exists():
-        raise UserError(f"{out} holds no sweep to resume; start it without --resume")
-    if saved.read_text() != _text(spec):
-        raise UserError(
-            f"{out} holds a sweep of another config ({saved}); resume with the file and --samples that began it, "
-            "or choose another --out"
-        )
-    return bool(tune.Tuner.can_restore(str(out))) and any(out.glob("experiment_state-*.json"))
-
-
-def _check_trials(spec: SweepSpec, out: Path) -> None:
-    """Refuse trials that are to go on from a checkpoint of another version."""
-    from rayrl_dt.tuning.trial import ALGORITHM
-
-    for trial in read_trials(out, spec):
-        if trial.status != "finished":
-            for checkpoint in trial.folder.glob(f"checkpoint_*/{ALGORITHM}"):
-                check_resumable(checkpoint)
-
-
-def _check_data(spec: SweepSpec) -> None:
-    """Load what trials need once, before several want it, and make sure that it can be evaluated."""
-    if spec.run is not None:
-        job = read_refinement_job(spec.at({}))
-        RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
-        return
-    for values in spec.corners:
-        config = build_config(values)
-        if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
-            raise UserError(
-                f"{config.dataset} names no environment, so no iteration would report {spec.settings.metric}; "
-                "set environment.env"
-            )
-    for dataset in spec.datasets:
-        sources.load(dataset)
-
-
-def _check_resources(spec: SweepSpec) -> None:
-    import ray
-
-    trainable = _trainable(spec)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    requests = {
-        json.dumps(trainable.default_resource_request(values).bundles, sort_keys=True)
-        for values in spec.corners
-    }
-    for request in sorted(requests):
-        check_placement(json.loads(request), nodes)
-
-
-def _tuner(spec: SweepSpec, out: Path, callbacks: list[Any]) -> Any:
+def _tuner(spec: SweepSpec, trainable: Any, out: Path, callbacks: list[Any]) -> Any:
     from ray import tune
 
     settings = spec.settings
     # What is only evaluated leaves no checkpoint.
     frequency = 1 if spec.run is None else 0
     return tune.Tuner(
-        _trainable(spec),
+        trainable,
         param_space=spec.param_space,
         tune_config=tune.TuneConfig(
             metric=settings.metric,
@@ -243,9 +145,11 @@ def _loggers(spec: SweepSpec) -> list[Any]:
     return callbacks
 
 
-def _text(spec: SweepSpec) -> str:
-    """Return the sweep as YAML: what a later --resume must agree with."""
-    settings = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in vars(spec.settings).items()
-    }
-    return yaml.safe_dump({"name": spec.name, **spec.values, "tune": settings}, sort_keys=False)
+def _trainable(spec: SweepSpec) -> Any:
+    if spec.run is None:
+        from rayrl_dt.tuning.trial import SweepTrial
+
+        return SweepTrial
+    from rayrl_dt.tuning.refinement_trial import RefinementTrial
+
+    return RefinementTrial

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import RUN, absolute_run, read_refinement_job
@@ -66,6 +68,14 @@ class SweepSpec:
         """How many trials there are to be."""
         grids = math.prod(len(space.options) for space in self.spaces if space.kind == "grid")
         return self.settings.num_samples * grids
+
+    def to_yaml(self) -> str:
+        """Return the sweep as YAML: what a later --resume must agree with."""
+        settings = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(self.settings).items()
+        }
+        return yaml.safe_dump({"name": self.name, **self.values, "tune": settings}, sort_keys=False)
 
     @property
     def param_space(self) -> dict[str, Any]:

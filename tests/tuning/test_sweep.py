@@ -27,7 +27,7 @@ from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import _locked, _text, run_sweep
+from rayrl_dt.tuning.sweep import _locked, run_sweep
 from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
 from rayrl_dt.types import Trajectory
 
@@ -162,7 +162,7 @@ def test_a_sweep_of_another_version_is_refused(tmp_path: Path, values: dict[str,
     spec, out = read_sweep(values, default_name="tiny"), tmp_path / "out"
     write_trial(out / "a", 1e-3, 0, [9.0, 5.0], done=True)
     write_trial(out / "b", 1e-3, 1, [4.0], done=False)
-    (out / "sweep.yaml").write_text(_text(spec))
+    (out / "sweep.yaml").write_text(spec.to_yaml())
     for name in ("tuner.pkl", "experiment_state-1.json"):
         (out / name).touch()
     for trial in ("a", "b"):

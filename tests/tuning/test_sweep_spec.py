@@ -15,7 +15,7 @@ from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import read_refinement_job
-from rayrl_dt.tuning.sweep import require_shared
+from rayrl_dt.tuning.sweep_checks import require_shared
 from rayrl_dt.tuning.sweep_spec import read_sweep
 
 BASE: dict[str, Any] = {
