@@ -14,6 +14,7 @@ from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.rllib_internals import RLlibLearner
+from rayrl_dt.algorithms.step_means import StepMeans
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.objectives.imitation import return_loss
 from rayrl_dt.objectives.offline import Objective
@@ -36,6 +37,7 @@ LOSS = "loss"
 RETURN_LOSS = "return_loss"
 GRAD_NORM = "grad_norm"
 LEARNING_RATE = "lr"
+_MEANS = "step_means"
 
 
 def scheduled_lr(
@@ -70,9 +72,8 @@ class SequenceLearner(RLlibLearner):
         keep_freed_memory()
         self.gradient_step = 0
         self._rank = torch.distributed.get_rank() if self.config.num_learners > 1 else 0
-        self._sums: dict[str, Tensor] = {}
+        self._means = StepMeans()
         self._last_loss = torch.zeros(())
-        self._updates = 0
         self._objective: Objective = self.config.training_objective
         self.sequence_module.precision = precision.resolve(self.config.precision, self.device)
 
@@ -102,10 +103,9 @@ class SequenceLearner(RLlibLearner):
                 return
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Start the sums that `after_gradient_based_update` reports."""
+        """Start the means that `after_gradient_based_update` reports."""
         super().before_gradient_based_update(timesteps=timesteps)
-        self._sums = {}
-        self._updates = 0
+        self._means.begin()
 
     def gradient_step_on(self, batch: dict[str, Any]) -> Any:
         """One gradient step; learning rate and dropout masks follow from its number."""
@@ -117,7 +117,6 @@ class SequenceLearner(RLlibLearner):
         self.sequence_module.model.reseed(seed)
         result = super().gradient_step_on(batch)
         self.gradient_step += 1
-        self._updates += 1
         return result
 
     def compute_loss_for_module(
@@ -158,9 +157,8 @@ class SequenceLearner(RLlibLearner):
         return gradients_dict
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Log the means over the steps of this call, and the step count."""
-        for key, total in self._sums.items():
-            value = float(total) / max(self._updates, 1)
+        """Log the means over the steps of this call that logged something, and the step count."""
+        for key, value in self._means.take().items():
             self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
         lr = self._lr(self.gradient_step - 1)
         self.metrics.log_value((DEFAULT_MODULE_ID, LEARNING_RATE), lr, window=1)
@@ -180,13 +178,16 @@ class SequenceLearner(RLlibLearner):
 
     def log(self, key: str, value: Tensor) -> None:
         """Add a value to the mean that is logged."""
-        self._sums[key] = value if key not in self._sums else self._sums[key] + value
+        self._means.add(key, value)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Add the gradient step to RLlib's state."""
-        return {**super().get_state(*args, **kwargs), GRADIENT_STEPS: self.gradient_step}
+        """Add the gradient step and the last means to RLlib's state."""
+        own = {GRADIENT_STEPS: self.gradient_step, _MEANS: dict(self._means.last)}
+        return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore the state; see `RLlibLearner`."""
         super().set_state(state)
         self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))
+        self._means.last = dict(state.get(_MEANS, self._means.last))
+        self._last_loss = torch.tensor(self._means.last.get(LOSS, 0.0))

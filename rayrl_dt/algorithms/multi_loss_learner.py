@@ -85,9 +85,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         module.model.reseed(derive_seed(seed, "dropout", self._rank, step))
         noise = torch_generator(seed, self.noise, self._rank, step)
         self._take_step(Batch(Window.from_dict(batch[DEFAULT_MODULE_ID]), module.model, noise))
-        self.log(LOSS, self._last_loss)
         self.gradient_step += 1
-        self._updates += 1
         return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
 
     @abstractmethod
@@ -98,6 +96,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         """Take the policy's step, and log it."""
         self.log(GRAD_NORM, self.descend(POLICY, loss, "the policy's loss", clip=self.config.grad_clip))
         self._last_loss = loss.detach()
+        self.log(LOSS, self._last_loss)
 
     def descend(self, optimizer: str, loss: Tensor, what: str, *, clip: float | None = None) -> Tensor:
         """Take one step of an optimizer; return the norm of the gradient before clipping.

@@ -217,6 +217,31 @@ def test_the_order_of_updates(online: Configure) -> None:
     algorithm.stop()
 
 
+def test_means_are_those_of_the_steps_that_log(online: Configure, tmp_path: Path) -> None:
+    """A policy that steps half as often as its critic has the metrics of its own steps; the last where it has none."""
+    algorithm = online(actor_interval=2, updates_per_iteration=1).build_algo()
+    learner = algorithm.learner_group._learner
+    seen: dict[str, list[float]] = {}
+    log = learner.log
+    learner.log = lambda key, value: seen.setdefault(key, []).append(float(value)) or log(key, value)
+    found = algorithm.train()["learners"]["default_policy"]
+    assert {key: len(values) for key, values in seen.items()} == {
+        **dict.fromkeys(("critic_loss", "q_mean"), 4),
+        **dict.fromkeys(("bc_loss", "grad_norm", "loss"), 2),
+    }
+    for key, values in seen.items():
+        assert found[key] == pytest.approx(np.mean(values))
+    first = algorithm.train()["learners"]["default_policy"]
+    algorithm.save_to_path(str(tmp_path / "between"))
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "between"))
+    for each in (algorithm, resumed):
+        second = each.train()["learners"]["default_policy"]
+        assert each.gradient_steps == 6, "the step after the policy's"
+        assert all(second[key] == first[key] for key in ("bc_loss", "grad_norm", "loss"))
+        assert second["critic_loss"] != first["critic_loss"]
+        each.stop()
+
+
 def test_bc_weight_zero_leaves_the_critics_gradient_alone(online: Configure) -> None:
     algorithm = online(bc_weight=0.0, alpha=0.5, optimizer="adamw", dropout=0.0).build_algo()
     algorithm.train()
@@ -425,7 +450,7 @@ def test_the_temperature_and_the_policy_do_not_train_each_other(online: Configur
         assert not same(before, runs[-1], "model.")
         fell = runs[-1]["log_temperature"] < before["log_temperature"]
         # The policy's own step leaves the temperature; its step follows the entropy's distance from -A, A = 1.
-        assert fell == (rate > 0 and float(learner._sums["entropy"]) > -1.0)
+        assert fell == (rate > 0 and float(learner._means.take()["entropy"]) > -1.0)
         assert (runs[-1]["log_temperature"] == before["log_temperature"]) == (rate == 0)
         algorithm.stop()
     free, held = ({n: v for n, v in run.items() if n.startswith("model.")} for run in runs)

@@ -1,0 +1,37 @@
+"""Means of what gradient steps log."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["StepMeans"]
+
+
+class StepMeans:
+    """Averages each value over the steps that logged it: a policy may step less often than its critic.
+
+    Attributes:
+        last: the means as they were taken last; saved, so that a resumed run reports what the whole one does.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what has been added since the last means."""
+        self._totals: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, key: str, value: Tensor) -> None:
+        """Add a detached value, where it is; nothing waits for a device."""
+        if key in self._totals:
+            total, count = self._totals[key]
+            self._totals[key] = total + value, count + 1
+        else:
+            self._totals[key] = value, 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, the last one of what no step has logged since, and begin anew."""
+        self.last |= {key: float(total) / count for key, (total, count) in self._totals.items()}
+        self.begin()
+        return self.last
