@@ -15,7 +15,7 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window"]
+__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window", "scalar_rewards"]
 
 ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
@@ -36,6 +36,20 @@ def _described(value: Any) -> str:
     return repr(value)
 
 
+def scalar_rewards(rewards: Any, count: int) -> np.ndarray[Any, Any]:
+    """Return `(count,)` rewards, whatever shape they came in: `(count, 1)` becomes one number each.
+
+    Raises:
+        UserError: there are more or fewer, or they are no numbers.
+    """
+    values = np.asarray(rewards)
+    if values.dtype.kind not in "fiub" or values.size != count:
+        raise UserError(
+            f"rewards are {values.dtype} of shape {values.shape}; they must be one number for each of {count} steps"
+        )
+    return values.reshape(count)
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One whole episode.
@@ -43,7 +57,7 @@ class Trajectory:
     Attributes:
         observations: `(T+1, *obs)`, the last one being the observation after the last action.
         actions: `(T, A)` continuous or `(T,)` discrete, in environment units.
-        rewards: `(T,)` raw rewards.
+        rewards: `(T,)` raw rewards; `(T, 1)` is taken, too.
         terminated: True if the episode ended in a terminal state, False if it was cut (time limit).
 
     Raises:
@@ -57,6 +71,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         steps = len(self.rewards)
+        object.__setattr__(self, "rewards", scalar_rewards(self.rewards, steps))
         if steps == 0:
             raise UserError("a trajectory has no steps; drop empty episodes before building a store")
         if len(self.observations) != steps + 1 or len(self.actions) != steps:

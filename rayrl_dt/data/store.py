@@ -15,8 +15,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt.data import returns, spaces_json
+from rayrl_dt.data import returns
+from rayrl_dt.data.actions import whole_range
 from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.envs import spaces_json
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
 
@@ -43,10 +45,12 @@ class DatasetInfo:
 
     Attributes:
         source: the source id as the user wrote it, for instance `minari:mujoco/hopper/medium-v0`.
-        observation_space: of one step.
+        observation_space: of one step, flattened.
         action_space: of one step; the bounds scale continuous actions.
         env_spec: Gymnasium's specification of the environment that the data was collected in, if known.
-        metadata: anything else worth reporting (author, library versions, reference scores).
+        metadata: anything else worth reporting (author, library versions, reference scores); `notes` says in sentences
+            what was left out or clipped when the data was read.
+        recorded_space: of one observation as the environment gave it; None if it is not known.
     """
 
     source: str
@@ -54,6 +58,7 @@ class DatasetInfo:
     action_space: gym.Space[Any]
     env_spec: EnvSpec | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    recorded_space: gym.Space[Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -63,18 +68,22 @@ class DatasetInfo:
             "action_space": spaces_json.to_json(self.action_space),
             "env_spec": None if self.env_spec is None else self.env_spec.to_json(),
             "metadata": self.metadata,
+            "recorded_space": None
+            if self.recorded_space is None
+            else spaces_json.to_json(self.recorded_space),
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DatasetInfo:
         """Inverse of `to_json`."""
-        spec = values["env_spec"]
+        spec, recorded = values["env_spec"], values.get("recorded_space")
         return cls(
             source=values["source"],
             observation_space=spaces_json.from_json(values["observation_space"]),
             action_space=spaces_json.from_json(values["action_space"]),
             env_spec=None if spec is None else EnvSpec.from_json(spec),
             metadata=values["metadata"],
+            recorded_space=None if recorded is None else spaces_json.from_json(recorded),
         )
 
 
@@ -89,11 +98,8 @@ def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[
     Raises:
         UserError: the episode does not fit the spaces.
     """
-    discrete = isinstance(info.action_space, gym.spaces.Discrete)
-    expected = {
-        "observations": info.observation_space.shape or (),
-        "actions": () if discrete else (info.action_space.shape or ()),
-    }
+    space = info.action_space
+    expected = {"observations": info.observation_space.shape or (), "actions": space.shape or ()}
     for name, shape in expected.items():
         found = getattr(episode, name).shape[1:]
         if found != shape:
@@ -101,21 +107,19 @@ def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[
                 f"{info.source}: episode {number} has {name} of shape {found}, the space says {shape}; "
                 "check the data set"
             )
-    if isinstance(info.action_space, gym.spaces.Discrete):
-        first = int(info.action_space.start)
-        last = first + int(info.action_space.n) - 1
-        if episode.actions.min() < first or episode.actions.max() > last:
-            raise UserError(
-                f"{info.source}: episode {number} has actions {episode.actions.min()} to {episode.actions.max()}, "
-                f"the space allows {first} to {last}; check the data set"
-            )
+    allowed = whole_range(space)
+    if allowed is not None and ((episode.actions < allowed[0]).any() or (episode.actions > allowed[1]).any()):
+        raise UserError(
+            f"{info.source}: episode {number} has actions {episode.actions.min()} to {episode.actions.max()}, "
+            f"the space allows {allowed[0]} to {allowed[1]}; check the data set"
+        )
     # Images stay bytes: four times smaller. Everything else is float32.
     image = episode.observations.dtype == np.uint8
     observations = np.asarray(episode.observations, np.uint8 if image else np.float32)
     return {
         "observations": observations[:-1],
         "final_observations": observations[-1:],
-        "actions": np.asarray(episode.actions, np.int64 if discrete else np.float32),
+        "actions": np.asarray(episode.actions, np.float32 if allowed is None else np.int64),
         "rewards": np.asarray(episode.rewards, np.float32),
     }
 

@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt.data import spaces_json
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs import spaces_json
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of
@@ -31,7 +32,7 @@ class PolicySpec:
 
     Attributes:
         model: the model's choices, with no "auto" left.
-        observation_space: of one step.
+        observation_space: of one step, flattened.
         action_space: of one step.
         action_low: `(A,)` action that a head output of -1 stands for; empty if discrete.
         action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
@@ -46,6 +47,7 @@ class PolicySpec:
         action_selection: how it takes discrete actions, as it was evaluated in training: the most likely ("mode"), or
             drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
             draw theirs, `SequencePolicy` takes the most likely.
+        recorded_space: of one observation as the environment gives it; None for `observation_space`.
     """
 
     model: ModelConfig
@@ -62,6 +64,14 @@ class PolicySpec:
     metadata: dict[str, Any] = field(default_factory=dict)
     acting_context_length: int | None = None
     action_selection: str | None = None
+    recorded_space: gym.Space[Any] | None = None
+
+    @property
+    def flattening(self) -> Flattening:
+        """How observations become what the model reads."""
+        if self.recorded_space is None:
+            return Flattening(self.observation_space, kept=True)
+        return Flattening(self.recorded_space)
 
     @property
     def dataset_info(self) -> DatasetInfo:
@@ -72,6 +82,7 @@ class PolicySpec:
             action_space=self.action_space,
             env_spec=None if self.collected_in is None else EnvSpec.from_json(self.collected_in),
             metadata=self.metadata,
+            recorded_space=self.recorded_space,
         )
 
     @property
@@ -199,6 +210,7 @@ class PolicySpec:
             },
             collected_in=None if spec is None else spec.to_json(),
             metadata=dict(store.info.metadata),
+            recorded_space=store.info.recorded_space,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -218,6 +230,9 @@ class PolicySpec:
             "metadata": self.metadata,
             "acting_context_length": self.acting_context_length,
             "action_selection": self.action_selection,
+            "recorded_space": None
+            if self.recorded_space is None
+            else spaces_json.to_json(self.recorded_space),
         }
 
     @classmethod
@@ -225,6 +240,7 @@ class PolicySpec:
         """Inverse of `to_json`."""
         # Bundles written before the American spelling have the British one.
         normalizer = values["normaliser"] if "normaliser" in values else values["normalizer"]
+        recorded = values.get("recorded_space")
         return cls(
             model=ModelConfig.from_dict(values["model"]),
             observation_space=spaces_json.from_json(values["observation_space"]),
@@ -243,6 +259,7 @@ class PolicySpec:
             # Bundles written before these were recorded lack them.
             acting_context_length=values.get("acting_context_length"),
             action_selection=values.get("action_selection"),
+            recorded_space=None if recorded is None else spaces_json.from_json(recorded),
         )
 
 
