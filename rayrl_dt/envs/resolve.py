@@ -150,7 +150,7 @@ def _make(env: str | EnvSpec, kwargs: dict[str, Any]) -> Env:
     if isinstance(env, str) and env.lstrip().startswith("{"):
         env = _spec_from_json(env)
     if isinstance(env, EnvSpec):
-        return _make_spec(env, kwargs)
+        return make_spec(env, kwargs)
     return _make_imported(env, kwargs) if ":" in env else _make_id(env, kwargs)
 
 
@@ -189,7 +189,19 @@ def _make_imported(name: str, kwargs: dict[str, Any]) -> Env:
     return made
 
 
-def _make_spec(spec: EnvSpec, kwargs: dict[str, Any]) -> Env:
+def registered(name: str) -> EnvSpec | None:
+    """Return what is registered under an id, importing the packages that register environments if need be."""
+    if name not in gym.registry:
+        _register_extras(name)
+    return gym.registry.get(name)
+
+
+def make_spec(spec: EnvSpec, kwargs: dict[str, Any]) -> Env:
+    """Make an environment from its specification, or, if that is out of date, from its id; not flattened.
+
+    Raises:
+        UserError: neither can be made.
+    """
     try:
         return gym.make(spec, disable_env_checker=True, **kwargs)
     except (*_REFUSALS, ValueError) as error:
