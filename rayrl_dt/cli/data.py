@@ -120,6 +120,8 @@ def preview(
         table.add_row("actions", f"{size} continuous dimensions, {share:.1f}% at their bounds")
     table.add_row("reference scores", statistics["reference_note"])
     console.print(table)
+    for note in statistics["notes"]:
+        console.print(f"note: {note}", markup=False)
     picture = out or Path("runs/previews") / f"{dataset.replace(':', '-').replace('/', '-')}.png"
     if picture.suffix.lower() != ".png":
         raise UserError(f"--out {picture} must end in .png")

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayrl_dt.data import filters
+from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import d4rl, minari_io
-from rayrl_dt.data.readers.cleaning import NOTES
-from rayrl_dt.data.store import FORMAT, DatasetInfo, TrajectoryStore
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store_files import FORMAT
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Trajectory

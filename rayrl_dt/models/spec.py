@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from rayrl_dt.data.scaling import action_range, scale_notes
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs import spaces_json
 from rayrl_dt.envs.observations import Flattening
@@ -23,6 +25,7 @@ from rayrl_dt.types import Normalizer
 
 __all__ = ["ACTION_SELECTIONS", "PolicySpec"]
 
+_LOG = logging.getLogger(__name__)
 ACTION_SELECTIONS = ("mode", "sample")
 
 
@@ -177,9 +180,12 @@ class PolicySpec:
         if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
         spec = store.info.env_spec
-        limit = max(int(store.lengths.max()), (spec.max_episode_steps or 0) if spec else 0)
+        environment = store.info.environment
+        limit = max(int(store.lengths.max()), 0 if environment is None else environment.limit)
         head = heads[0] if model.head == "auto" else model.head
-        low, high = _action_bounds(store) if HEADS[head].continuous else ((), ())
+        low, high = action_range(store) if HEADS[head].continuous else ((), ())
+        for note in scale_notes(store):
+            _LOG.warning("%s: %s", store.info.source, note)
         returns = store.episode_returns
         scale = return_scale if return_scale is not None else _default_scale(returns)
         if not np.isfinite(scale) or scale <= 0:
@@ -194,8 +200,8 @@ class PolicySpec:
             ),
             observation_space=store.info.observation_space,
             action_space=space,
-            action_low=low,
-            action_high=high,
+            action_low=tuple(map(float, low)),
+            action_high=tuple(map(float, high)),
             normalizer=encoder_of(store.info.observation_space).normalizer(store),
             return_scale=float(scale),
             env=env if env is not None else (None if spec is None else spec.to_json()),
@@ -261,20 +267,6 @@ class PolicySpec:
             action_selection=values.get("action_selection"),
             recorded_space=None if recorded is None else spaces_json.from_json(recorded),
         )
-
-
-def _action_bounds(store: TrajectoryStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the space's bounds; where it has none, the range of the data (a tanh head needs some)."""
-    space = store.info.action_space
-    assert isinstance(space, gym.spaces.Box)
-    if space.shape is None or len(space.shape) != 1:
-        raise UserError(f"actions of shape {space.shape} are not supported; flatten them to one dimension")
-    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        low = np.where(np.isfinite(low), low, store.actions.min(axis=0))
-        high = np.where(np.isfinite(high), high, store.actions.max(axis=0))
-    high = np.where(high > low, high, low + 1.0)
-    return tuple(low.tolist()), tuple(high.tolist())
 
 
 def _default_scale(returns: np.ndarray[Any, Any]) -> float:

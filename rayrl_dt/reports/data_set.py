@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayrl_dt.data.preview import action_bounds, action_chunks, action_counts
+from rayrl_dt.data.preview import action_counts
+from rayrl_dt.data.scaling import action_chunks, action_range
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
 
@@ -50,10 +51,7 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
 
 def _densities(store: TrajectoryStore) -> tuple[Array, Array]:
     """Histogram edges common to all dimensions, and the fraction of steps in each bin `(A, bins)`."""
-    low, high = action_bounds(store)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        low = np.min([chunk.min() for chunk in action_chunks(store)], keepdims=True)
-        high = np.max([chunk.max() for chunk in action_chunks(store)], keepdims=True)
+    low, high = action_range(store)
     edges = np.linspace(low.min(), max(high.max(), low.min() + 1e-6), _BINS + 1)
     counts = np.zeros((store.actions.shape[1], _BINS))
     for actions in action_chunks(store):

@@ -11,17 +11,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rayrl_dt.data.store import DatasetInfo
+from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
 
-__all__ = ["NOTES", "clean"]
+__all__ = ["clean"]
 
 Array = np.ndarray[Any, Any]
-
-NOTES = "notes"
-"""The key of the metadata under which sentences about the reading stand."""
 
 _MOST_BAD = 0.5
 # Of a feature's spread, in what float32 makes of it.

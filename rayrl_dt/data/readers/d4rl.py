@@ -12,9 +12,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import hdf5
-from rayrl_dt.data.readers.cleaning import NOTES, clean
-from rayrl_dt.data.store import DatasetInfo
+from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory

@@ -6,9 +6,7 @@ bytes of some data sets. Writing goes through Minari's storage, so that Minari r
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from rayrl_dt.data.actions import action_space as known_actions
 from rayrl_dt.data.actions import flat_actions
 from rayrl_dt.data.readers import hdf5
 from rayrl_dt.data.readers.cleaning import clean
+from rayrl_dt.data.readers.minari_env import env_spec_of
 from rayrl_dt.data.readers.minari_local import (
     check_id,
     data_folder,
@@ -45,7 +44,6 @@ from rayrl_dt.types import Trajectory
 
 __all__ = ["RawEpisode", "data_folder", "datasets_root", "exists", "list_local", "read", "stream", "write"]
 
-_LOG = logging.getLogger(__name__)
 _METADATA_KEYS = (
     "dataset_id",
     "author",
@@ -110,12 +108,11 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
     except Exception as error:
         raise _damaged(folder, error) from error
     metadata = {key: raw[key] for key in _METADATA_KEYS if key in raw}
-    env_spec = _env_spec(raw.get("env_spec"), dataset_id)
-    if env_spec is not None:
-        metadata["environment"] = env_spec.id
-    evaluation_spec = _env_spec(raw.get("eval_env_spec"), dataset_id)
-    if evaluation_spec is not None:
-        metadata["evaluation_environment"] = evaluation_spec.id
+    evaluation_spec = env_spec_of(raw.get("eval_env_spec"), dataset_id)
+    env_spec = env_spec_of(raw.get("env_spec"), dataset_id, evaluation_spec)
+    for key, spec in (("environment", env_spec), ("evaluation_environment", evaluation_spec)):
+        if spec is not None:
+            metadata[key] = spec.id
     flattening = Flattening(space)
     info = DatasetInfo(
         source=f"minari:{dataset_id}",
@@ -124,6 +121,7 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         env_spec=env_spec,
         metadata=metadata,
         recorded_space=None if flattening.plain else space,
+        evaluation_spec=evaluation_spec,
     )
     return clean(_attempts(folder, storage, flattening, total), info, flattening), info
 
@@ -315,19 +313,6 @@ def _buffers(
             truncations=last & (not episode.terminated),
             infos=getattr(episode, "infos", None),
         )
-
-
-def _env_spec(serialized: Any, dataset_id: str) -> EnvSpec | None:
-    """Return the specification, without the fields that this Gymnasium no longer has; None if it cannot be read."""
-    if serialized is None:
-        return None
-    known = {field.name for field in dataclasses.fields(EnvSpec)}
-    try:
-        values = json.loads(serialized)
-        return EnvSpec.from_json(json.dumps({key: value for key, value in values.items() if key in known}))
-    except Exception as error:  # any entry of the specification may be foreign
-        _LOG.warning("The environment of %s cannot be recovered (%s); name one yourself.", dataset_id, error)
-        return None
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

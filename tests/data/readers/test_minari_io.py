@@ -413,9 +413,14 @@ def test_list_local(make_trajectories: Any) -> None:
     assert minari_io.list_local() == []
     _write(make_trajectories(), "b/deep/er-v1")
     _write(make_trajectories(lengths=(4,)), "a-v0", env_spec=None)
-    (minari_io.datasets_root() / "broken-v0" / "data").mkdir(parents=True)
+    for number, odd in enumerate(
+        ("", "[]", "3", "{", '{"total_episodes": null}', '{"env_spec": [1]}', "[" * 9999)
+    ):
+        folder = minari_io.datasets_root() / f"broken-v{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text(odd)
     first, second = minari_io.list_local()
     assert first["id"] == "a-v0" and first["episodes"] == 1 and first["steps"] == 4 and first["env"] is None
     assert second["id"] == "b/deep/er-v1" and second["env"] == "Pendulum-v1" and second["author"] == "tests"
     assert second["size_mb"] > 0
-    assert minari_io.exists("a-v0") and not minari_io.exists("broken-v0")
+    assert minari_io.exists("a-v0") and not minari_io.exists("missing-v0")
