@@ -63,7 +63,7 @@ def _action_statistics(store: TrajectoryStore) -> dict[str, Any]:
     assert isinstance(space, gym.spaces.Box)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounded = np.isfinite(low) & np.isfinite(high)
-    margin = _AT_BOUND * np.where(bounded, high, 1) - _AT_BOUND * np.where(bounded, low, 0)
+    margin = _AT_BOUND * (np.where(bounded, high, 1) - np.where(bounded, low, 0))
     dimensions = store.actions.shape[1]
     total, squares = np.zeros(dimensions), np.zeros(dimensions)
     at_bounds = np.zeros(dimensions, np.int64)
