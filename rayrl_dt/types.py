@@ -15,10 +15,15 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window"]
+__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window", "scalar_rewards"]
 
 ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
+
+_CONSTANT = 1e-6
+_NEARLY_CONSTANT = 0.01
+# Of the deviation: steps of noise are sqrt(2) deviations long, those of a signal far shorter.
+_JITTER = 0.5
 
 ArrayT = TypeVar("ArrayT", np.ndarray[Any, Any], torch.Tensor)
 
@@ -36,6 +41,20 @@ def _described(value: Any) -> str:
     return repr(value)
 
 
+def scalar_rewards(rewards: Any, count: int) -> np.ndarray[Any, Any]:
+    """Return `(count,)` rewards, whatever shape they came in: `(count, 1)` becomes one number each.
+
+    Raises:
+        UserError: there are more or fewer, or they are no numbers.
+    """
+    values = np.asarray(rewards)
+    if values.dtype.kind not in "fiub" or values.size != count:
+        raise UserError(
+            f"rewards are {values.dtype} of shape {values.shape}; they must be one number for each of {count} steps"
+        )
+    return values.reshape(count)
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One whole episode.
@@ -43,7 +62,7 @@ class Trajectory:
     Attributes:
         observations: `(T+1, *obs)`, the last one being the observation after the last action.
         actions: `(T, A)` continuous or `(T,)` discrete, in environment units.
-        rewards: `(T,)` raw rewards.
+        rewards: `(T,)` raw rewards; `(T, 1)` is taken, too.
         terminated: True if the episode ended in a terminal state, False if it was cut (time limit).
 
     Raises:
@@ -57,6 +76,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         steps = len(self.rewards)
+        object.__setattr__(self, "rewards", scalar_rewards(self.rewards, steps))
         if steps == 0:
             raise UserError("a trajectory has no steps; drop empty episodes before building a store")
         if len(self.observations) != steps + 1 or len(self.actions) != steps:
@@ -159,10 +179,12 @@ class Normalizer:
         mean: `(*obs)` float32.
         std: `(*obs)` float32, at least 1e-6; 1 where the data never varies, so that an unseen value does
             not blow up.
+        raised: numbers of the features whose `std` is larger than the data's, since they vary by nothing but noise.
     """
 
     mean: np.ndarray[Any, Any]
     std: np.ndarray[Any, Any]
+    raised: tuple[int, ...] = ()
 
     __repr__ = _repr
 
@@ -172,8 +194,13 @@ class Normalizer:
         return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32))
 
     @classmethod
-    def fit(cls, observations: np.ndarray[Any, Any], *, chunk: int = 262_144) -> Normalizer:
-        """Return the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped)."""
+    def fit(cls, observations: Any, *, chunk: int = 262_144) -> Normalizer:
+        """Return the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped).
+
+        A feature that jitters from step to step by less than a hundredth of its scale is noise around a constant. Its
+        deviation is raised to that, so that a small shift is not blown up to hundreds of deviations. Its scale is its
+        size, or the deviation of most features if that is larger.
+        """
         count = len(observations)
         total = np.zeros(observations.shape[1:], np.float64)
         for begin in range(0, count, chunk):
@@ -184,8 +211,20 @@ class Normalizer:
             part = observations[begin : begin + chunk].astype(np.float64) - mean
             squares += np.square(part).sum(axis=0)
         std = np.sqrt(squares / count)
-        std = np.where(std < 1e-6, 1.0, std + 1e-6)
-        return cls(mean.astype(np.float32), std.astype(np.float32))
+        varies = std >= _CONSTANT
+        typical = np.median(std[varies]) if varies.any() else 0.0
+        floor = _NEARLY_CONSTANT * np.maximum(np.abs(mean), typical)
+        raised = varies & (std < floor)
+        if raised.any():
+            steps, number = np.zeros(int(raised.sum())), 0
+            for begin in range(0, count, chunk):
+                part = observations[begin : begin + chunk][:, raised].astype(np.float64)
+                steps += np.square(np.diff(part, axis=0)).sum(axis=0)
+                number += len(part) - 1
+            raised[raised] = np.sqrt(steps / max(number, 1)) > _JITTER * std[raised]
+        std = np.where(varies, std + _CONSTANT, 1.0)
+        std = np.where(raised, floor, std)
+        return cls(mean.astype(np.float32), std.astype(np.float32), tuple(np.flatnonzero(raised).tolist()))
 
     def apply(self, observations: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return (observations - mean) / std."""

@@ -111,15 +111,16 @@ def preview(
         "observations", f"{statistics['observations']['shape']} {statistics['observations']['dtype']}"
     )
     actions = statistics["actions"]
-    if actions["kind"] == "discrete":
-        table.add_row(
-            "actions", "  ".join(f"{action}: {count:,}" for action, count in actions["counts"].items())
-        )
-    else:
+    choices = [actions["counts"]] if actions["kind"] == "discrete" else actions.get("choices", [])
+    for counts in choices:
+        table.add_row("actions", "  ".join(f"{action}: {count:,}" for action, count in counts.items()))
+    if actions["kind"] == "continuous":
         size, share = len(actions["dimensions"]), 100 * actions["at_bounds"]
         table.add_row("actions", f"{size} continuous dimensions, {share:.1f}% at their bounds")
     table.add_row("reference scores", statistics["reference_note"])
     console.print(table)
+    for note in statistics["notes"]:
+        console.print(f"note: {note}", markup=False)
     picture = out or Path("runs/previews") / f"{dataset.replace(':', '-').replace('/', '-')}.png"
     if picture.suffix.lower() != ".png":
         raise UserError(f"--out {picture} must end in .png")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from typing import IO, Any
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -40,7 +40,12 @@ def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace)
     shapes = {}
     for name, member in members.items():
         with archive.open(member) as stream:
-            shapes[name] = _read_header(stream)
+            shape, dtype = shapes[name] = _read_header(stream)
+            size = stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        info = archive.getinfo(member)
+        # Before there is room for what the header claims.
+        if info.file_size != size or info.compress_type != ZIP_STORED:
+            raise ValueError(f"{member} does not hold {shape} numbers")
     arrays = space.zeros(shapes)
     for name, array in arrays.items():
         with archive.open(members[name]) as stream:

@@ -1,14 +1,19 @@
-"""Views of a store that hold some of its episodes; the statistics stay those of the whole data set."""
+"""Views of a store that hold some of its episodes.
+
+The statistics stay those of the whole data set, as in %BC (Decision Transformer), where the other episodes are known
+and not imitated. Only `below_return` pretends that they do not exist.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store import OwnSteps, TrajectoryStore, fit_normalizer
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import numpy_generator
 
@@ -66,6 +71,8 @@ def _is_number(value: Any) -> bool:
 def below_return(store: TrajectoryStore, limit: float) -> TrajectoryStore:
     """Return a view of the episodes whose raw return lies below `limit`: poor data to finetune from.
 
+    Its statistics are those of these episodes alone, as if the others had never been recorded.
+
     Raises:
         UserError: there is none.
     """
@@ -73,4 +80,5 @@ def below_return(store: TrajectoryStore, limit: float) -> TrajectoryStore:
     if len(chosen) == 0:
         lowest = float(store.episode_returns.min())
         raise UserError(f"no episode of {store.info.source} is below {limit:g}; the lowest has {lowest:g}")
-    return store.select(chosen)
+    view = store.select(chosen)
+    return replace(view, normalizer=fit_normalizer(OwnSteps(view, "observations")))

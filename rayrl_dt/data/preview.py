@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.data import scores
+from rayrl_dt.data.actions import whole_range
+from rayrl_dt.data.info import NOTES
+from rayrl_dt.data.scaling import action_chunks, scale_notes
 from rayrl_dt.data.store import TrajectoryStore
 
-__all__ = ["action_bounds", "action_chunks", "action_counts", "statistics"]
+__all__ = ["action_counts", "statistics"]
 
 Array = np.ndarray[Any, Any]
-_CHUNK = 262_144
 _PERCENTILES = (5, 25, 50, 75, 95)
 # An action counts as at a bound within this fraction of the range: squashed policies never quite reach it.
 _AT_BOUND = 1e-3
@@ -27,8 +28,10 @@ def statistics(store: TrajectoryStore) -> dict[str, Any]:
         `source, environment, episodes, steps, delayed_reward, terminated_fraction`; `returns` (raw) and
         `lengths`, each with `mean, std, min, max, p5, p25, p50, p75, p95`; `observations` (`shape, dtype`);
         `actions`: `kind` "continuous" (per dimension `low, high, min, max, mean, std, at_bounds`, and
-        `at_bounds` over all numbers) or "discrete" (`counts` by action, as text); `reference` (`minimum,
-        maximum, environment, source`, or None) with `reference_note`.
+        `at_bounds` over all numbers), "discrete" (`counts` by action, as text) or "multi-discrete" (`choices`, a list
+        of such counts); `reference` (`minimum,
+        maximum, environment, source`, or None) with `reference_note`; `notes`: sentences about what was left out or
+        clipped, and what will be scaled otherwise than it says.
     """
     info = store.info
     environment = info.metadata.get("environment") if info.env_spec is None else info.env_spec.id
@@ -49,17 +52,23 @@ def statistics(store: TrajectoryStore) -> dict[str, Any]:
         "actions": _action_statistics(store),
         "reference": None if reference is None else dict(vars(reference)),
         "reference_note": note,
+        "notes": [*info.metadata.get(NOTES, ()), *scale_notes(store)],
     }
 
 
 def _action_statistics(store: TrajectoryStore) -> dict[str, Any]:
     space = store.info.action_space
-    if isinstance(space, gym.spaces.Discrete):
-        actions, counts = action_counts(store)
-        counted = zip(actions.tolist(), counts.tolist(), strict=True)
-        return {"kind": "discrete", "counts": {str(action): count for action, count in counted}}
-    low, high = action_bounds(store)
-    margin = _AT_BOUND * (high - low)
+    if not isinstance(space, gym.spaces.Box):
+        choices = [
+            {str(action): count for action, count in zip(actions.tolist(), counts.tolist(), strict=True)}
+            for actions, counts in action_counts(store)
+        ]
+        if isinstance(space, gym.spaces.Discrete):
+            return {"kind": "discrete", "counts": choices[0]}
+        return {"kind": "multi-discrete", "choices": choices}
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    margin = _AT_BOUND * (np.where(bounded, high, 1) - np.where(bounded, low, 0))
     dimensions = store.actions.shape[1]
     total, squares = np.zeros(dimensions), np.zeros(dimensions)
     at_bounds = np.zeros(dimensions, np.int64)
@@ -89,29 +98,16 @@ def _summary(values: Array) -> dict[str, float]:
     return {"mean": float(values.mean()), "std": float(values.std()), "min": low, "max": high, **percentiles}
 
 
-def action_chunks(store: TrajectoryStore) -> Iterator[Array]:
-    """Return the actions of the store's own episodes, which in a view are not all of the array."""
-    for begin in range(0, store.num_steps, _CHUNK):
-        episodes, offsets = store.locate(np.arange(begin, min(begin + _CHUNK, store.num_steps)))
-        yield store.actions[store.starts[episodes] + offsets]
-
-
-def action_bounds(store: TrajectoryStore) -> tuple[Array, Array]:
-    """Return the space's bounds per action dimension, infinite where it has none."""
-    space = store.info.action_space
-    assert isinstance(space, gym.spaces.Box)
-    return space.low.astype(np.float64), space.high.astype(np.float64)
-
-
-def action_counts(store: TrajectoryStore) -> tuple[Array, Array]:
-    """Return the discrete actions, and how often each was taken."""
-    space = store.info.action_space
-    assert isinstance(space, gym.spaces.Discrete)
-    first, size = int(space.start), int(space.n)
-    counts = np.zeros(size, np.int64)
-    for actions in action_chunks(store):
-        counts += np.bincount(actions - first, minlength=size)
-    return first + np.arange(size), counts
+def action_counts(store: TrajectoryStore) -> list[tuple[Array, Array]]:
+    """Return the discrete actions and how often each was taken, for each choice of an action."""
+    allowed = whole_range(store.info.action_space)
+    assert allowed is not None
+    first, last = (np.atleast_1d(bound) for bound in allowed)
+    counts = [np.zeros(size, np.int64) for size in last - first + 1]
+    for chunk in action_chunks(store):
+        for column, count in zip((chunk.reshape(len(chunk), -1) - first).T, counts, strict=True):
+            count += np.bincount(column, minlength=len(count))
+    return [(begin + np.arange(len(count)), count) for begin, count in zip(first, counts, strict=True)]
 
 
 def _finite(value: float) -> float | None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from rayrl_dt.data import returns
 from rayrl_dt.data.array_files import ArraySpace, read_arrays
-from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore, episode_arrays
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore, episode_arrays
+from rayrl_dt.data.store_files import ARRAYS
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
 
@@ -29,7 +30,7 @@ _STEP_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
 _EPISODE_ARRAYS = ("lengths", "terminated", "final_observations", "numbers")
 _FIRST_ROWS = 1024
 # Of the names of arrays in a saved replay.
-_STEPS, _EPISODES = "steps/", "episodes/"
+_STEPS, _EPISODES, _COUNTS = "steps/", "episodes/", "counts"
 
 
 def best_episodes(store: TrajectoryStore, count: int) -> Array:
@@ -231,26 +232,52 @@ class TrajectoryReplay:
             UserError: the file is missing or truncated, or the disk has no room for mapped files.
         """
         try:
-            with np.load(file, allow_pickle=False) as saved:
-                counts = ReplayCounts(*saved["counts"].tolist())
-                episodes = {
-                    name.removeprefix(_EPISODES): saved[name]
-                    for name in saved.files
-                    if name.startswith(_EPISODES)
-                }
-                members = {
-                    name.removeprefix(_STEPS): f"{name}.npy"
-                    for name in saved.files
-                    if name.startswith(_STEPS)
-                }
-                steps = read_arrays(saved.zip, members, self._space)
+            with zipfile.ZipFile(file) as archive:
+                parts: dict[str, dict[str, Array]] = {}
+                for prefix, space in (
+                    (_STEPS, self._space),
+                    (_EPISODES, ArraySpace(None)),
+                    (_COUNTS, ArraySpace(None)),
+                ):
+                    members = {
+                        name.removeprefix(prefix).removesuffix(".npy"): name
+                        for name in archive.namelist()
+                        if name.startswith(prefix)
+                    }
+                    parts[prefix] = read_arrays(archive, members, space)
+            steps, episodes = parts[_STEPS], parts[_EPISODES]
+            counts = ReplayCounts(*parts[_COUNTS][""].tolist())
+            self._check(steps, episodes)
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"the replay {file} is missing or broken ({error}); resume from an earlier checkpoint"
             ) from error
         self._replace(steps, episodes, counts)
+
+    def _check(self, steps: dict[str, Array], episodes: dict[str, Array]) -> None:
+        """Raise ValueError where saved arrays do not fit one another or the spaces."""
+        if not steps and not episodes:
+            return
+        count, number = len(steps["rewards"]), len(episodes["lengths"])
+        observation, action = (
+            space.shape or () for space in (self._info.observation_space, self._info.action_space)
+        )
+        shapes = {
+            "observations": (count, *observation),
+            "actions": (count, *action),
+            "final_observations": (number, *observation),
+        }
+        for name, array in (*steps.items(), *episodes.items()):
+            shape = shapes.get(name, (count,) if name in steps else (number,))
+            if array.shape != shape:
+                raise ValueError(f"{name} are of shape {array.shape}, not {shape}")
+        if {*steps} != {*_STEP_ARRAYS} or {*episodes} != {*_EPISODE_ARRAYS}:
+            raise ValueError(f"it holds {', '.join((*steps, *episodes))}")
+        lengths = episodes["lengths"]
+        if (lengths < 1).any() or lengths.sum() != count:
+            raise ValueError("its episodes do not add up to its steps")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the content by a saved one; windows drawn afterwards equal those that would have been drawn."""

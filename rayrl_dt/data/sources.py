@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayrl_dt.data import filters
+from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import d4rl, minari_io
-from rayrl_dt.data.store import FORMAT, DatasetInfo, TrajectoryStore
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store_files import FORMAT
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Trajectory
@@ -30,7 +32,7 @@ __all__ = ["cache_root", "load", "locate"]
 
 _LOG = logging.getLogger(__name__)
 # Raised whenever a reader gives other trajectories for the same file.
-_READERS = 1
+_READERS = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def load(
     else:
         store = _in_memory(source, _ORIGINS[kind](rest))
     store = replace(store, info=replace(store.info, source=source))
+    for note in store.info.metadata.get(NOTES, ()):
+        _LOG.warning("%s: %s", source, note)
     if top_percent is not None:
         store = filters.top_percent(store, top_percent)
     return store.with_delayed_rewards() if delayed_reward else store

@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt.data import returns, spaces_json
+from rayrl_dt.data import returns
+from rayrl_dt.data.actions import whole_range
+from rayrl_dt.data.info import DatasetInfo
 from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.data.store_files import ARRAYS, checksum, read, write_header
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
 
-__all__ = ["DatasetInfo", "TrajectoryStore", "episode_arrays", "fit_normalizer"]
+__all__ = ["DatasetInfo", "OwnSteps", "TrajectoryStore", "episode_arrays", "fit_normalizer"]
 
 Array = np.ndarray[Any, Any]
-ARRAYS = (
-    "observations",
-    "actions",
-    "rewards",
-    "returns_to_go",
-    "starts",
-    "lengths",
-    "terminated",
-    "final_observations",
-)
-FORMAT = 1
-HEADER = "store.json"
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """Where trajectories come from.
-
-    Attributes:
-        source: the source id as the user wrote it, for instance `minari:mujoco/hopper/medium-v0`.
-        observation_space: of one step.
-        action_space: of one step; the bounds scale continuous actions.
-        env_spec: Gymnasium's specification of the environment that the data was collected in, if known.
-        metadata: anything else worth reporting (author, library versions, reference scores).
-    """
-
-    source: str
-    observation_space: gym.Space[Any]
-    action_space: gym.Space[Any]
-    env_spec: EnvSpec | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return {
-            "source": self.source,
-            "observation_space": spaces_json.to_json(self.observation_space),
-            "action_space": spaces_json.to_json(self.action_space),
-            "env_spec": None if self.env_spec is None else self.env_spec.to_json(),
-            "metadata": self.metadata,
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> DatasetInfo:
-        """Inverse of `to_json`."""
-        spec = values["env_spec"]
-        return cls(
-            source=values["source"],
-            observation_space=spaces_json.from_json(values["observation_space"]),
-            action_space=spaces_json.from_json(values["action_space"]),
-            env_spec=None if spec is None else EnvSpec.from_json(spec),
-            metadata=values["metadata"],
-        )
 
 
 def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[str, Array]:
@@ -89,11 +36,8 @@ def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[
     Raises:
         UserError: the episode does not fit the spaces.
     """
-    discrete = isinstance(info.action_space, gym.spaces.Discrete)
-    expected = {
-        "observations": info.observation_space.shape or (),
-        "actions": () if discrete else (info.action_space.shape or ()),
-    }
+    space = info.action_space
+    expected = {"observations": info.observation_space.shape or (), "actions": space.shape or ()}
     for name, shape in expected.items():
         found = getattr(episode, name).shape[1:]
         if found != shape:
@@ -101,30 +45,51 @@ def episode_arrays(episode: Trajectory, info: DatasetInfo, number: int) -> dict[
                 f"{info.source}: episode {number} has {name} of shape {found}, the space says {shape}; "
                 "check the data set"
             )
-    if isinstance(info.action_space, gym.spaces.Discrete):
-        first = int(info.action_space.start)
-        last = first + int(info.action_space.n) - 1
-        if episode.actions.min() < first or episode.actions.max() > last:
-            raise UserError(
-                f"{info.source}: episode {number} has actions {episode.actions.min()} to {episode.actions.max()}, "
-                f"the space allows {first} to {last}; check the data set"
-            )
+    allowed = whole_range(space)
+    if allowed is not None and ((episode.actions < allowed[0]).any() or (episode.actions > allowed[1]).any()):
+        raise UserError(
+            f"{info.source}: episode {number} has actions {episode.actions.min()} to {episode.actions.max()}, "
+            f"the space allows {allowed[0]} to {allowed[1]}; check the data set"
+        )
     # Images stay bytes: four times smaller. Everything else is float32.
     image = episode.observations.dtype == np.uint8
     observations = np.asarray(episode.observations, np.uint8 if image else np.float32)
     return {
         "observations": observations[:-1],
         "final_observations": observations[-1:],
-        "actions": np.asarray(episode.actions, np.int64 if discrete else np.float32),
+        "actions": np.asarray(episode.actions, np.float32 if allowed is None else np.int64),
         "rewards": np.asarray(episode.rewards, np.float32),
     }
 
 
-def fit_normalizer(observations: Array) -> Normalizer:
+def fit_normalizer(observations: Array | OwnSteps) -> Normalizer:
     """Return the statistics of `(N, *obs)` observations; images are left as they are."""
     if observations.dtype == np.uint8:
         return Normalizer.identity(observations.shape[1:])
     return Normalizer.fit(observations)
+
+
+class OwnSteps:
+    """One of a store's flat arrays, cut down to the steps of its own episodes; reads like an array, piece by piece.
+
+    Args:
+        store: perhaps a view that leaves episodes out.
+        name: of the array.
+    """
+
+    def __init__(self, store: TrajectoryStore, name: str) -> None:
+        self._store = store
+        self._values: Array = getattr(store, name)
+        self.dtype = self._values.dtype
+        self.shape: tuple[int, ...] = (store.num_steps, *self._values.shape[1:])
+
+    def __len__(self) -> int:
+        return self._store.num_steps
+
+    def __getitem__(self, steps: slice) -> Array:
+        episodes, offsets = self._store.locate(np.arange(*steps.indices(len(self))))
+        rows: Array = self._values[self._store.starts[episodes] + offsets]
+        return rows
 
 
 @dataclass
@@ -267,7 +232,8 @@ class TrajectoryStore:
         try:
             for name in ARRAYS:
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
-            write_header(aside, self.info, self.normalizer, delayed_reward=self.delayed_reward)
+            checksums = {name: checksum(getattr(self, name)) for name in ARRAYS}
+            write_header(aside, self.info, self.normalizer, checksums, delayed_reward=self.delayed_reward)
             publish(aside, target, replace=True)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -281,23 +247,7 @@ class TrajectoryStore:
             UserError: the folder is not a whole store.
         """
         path = Path(folder)
-        try:
-            header = json.loads((path / HEADER).read_text())
-            if header["format"] != FORMAT:
-                raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
-            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-            if (
-                len({len(arrays[name]) for name in ("observations", "actions", "rewards", "returns_to_go")})
-                > 1
-            ):
-                raise ValueError("the arrays differ in length")
-            info = DatasetInfo.from_json(header["info"])
-            normalizer = Normalizer(np.array(header["mean"], np.float32), np.array(header["std"], np.float32))
-            delayed_reward = bool(header["delayed_reward"])
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a whole trajectory store ({error}); delete it and load again"
-            ) from error
+        arrays, info, normalizer, delayed_reward = read(path)
         # The episode table is small and hot: keep it in ordinary memory.
         for name in ("starts", "lengths", "terminated"):
             arrays[name] = np.array(arrays[name])
@@ -309,17 +259,3 @@ class TrajectoryStore:
             delayed_reward=delayed_reward,
             path=path,
         )
-
-
-def write_header(
-    folder: Path, info: DatasetInfo, normalizer: Normalizer, *, delayed_reward: bool = False
-) -> None:
-    """Write the JSON file that, coming last, make a folder of arrays a whole store."""
-    header = {
-        "format": FORMAT,
-        "info": info.to_json(),
-        "delayed_reward": delayed_reward,
-        "mean": normalizer.mean.tolist(),
-        "std": normalizer.std.tolist(),
-    }
-    (folder / HEADER).write_text(json.dumps(header))

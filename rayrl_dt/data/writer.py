@@ -13,7 +13,8 @@ import numpy as np
 
 from rayrl_dt.data import returns
 from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.data.store import ARRAYS, DatasetInfo, episode_arrays, fit_normalizer, write_header
+from rayrl_dt.data.store import DatasetInfo, episode_arrays, fit_normalizer
+from rayrl_dt.data.store_files import ARRAYS, checksum, write_header
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
 
@@ -88,9 +89,11 @@ class StoreWriter:
         }
         for name, values in table.items():
             np.save(self._aside / f"{name}.npy", values)
+        checksums = {name: column.checksum for name, column in self._columns.items()}
+        checksums |= {name: checksum(values) for name, values in table.items()}
         assert table.keys() | self._columns.keys() == set(ARRAYS)
         observations = np.load(self._aside / "observations.npy", mmap_mode="r")
-        write_header(self._aside, self.info, fit_normalizer(observations))
+        write_header(self._aside, self.info, fit_normalizer(observations), checksums)
         publish(self._aside, self.folder)
         return self.folder
 
@@ -120,6 +123,7 @@ class _Column:
         self.dtype = first.dtype
         self._row_shape = first.shape[1:]
         self._rows = 0
+        self.checksum = 0
         self._file: BinaryIO = path.open("wb", buffering=_BUFFER_BYTES)
         self._begin = self._write_header()
 
@@ -134,6 +138,7 @@ class _Column:
 
     def append(self, values: Array) -> None:
         self._file.write(np.ascontiguousarray(values).data)
+        self.checksum = checksum(values, self.checksum)
         self._rows += len(values)
 
     def close(self) -> None:

@@ -166,7 +166,12 @@ def return_courses(
     slots = assign_slots(
         targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
-    vector = envs.make_vector(where, len(slots), spaces=(spec.observation_space, spec.action_space))
+    vector = envs.make_vector(
+        where,
+        len(slots),
+        spaces=(spec.observation_space, spec.action_space),
+        flattening=spec.flattening,
+    )
     try:
         sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
         collector = Collector(vector, VectorActor(model, len(slots), sample=sample), record=True)

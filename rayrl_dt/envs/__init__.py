@@ -9,9 +9,10 @@ from __future__ import annotations
 import gymnasium as gym
 
 from rayrl_dt.envs.key_to_door import KeyToDoor
+from rayrl_dt.envs.recorded import RecordedEnv
 from rayrl_dt.envs.resolve import check_spaces, make, make_vector, to_string
 
-__all__ = ["KeyToDoor", "check_spaces", "make", "make_vector", "register", "to_string"]
+__all__ = ["KeyToDoor", "RecordedEnv", "check_spaces", "make", "make_vector", "register", "to_string"]
 
 
 def register() -> None:

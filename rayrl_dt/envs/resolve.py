@@ -7,7 +7,8 @@ An environment is named by a string wherever possible, because a string can be r
 * `package.module:EnvClass`, a class or function that returns an environment;
 * a specification as JSON, as Minari data sets store it.
 
-Dict and Tuple observations are flattened to one vector, as they are when data is read.
+Observations become the arrays that models read, as they do when data is read (`rayrl_dt.envs.observations`), and
+rewards one number each.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.errors import UserError
 
 __all__ = ["check_spaces", "make", "make_vector", "to_string"]
@@ -56,17 +59,7 @@ def make(env: str | EnvSpec, **kwargs: Any) -> Env:
     Raises:
         UserError: the environment is unknown, needs a package that is missing, or refuses `kwargs`.
     """
-    if isinstance(env, str) and env.lstrip().startswith("{"):
-        env = _spec_from_json(env)
-    if isinstance(env, EnvSpec):
-        made = _make_spec(env, kwargs)
-    elif ":" in env:
-        made = _make_imported(env, kwargs)
-    else:
-        made = _make_id(env, kwargs)
-    if isinstance(made.observation_space, gym.spaces.Dict | gym.spaces.Tuple):
-        made = gym.wrappers.FlattenObservation(made)
-    return made
+    return PlainEnv(_make(env, kwargs), None)
 
 
 def make_vector(
@@ -76,6 +69,7 @@ def make_vector(
     mode: Literal["sync", "async"] = "sync",
     autoreset: gym.vector.AutoresetMode = gym.vector.AutoresetMode.NEXT_STEP,
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
+    flattening: Flattening | None = None,
     **kwargs: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Make `num_envs` copies behind Gymnasium's vector interface.
@@ -86,12 +80,13 @@ def make_vector(
         mode: step them in turn, or each in a process of its own (for slow environments).
         autoreset: what happens at an episode's end.
         spaces: observation and action space that a policy expects of it; None for any.
+        flattening: how the policy's data were flattened; None for the environment's own order of parts.
         kwargs: passed to each environment's constructor.
 
     Raises:
         UserError: there is no such environment, or its spaces are not the expected ones.
     """
-    makers: list[Callable[[], Env]] = [partial(make, to_string(env), **kwargs)] * num_envs
+    makers: list[Callable[[], Env]] = [partial(_make_plain, to_string(env), flattening, kwargs)] * num_envs
     vector: gym.vector.VectorEnv[Any, Any, Any]
     if mode == "async":
         vector = gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
@@ -144,8 +139,19 @@ def _check_space(what: str, env: Space, data: Space) -> None:
 
 
 def _flat(space: Space) -> Space:
-    composite = isinstance(space, gym.spaces.Dict | gym.spaces.Tuple)
-    return gym.spaces.flatten_space(space) if composite else space
+    return Flattening(space, kept=isinstance(space, gym.spaces.Box)).flat
+
+
+def _make_plain(env: str | EnvSpec, flattening: Flattening | None, kwargs: dict[str, Any]) -> Env:
+    return PlainEnv(_make(env, kwargs), flattening)
+
+
+def _make(env: str | EnvSpec, kwargs: dict[str, Any]) -> Env:
+    if isinstance(env, str) and env.lstrip().startswith("{"):
+        env = _spec_from_json(env)
+    if isinstance(env, EnvSpec):
+        return make_spec(env, kwargs)
+    return _make_imported(env, kwargs) if ":" in env else _make_id(env, kwargs)
 
 
 def _make_id(name: str, kwargs: dict[str, Any]) -> Env:
@@ -183,7 +189,19 @@ def _make_imported(name: str, kwargs: dict[str, Any]) -> Env:
     return made
 
 
-def _make_spec(spec: EnvSpec, kwargs: dict[str, Any]) -> Env:
+def registered(name: str) -> EnvSpec | None:
+    """Return what is registered under an id, importing the packages that register environments if need be."""
+    if name not in gym.registry:
+        _register_extras(name)
+    return gym.registry.get(name)
+
+
+def make_spec(spec: EnvSpec, kwargs: dict[str, Any]) -> Env:
+    """Make an environment from its specification, or, if that is out of date, from its id; not flattened.
+
+    Raises:
+        UserError: neither can be made.
+    """
     try:
         return gym.make(spec, disable_env_checker=True, **kwargs)
     except (*_REFUSALS, ValueError) as error:

@@ -65,7 +65,10 @@ class RefinedPolicy:
             self.asked.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation")
         )
         self._vector = envs.make_vector(
-            where, len(self._slots), spaces=(spec.observation_space, spec.action_space)
+            where,
+            len(self._slots),
+            spaces=(spec.observation_space, spec.action_space),
+            flattening=spec.flattening,
         )
         self._actor = VectorActor(model, len(self._slots))
         self._collector = Collector(self._vector, self._actor, record=False)

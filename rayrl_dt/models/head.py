@@ -39,7 +39,7 @@ class Head(ABC):
         high: likewise.
         size: A, or n.
         outputs: O, numbers that the linear layer gives for a step.
-        shape: of one action in the environment's units: `(A,)` or `()`.
+        shape: of one action in the environment's units: `(A,)` or `()`; `(A,)` for A discrete choices, too.
         dtype: of logged actions.
         target_entropy: the entropy that finetuning online holds the policy at; None where it holds none.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rayrl_dt import losses
 from rayrl_dt.models.head import ContinuousHead, Head
+from rayrl_dt.models.multi_categorical import MultiCategoricalHead
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["HEADS"]
@@ -157,6 +158,7 @@ HEADS: dict[str, type[Head]] = {
     "deterministic": DeterministicHead,
     "gaussian": GaussianHead,
     "categorical": CategoricalHead,
+    "multi-categorical": MultiCategoricalHead,
 }
 """By name. Where `model_config.head` is "auto", the first that fits the actions is taken."""
 

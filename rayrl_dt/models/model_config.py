@@ -34,7 +34,8 @@ class ModelConfig(Settings):
         activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer, StARformer and Reinformer, relu for
             the others.
         head: "deterministic" (tanh) or "gaussian" (tanh of a normal variable, to be sampled in training: stochastic
-            ODT) for continuous actions, "categorical" for discrete ones; "auto" is never "gaussian".
+            ODT) for continuous actions, "categorical" for discrete ones, "multi-categorical" for several choices at
+            once; "auto" is never "gaussian".
         target_rule: "decrement" the target return by each reward, hold it "constant" (delayed rewards), act on the
             return that the policy itself "predicted" and ignore the target (Reinformer alone), or "auto": predicted
             for Reinformer, else constant exactly when the training rewards were delayed.

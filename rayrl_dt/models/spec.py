@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,8 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt.data import spaces_json
+from rayrl_dt.data.scaling import action_range, scale_notes
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs import spaces_json
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of
@@ -22,6 +25,7 @@ from rayrl_dt.types import Normalizer
 
 __all__ = ["ACTION_SELECTIONS", "PolicySpec"]
 
+_LOG = logging.getLogger(__name__)
 ACTION_SELECTIONS = ("mode", "sample")
 
 
@@ -31,7 +35,7 @@ class PolicySpec:
 
     Attributes:
         model: the model's choices, with no "auto" left.
-        observation_space: of one step.
+        observation_space: of one step, flattened.
         action_space: of one step.
         action_low: `(A,)` action that a head output of -1 stands for; empty if discrete.
         action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
@@ -46,6 +50,7 @@ class PolicySpec:
         action_selection: how it takes discrete actions, as it was evaluated in training: the most likely ("mode"), or
             drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
             draw theirs, `SequencePolicy` takes the most likely.
+        recorded_space: of one observation as the environment gives it; None for `observation_space`.
     """
 
     model: ModelConfig
@@ -62,6 +67,14 @@ class PolicySpec:
     metadata: dict[str, Any] = field(default_factory=dict)
     acting_context_length: int | None = None
     action_selection: str | None = None
+    recorded_space: gym.Space[Any] | None = None
+
+    @property
+    def flattening(self) -> Flattening:
+        """How observations become what the model reads."""
+        if self.recorded_space is None:
+            return Flattening(self.observation_space, kept=True)
+        return Flattening(self.recorded_space)
 
     @property
     def dataset_info(self) -> DatasetInfo:
@@ -72,6 +85,7 @@ class PolicySpec:
             action_space=self.action_space,
             env_spec=None if self.collected_in is None else EnvSpec.from_json(self.collected_in),
             metadata=self.metadata,
+            recorded_space=self.recorded_space,
         )
 
     @property
@@ -166,9 +180,12 @@ class PolicySpec:
         if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
         spec = store.info.env_spec
-        limit = max(int(store.lengths.max()), (spec.max_episode_steps or 0) if spec else 0)
+        environment = store.info.environment
+        limit = max(int(store.lengths.max()), 0 if environment is None else environment.limit)
         head = heads[0] if model.head == "auto" else model.head
-        low, high = _action_bounds(store) if HEADS[head].continuous else ((), ())
+        low, high = action_range(store) if HEADS[head].continuous else ((), ())
+        for note in scale_notes(store):
+            _LOG.warning("%s: %s", store.info.source, note)
         returns = store.episode_returns
         scale = return_scale if return_scale is not None else _default_scale(returns)
         if not np.isfinite(scale) or scale <= 0:
@@ -183,8 +200,8 @@ class PolicySpec:
             ),
             observation_space=store.info.observation_space,
             action_space=space,
-            action_low=low,
-            action_high=high,
+            action_low=tuple(map(float, low)),
+            action_high=tuple(map(float, high)),
             normalizer=encoder_of(store.info.observation_space).normalizer(store),
             return_scale=float(scale),
             env=env if env is not None else (None if spec is None else spec.to_json()),
@@ -199,6 +216,7 @@ class PolicySpec:
             },
             collected_in=None if spec is None else spec.to_json(),
             metadata=dict(store.info.metadata),
+            recorded_space=store.info.recorded_space,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -218,6 +236,9 @@ class PolicySpec:
             "metadata": self.metadata,
             "acting_context_length": self.acting_context_length,
             "action_selection": self.action_selection,
+            "recorded_space": None
+            if self.recorded_space is None
+            else spaces_json.to_json(self.recorded_space),
         }
 
     @classmethod
@@ -225,6 +246,7 @@ class PolicySpec:
         """Inverse of `to_json`."""
         # Bundles written before the American spelling have the British one.
         normalizer = values["normaliser"] if "normaliser" in values else values["normalizer"]
+        recorded = values.get("recorded_space")
         return cls(
             model=ModelConfig.from_dict(values["model"]),
             observation_space=spaces_json.from_json(values["observation_space"]),
@@ -243,21 +265,8 @@ class PolicySpec:
             # Bundles written before these were recorded lack them.
             acting_context_length=values.get("acting_context_length"),
             action_selection=values.get("action_selection"),
+            recorded_space=None if recorded is None else spaces_json.from_json(recorded),
         )
-
-
-def _action_bounds(store: TrajectoryStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the space's bounds; where it has none, the range of the data (a tanh head needs some)."""
-    space = store.info.action_space
-    assert isinstance(space, gym.spaces.Box)
-    if space.shape is None or len(space.shape) != 1:
-        raise UserError(f"actions of shape {space.shape} are not supported; flatten them to one dimension")
-    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        low = np.where(np.isfinite(low), low, store.actions.min(axis=0))
-        high = np.where(np.isfinite(high), high, store.actions.max(axis=0))
-    high = np.where(high > low, high, low + 1.0)
-    return tuple(low.tolist()), tuple(high.tolist())
 
 
 def _default_scale(returns: np.ndarray[Any, Any]) -> float:

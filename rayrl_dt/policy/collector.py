@@ -15,7 +15,7 @@ import numpy as np
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.types import Trajectory
+from rayrl_dt.types import Trajectory, scalar_rewards
 
 __all__ = ["LONGEST_EPISODE", "Collector", "FinishedEpisode"]
 
@@ -105,7 +105,8 @@ class Collector:
         actions = self.actor.act(self._observations, self._rewards, starting, self.targets, acting)
         observations, rewards, terminated, truncated, _ = self.env.step(actions)
         # Vector environments may hand out the same buffers at every step.
-        observations, rewards = np.array(observations), np.array(rewards, np.float64)
+        observations = np.array(observations)
+        rewards = np.array(scalar_rewards(rewards, self.env.num_envs), np.float64)
         counted = self.active
         if not (np.isfinite(rewards[counted]).all() and np.isfinite(observations[counted]).all()):
             raise UserError(

@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayrl_dt.data.preview import action_bounds, action_chunks, action_counts
+from rayrl_dt.data.preview import action_counts
+from rayrl_dt.data.scaling import action_chunks, action_range
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
 
@@ -32,7 +33,7 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
     style_axes(returns_axes, "Episode returns", "return (raw)", "episodes")
     _draw_spread(lengths_axes, store.lengths, COLORS[2])
     style_axes(lengths_axes, "Episode lengths", "steps", "episodes")
-    if isinstance(store.info.action_space, gym.spaces.Discrete):
+    if not isinstance(store.info.action_space, gym.spaces.Box):
         _draw_counts(actions_axes, store)
     elif store.actions.shape[1] <= len(COLORS):
         _draw_lines(actions_axes, store)
@@ -50,10 +51,7 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
 
 def _densities(store: TrajectoryStore) -> tuple[Array, Array]:
     """Histogram edges common to all dimensions, and the fraction of steps in each bin `(A, bins)`."""
-    low, high = action_bounds(store)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        low = np.min([chunk.min() for chunk in action_chunks(store)], keepdims=True)
-        high = np.max([chunk.max() for chunk in action_chunks(store)], keepdims=True)
+    low, high = action_range(store)
     edges = np.linspace(low.min(), max(high.max(), low.min() + 1e-6), _BINS + 1)
     counts = np.zeros((store.actions.shape[1], _BINS))
     for actions in action_chunks(store):
@@ -71,7 +69,14 @@ def _draw_spread(axes: Any, values: Array, color: str) -> None:
 
 
 def _draw_counts(axes: Any, store: TrajectoryStore) -> None:
-    axes.bar(*action_counts(store), color=COLORS[1], alpha=0.85)
+    choices = action_counts(store)
+    width = 0.8 / len(choices)
+    for number, (actions, counts) in enumerate(choices):
+        places = actions + (number - (len(choices) - 1) / 2) * width
+        color = COLORS[(number + 1) % len(COLORS)]
+        axes.bar(places, counts, width, color=color, alpha=0.85, label=f"choice {number}")
+    if len(choices) > 1:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     axes.xaxis.get_major_locator().set_params(integer=True)
     style_axes(axes, "Actions", "action", "steps")
 

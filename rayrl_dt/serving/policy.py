@@ -16,6 +16,7 @@ from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.seeding import torch_generator
+from rayrl_dt.types import scalar_rewards
 
 __all__ = ["SequencePolicy"]
 
@@ -64,6 +65,7 @@ class SequencePolicy:
         sample = torch_generator(sample_seed or 0, "policy-actions") if draws else None
         self._actor = VectorActor(model, 1, sample=sample, context_length=acting.acts_on)
         self._actor.refiner = refiner
+        self._flattening = model.spec.flattening
         self._target: float | None = None
         self._starting = True
 
@@ -141,7 +143,7 @@ class SequencePolicy:
         """Return the action for `observation`.
 
         Args:
-            observation: `(*obs)` as the environment returned it.
+            observation: as the environment returned it, or flattened already.
             reward: raw reward that came with it; None only for the first observation of an episode.
 
         Raises:
@@ -149,15 +151,12 @@ class SequencePolicy:
         """
         if self._target is None:
             raise UserError("call reset(target_return=...) before act()")
-        values = np.asarray(observation)
-        shape = self.spec.observation_space.shape
-        if values.shape != shape:
-            raise UserError(f"the observation has shape {values.shape}, the policy was trained on {shape}")
+        values = self._flattening(observation)
         if reward is None and not self._starting:
             raise UserError("act() needs the reward of the step before: policy.act(observation, reward)")
         actions = self._actor.act(
             values[None],
-            np.array([0.0 if reward is None else float(reward)]),
+            np.zeros(1) if reward is None else scalar_rewards(reward, 1).astype(np.float64),
             np.array([self._starting]),
             np.array([self._target]),
         )

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rayrl_dt.data import filters
+from rayrl_dt.data.scaling import action_range
+from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 
 
@@ -80,6 +84,21 @@ def test_below_return(make_store: Any) -> None:
     limit = float(np.sort(store.episode_returns)[2])
     view = filters.below_return(store, limit)
     assert sorted(view.episode_returns) == sorted(store.episode_returns[store.episode_returns < limit])
-    assert view.normalizer is store.normalizer
     with pytest.raises(UserError, match=r"no episode of .* is below -1000; the lowest has"):
         filters.below_return(store, -1000)
+
+
+def test_below_return_knows_nothing_of_the_other_episodes(make_store: Any) -> None:
+    store = make_store(lengths=(3, 5, 8, 13))
+    best = int(store.episode_returns.argmax())
+    store.actions[store.starts[best] :][: store.lengths[best]] = 70
+    store = replace(store, info=replace(store.info, action_space=gym.spaces.Box(-np.inf, np.inf, (2,))))
+    view = filters.below_return(store, float(store.episode_returns[best]))
+    assert view.num_episodes == 3
+    alone = TrajectoryStore.from_trajectories(
+        [view.trajectory(n) for n in range(view.num_episodes)], store.info
+    )
+    np.testing.assert_array_equal(view.normalizer.mean, alone.normalizer.mean)
+    np.testing.assert_array_equal(view.normalizer.std, alone.normalizer.std)
+    np.testing.assert_array_equal(action_range(view), action_range(alone))
+    np.testing.assert_array_equal(filters.top_percent(store, 40).normalizer.mean, store.normalizer.mean)

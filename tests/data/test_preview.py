@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -38,3 +40,14 @@ def test_discrete_statistics(make_store: Any) -> None:
     counts = preview.statistics(store)["actions"]["counts"]
     assert list(counts) == ["5", "6", "7"] and sum(counts.values()) == store.num_steps
     assert counts["6"] == int((store.actions == 6).sum())
+
+
+def test_statistics_of_several_choices(make_store: Any) -> None:
+    actions = np.random.default_rng(0).integers([5, 0], [8, 2], size=(70, 2))
+    store = make_store(lengths=(30, 40))
+    space = gym.spaces.MultiDiscrete([3, 2], start=[5, 0])
+    store = replace(store, actions=actions, info=replace(store.info, action_space=space))
+    statistics = preview.statistics(store)["actions"]
+    assert statistics["kind"] == "multi-discrete"
+    assert [list(counts) for counts in statistics["choices"]] == [["5", "6", "7"], ["0", "1"]]
+    assert statistics["choices"][1]["1"] == int(actions[:, 1].sum())

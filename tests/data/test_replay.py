@@ -243,6 +243,38 @@ def test_a_replay_is_saved_and_loaded(
     assert len(other) == 5, "what was there stays"
 
 
+def test_replays_that_do_not_fit_are_refused(
+    replay_for: MakeReplay, make_store: Any, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    def damaged(name: str, **changes: Any) -> Path:
+        path = tmp_path / name
+        with np.load(saved) as content:
+            np.savez(path, **{**content, **changes})
+        return path
+
+    replay = replay_for(store, 5)
+    replay.fill(store)
+    saved = tmp_path / "replay.npz"
+    replay.save(saved)
+    other = replay_for(make_store(observation_dim=7), 5)
+    with np.load(saved) as content:
+        packed = tmp_path / "packed.npz"
+        np.savez_compressed(packed, **content)
+        lengths = content["episodes/lengths"]
+    for file, into, why in (
+        (saved, other, r"observations are of shape \(\d+, 3\), not \(\d+, 7\)"),
+        (damaged("a.npz", **{"episodes/lengths": lengths + 1}), replay, "do not add up"),
+        (damaged("b.npz", **{"steps/rewards": np.zeros(3)}), replay, "are of shape"),
+        (damaged("c.npz", **{"steps/more": np.zeros(lengths.sum())}), replay, "it holds"),
+        (damaged("d.npz", counts=np.zeros(9)), replay, "missing or broken"),
+        (packed, replay, "does not hold"),
+        (tmp_path / "none.npz", replay, "missing or broken"),
+    ):
+        with pytest.raises(UserError, match=why) as caught:
+            into.load(file)
+        assert "\n" not in str(caught.value) and len(replay) == 5
+
+
 def test_large_replays_are_mapped_from_files_without_a_name(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

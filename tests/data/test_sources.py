@@ -14,7 +14,8 @@ import pytest
 
 from rayrl_dt.data import recipes, sources
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.store import ARRAYS, TrajectoryStore
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store_files import ARRAYS
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rayrl_dt.data import staging
-from rayrl_dt.data.store import ARRAYS, DatasetInfo, TrajectoryStore
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.data.store_files import ARRAYS
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
@@ -47,13 +48,42 @@ def test_save_and_open(make_store: Any, tmp_path: Path, actions: int | None) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
+def test_headers_are_json_to_the_letter_and_older_ones_are_read(make_store: Any, tmp_path: Path) -> None:
+    store = make_store()
+    folder = store.save(tmp_path / "store")
+    text = (folder / "store.json").read_text()
+    header = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert header["info"]["observation_space"]["low"] == "-inf"
+    old = json.loads(text.replace('"-inf"', "-Infinity").replace('"inf"', "Infinity"))
+    for name in ("recorded_space", "evaluation_spec"):
+        del old["info"][name]
+    del old["checksums"], old["raised"]
+    (folder / "store.json").write_text(json.dumps(old))
+    _assert_same(store, TrajectoryStore.open(folder))
+
+
 def test_delayed_view_survives_saving(make_store: Any, tmp_path: Path) -> None:
     store = make_store().with_delayed_rewards()
     assert store.delayed_reward
     _assert_same(store, TrajectoryStore.open(store.save(tmp_path / "store")))
 
 
-@pytest.mark.parametrize("damage", ["header", "format", "array", "truncated", "length", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "header",
+        "format",
+        "array",
+        "truncated",
+        "length",
+        "empty",
+        "zeroed",
+        "flipped",
+        "episodes",
+        "shape",
+        "list",
+    ],
+)
 def test_damaged_folder_is_refused(make_store: Any, tmp_path: Path, damage: str) -> None:
     folder = make_store().save(tmp_path / "store")
     if damage == "header":
@@ -66,6 +96,18 @@ def test_damaged_folder_is_refused(make_store: Any, tmp_path: Path, damage: str)
     elif damage == "truncated":
         whole = (folder / "observations.npy").read_bytes()
         (folder / "observations.npy").write_bytes(whole[: len(whole) // 2])
+    elif damage == "zeroed":
+        np.save(folder / "observations.npy", np.zeros_like(np.load(folder / "observations.npy")))
+    elif damage == "flipped":
+        content = bytearray((folder / "actions.npy").read_bytes())
+        content[-5] ^= 1
+        (folder / "actions.npy").write_bytes(content)
+    elif damage == "episodes":
+        np.save(folder / "lengths.npy", np.load(folder / "lengths.npy") + 1)
+    elif damage == "shape":
+        np.save(folder / "actions.npy", np.load(folder / "actions.npy")[:, :1])
+    elif damage == "list":
+        (folder / "store.json").write_text("[]")
     elif damage == "length":
         np.save(folder / "rewards.npy", np.zeros(3, np.float32))
     else:

@@ -228,6 +228,7 @@ class SequenceEnvRunner(RLlibEnvRunner):
             slots,
             mode=self.config.gym_env_vectorize_mode,
             spaces=(self.config.observation_space, self.config.action_space),
+            flattening=self.config.resolved_spec.flattening,
             **self.config.env_config,
         )
 

@@ -6,25 +6,27 @@ bytes of some data sets. Writing goes through Minari's storage, so that Minari r
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import minari
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage, is_image_space
 
-from rayrl_dt.data.readers import flattening
+from rayrl_dt.data.actions import action_space as known_actions
+from rayrl_dt.data.actions import flat_actions
+from rayrl_dt.data.readers import hdf5
+from rayrl_dt.data.readers.cleaning import clean
+from rayrl_dt.data.readers.minari_env import env_spec_of
 from rayrl_dt.data.readers.minari_local import (
     check_id,
     data_folder,
@@ -36,12 +38,12 @@ from rayrl_dt.data.readers.minari_local import (
 )
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
+from rayrl_dt.envs.observations import Flattening, has_numbers
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
 
 __all__ = ["RawEpisode", "data_folder", "datasets_root", "exists", "list_local", "read", "stream", "write"]
 
-_LOG = logging.getLogger(__name__)
 _METADATA_KEYS = (
     "dataset_id",
     "author",
@@ -81,14 +83,15 @@ class RawEpisode:
 def read(dataset_id: str, *, download: bool = False) -> tuple[list[Trajectory], DatasetInfo]:
     """Read a whole data set.
 
-    Observations that are not a Box are flattened as `gymnasium.wrappers.FlattenObservation` does.
+    Observations that are neither vectors nor pictures are flattened (`rayrl_dt.envs.observations`); bad episodes are
+    left out.
 
     Args:
         dataset_id: for instance `mujoco/hopper/medium-v0`.
         download: fetch it if it is not there locally.
 
     Raises:
-        UserError: it is neither here nor to be had, or it is damaged.
+        UserError: it is neither here nor to be had, or it is damaged, or most of its episodes are bad.
     """
     episodes, info = stream(dataset_id, download=download)
     return list(episodes), info
@@ -105,20 +108,22 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
     except Exception as error:
         raise _damaged(folder, error) from error
     metadata = {key: raw[key] for key in _METADATA_KEYS if key in raw}
-    env_spec = _env_spec(raw.get("env_spec"), dataset_id)
-    if env_spec is not None:
-        metadata["environment"] = env_spec.id
-    evaluation_spec = _env_spec(raw.get("eval_env_spec"), dataset_id)
-    if evaluation_spec is not None:
-        metadata["evaluation_environment"] = evaluation_spec.id
+    evaluation_spec = env_spec_of(raw.get("eval_env_spec"), dataset_id)
+    env_spec = env_spec_of(raw.get("env_spec"), dataset_id, evaluation_spec)
+    for key, spec in (("environment", env_spec), ("evaluation_environment", evaluation_spec)):
+        if spec is not None:
+            metadata[key] = spec.id
+    flattening = Flattening(space)
     info = DatasetInfo(
         source=f"minari:{dataset_id}",
-        observation_space=flattening.flat_space(space),
-        action_space=flattening.action_space(storage.action_space),
+        observation_space=flattening.flat,
+        action_space=known_actions(storage.action_space),
         env_spec=env_spec,
         metadata=metadata,
+        recorded_space=None if flattening.plain else space,
+        evaluation_spec=evaluation_spec,
     )
-    return _trajectories(folder, storage, space, total), info
+    return clean(_attempts(folder, storage, flattening, total), info, flattening), info
 
 
 def write(
@@ -202,34 +207,48 @@ def write(
     return dataset_id
 
 
-def _trajectories(
-    folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int
-) -> Iterator[Trajectory]:
-    number = 0
+def _attempts(
+    folder: Path, storage: MinariStorage, flattening: Flattening, total: int
+) -> Iterator[Callable[[], Trajectory]]:
     try:
-        for values in _episodes(folder, storage, space, total):
-            yield Trajectory(
-                observations=flattening.flatten(space, values["observations"]),
-                actions=flattening.flat_actions(storage.action_space, values["actions"]),
-                rewards=np.asarray(values["rewards"], np.float32),
-                terminated=bool(values["terminations"][-1]),
+        for number, values in enumerate(_episodes(folder, storage, flattening.space, total)):
+            yield partial(
+                _trajectory, f"{folder}, episode_{number}", flattening, storage.action_space, values
             )
-            number += 1
-    except UserError as error:
-        raise UserError(f"{folder}, episode_{number}: {error}") from error
+    except UserError:
+        raise
     except Exception as error:  # h5py raises many types on damaged files
         raise _damaged(folder, error) from error
+
+
+def _trajectory(
+    name: str, flattening: Flattening, action_space: gym.Space[Any], values: Mapping[str, Any]
+) -> Trajectory:
+    try:
+        return Trajectory(
+            observations=flattening.episode(values["observations"]),
+            actions=flat_actions(action_space, values["actions"]),
+            rewards=np.asarray(values["rewards"]),
+            terminated=bool(np.any(values["terminations"][-1:])),
+        )
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _episodes(
     folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int
 ) -> Iterator[Mapping[str, Any]]:
     path = folder / "main_data.hdf5"
-    if not path.exists() or (storage.jpeg_encoding and _has_image(space)):
+    if not path.exists():
         yield from storage.get_episodes(range(total))
         return
-    with h5py.File(path, "r") as file:
+    with hdf5.open_file(path) as file:
         for number in range(total):
+            # Everything that is there is checked: Minari's own decoding reads it all.
+            hdf5.refuse_bombs(path, hdf5.arrays(file, f"episode_{number}"))
+            if storage.jpeg_encoding and _has_image(space):
+                yield from storage.get_episodes([number])
+                continue
             group = file[f"episode_{number}"]
             yield {
                 "observations": _values(group["observations"], space),
@@ -239,9 +258,12 @@ def _episodes(
 
 def _values(node: Any, space: gym.Space[Any]) -> Any:
     if isinstance(space, gym.spaces.Dict):
-        return {key: _values(node[key], part) for key, part in space.spaces.items()}
+        return {key: _values(node[key], part) for key, part in space.spaces.items() if has_numbers(part)}
     if isinstance(space, gym.spaces.Tuple):
-        return tuple(_values(node[f"_index_{i}"], part) for i, part in enumerate(space.spaces))
+        return tuple(
+            _values(node[f"_index_{i}"], part) if has_numbers(part) else None
+            for i, part in enumerate(space.spaces)
+        )
     return node[()]
 
 
@@ -274,8 +296,8 @@ def _buffers(
         try:
             # Written only if it reads back: right lengths and shapes, finite.
             checked = Trajectory(
-                flattening.flatten(observation_space, episode.observations),
-                flattening.flat_actions(action_space, episode.actions),
+                Flattening(observation_space).episode(episode.observations),
+                flat_actions(action_space, episode.actions),
                 np.asarray(episode.rewards),
                 episode.terminated,
             )
@@ -291,19 +313,6 @@ def _buffers(
             truncations=last & (not episode.terminated),
             infos=getattr(episode, "infos", None),
         )
-
-
-def _env_spec(serialized: Any, dataset_id: str) -> EnvSpec | None:
-    """Return the specification, without the fields that this Gymnasium no longer has; None if it cannot be read."""
-    if serialized is None:
-        return None
-    known = {field.name for field in dataclasses.fields(EnvSpec)}
-    try:
-        values = json.loads(serialized)
-        return EnvSpec.from_json(json.dumps({key: value for key, value in values.items() if key in known}))
-    except Exception as error:  # any entry of the specification may be foreign
-        _LOG.warning("The environment of %s cannot be recovered (%s); name one yourself.", dataset_id, error)
-        return None
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

@@ -47,8 +47,10 @@ def list_local() -> list[dict[str, Any]]:
     for folder, names, _ in os.walk(root):
         path = Path(folder)
         if "data" in names:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # not a data set, or being written
+            try:
                 found.append(_summary(path, path.relative_to(root).as_posix()))
+            except Exception as error:  # not a data set, or being written, or with metadata of any other kind
+                _LOG.debug("%s is no Minari data set: %r", path, error)
             names.clear()
         names[:] = [name for name in names if not name.startswith(".")]
     return sorted(found, key=lambda row: str(row["id"]))
@@ -116,14 +118,14 @@ def _download(dataset_id: str) -> None:
 
 def _summary(folder: Path, dataset_id: str) -> dict[str, Any]:
     raw = json.loads((folder / "data" / "metadata.json").read_text())
-    spec = json.loads(raw["env_spec"]) if "env_spec" in raw else {}
+    spec = json.loads(raw["env_spec"]) if raw.get("env_spec") else {}
     size = sum(path.stat().st_size for path in (folder / "data").rglob("*") if path.is_file())
     return {
         "id": dataset_id,
         "episodes": int(raw["total_episodes"]),
         "steps": int(raw["total_steps"]),
         "env": spec.get("id"),
-        "author": ", ".join(raw.get("author", [])),
+        "author": ", ".join(map(str, raw.get("author") or ())),
         "size_mb": round(size / 1e6, 1),
     }
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,12 @@ def test_ends_without_timeouts_show_in_the_next_observations(make_trajectories: 
     _assert_same(d4rl.read(_write(tmp_path / "old.hdf5", arrays))[0], trajectories)
 
 
-def test_terminals_alone_come_with_a_warning(
-    make_trajectories: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_terminals_alone_come_with_a_note(make_trajectories: Any, tmp_path: Path) -> None:
     arrays = _arrays(make_trajectories(lengths=(3, 4, 5)))  # the second one is truncated
     del arrays["timeouts"], arrays["next_observations"]
-    with caplog.at_level(logging.WARNING):
-        found, _ = d4rl.read(_write(tmp_path / "old.hdf5", arrays))
+    found, info = d4rl.read(_write(tmp_path / "old.hdf5", arrays))
     assert [len(episode) for episode in found] == [3, 9]
-    assert "split at terminal states only" in caplog.text
+    assert "split at terminal states only" in info.metadata["notes"][0]
     arrays["terminals"][:] = False
     with pytest.raises(UserError, match="no finished episode"):
         d4rl.read(_write(tmp_path / "none.hdf5", arrays))
@@ -133,7 +129,7 @@ def test_bad_files(make_trajectories: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         d4rl.read(tmp_path / "missing.hdf5")
     (tmp_path / "text.hdf5").write_text("hello")
-    with pytest.raises(UserError, match=r"not an HDF5 file.*download it again"):
+    with pytest.raises(UserError, match=r"not an HDF5 file.*get it again"):
         d4rl.read(tmp_path / "text.hdf5")
     whole = _write(tmp_path / "whole.hdf5", arrays)
     os.truncate(whole, whole.stat().st_size // 2)
@@ -145,8 +141,121 @@ def test_bad_files(make_trajectories: Any, tmp_path: Path) -> None:
         d4rl.read(_write(tmp_path / "b.hdf5", {**arrays, "actions": arrays["actions"][:-1]}))
     with pytest.raises(UserError, match="flatten them"):
         d4rl.read(_write(tmp_path / "c.hdf5", {**arrays, "observations": arrays["rewards"]}))
-    with pytest.raises(UserError, match="actions up to 4"):
+    with pytest.raises(UserError, match=r"100% of the actions lie up to 3 outside their bounds.*rescale"):
         d4rl.read(_write(tmp_path / "d.hdf5", {**arrays, "actions": np.full_like(arrays["actions"], 4)}))
     poisoned = {**arrays, "rewards": np.full_like(arrays["rewards"], np.nan)}
     with pytest.raises(UserError, match=r"e.hdf5, episode 0: .*NaN or infinite rewards"):
         d4rl.read(_write(tmp_path / "e.hdf5", poisoned))
+
+
+def test_actions_a_little_outside_are_clipped(make_trajectories: Any, tmp_path: Path) -> None:
+    arrays = _arrays(make_trajectories())
+    arrays["actions"][0] = (1 + 2e-5, -1.5)
+    found, info = d4rl.read(_write(tmp_path / "a.hdf5", arrays))
+    np.testing.assert_array_equal(found[0].actions[0], [1, -1])
+    assert info.metadata["notes"] == [
+        "2 of 140 numbers of actions lie up to 0.5 outside their bounds and are clipped"
+    ]
+
+
+def test_seams_without_a_flag_end_an_episode(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories(lengths=(5, 8, 6, 9))
+    arrays = _arrays(trajectories, unfinished=0)
+    arrays["timeouts"][12] = False
+    found, info = d4rl.read(_write(tmp_path / "glued.hdf5", arrays))
+    _assert_same(found, trajectories)
+    assert info.metadata["notes"] == ["1 seams without a flag, where next_observations jump, end an episode"]
+
+
+def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories(lengths=(5, 8, 6, 9))
+    arrays = _arrays(trajectories, unfinished=3)
+    arrays["timeouts"] = np.roll(arrays["timeouts"], 1)
+    found, info = d4rl.read(_write(tmp_path / "late.hdf5", arrays))
+    _assert_same(found, trajectories)
+    (note,) = info.metadata["notes"]
+    assert (
+        note
+        == "2 seams without a flag, where next_observations jump, end an episode; 2 flags come one step late"
+    )
+
+
+def test_rounding_is_no_seam(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories()
+    arrays = _arrays(trajectories)
+    arrays["next_observations"] = arrays["next_observations"] * (1 + 1e-6)
+    found, info = d4rl.read(_write(tmp_path / "rounded.hdf5", arrays))
+    assert [len(episode) for episode in found] == [len(episode) for episode in trajectories]
+    assert "notes" not in info.metadata
+
+
+def test_next_observations_of_another_kind_are_no_seams(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories()
+    arrays = _arrays(trajectories)
+    arrays["next_observations"] = arrays["next_observations"] + 100
+    found, info = d4rl.read(_write(tmp_path / "other.hdf5", arrays))
+    assert [len(episode) for episode in found] == [len(episode) for episode in trajectories]
+    assert "are not the observations of the next step" in info.metadata["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "why"),
+    [
+        ("rewards", np.zeros((72, 2)), r"rewards are of shape \(72, 2\)"),
+        ("terminals", np.array([b"no"] * 72), r"terminals is \|S2"),
+        ("actions", np.float64(3), r"actions is float64 of shape \(\)"),
+        ("next_observations", np.zeros((72, 5)), "next_observations of"),
+        ("timeouts", np.zeros(7, bool), "differ in length"),
+        ("actions", None, "actions is a group"),
+        ("observations", h5py.SoftLink("/nowhere"), "observations leads nowhere"),
+    ],
+)
+def test_arrays_of_other_shapes_and_kinds_are_refused(
+    make_trajectories: Any, tmp_path: Path, name: str, values: Any, why: str
+) -> None:
+    path = _write(tmp_path / "odd.hdf5", _arrays(make_trajectories()))
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if values is None:
+            file[f"{name}/deeper"] = np.zeros(3)
+        else:
+            file[name] = values
+    with pytest.raises(UserError, match=why) as caught:
+        d4rl.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_out_of_the_file_are_not_followed(make_trajectories: Any, tmp_path: Path) -> None:
+    arrays = _arrays(make_trajectories())
+    other = _write(tmp_path / "other.hdf5", arrays)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(72 * 8))
+    for kind in ("external", "soft", "storage", "virtual"):
+        path = _write(tmp_path / f"{kind}.hdf5", arrays)
+        with h5py.File(path, "a") as file:
+            del file["rewards"]
+            if kind == "external":
+                file["rewards"] = h5py.ExternalLink(str(other), "/rewards")
+            elif kind == "soft":
+                file["out"] = h5py.ExternalLink(str(other), "/rewards")
+                file["rewards"] = h5py.SoftLink("/out")
+            elif kind == "storage":
+                file.create_dataset("rewards", (72,), "f8", external=[(str(secret), 0, 72 * 8)])
+            else:
+                layout = h5py.VirtualLayout((72,), "f4")
+                layout[:] = h5py.VirtualSource(str(other), "rewards", (72,))
+                file.create_virtual_dataset("rewards", layout)
+        with pytest.raises(UserError, match="rewards lies in another file"):
+            d4rl.read(path)
+
+
+def test_a_file_that_would_unpack_to_far_more_is_refused(make_trajectories: Any, tmp_path: Path) -> None:
+    path = _write(tmp_path / "bomb.hdf5", _arrays(make_trajectories()))
+    with h5py.File(path, "a") as file:
+        for name in list(file):
+            del file[name]
+        for name in ("observations", "actions", "rewards", "terminals"):
+            shape = (10**9, 3) if name in ("observations", "actions") else (10**9,)
+            file.create_dataset(name, shape, "f4", chunks=True, compression="gzip")
+    with pytest.raises(UserError, match=r"would unpack to 29.8 GiB from 0.0 MiB"):
+        d4rl.read(path)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from gymnasium.spaces.utils import flatten
 
 from rayrl_dt.data.readers import minari_io
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
 
@@ -100,8 +103,12 @@ def test_minari_reads_what_is_written(make_trajectories: Any) -> None:
         ),
         gym.spaces.Tuple([gym.spaces.Box(-1, 1, (2,)), gym.spaces.MultiDiscrete([2, 5])]),
         gym.spaces.Discrete(6, start=-1),
+        gym.spaces.MultiDiscrete([3, 2], start=[1, 0]),
+        gym.spaces.MultiBinary((2, 2)),
+        gym.spaces.Box(-1, 1, (2, 3), np.float64),
+        gym.spaces.Box(0, 9, (7, 7, 3), np.uint8),
     ],
-    ids=["sorted", "unsorted", "nested", "tuple", "discrete"],
+    ids=["sorted", "unsorted", "nested", "tuple", "discrete", "multi", "binary", "matrix", "grid"],
 )
 def test_composite_observations_are_flattened_as_gymnasium_does(space: gym.Space[Any]) -> None:
     samples, stacked = _raw(space, 5)
@@ -113,6 +120,94 @@ def test_composite_observations_are_flattened_as_gymnasium_does(space: gym.Space
     assert found.observations.dtype == np.float32 and found.rewards.dtype == np.float32
     assert info.observation_space.shape == expected.shape[1:]
     assert info.observation_space.contains(found.observations[0])
+    assert info.recorded_space == space
+    again = DatasetInfo.from_json(json.loads(json.dumps(info.to_json(), allow_nan=False)))
+    assert again.recorded_space == space and again == info
+
+
+def test_a_text_beside_numbers_is_left_out_with_a_note() -> None:
+    space = gym.spaces.Dict({"mission": gym.spaces.Text(9), "at": gym.spaces.Box(-1, 1, (2,))})
+    samples, stacked = _raw(gym.spaces.Dict({"at": space["at"]}), 3)
+    observations = {"mission": ["go", "to", "the", "door"], **stacked}
+    _write(
+        [minari_io.RawEpisode(observations, np.zeros((3, 2), np.float32), np.ones(3), terminated=True)],
+        observation_space=space,
+    )
+    (found,), info = minari_io.read("toy/test-v0")
+    np.testing.assert_array_equal(found.observations, [sample["at"] for sample in samples])
+    assert info.metadata["notes"] == ["the part mission (Text) of observations is left out: it is no numbers"]
+    again = DatasetInfo.from_json(json.loads(json.dumps(info.to_json())))
+    assert again.recorded_space is not None and list(again.recorded_space) == ["at", "mission"]
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, 1, 1)])
+def test_rewards_in_a_column_are_one_number_a_step(make_trajectories: Any, shape: tuple[int, ...]) -> None:
+    (expected,) = make_trajectories(lengths=(7,))
+    _write([expected])
+    with h5py.File(_file(), "a") as data:
+        del data["episode_0/rewards"]
+        data["episode_0/rewards"] = expected.rewards.reshape(shape)
+    (found,), _ = minari_io.read("toy/test-v0")
+    np.testing.assert_array_equal(found.rewards, expected.rewards)
+    assert found.rewards.shape == (7,)
+
+
+def test_empty_episodes_are_left_out(make_trajectories: Any) -> None:
+    _write(make_trajectories(lengths=(3, 7, 5)))
+    with h5py.File(_file(), "a") as data:
+        for key, shape in {
+            "rewards": (0,),
+            "actions": (0, 2),
+            "terminations": (0,),
+            "observations": (1, 3),
+        }.items():
+            del data[f"episode_1/{key}"]
+            data[f"episode_1/{key}"] = np.zeros(shape)
+    found, info = minari_io.read("toy/test-v0")
+    assert [len(episode) for episode in found] == [3, 5]
+    assert "1 of 3 episodes are left out: 1 x a trajectory has no steps" in info.metadata["notes"][0]
+
+
+def test_double_precision_that_float32_cannot_hold_is_named(make_trajectories: Any) -> None:
+    space = gym.spaces.Dict({"clock": gym.spaces.Box(0, np.inf, (2,), np.float64)})
+    rng = np.random.default_rng(0)
+    stamps = np.stack([1.7e9 + rng.normal(size=8), 3 + rng.normal(size=8)], axis=1)
+    episode = minari_io.RawEpisode(
+        {"clock": stamps}, np.zeros((7, 2), np.float32), np.ones(7), terminated=True
+    )
+    _write([episode], observation_space=space)
+    (note,) = minari_io.read("toy/test-v0")[1].metadata["notes"]
+    assert note.startswith("clock[0] of observations varies by ") and "around 17000000" in note
+    assert note.endswith("subtract an offset from it in the data and in the environment")
+
+
+def test_multi_discrete_actions_are_kept(make_trajectories: Any) -> None:
+    space = gym.spaces.MultiDiscrete([3, 2], start=[5, 0])
+    actions = np.array([[5, 0], [7, 1], [6, 1]])
+    (trajectory,) = make_trajectories(lengths=(3,))
+    _write([replace(trajectory, actions=actions)], action_space=space)
+    (found,), info = minari_io.read("toy/test-v0")
+    assert found.actions.dtype == np.int64
+    np.testing.assert_array_equal(found.actions, actions)
+    store = TrajectoryStore.from_trajectories([found], info)
+    np.testing.assert_array_equal(store.actions, actions)
+    again = DatasetInfo.from_json(json.loads(json.dumps(info.to_json())))
+    assert again.action_space == space
+    with pytest.raises(UserError, match=r"the space allows \[5 0\] to \[7 1\]"):
+        TrajectoryStore.from_trajectories([replace(found, actions=actions + 1)], info)
+
+
+def test_links_out_of_the_file_are_not_followed(make_trajectories: Any, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.hdf5", "w") as other:
+        other["numbers"] = np.zeros(3)
+    for name in ("observations", "rewards", "infos/secret"):
+        _write(make_trajectories(lengths=(3, 3)), overwrite=True)
+        with h5py.File(_file(), "a") as data:
+            if name in data["episode_1"]:
+                del data[f"episode_1/{name}"]
+            data[f"episode_1/{name}"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/numbers")
+        with pytest.raises(UserError, match="lies in another file"):
+            minari_io.read("toy/test-v0")
 
 
 def test_images_stay_bytes_and_exact() -> None:
@@ -242,13 +337,26 @@ def test_damaged_data_set(make_trajectories: Any, damage: str) -> None:
         ("observations", np.array([b"text"] * 8), "not numbers"),
     ],
 )
-def test_bad_episode_is_named(make_trajectories: Any, key: str, values: Any, why: str) -> None:
-    _write(make_trajectories(lengths=(3, 7)))
+def test_bad_episodes_are_left_out_up_to_half_of_them(
+    make_trajectories: Any, key: str, values: Any, why: str
+) -> None:
+    good = make_trajectories(lengths=(3, 7))
+    _write(good)
     with h5py.File(_file(), "a") as data:
         del data[f"episode_1/{key}"]
         data[f"episode_1/{key}"] = values
-    with pytest.raises(UserError, match=f"toy/test-v0.*episode_1: .*{why}"):
+    (found,), info = minari_io.read("toy/test-v0")
+    np.testing.assert_array_equal(found.observations, good[0].observations)
+    (note,) = info.metadata["notes"]
+    assert note.startswith("1 of 2 episodes are left out: 1 x ")
+    assert re.search(re.sub(r"\d", "N", why), note)
+    with h5py.File(_file(), "a") as data:
+        data["episode_0/rewards"][:] = np.nan
+    with pytest.raises(
+        UserError, match=r"2 of 2 episodes of minari:toy/test-v0 are bad; .*episode_0: "
+    ) as caught:
         minari_io.read("toy/test-v0")
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_episodes_are_not_written(make_trajectories: Any) -> None:
@@ -275,9 +383,9 @@ def test_unsupported_spaces(make_trajectories: Any) -> None:
     _write(make_trajectories())
     path = _file().with_name("metadata.json")
     raw = json.loads(path.read_text())
-    multi = json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": [2, 2], "start": [0, 0]})
-    path.write_text(json.dumps({**raw, "action_space": multi}))
-    with pytest.raises(UserError, match=r"action space MultiDiscrete.* is not supported"):
+    binary = json.dumps({"type": "MultiBinary", "dtype": "int8", "n": 2})
+    path.write_text(json.dumps({**raw, "action_space": binary}))
+    with pytest.raises(UserError, match=r"action space MultiBinary.* is not supported"):
         minari_io.read("toy/test-v0")
 
 
@@ -305,9 +413,14 @@ def test_list_local(make_trajectories: Any) -> None:
     assert minari_io.list_local() == []
     _write(make_trajectories(), "b/deep/er-v1")
     _write(make_trajectories(lengths=(4,)), "a-v0", env_spec=None)
-    (minari_io.datasets_root() / "broken-v0" / "data").mkdir(parents=True)
+    for number, odd in enumerate(
+        ("", "[]", "3", "{", '{"total_episodes": null}', '{"env_spec": [1]}', "[" * 9999)
+    ):
+        folder = minari_io.datasets_root() / f"broken-v{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text(odd)
     first, second = minari_io.list_local()
     assert first["id"] == "a-v0" and first["episodes"] == 1 and first["steps"] == 4 and first["env"] is None
     assert second["id"] == "b/deep/er-v1" and second["env"] == "Pendulum-v1" and second["author"] == "tests"
     assert second["size_mb"] > 0
-    assert minari_io.exists("a-v0") and not minari_io.exists("broken-v0")
+    assert minari_io.exists("a-v0") and not minari_io.exists("missing-v0")

@@ -1,0 +1,109 @@
+"""HDF5 files of strangers: their numbers are read, and nothing else that such a file may point to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from rayrl_dt.errors import UserError
+
+__all__ = ["array", "arrays", "child", "open_file", "refuse_bombs"]
+
+_BOMB_BYTES = 1 << 30
+# Zeros compress to a thousandth, and no data set is all zeros.
+_BOMB_RATIO = 500
+
+
+def open_file(path: Path) -> Any:
+    """Open a file for reading.
+
+    Raises:
+        UserError: it is no HDF5 file, or truncated.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged or not an HDF5 file ({error}); delete it and get it again"
+        ) from error
+
+
+def child(group: Any, name: str) -> Any:
+    """Return a group or an array of a group.
+
+    Raises:
+        UserError: it lies in another file.
+        KeyError: there is none.
+    """
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        raise _outside(group, name)
+    try:
+        node = group[name]
+    except KeyError as error:
+        if link is None:
+            raise
+        raise UserError(
+            f"{group.file.filename}: {name} leads nowhere; get the file from its source"
+        ) from error
+    # A soft link may lead to a link out of the file.
+    if node.file.filename != group.file.filename:
+        raise _outside(group, name)
+    if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
+        raise _outside(group, name)
+    return node
+
+
+def array(group: Any, name: str) -> Any:
+    """Return an array of numbers, not read yet.
+
+    Raises:
+        UserError: it is a group or no numbers, or lies in another file.
+        KeyError: there is none.
+    """
+    node = child(group, name)
+    if not isinstance(node, h5py.Dataset) or node.dtype.kind not in "fiub" or node.shape in (None, ()):
+        kind = f"{node.dtype} of shape {node.shape}" if isinstance(node, h5py.Dataset) else "a group"
+        raise UserError(
+            f"{group.file.filename}: {name} is {kind}, not one number or row of numbers a step; convert the file"
+        )
+    return node
+
+
+def arrays(group: Any, name: str) -> Iterator[Any]:
+    """Yield the arrays at and below a name.
+
+    Raises:
+        UserError: one lies in another file.
+        KeyError: there is nothing of that name.
+    """
+    node = child(group, name)
+    if isinstance(node, h5py.Dataset):
+        yield node
+    else:
+        for inner in node:
+            yield from arrays(node, inner)
+
+
+def refuse_bombs(path: Path, arrays: Iterable[Any]) -> None:
+    """Check that arrays do not unpack to far more than the file holds.
+
+    Raises:
+        UserError: they do.
+    """
+    size = sum(each.nbytes for each in arrays)
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path} would unpack to {size / 2**30:,.1f} GiB from {path.stat().st_size / 2**20:,.1f} MiB, which no "
+            "data does; get the file from its source"
+        )
+
+
+def _outside(group: Any, name: str) -> UserError:
+    return UserError(
+        f"{group.file.filename}: {name} lies in another file, and links out of a data set are not followed; copy the "
+        "numbers into the file"
+    )

@@ -1,0 +1,233 @@
+"""Observations of any Gymnasium space as the plain arrays that models read.
+
+One object, made from the space that the data was recorded in, does it for the data, for environments and for a policy
+that acts on its own: `Flattening`. The layout is that of `gymnasium.spaces.utils.flatten`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces.utils import flatten_space
+
+from rayrl_dt.errors import UserError
+
+__all__ = ["Flattening", "has_numbers"]
+
+Array = np.ndarray[Any, Any]
+Space = gym.Space[Any]
+
+# A smaller array of bytes, like a grid of 7 x 7 cells, is a table and no picture.
+_PICTURE_SIDE = 32
+_FLOATS = (np.float16, np.float32, np.float64)
+_PARTS = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+
+
+@dataclass(frozen=True)
+class Flattening:
+    """How observations become arrays.
+
+    Pictures (bytes with two axes of 32 or more) stay as they are, all else becomes one vector of float32: Dict and
+    Tuple part by part, discrete values one-hot. Parts that are no numbers, such as text, are left out.
+
+    Attributes:
+        space: of one observation as the environment gives it.
+        kept: observations stay as they are, whatever the space.
+    """
+
+    space: Space
+    kept: bool = False
+
+    @cached_property
+    def flat(self) -> Space:
+        """The Box that the arrays lie in.
+
+        Raises:
+            UserError: the space has no part of a fixed size.
+        """
+        space = self.space
+        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype in _FLOATS
+        if vector or self.kept or _is_picture(space):
+            return space
+        boxes = [flatten_space(part) for _, part in _parts(space) if isinstance(part, _PARTS)]
+        if not boxes:
+            raise UserError(
+                f"observation space {space} has no part of numbers of a fixed size; wrap the environment first"
+            )
+        low, high = (
+            np.concatenate([getattr(box, bound) for box in boxes], dtype=np.float32, casting="unsafe")
+            for bound in ("low", "high")
+        )
+        return gym.spaces.Box(low, high, dtype=np.float32)
+
+    @property
+    def plain(self) -> bool:
+        """Whether observations stay as they are."""
+        return self.flat is self.space
+
+    @property
+    def left_out(self) -> list[str]:
+        """The parts that are no numbers, as "name (kind)"."""
+        return [
+            f"{name} ({type(part).__name__})"
+            for name, part in _parts(self.space)
+            if not isinstance(part, _PARTS)
+        ]
+
+    def feature(self, index: int) -> str:
+        """Return what to call a number of the vector in messages."""
+        first = 0
+        for name, part in _parts(self.space):
+            size = int(np.prod(flatten_space(part).shape or ())) if isinstance(part, _PARTS) else 0
+            if index < first + size:
+                return f"{name}[{index - first}]" if name else f"feature {index}"
+            first += size
+        return f"feature {index}"
+
+    def episode(self, values: Any) -> Array:
+        """Flatten the observations of an episode, in the precision that they came in.
+
+        Args:
+            values: `(T, *obs)`, or for Dict and Tuple spaces a dict or tuple of such.
+
+        Returns:
+            `(T, *obs)`: uint8 for pictures, else float32 or float64.
+
+        Raises:
+            UserError: the values do not fit the space.
+        """
+        if self.kept or _is_picture(self.space):
+            return _numbers(values, self.space.shape or ())
+        try:
+            columns = list(_columns(self.space, values))
+            return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"observations do not fit {self.space} ({error!r}); remove or repair it"
+            ) from error
+
+    def __call__(self, observation: Any) -> Array:
+        """Return one observation, as an environment gave it or flattened already, as the model reads it.
+
+        Raises:
+            UserError: it does not fit the space.
+        """
+        space = self.space
+        if isinstance(observation, dict | tuple):
+            return _single(self.episode(_batch_of_one(observation))[0])
+        values = np.asarray(observation)
+        if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and values.shape == (space.shape or ()):
+            return _single(self.episode(values[None])[0])
+        if values.shape != self.flat.shape:
+            raise UserError(
+                f"the observation has shape {values.shape}, the policy was trained on {self.flat.shape}"
+            )
+        return _single(_numbers(values))
+
+    def reads(self, space: Space) -> bool:
+        """Return whether observations of a space have all that this one reads, by the same names."""
+        return _has(space, self.space)
+
+
+def has_numbers(space: Space) -> bool:
+    """Return whether a part of the space is made of numbers of a fixed size."""
+    return any(isinstance(part, _PARTS) for _, part in _parts(space))
+
+
+def _is_picture(space: Space) -> bool:
+    return (
+        isinstance(space, gym.spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) in (2, 3)
+        and sorted(space.shape)[-2] >= _PICTURE_SIDE
+    )
+
+
+def _parts(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:
+    """Yield the innermost parts of a space, by their path."""
+    if isinstance(space, gym.spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _parts(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(space, gym.spaces.Tuple):
+        for number, part in enumerate(space.spaces):
+            yield from _parts(part, f"{name}[{number}]")
+    else:
+        yield name, space
+
+
+def _columns(space: Space, values: Any) -> Iterator[Array]:
+    """Yield the `(T, D)` columns of each part."""
+    if isinstance(space, gym.spaces.Dict):
+        for key, part in space.spaces.items():
+            if has_numbers(part):
+                yield from _columns(part, values[key])
+    elif isinstance(space, gym.spaces.Tuple):
+        for part, value in zip(space.spaces, values, strict=True):
+            if has_numbers(part):
+                yield from _columns(part, value)
+    elif isinstance(space, gym.spaces.Discrete):
+        yield _one_hot(_numbers(values).reshape(len(values)) - int(space.start), int(space.n))
+    else:
+        array = _numbers(values, space.shape or ())
+        array = array.reshape(len(array), int(np.prod(array.shape[1:])))
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            digits = array - np.ravel(space.start)
+            for number, size in enumerate(np.ravel(space.nvec).tolist()):
+                yield _one_hot(digits[:, number], size)
+        else:
+            yield array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _one_hot(digits: Array, size: int) -> Array:
+    if len(digits) and not (digits.min() >= 0 and digits.max() <= size - 1):
+        raise UserError(f"a discrete observation lies outside its {size} values; remove or repair it")
+    encoded = np.zeros((len(digits), size), np.float32)
+    encoded[np.arange(len(digits)), digits.astype(np.int64)] = 1
+    return encoded
+
+
+def _numbers(values: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """Return the values of all steps, of the given shape each if one is given."""
+    array = np.asarray(values)
+    if array.ndim == 0 or array.dtype.kind not in "fiub":
+        raise UserError(f"observations are {array.dtype} and not numbers for each step; remove or repair it")
+    if shape is not None and array.shape[1:] != shape:
+        raise UserError(
+            f"observations have shape {array.shape[1:]}, the space says {shape}; remove or repair it"
+        )
+    return array
+
+
+def _single(values: Array) -> Array:
+    return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+
+
+def _batch_of_one(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _batch_of_one(value) for key, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_batch_of_one(value) for value in observation)
+    return observation if isinstance(observation, str) else np.asarray(observation)[None]
+
+
+def _has(space: Space, wanted: Space) -> bool:
+    if isinstance(wanted, gym.spaces.Dict):
+        return isinstance(space, gym.spaces.Dict) and all(
+            key in space.spaces and _has(space[key], part) for key, part in wanted.spaces.items()
+        )
+    if isinstance(wanted, gym.spaces.Tuple):
+        return (
+            isinstance(space, gym.spaces.Tuple)
+            and len(space.spaces) == len(wanted.spaces)
+            and all(map(_has, space.spaces, wanted.spaces))
+        )
+    if isinstance(wanted, gym.spaces.Box):
+        return isinstance(space, gym.spaces.Box) and space.shape == wanted.shape
+    return not isinstance(wanted, _PARTS) or space == wanted

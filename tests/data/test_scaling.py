@@ -1,0 +1,67 @@
+"""Bounds that say nothing, and features that do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rayrl_dt.data import preview
+from rayrl_dt.data.scaling import action_range, scale_notes
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.types import Normalizer
+
+
+def bounded(store: TrajectoryStore, low: Any, high: Any) -> TrajectoryStore:
+    space = gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+    return replace(store, info=replace(store.info, action_space=space))
+
+
+@pytest.mark.parametrize("far", [1e6, 1e38, np.inf])
+def test_bounds_far_beyond_the_data_are_none(make_store: Any, far: float) -> None:
+    store = make_store()
+    low, high = store.actions.min(axis=0), store.actions.max(axis=0)
+    found = action_range(bounded(store, [-far, -1], [far, far]))
+    np.testing.assert_array_equal(found, [[low[0], -1], high])
+    notes = scale_notes(bounded(store, [-far, -1], [far, far]))
+    assert len(notes) == (0 if np.isinf(far) else 2)
+    assert all("more than 100 times as large as the data's actions" in note for note in notes)
+    assert preview.statistics(bounded(store, [-far, -1], [far, far]))["notes"] == notes
+
+
+def test_bounds_that_the_data_come_near_are_kept(make_store: Any) -> None:
+    store = make_store()
+    np.testing.assert_array_equal(action_range(bounded(store, [-1, -50], [1, 50])), [[-1, -50], [1, 50]])
+    still = replace(store, actions=np.zeros_like(store.actions))
+    np.testing.assert_array_equal(action_range(bounded(still, [-2, -2], [2, 2])), [[-2, -2], [2, 2]])
+    assert scale_notes(still) == []
+
+
+def test_a_nearly_constant_feature_is_not_blown_up(make_store: Any) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(5000, 4)).astype(np.float32)
+    for feature, constant in ((1, 0.5), (2, 0.0)):
+        data[:, feature] = constant + 1e-4 * rng.normal(size=5000)
+    fitted = Normalizer.fit(data, chunk=700)
+    assert fitted.raised == (1, 2)
+    shifted = fitted.apply(np.array([0, 0.54, 0.04, 0], np.float32))
+    assert np.abs(shifted).max() < 10
+    ordinary = Normalizer.fit(data[:, [0, 3]])
+    np.testing.assert_array_equal(fitted.std[[0, 3]], ordinary.std)
+    store = replace(make_store(), normalizer=fitted)
+    assert [note.partition(" of observations is nearly constant")[0] for note in scale_notes(store)] == [
+        "feature 1",
+        "feature 2",
+    ]
+
+
+def test_a_small_signal_is_no_noise() -> None:
+    # A latitude: it varies by a thousandth, smoothly.
+    latitude = 48.1 + 1e-3 * np.sin(np.arange(5000) / 50)
+    data = np.stack([latitude, np.random.default_rng(0).normal(size=5000)], axis=1)
+    fitted = Normalizer.fit(data)
+    assert fitted.raised == ()
+    assert fitted.std[0] == pytest.approx(latitude.std(), rel=1e-2)

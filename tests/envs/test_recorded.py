@@ -1,0 +1,137 @@
+"""The environment of a data set as one object: whole in JSON, made anywhere, and no code of strangers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import RescaleAction, TransformReward
+
+from rayrl_dt.envs import RecordedEnv
+from rayrl_dt.envs.recorded import time_limit
+from rayrl_dt.errors import UserError
+
+
+class Mine(gym.Env[Any, Any]):
+    """Not registered anywhere."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def again(recorded: RecordedEnv) -> RecordedEnv:
+    return RecordedEnv.from_json(json.loads(json.dumps(recorded.to_json(), allow_nan=False)))
+
+
+def steps_until_the_end(env: gym.Env[Any, Any]) -> int:
+    env.reset(seed=0)
+    for step in range(1, 10_000):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            return step
+    raise AssertionError("no end")
+
+
+def test_limit_arguments_and_wrappers_are_kept() -> None:
+    made = RescaleAction(gym.make("Pendulum-v1", max_episode_steps=50, g=9.0), -1.0, 1.0)
+    assert made.spec is not None
+    recorded = again(RecordedEnv.of(EnvSpec.from_json(made.spec.to_json())))
+    assert recorded == RecordedEnv.of(EnvSpec.from_json(made.spec.to_json()))
+    env = recorded.make()
+    assert env.unwrapped.g == 9.0  # type: ignore[attr-defined]
+    assert env.action_space.high == 1 and steps_until_the_end(env) == 50
+    before = gym.spec("Pendulum-v1")
+    assert before.kwargs == {} and before.max_episode_steps == 200
+    changed = recorded.changed(max_episode_steps=7, g=5.0)
+    assert changed.make().unwrapped.g == 5.0  # type: ignore[attr-defined]
+    assert steps_until_the_end(changed.make()) == 7
+
+
+def test_the_render_mode_of_a_recording_is_dropped() -> None:
+    made = gym.make("Pendulum-v1", render_mode="rgb_array")
+    assert made.spec is not None
+    recorded = RecordedEnv.of(made.spec)
+    assert recorded.kwargs == {} and recorded.make().render_mode is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "limit"),
+    [
+        (None, None),
+        (200, 200),
+        (200.0, 200),
+        (1_000_000, None),
+        (1e6, None),
+        ("200", None),
+        (-1, None),
+        (True, None),
+    ],
+)
+def test_a_million_steps_are_no_limit(recorded: Any, limit: int | None) -> None:
+    assert time_limit(recorded) == limit
+
+
+def test_policies_are_evaluated_where_the_data_say() -> None:
+    spec, other = gym.spec("Pendulum-v1"), gym.spec("CartPole-v1")
+    recorded = again(RecordedEnv.of(spec, other))
+    assert recorded.for_evaluation.id == "CartPole-v1" and recorded.limit == 500
+    assert isinstance(recorded.for_evaluation.make().action_space, gym.spaces.Discrete)
+    alone = RecordedEnv.of(spec, gym.spec("Pendulum-v1"))
+    assert alone.evaluation is None and alone.for_evaluation is alone
+
+
+def test_an_unregistered_environment_of_a_trusted_package_is_made_whole() -> None:
+    recorded = RecordedEnv("Mine-v0", f"{__name__}:Mine", {"size": 3}, max_episode_steps=6)
+    package = __name__.partition(".")[0]
+    with pytest.raises(
+        UserError, match=rf"name {__name__}:Mine as code .*environment.env: {package}:Mine-v0"
+    ):
+        recorded.make()
+    env = recorded.make(trusted=(package,))
+    assert env.unwrapped.size == 3 and steps_until_the_end(env) == 6  # type: ignore[attr-defined]
+    vector = recorded.make_vector(2, trusted=(package,))
+    assert vector.reset()[0].shape == (2, 2)
+    vector.close()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "why"),
+    [
+        (
+            RecordedEnv("Bad-v0", "subprocess:Popen", {"args": ["touch", "bad"]}),
+            "name subprocess:Popen as code",
+        ),
+        (RecordedEnv("Bad-v0", "gymnasium.spaces.utils:flatten"), "which is no Env"),
+        (RecordedEnv("Bad-v0", "gymnasium.nowhere:Env"), "cannot be imported"),
+        (RecordedEnv("Bad-v0", "gymnasium.core:Nothing"), "which is no Env"),
+        (RecordedEnv("Bad-v0"), "not registered here; install its package"),
+    ],
+)
+def test_code_that_data_name_is_not_run(recorded: RecordedEnv, why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        recorded.make()
+    assert "\n" not in str(caught.value)
+
+
+def test_wrappers_of_strangers_are_not_run() -> None:
+    made = TransformReward(gym.make("Pendulum-v1"), lambda reward: reward)
+    assert made.spec is not None
+    recorded = RecordedEnv.of(made.spec)
+    odd = replace(recorded.wrappers[-1], entry_point="os:system")
+    with pytest.raises(UserError, match="name os:system as code"):
+        replace(recorded, wrappers=(odd,)).make()
