@@ -13,6 +13,7 @@ its alpha is smaller by that factor).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -86,6 +87,12 @@ class OnlineLearner(MultiLossLearner):
         if module.model.spec.head.target_entropy is not None:
             adam = torch.optim.Adam([module.log_temperature], lr=config.temperature_lr)
             self._register(module_id, TEMPERATURE, adam, lr=config.temperature_lr)
+
+    def _policy_steps(self, gradient_steps: int) -> int:
+        """Return how many steps the policy takes in so many gradient steps, each phase beginning with one."""
+        pretraining = min(gradient_steps, self.config.pretrain_steps)
+        phases = pretraining, gradient_steps - pretraining
+        return sum(math.ceil(steps / self.config.actor_interval) for steps in phases)
 
     def _take_step(self, window: Window[Tensor]) -> None:
         config, module, step = self.config, self.online_module, self.gradient_step
