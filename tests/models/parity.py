@@ -43,7 +43,7 @@ class Written(ABC):
         model, rows = self.model, []
         for row, real in enumerate(window.mask):
             observations = (window.observations[row, real] - model.observation_mean) / model.observation_std
-            if model.spec.discrete:
+            if self.config.head == "categorical":
                 actions = window.actions[row, real] - model.spec.action_space.start
             else:
                 scaled = (window.actions[row, real] - model.action_middle) / model.action_half
@@ -52,8 +52,9 @@ class Written(ABC):
             inputs = (returns, observations, actions, window.timesteps[row, real])
             features, *others = self.features(*(values[None] for values in inputs))
             outputs = self.linear("head", features)
-            plain = model.spec.discrete or model.spec.gaussian
-            rows.append(tuple(x[0] for x in (outputs if plain else torch.tanh(outputs), *others)))
+            if self.config.head == "deterministic":
+                outputs = torch.tanh(outputs)
+            rows.append(tuple(x[0] for x in (outputs, *others)))
         return rows
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -136,8 +137,8 @@ def check(
     """
     model.double()
     window = random_window(model, real)
-    floats = ("returns_to_go", "observations") + (() if model.spec.discrete else ("actions",))
-    window = replace(window, **{name: getattr(window, name).double() for name in floats})
+    floats = {name: getattr(window, name) for name in ("returns_to_go", "observations", "actions")}
+    window = replace(window, **{k: v.double() for k, v in floats.items() if v.is_floating_point()})
     _same(written(model, lambda _, x: x)(window), run(window), window)
     scales = _dropout_as_scales(model)
     used: set[str] = set()
