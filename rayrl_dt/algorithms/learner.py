@@ -170,11 +170,15 @@ class SequenceLearner(RLlibLearner):
     def _lr(self, gradient_step: int) -> float:
         return scheduled_lr(
             self.config.lr,
-            gradient_step,
+            self._policy_steps(gradient_step),
             warmup_steps=self.config.warmup_steps,
             schedule=self.config.lr_decay,
-            total_steps=self.config.gradient_steps,
+            total_steps=self._policy_steps(self.config.gradient_steps),
         )
+
+    def _policy_steps(self, gradient_steps: int) -> int:
+        """Return how many steps the policy takes in so many gradient steps: the clock of its learning rate."""
+        return gradient_steps
 
     def log(self, key: str, value: Tensor) -> None:
         """Add a value to the mean that is logged."""

@@ -84,7 +84,7 @@ class TrainingSettings(Settings):
         gradient_steps_per_iteration: per call of `algo.train()`.
         train_batch_size_per_learner: windows of a gradient step, for each learner.
         lr: learning rate of the policy, after the warm-up.
-        warmup_steps: linear warm-up of the learning rate.
+        warmup_steps: linear warm-up of the learning rate, in steps of the policy.
         lr_decay: after the warm-up: "constant", or "cosine" to zero at the last gradient step.
         weight_decay: AdamW's, on every parameter.
         grad_clip: largest norm of the policy's whole gradient; None for any.

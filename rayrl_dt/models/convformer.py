@@ -109,14 +109,11 @@ class ConvFormerTrunk(Trunk):
         kinds = [slice(None)] * (model.num_layers - 1) + [slice(_STATE, _STATE + 1)]
         self.blocks = nn.ModuleList(_ConvBlock(spec, computed, source) for computed in kinds)
         self.final_norm = nn.LayerNorm(width)
-        self.apply(initialize_normal)
+        for block in self.blocks:
+            block.apply(initialize_normal)
         # How many steps the features of a state token depend on, its own included.
         tokens_before = model.num_layers * (model.conv_window - 1)
         self.reach = 1 + math.ceil((tokens_before - _STATE) / _TOKENS_PER_STEP)
-
-    def initialize_head(self, head: nn.Linear) -> None:
-        """Initialize the head as the authors do: N(0, 0.02), bias 0."""
-        initialize_normal(head)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""

@@ -72,7 +72,6 @@ class _Network(nn.Module):
             # N(0, 1) drowns the observation in noise that each timestep has to unlearn by itself.
             initialize_normal(self.embed_timestep)
         self.embed_norm = nn.LayerNorm(width)
-        self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(_PostNormBlock(spec, source) for _ in range(model.num_layers))
 
     def forward(self, inputs: TrunkInputs, read: slice | None) -> Tensor:
@@ -84,7 +83,7 @@ class _Network(nn.Module):
         ]
         # 3 x (B, K, d) -> (B, K, 3, d)
         x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
-        x = self.embed_dropout(self.embed_norm(x).flatten(1, 2))  # (B, K, 3, d) -> (B, T, d)
+        x = self.embed_norm(x).flatten(1, 2)  # (B, K, 3, d) -> (B, T, d); without dropout, unlike DT's
         bias = attention_bias(inputs.mask, x.shape[1], _TOKENS_PER_STEP, x)  # (1 or B, 1, T, T)
         for block in self.blocks[:-1]:
             x = block(x, bias)

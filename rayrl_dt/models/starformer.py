@@ -58,7 +58,7 @@ class LocalEmbedding(nn.Module):
         (components,) = shape
         self.embed_action = spec.head.embedding(width)
         self.embed_component = nn.Linear(1, width)
-        self.components = nn.Parameter(torch.empty(components, width))
+        self.components = nn.Parameter(torch.zeros(components, width))
         self.embed_return = nn.Linear(1, width)
         self.count = components + 2
 
@@ -122,6 +122,7 @@ class StARformerTrunk(Trunk):
         self.embed_observation = ObservationEmbedding(spec.observation_space, width)
         self.embed_local = LocalEmbedding(spec)
         self.local_dropout = Dropout(model.dropout, source)
+        self.global_dropout = Dropout(model.dropout, source)
         self.slots = nn.Parameter(torch.zeros(model.context_length, width))
         self.blocks = nn.ModuleList(
             _StARBlock(spec, self.embed_local.count, source) for _ in range(model.num_layers)
@@ -148,7 +149,7 @@ class StARformerTrunk(Trunk):
         states = self.embed_observation(inputs.observations)  # (B, K, d)
         count = states.shape[1]
         slots = self.slots[-count:]  # (K, d)
-        states = states + slots
+        states = self.global_dropout(states + slots)
         tokens = _TOKENS_PER_STEP * count
         bias = attention_bias(inputs.mask, tokens, _TOKENS_PER_STEP, states)  # (1 or B, 1, 2 K, 2 K)
         every, last = slice(1, tokens, _TOKENS_PER_STEP), slice(tokens - 1, tokens)
@@ -161,10 +162,8 @@ class StARformerTrunk(Trunk):
 
 
 def _initialize(layer: nn.Module) -> None:
-    """Return truncated normal of scale 0.02 for weights, zero for biases."""
+    """Give one layer weights from a truncated normal of scale 0.02 and zero biases; embeddings of places stay zero."""
     if isinstance(layer, (nn.Linear, nn.Embedding)):
         nn.init.trunc_normal_(layer.weight, std=_INIT_STD)
     if isinstance(layer, nn.Linear):
         nn.init.zeros_(layer.bias)
-    if isinstance(layer, LocalEmbedding):
-        nn.init.trunc_normal_(layer.components, std=_INIT_STD)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.ray
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 # Table 9 of TD3+ODT: K, evaluation context, targets (evaluation, exploration), alpha before finetuning, gamma, learning
-# rates (critic, policy), weight decay, pretraining steps, trajectories in the replay; then critic and actor updates of
-# a round, and whether the critic is normalized.
+# rates (critic, policy), weight decay, the actor's pretraining steps, trajectories in the replay; then critic and actor
+# updates of a round, and whether the critic is normalized.
 TABLE: dict[str, tuple[Any, ...]] = {
     "td3_odt_mujoco": (20, 5, 3600, 7200, 0, 0.99, 1e-3, 1e-4, 5e-4, 5_000, 1000, 600, 300, False),
     "td3_odt_adroit": (5, 1, 12000, 12000, 0, 0.99, 2e-4, 1e-4, 1e-4, 40_000, 5000, 300, 300, True),
@@ -39,7 +39,7 @@ def test_the_values_are_those_of_the_table(name: str) -> None:
         config.critic_lr,
         config.lr,
         config.weight_decay,
-        config.pretrain_steps,
+        config.pretrain_steps // config.actor_interval,
         config.replay_capacity_trajectories,
         config.updates_per_iteration,
         config.updates_per_iteration // config.actor_interval,

@@ -44,6 +44,24 @@ def test_d4rl_numbers_in_a_newer_data_set_are_recognized() -> None:
     assert reference == scores.D4RL_SCORES["Hopper-v2"]
 
 
+@pytest.mark.parametrize(
+    ("made_for", "evaluated", "across_versions", "low"),
+    [
+        ("Hopper-v2", "Hopper-v2", False, 100.0),  # its own, beside the table's
+        ("Hopper-v5", "Hopper-v5", False, 100.0),
+        ("Hopper-v5", "Hopper-v2", False, -20.272305),  # the table's are for this version
+        ("Hopper-v5", "Hopper-v2", True, -20.272305),
+        ("Hopper-v5", "Hopper-v4", True, 100.0),  # both cross versions: its own
+        ("Hopper-v5", "Hopper-v4", False, None),
+        ("Walker2d-v2", "Hopper-v2", False, -20.272305),  # its own are of another task
+    ],
+)
+def test_who_comes_first(made_for: str, evaluated: str, across_versions: bool, low: float | None) -> None:
+    info = _info(made_for, ref_min_score=100.0, ref_max_score=900.0)
+    reference, _ = scores.reference_for(info, evaluated, across_versions=across_versions)
+    assert (None if reference is None else reference.minimum) == low
+
+
 def test_table_for_data_without_scores() -> None:
     assert scores.reference_for(_info(), "Walker2d-v2")[0] == scores.D4RL_SCORES["Walker2d-v2"]
     assert scores.reference_for(_info(), "Walker2d-v4")[0] is None

@@ -260,18 +260,18 @@ def test_initialization_follows_the_authors(make_store: MakeStore) -> None:
     torch.manual_seed(0)
     model = SequenceModel(spec)
     trunk = trunk_of(model)
-    weights = [trunk.embed_local.components]
+    weights = []
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             weights.append(layer.weight)
             assert not getattr(layer, "bias", torch.zeros(1)).any()
         elif isinstance(layer, nn.LayerNorm):
             assert (layer.weight == 1).all() and (layer.bias == 0).all()
-    assert len(weights) == 1 + 4 + 2 * 9 + 1, "embeddings, blocks and head"
+    assert len(weights) == 4 + 2 * 9 + 1, "embeddings, blocks and head"
     for weight in weights:
         # The two embeddings of single numbers have only 16 weights.
         assert weight.detach().std().item() == pytest.approx(0.02, rel=0.1 if weight.numel() > 16 else 0.6)
-    assert not trunk.slots.any()
+    assert not trunk.slots.any() and not trunk.embed_local.components.any()
 
 
 def test_every_parameter_is_trained(model: SequenceModel) -> None:
@@ -292,6 +292,7 @@ def test_dropout_is_ours_and_in_every_place(make_store: MakeStore) -> None:
     of_block = ("attention.weight_dropout", "dropout", "mlp.dropout")
     assert set(places) == {
         "trunk.local_dropout",
+        "trunk.global_dropout",
         *(f"{block}.{name}" for block in blocks for name in of_block),
     }
     assert not any(isinstance(layer, nn.Dropout) for layer in model.modules())

@@ -1,4 +1,4 @@
-"""LAMB, the optimizer of online finetuning: Adam whose step length follows the length of each tensor."""
+"""LAMB, the optimizer of online finetuning: Adam whose step length follows the length of each decayed tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Lamb(Optimizer):
 
     For a tensor w: u = m / (sqrt(v) + eps) + weight_decay * w with Adam's bias-corrected moments m and v, then
     w <- w - lr * r * u with the trust ratio r = |w| / |u|, or 1 if either norm is 0. So a tensor moves by
-    lr * |w|, whatever its gradient's scale. The ratio is not clipped.
+    lr * |w|, whatever its gradient's scale. The ratio is not clipped. Without weight decay it is 1 for all tensors, as
+    in the released code: that is Adam.
 
     Differs from the released code, which also clips the global gradient norm to 1 in here: clip before `step`.
 
@@ -25,7 +26,7 @@ class Lamb(Optimizer):
         lr: step length relative to the length of each tensor.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: decoupled from the moments, but inside the trust ratio.
+        weight_decay: decoupled from the moments, but inside the trust ratio; 0 leaves that out.
     """
 
     def __init__(
@@ -78,11 +79,10 @@ class Lamb(Optimizer):
         torch._foreach_div_(update, scale)
         if group["weight_decay"]:
             torch._foreach_add_(update, weights, alpha=group["weight_decay"])
-
-        lengths = torch.stack(torch._foreach_norm(weights))
-        steps = torch.stack(torch._foreach_norm(update))
-        ratios = (lengths / steps).where((lengths > 0) & (steps > 0), 1.0)
-        torch._foreach_mul_(update, list(ratios.unbind()))
+            lengths = torch.stack(torch._foreach_norm(weights))
+            steps = torch.stack(torch._foreach_norm(update))
+            ratios = (lengths / steps).where((lengths > 0) & (steps > 0), 1.0)
+            torch._foreach_mul_(update, list(ratios.unbind()))
         torch._foreach_add_(weights, update, alpha=-group["lr"])
 
     def _advance(self, weight: torch.Tensor) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -41,6 +42,12 @@ class OnlineLearner(RLGradientLearner):
     @property
     def _phase_step(self) -> int:
         return self.gradient_step - (self.config.pretrain_steps if self.online else 0)
+
+    def _policy_steps(self, gradient_steps: int) -> int:
+        """Return how many steps the policy takes in so many gradient steps, each phase beginning with one."""
+        pretraining = min(gradient_steps, self.config.pretrain_steps)
+        phases = pretraining, gradient_steps - pretraining
+        return sum(math.ceil(steps / self.rl_gradient.settings.actor_interval) for steps in phases)
 
     def _take_step(self, batch: Batch) -> None:
         if self.gradient_step == self.config.pretrain_steps:

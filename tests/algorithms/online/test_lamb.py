@@ -34,8 +34,8 @@ def by_definition(
     for count, gradient in enumerate(gradients, start=1):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         u = (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8) + decay * weight
-        lengths = np.sqrt(np.sum(weight**2)), np.sqrt(np.sum(u**2))
-        weight = weight - lr * (lengths[0] / lengths[1]) * u
+        ratio = np.sqrt(np.sum(weight**2)) / np.sqrt(np.sum(u**2)) if decay else 1.0
+        weight = weight - lr * ratio * u
     return weight
 
 
@@ -57,7 +57,7 @@ def test_steps_follow_the_equations(decay: float) -> None:
 
 
 @pytest.mark.parametrize("gradient_scale", [1e-3, 1e3])
-@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("decay", [1e-4, 0.5])
 def test_a_step_is_lr_times_the_length_of_each_tensor(gradient_scale: float, decay: float) -> None:
     weights = [weight for index in range(3) for weight in tensors(index, scale=10.0**index)]
     optimizer = Lamb(weights, lr=0.01, weight_decay=decay)
@@ -69,10 +69,22 @@ def test_a_step_is_lr_times_the_length_of_each_tensor(gradient_scale: float, dec
             assert (new.detach() - old).norm().item() == pytest.approx(0.01 * old.norm().item(), rel=2e-3)
 
 
+def test_without_decay_it_is_adam() -> None:
+    """As in the released code, whose trust ratio needs a weight decay."""
+    weights, others = tensors(), tensors()
+    lamb, adam = Lamb(weights, lr=0.05), torch.optim.Adam(others, lr=0.05)
+    for step in range(50):
+        for tensor, optimizer in ((weights, lamb), (others, adam)):
+            set_gradients(tensor, step)
+            optimizer.step()
+    for one, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_tensor_of_zeros_takes_adams_step() -> None:
     weight = nn.Parameter(torch.zeros(3, 2))
     weight.grad = torch.tensor([[1.0, -2.0], [3.0, -4.0], [0.5, 0.0]])
-    Lamb([weight], lr=0.1).step()
+    Lamb([weight], lr=0.1, weight_decay=0.5).step()
     torch.testing.assert_close(weight.detach(), -0.1 * weight.grad.sign())
 
 
@@ -81,6 +93,7 @@ def test_an_update_of_zeros_leaves_the_tensor() -> None:
     for weight in weights:
         weight.grad = torch.zeros(3)
     Lamb(weights, lr=0.1).step()
+    Lamb(weights[1:], lr=0.1, weight_decay=1e-4).step()
     assert torch.equal(weights[0], torch.ones(3)) and torch.equal(weights[1], torch.zeros(3))
 
 

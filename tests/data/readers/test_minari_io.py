@@ -75,6 +75,17 @@ def test_round_trip(make_trajectories: Any) -> None:
     assert info.metadata["environment"] == "Pendulum-v1" and info.metadata["requirements"] == ["gymnasium>=1"]
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_the_last_step_says_whether_the_episode_ended(make_trajectories: Any, last: bool) -> None:
+    """Continuing tasks mark goals on the way; what ends an episode there is its time limit."""
+    _write(make_trajectories(lengths=(4, 4)))
+    with h5py.File(_file(), "a") as data:
+        data["episode_1/terminations"][...] = [False, True, False, last]
+        data["episode_1/truncations"][...] = [False, False, False, not last]
+    found, _ = minari_io.read("toy/test-v0")
+    assert len(found[1]) == 4 and found[1].terminated is last
+
+
 def test_minari_reads_what_is_written(make_trajectories: Any) -> None:
     trajectories = make_trajectories()
     with warnings.catch_warnings():
