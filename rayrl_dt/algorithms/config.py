@@ -68,6 +68,7 @@ class SequenceConfig(SettingsConfig):
         self.model_defaults: dict[str, Any] = {}
         # Resolved from the data when the algorithm is built.
         self.policy_spec: dict[str, Any] | None = None
+        self.largest_reward = 0.0
         # RLlib's own, as they suit us. It builds offline data exactly when it has an input path.
         self.input_ = "offline_data.dataset"
         self.offline_data_class = SequenceOfflineData
@@ -119,6 +120,7 @@ class SequenceConfig(SettingsConfig):
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
+        self.largest_reward = max(float(store.rewards.max()), -float(store.rewards.min()))
         if not self.training_objective.asks_critic:
             return
         if not spec.head.continuous:

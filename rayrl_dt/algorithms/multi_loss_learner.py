@@ -14,6 +14,7 @@ from rayrl_dt import losses
 from rayrl_dt.algorithms.critic_module import CriticRLModule
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
 from rayrl_dt.algorithms.rllib_internals import SeveralLosses
+from rayrl_dt.critics.guard import check_values
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.objectives.gradient import Batch, Trained
 from rayrl_dt.seeding import derive_seed, torch_generator
@@ -25,6 +26,7 @@ __all__ = ["ENTROPY", "POLICY", "TEMPERATURE", "MultiLossLearner"]
 POLICY, TEMPERATURE = "policy", "temperature"
 # Metrics, beside the temperature.
 ENTROPY = "entropy"
+_LARGEST_REWARD = "largest_reward"
 
 
 class MultiLossLearner(SeveralLosses, SequenceLearner):
@@ -42,6 +44,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         """Build module and optimizers."""
         super().build()
         self.networks.begin_training()
+        self._largest_reward = float(self.config.largest_reward)
 
     @property
     def networks(self) -> CriticRLModule:
@@ -153,7 +156,23 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         *averaged, mean = (piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True))
         return averaged, mean
 
-    def from_all_learners(self, values: Tensor) -> Tensor:
+    def check_values(
+        self, mean: Tensor, window: Window[Tensor], *, gamma: float, reward_scale: float
+    ) -> None:
+        """Check a critic's values; see `rayrl_dt.objectives.gradient.Bench`."""
+        assert window.rewards is not None
+        # One that stops alone leaves the others waiting for its next gradient.
+        means, rewards = self._from_all_learners(torch.stack([mean, window.rewards.abs().max()])).T
+        self._largest_reward = max(self._largest_reward, float(rewards.max()))
+        check_values(
+            float(means.mean()),
+            largest_reward=self._largest_reward / reward_scale,
+            gamma=gamma,
+            step=self.gradient_step,
+            remedy="the last checkpoint is intact: set critic_layer_norm: true, or lower critic_lr",
+        )
+
+    def _from_all_learners(self, values: Tensor) -> Tensor:
         """Return what each of the learners has, by rank: `(learners, ...)`."""
         if self.config.num_learners <= 1:
             return values[None]
@@ -172,3 +191,12 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         balance = losses.temperature_loss(log_temperature, entropy, aim)
         self.descend(TEMPERATURE, balance, "the temperature's loss")
         return temperature
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Add the size of the largest reward, which may have left the replay."""
+        return {**super().get_state(*args, **kwargs), _LARGEST_REWARD: self._largest_reward}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore the state; see `SequenceLearner`."""
+        super().set_state(state)
+        self._largest_reward = float(state.get(_LARGEST_REWARD, self._largest_reward))

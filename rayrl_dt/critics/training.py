@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rayrl_dt.critics.guard import check_values
 from rayrl_dt.critics.iql import IQLStep, Outcome
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.critics.transitions import Transitions, transitions_of
@@ -36,8 +37,6 @@ _BLOCK = 100
 """Steps whose batches come from one generator; results are checked and reported once in each."""
 _GATHERED = 10
 """Steps whose batches are copied together; divides `_BLOCK`."""
-_EXPLODED = 10.0
-"""Mean values this many times beyond what rewards can add up to have exploded."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +161,13 @@ class IQLTrainer:
                 f"the critic's losses became {value_loss:.3g} (V) and {critic_loss:.3g} (Q) by gradient step "
                 f"{self.steps_done}; check the rewards of the data, or lower the learning rate"
             )
-        bound = _EXPLODED * self._largest_reward / max(1 - self.training.gamma, 1e-6)
-        if not abs(mean) <= max(bound, _EXPLODED):
-            raise TrainingDiverged(
-                f"the critic's values exploded: their mean is {mean:.3g} at gradient step {self.steps_done}, and "
-                f"rewards up to {self._largest_reward:.3g} cannot add up to a tenth of that; lower the learning rate"
-            )
+        check_values(
+            mean,
+            largest_reward=self._largest_reward,
+            gamma=self.training.gamma,
+            step=self.steps_done,
+            remedy="lower the learning rate",
+        )
 
 
 class _Adam:

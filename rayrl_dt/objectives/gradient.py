@@ -83,8 +83,20 @@ class Bench(Protocol):
     def log(self, key: str, value: Tensor) -> None:
         """Log a value, detached, as a mean over gradient steps."""
 
-    def from_all_learners(self, values: Tensor) -> Tensor:
-        """Return what each learner has, `(learners, ...)`."""
+    def check_values(
+        self, mean: Tensor, window: Window[Tensor], *, gamma: float, reward_scale: float
+    ) -> None:
+        """Check that a critic's values can be returns of the rewards of the data and of all batches so far.
+
+        Args:
+            mean: `()` of the critic's values.
+            window: the raw windows.
+            gamma: the critic's discount.
+            reward_scale: the critic learns from rewards divided by it.
+
+        Raises:
+            TrainingDiverged: they have exploded, in all learners alike.
+        """
 
 
 class Trained(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
-from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.objectives.gradient import (
     CRITIC,
@@ -40,9 +40,6 @@ from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import count, flag, real, setting
 
 __all__ = ["TD3", "TD3Settings"]
-
-# No return is larger than max |r| / (1 - gamma); values this many times beyond it are not going to come back.
-_EXPLODED = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,6 @@ class TD3(RLGradient):
 
     settings: TD3Settings
 
-    def __init__(self, settings: TD3Settings) -> None:
-        super().__init__(settings)
-        self._largest_reward = 0.0
-
     @property
     def companions(self) -> Companions:
         """Twin critics, slow copies of them and of the policy."""
@@ -129,7 +122,7 @@ class TD3(RLGradient):
         loss = losses.td3_critic_loss(values, target, window.mask)
         bench.descend(CRITIC, loss, "the critic's loss")
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        self._check_values(bench, mean, rewards.abs().max())
+        bench.check_values(mean, window, gamma=settings.gamma, reward_scale=settings.reward_scale)
         bench.log(CRITIC_LOSS, loss.detach())
         bench.log(Q_MEAN, mean)
 
@@ -150,19 +143,3 @@ class TD3(RLGradient):
     def policy_moved(self, networks: Networks) -> None:
         """Move the targets."""
         networks.move_targets(self.settings.polyak)
-
-    def _check_values(self, bench: Bench, mean: Tensor, reward: Tensor) -> None:
-        """Raise TrainingDiverged, in all learners alike, if the critic's values left what any return can be."""
-        gamma = self.settings.gamma
-        if gamma == 1:
-            return
-        # One that stops alone leaves the others waiting for its next gradient.
-        means, rewards = bench.from_all_learners(torch.stack([mean, reward])).T
-        found, self._largest_reward = float(means.mean()), max(self._largest_reward, float(rewards.max()))
-        bound = _EXPLODED * max(self._largest_reward, 1e-6) / (1 - gamma)
-        if not abs(found) <= bound:
-            raise TrainingDiverged(
-                f"the critic's values exploded: their mean is {found:.3g} at gradient step {bench.gradient_step}, "
-                f"{_EXPLODED:g} times what rewards up to {self._largest_reward:.3g} can add up to; the last "
-                "checkpoint is intact: set critic_layer_norm: true, or lower critic_lr"
-            )

@@ -616,6 +616,30 @@ def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
     algorithm.stop()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rare_rewards_stop_no_healthy_run(
+    online: Configure, pendulum_data: str, tmp_path: Path, seed: int
+) -> None:
+    """Most batches of such data hold no reward at all: bounds are for all rewards that are known, saved ones too."""
+    store = load_dataset(pendulum_data)
+    rare = np.zeros_like(store.rewards)
+    rare[::400] = 1.0
+    dataset = f"store:{replace(store, rewards=rare).save(tmp_path / 'rare')}"
+    algorithm = online(dataset=dataset, critic_width=256, env_steps=0).debugging(seed=seed).build_algo()
+    learner = algorithm.learner_group._learner
+    assert learner._largest_reward == 1.0, "of the data, whatever the first batches hold"
+    algorithm.train()
+    assert algorithm.gradient_steps == 4
+    seen = _window(algorithm)
+    learner.rl_gradient.critic_step(learner, _batch(learner, replace(seen, rewards=seen.rewards + 30.0)))
+    assert learner._largest_reward >= 30.0
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
+    assert resumed.learner_group._learner._largest_reward == learner._largest_reward
+    algorithm.stop()
+    resumed.stop()
+
+
 def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learners: Any) -> None:
     """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
 
