@@ -85,18 +85,22 @@ def make_store(make_trajectories: Callable[..., list[Trajectory]]) -> Callable[.
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One small Ray for the tests of a module, with room for two learners and two runners."""
+    """One small Ray for all tests that need one, with room for two learners and two runners."""
     import ray
+    from ray.tune.utils.util import UtilMonitor
 
     mine = not ray.is_initialized()
-    if mine:
-        options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
-        ray.init(address="local", num_cpus=5, **options)
-    yield
-    if mine:
-        ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # An algorithm watches the machine's load in a thread of its own, and waits 0.7 s for it when it stops.
+        patch.setattr(UtilMonitor, "start", lambda self: None)
+        if mine:
+            options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+            ray.init(address="local", num_cpus=5, **options)
+        yield
+        if mine:
+            ray.shutdown()
 
 
 def _save(folder: Path, env_id: str, lengths: list[int]) -> str:
