@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.windows import gather
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import load_model, read_header, save_bundle
-from rayrl_dt.models.model_config import BACKBONES, ModelConfig
+from rayrl_dt.interop.bundle import Bundle, save_bundle
+from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Trajectory
@@ -52,10 +53,10 @@ def test_what_is_saved_is_loaded(
     policy = SequenceModel(spec).eval()
     with tempfile.TemporaryDirectory() as folder:
         bundle = save_bundle(spec, policy.state_dict(), Path(folder) / "bundle", command=command)
-        header = read_header(bundle)
-        loaded = load_model(bundle)
+        header = Bundle.open(bundle).header
+        loaded = Bundle.open(bundle).model
         save_bundle(loaded.spec, loaded.state_dict(), Path(folder) / "again", command=command)
-        assert read_header(Path(folder) / "again") == header
+        assert Bundle.open(Path(folder) / "again").header == header
         for name in ("policy.json", "policy.safetensors"):
             one, other = (Path(folder) / each / name for each in ("bundle", "again"))
             assert one.read_bytes() == other.read_bytes()
@@ -80,7 +81,7 @@ def test_half_a_bundle_is_refused(whole_bundle: dict[str, bytes], where: str, cu
             end = int(cut * len(content)) if name == where else len(content)
             (Path(folder) / name).write_bytes(content[:end])
         with pytest.raises(UserError):
-            load_model(folder)
+            _ = Bundle.open(folder).model
 
 
 @pytest.fixture(scope="module")

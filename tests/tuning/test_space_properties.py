@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import SECTIONS, search_spaces
-from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
+from rayrl_dt.tuning.space import Space, find_spaces, grid_points, replaced, value_at
 
 SOME = settings(max_examples=50, deadline=None)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=6)
@@ -24,8 +26,8 @@ LEAVES: st.SearchStrategy[dict[str, list[Any]]] = st.one_of(
     RANGES.map(lambda values: {"uniform": values}),
     RANGES.map(lambda values: {"loguniform": values}),
     st.tuples(st.integers(-9, 9), st.integers(10, 99)).map(lambda values: {"randint": list(values)}),
-    st.tuples(st.integers(-9, 9), st.integers(10, 99), st.integers(1, 5)).map(
-        lambda values: {"quniform": list(values)}
+    st.tuples(st.integers(-9, 9), st.integers(10, 99), st.sampled_from([0.25, 1, 5])).map(
+        lambda values: {"quniform": [values[0] * values[2], values[1] * values[2], values[2]]}
     ),
 )
 FILES = st.dictionaries(PATHS, LEAVES, min_size=1, max_size=4)
@@ -50,6 +52,26 @@ def test_a_file_holds_its_spaces(leaves: dict[str, Any], fixed: dict[str, Any]) 
 
 
 @SOME
+@given(leaves=FILES)
+def test_every_combination_comes_once(leaves: dict[str, Any]) -> None:
+    values = replaced({"algorithm": "DT"}, leaves)
+    listed = {path: next(iter(leaf.values())) for path, leaf in leaves.items()}
+    if any(next(iter(leaf)) not in ("grid", "choice") for leaf in leaves.values()):
+        with pytest.raises(UserError, match="list them"):
+            grid_points(values)
+        return
+    points = grid_points(values)
+    assert len(points) == math.prod(map(len, listed.values()))
+    for path, options in listed.items():
+        assert {repr(point[path]) for point in points} == {repr(option) for option in options}
+    assert len({repr(point) for point in points}) == math.prod(
+        len({repr(option) for option in options}) for options in listed.values()
+    )
+    for point in points[:3]:
+        assert grid_points(replaced(values, point)) == [{}]
+
+
+@SOME
 @given(leaf=LEAVES, seed=st.integers(0, 99), factor=st.floats(-3, 3))
 def test_what_is_drawn_lies_inside(leaf: dict[str, list[Any]], seed: int, factor: float) -> None:
     (space,) = find_spaces({"training": {"lr": leaf}})
@@ -62,9 +84,7 @@ def test_what_is_drawn_lies_inside(leaf: dict[str, list[Any]], seed: int, factor
         if space.kind == "choice":
             assert drawn in space.options
             continue
-        # A rounded value may be a step away.
-        slack = space.options[2] if space.kind == "quniform" else 0
-        assert space.edges[0] - slack <= drawn <= space.edges[1] + slack
+        assert space.edges[0] <= drawn <= space.edges[1]
         assert space.clipped(drawn) == min(max(drawn, space.edges[0]), space.edges[1])
         assert space.edges[0] <= space.clipped(factor * drawn) <= space.edges[1]
 
