@@ -13,6 +13,7 @@ import numpy as np
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.windows import gather
+from rayrl_dt.models.heads import HEADS
 from rayrl_dt.types import Trajectory
 
 STEPS = 12
@@ -124,8 +125,12 @@ def values_of(algorithm: str, dataset: str, model: dict[str, Any], **online: Any
         "offline_data": {"dataset": dataset},
         "rl_module": {"model_config": model},
         "training": {**TRAINING, **({} if online else OFFLINE)},
-        "evaluation": {"target_returns": "dataset:2", "episodes_per_target": 2, "action_selection": "mode"},
+        "evaluation": {"target_returns": "dataset:2", "episodes_per_target": 2},
     }
+    head = model.get("head", "auto")
+    if head in HEADS and HEADS[head].drawn_in_evaluations:
+        # Draws hang on how many are drawn at once; what is most likely does not.
+        values["evaluation"]["action_selection"] = "mode"
     if online:
         values["online"] = {**ONLINE, **online}
     return values

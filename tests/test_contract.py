@@ -306,7 +306,7 @@ def test_every_rl_gradient(
         algorithm, text = built(values, running)
         if algorithm is None:
             assert backbone in NOT_FINETUNED or rl_gradient != "none", text
-            assert any(name in text for name in (backbone, rl_gradient, head)), text
+            assert any(name in text for name in (backbone, rl_gradient, head, "actions")), text
             continue
         finetuned += 1
         fitted_and_resumed(algorithm, tmp_path / head, running)
