@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,18 +86,30 @@ def make_store(make_trajectories: Callable[..., list[Trajectory]]) -> Callable[.
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One small Ray for the tests of a module, with room for two learners and two runners."""
+    """One small Ray for all tests that need one, with room for two learners and two runners."""
     import ray
+    from ray.tune.utils.util import UtilMonitor
 
     mine = not ray.is_initialized()
-    if mine:
-        options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
-        ray.init(address="local", num_cpus=5, **options)
-    yield
-    if mine:
-        ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # An algorithm watches the machine's load in a thread of its own, and waits 0.7 s for it when it stops.
+        patch.setattr(UtilMonitor, "start", lambda self: None)
+        if mine:
+            options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+            ray.init(address="local", num_cpus=5, **options)
+        yield
+        if mine:
+            ray.shutdown()
+
+
+@pytest.fixture
+def joining_ray(ray_session: None) -> dict[str, str]:
+    """The environment of a process that joins the tests' Ray, which takes less time than to start one of its own."""
+    import ray
+
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 def _save(folder: Path, env_id: str, lengths: list[int]) -> str:

@@ -56,6 +56,13 @@ class Space:
             raise UserError(f"{self.path} is randint of {list(values)}; both bounds must be whole numbers")
         if self.kind == "quniform" and values[2] <= 0:
             raise UserError(f"{self.path} is quniform in steps of {values[2]}; the step must be positive")
+        if self.kind == "quniform" and not all(
+            math.isclose(v / values[2], round(v / values[2])) for v in values
+        ):
+            raise UserError(
+                f"{self.path} is quniform from {values[0]} to {values[1]} in steps of {values[2]}; both bounds must be "
+                "whole multiples of the step"
+            )
 
     @property
     def edges(self) -> tuple[Any, ...]:

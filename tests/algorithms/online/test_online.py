@@ -141,16 +141,6 @@ def _logged(algorithm: Any) -> list[int]:
     return store.lengths[np.argsort(store.episode_returns, kind="stable")[-5:]].tolist()
 
 
-@pytest.mark.parametrize("backbone", ["radt", "convformer", "starformer"])
-def test_any_backbone_is_finetuned(online: Configure, backbone: str) -> None:
-    algorithm = online(backbone=backbone, env_steps=200).build_algo()
-    before = state(algorithm)
-    train(algorithm)
-    after = state(algorithm)
-    assert not same(before, after, "model.") and not same(before, after, "critic.")
-    algorithm.stop()
-
-
 @pytest.mark.parametrize(
     ("chosen", "kind"),
     [
@@ -732,7 +722,7 @@ def test_counts_are_whole_numbers(section: str) -> None:
 
 @pytest.mark.timeout(590)
 def test_a_process_killed_five_times_ends_like_one_that_was_not(
-    ray_session: None, pendulum_data: str, tmp_path: Path
+    joining_ray: dict[str, str], pendulum_data: str, tmp_path: Path
 ) -> None:
     """kill -9 through the run folder, and on from its newest checkpoint: equal weights, replay and metrics."""
     import yaml
@@ -775,7 +765,8 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
 
     def run(folder: Path, moment: str) -> int:
         command = [sys.executable, "-c", script, str(config), str(folder), moment]
-        return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode
+        done = subprocess.run(command, capture_output=True, timeout=600, check=False, env=joining_ray)
+        return done.returncode
 
     assert run(tmp_path / "whole", "never") == 0
     # Before there is a checkpoint, in a round, with episodes collected and not stored, in the middle of a checkpoint.
