@@ -169,8 +169,8 @@ class ContinuousHead(Head):
 
     @classmethod
     def fits(cls, space: gym.Space[Any]) -> bool:
-        """Return whether the space is a box."""
-        return isinstance(space, gym.spaces.Box)
+        """Return whether the space is a box of one axis."""
+        return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
 
     def embedding(self, width: int) -> nn.Module:
         """Return a linear layer; see `Head`."""

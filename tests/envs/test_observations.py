@@ -17,7 +17,7 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_model
-from rayrl_dt.evaluation.targets import plan_targets
+from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Trajectory
 from tests.builders import build_model
@@ -95,8 +95,8 @@ def test_policies_of_every_space_are_evaluated_and_act(name: str) -> None:
     assert spec.flattening.flat == model.spec.flattening.flat
     model.spec = spec
     where = EnvSpec("SpaceEnv-v0", entry_point=f"{__name__}:SpaceEnv", kwargs={"name": name})
-    plan = plan_targets(spec, "2.0")
-    (episode,) = evaluate_model(model, plan, env=where.to_json(), episodes_per_target=1).episodes
+    asked = policy_targets(spec, "2.0")
+    (episode,) = evaluate_model(model, asked, env=where.to_json(), episodes_per_target=1).episodes
     assert (episode.episode_return, episode.length) == (2.0, 4)
 
     vector = envs.make_vector(

@@ -244,27 +244,30 @@ def _episodes(
         return
     with hdf5.open_file(path) as file:
         for number in range(total):
-            # Everything that is there is checked: Minari's own decoding reads it all.
-            hdf5.refuse_bombs(path, hdf5.arrays(file, f"episode_{number}"))
             if storage.jpeg_encoding and _has_image(space):
+                # Minari's decoding reads everything that is there.
+                hdf5.refuse_bombs(path, hdf5.arrays(file, f"episode_{number}"))
                 yield from storage.get_episodes([number])
                 continue
-            group = file[f"episode_{number}"]
+            group = hdf5.child(file, f"episode_{number}")
             yield {
-                "observations": _values(group["observations"], space),
-                **{key: group[key][()] for key in ("actions", "rewards", "terminations")},
+                "observations": _values(group, "observations", space),
+                **{key: hdf5.content(group, key) for key in ("actions", "rewards", "terminations")},
             }
 
 
-def _values(node: Any, space: gym.Space[Any]) -> Any:
+def _values(group: Any, name: str, space: gym.Space[Any]) -> Any:
+    """Read the parts of a space that hold numbers, in dicts and tuples as the space has them."""
     if isinstance(space, gym.spaces.Dict):
-        return {key: _values(node[key], part) for key, part in space.spaces.items() if has_numbers(part)}
+        node = hdf5.child(group, name)
+        return {key: _values(node, key, part) for key, part in space.spaces.items() if has_numbers(part)}
     if isinstance(space, gym.spaces.Tuple):
+        node = hdf5.child(group, name)
         return tuple(
-            _values(node[f"_index_{i}"], part) if has_numbers(part) else None
+            _values(node, f"_index_{i}", part) if has_numbers(part) else None
             for i, part in enumerate(space.spaces)
         )
-    return node[()]
+    return hdf5.content(group, name)
 
 
 def _has_image(space: gym.Space[Any]) -> bool:

