@@ -8,12 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.runs.config_files import apply_overrides, read_yaml
+from rayrl_dt.runs.config_files import apply_overrides, build_config, read_yaml
 
 SOME = settings(max_examples=60, deadline=None)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=6)
@@ -110,3 +111,36 @@ def test_the_last_override_counts(first: Any, second: int) -> None:
     text = yaml.safe_dump(first).removesuffix("...\n").strip()
     found = apply_overrides({}, [f"training.lr={text}", f"training.lr={second}"])
     assert found == {"training": {"lr": second}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainin": {}}, "unknown section 'trainin'. Did you mean 'training'"),
+        ({"training": {"learning_rate": 1}}, "training has no key 'learning_rate'"),
+        ({"training": {"gradient_step": 1}}, "Did you mean 'gradient_steps'"),
+        ({"algorithm": "DTT"}, "Did you mean 'DT'"),
+        ({"training": {"lr": {"loguniform": [1e-5, 1e-3]}}}, "training.lr is a search space"),
+        ({"training": 3}, "must be a mapping"),
+        ({"offline_data": {}}, "no data set is given"),
+        (
+            {"algorithm": "OnlineDT", "training": {"gradient_steps": 9}},
+            r"gradient_steps is 9, .*online.pretrain_steps and online.env_steps",
+        ),
+    ],
+)
+def test_config_files_are_checked(change: dict[str, Any], message: str) -> None:
+    config = {"algorithm": "DT", "offline_data": {"dataset": "recipe:pendulum-mixed"}, **change}
+    with pytest.raises(UserError, match=message):
+        build_config(config)
+
+
+def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_yaml(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must hold a mapping"):
+        read_yaml(tmp_path / "list.yaml")

@@ -307,39 +307,6 @@ def test_a_killed_process_resumes_to_the_same_weights(
     assert same(weights(whole), weights(killed))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"trainin": {}}, "unknown section 'trainin'. Did you mean 'training'"),
-        ({"training": {"learning_rate": 1}}, "training has no key 'learning_rate'"),
-        ({"training": {"gradient_step": 1}}, "Did you mean 'gradient_steps'"),
-        ({"algorithm": "DTT"}, "Did you mean 'DT'"),
-        ({"training": {"lr": {"loguniform": [1e-5, 1e-3]}}}, "training.lr is a search space"),
-        ({"training": 3}, "must be a mapping"),
-        ({"offline_data": {}}, "no data set is given"),
-        (
-            {"algorithm": "OnlineDT", "training": {"gradient_steps": 9}},
-            r"gradient_steps is 9, .*online.pretrain_steps and online.env_steps",
-        ),
-    ],
-)
-def test_config_files_are_checked(change: dict[str, Any], message: str) -> None:
-    config = {"algorithm": "DT", "offline_data": {"dataset": "recipe:pendulum-mixed"}, **change}
-    with pytest.raises(UserError, match=message):
-        build_config(config)
-
-
-def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read"):
-        read_yaml(tmp_path / "absent.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [1, 2")
-    with pytest.raises(UserError, match="not valid YAML"):
-        read_yaml(tmp_path / "bad.yaml")
-    (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(UserError, match="must hold a mapping"):
-        read_yaml(tmp_path / "list.yaml")
-
-
 def test_finetune_goes_on_from_a_run_and_resumes(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from rayrl_dt.runs.config_files import build_config, read_yaml
 
 pytestmark = pytest.mark.ray
 
-CONFIGS = Path(__file__).parents[2] / "tune_configs"
+CONFIGS = Path(__file__).parents[3] / "tune_configs"
 # Table 9 of TD3+ODT: K, evaluation context, targets (evaluation, exploration), alpha before finetuning, gamma, learning
 # rates (critic, policy), weight decay, the actor's pretraining steps, trajectories in the replay; then critic and actor
 # updates of a round, and whether the critic is normalized.
