@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import hypothesis
 import numpy as np
 import pytest
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.types import Trajectory
+
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

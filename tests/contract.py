@@ -27,6 +27,7 @@ OBSERVATIONS: dict[str, gym.Space[Any]] = {
 ACTIONS: dict[str, gym.Space[Any]] = {
     "box": gym.spaces.Box(-2.0, 2.0, (2,), np.float32),
     "discrete": gym.spaces.Discrete(3, start=1),
+    "several": gym.spaces.MultiDiscrete([3, 2], start=[1, 0]),
 }
 
 

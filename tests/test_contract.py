@@ -25,6 +25,7 @@ from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.encoders import ENCODERS
 from rayrl_dt.models.heads import HEADS
+from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.runs.config_files import ALGORITHMS, build_config
 
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.ray
 Data = Callable[[str, str], str]
 
 # What no table says: a backbone that reads some observations only, and backbones that cannot be finetuned.
-RL_GRADIENTS = ("td3", "none")
 UNREAD = {"starformer": ("discrete", "image")}
 NOT_FINETUNED = ("mlp", "reinformer")
 
