@@ -15,7 +15,6 @@ import pytest
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.types import Trajectory
 
-
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

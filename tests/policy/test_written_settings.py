@@ -25,7 +25,7 @@ GRADIENTS = st.fixed_dictionaries(
         "zeta1": SHARES,
         "zeta2": SHARES,
         "epsilon": st.floats(0, 1e6),
-        "form": st.sampled_from(("printed", "standard")),
+        "form": st.sampled_from(["printed", "standard"]),
     },
 )
 SAMPLES = st.fixed_dictionaries(
@@ -44,9 +44,9 @@ def test_an_action_gradient_is_read_back(values: dict[str, Any]) -> None:
     wanted = ActionGradient(**values)
     assert ActionGradient.parse(written(values)) == wanted
     assert ActionGradient.parse(written(values).replace(",", " , ").replace("=", " = ")) == wanted
-    assert ActionGradient.from_dict(values) == wanted
-    assert ActionGradient.from_dict({key: str(value) for key, value in values.items()}) == wanted
-    assert ActionGradient.from_dict(json.loads(json.dumps(wanted.to_json()))) == wanted
+    assert ActionGradient.read(values) == wanted
+    assert ActionGradient.read({key: str(value) for key, value in values.items()}) == wanted
+    assert ActionGradient.read(json.loads(json.dumps(wanted.to_json()))) == wanted
     assert wanted.idle == (wanted.n == 0 or wanted.eta == 0)
 
 
@@ -85,4 +85,4 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 )
 def test_what_is_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=name):
-        ActionGradient.from_dict({name: value})
+        ActionGradient.read({name: value})
