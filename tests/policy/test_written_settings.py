@@ -25,7 +25,7 @@ GRADIENTS = st.fixed_dictionaries(
         "zeta1": SHARES,
         "zeta2": SHARES,
         "epsilon": st.floats(0, 1e6),
-        "form": st.sampled_from(("printed", "standard")),
+        "form": st.sampled_from(["printed", "standard"]),
     },
 )
 SAMPLES = st.fixed_dictionaries(
