@@ -7,7 +7,7 @@ normalizing and scaling happen in one place, inside the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -21,7 +21,9 @@ ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
 
 _CONSTANT = 1e-6
-_NEARLY_CONSTANT = 0.01
+# Deviations in units of a feature's scale: less is noise around a constant, and what it is raised to then.
+_NEARLY_CONSTANT = 3e-4
+_RAISED = 0.01
 # Of the deviation: steps of noise are sqrt(2) deviations long, those of a signal far shorter.
 _JITTER = 0.5
 
@@ -30,7 +32,7 @@ ArrayT = TypeVar("ArrayT", np.ndarray[Any, Any], torch.Tensor)
 
 def _repr(value: Any) -> str:
     """Describe a dataclass by the dtypes and shapes of its arrays: their numbers would fill the screen."""
-    shown = ((field.name, getattr(value, field.name)) for field in fields(value))
+    shown = ((field.name, getattr(value, field.name)) for field in fields(value) if field.repr)
     described = (f"{name}={_described(found)}" for name, found in shown if found is not None)
     return f"{type(value).__name__}({', '.join(described)})"
 
@@ -184,7 +186,7 @@ class Normalizer:
 
     mean: np.ndarray[Any, Any]
     std: np.ndarray[Any, Any]
-    raised: tuple[int, ...] = ()
+    raised: tuple[int, ...] = field(default=(), repr=False)
 
     __repr__ = _repr
 
@@ -197,9 +199,9 @@ class Normalizer:
     def fit(cls, observations: Any, *, chunk: int = 262_144) -> Normalizer:
         """Return the statistics of `(N, *obs)` observations, read in chunks (they may be memory-mapped).
 
-        A feature that jitters from step to step by less than a hundredth of its scale is noise around a constant. Its
-        deviation is raised to that, so that a small shift is not blown up to hundreds of deviations. Its scale is its
-        size, or the deviation of most features if that is larger.
+        A feature that jitters from step to step by less than 0.0003 of its scale is noise around a constant. Its
+        deviation is raised to 0.01 of the scale, so that a small shift is not blown up to hundreds of deviations. The
+        scale is the feature's size, or the deviation of most features if that is larger.
         """
         count = len(observations)
         total = np.zeros(observations.shape[1:], np.float64)
@@ -213,8 +215,8 @@ class Normalizer:
         std = np.sqrt(squares / count)
         varies = std >= _CONSTANT
         typical = np.median(std[varies]) if varies.any() else 0.0
-        floor = _NEARLY_CONSTANT * np.maximum(np.abs(mean), typical)
-        raised = varies & (std < floor)
+        scale = np.maximum(np.abs(mean), typical)
+        raised = varies & (std < _NEARLY_CONSTANT * scale)
         if raised.any():
             steps, number = np.zeros(int(raised.sum())), 0
             for begin in range(0, count, chunk):
@@ -223,7 +225,7 @@ class Normalizer:
                 number += len(part) - 1
             raised[raised] = np.sqrt(steps / max(number, 1)) > _JITTER * std[raised]
         std = np.where(varies, std + _CONSTANT, 1.0)
-        std = np.where(raised, floor, std)
+        std = np.where(raised, _RAISED * scale, std)
         return cls(mean.astype(np.float32), std.astype(np.float32), tuple(np.flatnonzero(raised).tolist()))
 
     def apply(self, observations: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -107,7 +107,9 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         total = int(raw["total_episodes"])
     except Exception as error:
         raise _damaged(folder, error) from error
-    metadata = {key: raw[key] for key in _METADATA_KEYS if key in raw}
+    known = {key: raw[key] for key in _METADATA_KEYS if key in raw}
+    # NaN and infinity are no JSON, and no score.
+    metadata = json.loads(json.dumps(known), parse_constant=lambda _: None)
     evaluation_spec = env_spec_of(raw.get("eval_env_spec"), dataset_id)
     env_spec = env_spec_of(raw.get("env_spec"), dataset_id, evaluation_spec)
     for key, spec in (("environment", env_spec), ("evaluation_environment", evaluation_spec)):

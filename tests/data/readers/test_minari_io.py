@@ -273,6 +273,42 @@ def test_old_specifications_are_read(make_trajectories: Any) -> None:
     assert minari_io.read("toy/test-v0")[1].env_spec is None
 
 
+def test_scores_that_are_no_numbers_are_unknown(make_trajectories: Any) -> None:
+    _write(make_trajectories())
+    path = _file().with_name("metadata.json")
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "ref_min_score": float("nan"), "ref_max_score": float("inf")}))
+    _, info = minari_io.read("toy/test-v0")
+    assert info.metadata["ref_min_score"] is None
+    json.dumps(info.to_json(), allow_nan=False)
+
+
+def test_recorded_environments_are_as_they_can_be_made(make_trajectories: Any) -> None:
+    _write(make_trajectories())
+    path = _file().with_name("metadata.json")
+    raw = json.loads(path.read_text())
+
+    def read(**changes: Any) -> DatasetInfo:
+        recorded = {**json.loads(raw["env_spec"]), **changes}
+        other = {**recorded, "max_episode_steps": 77}
+        path.write_text(
+            json.dumps({**raw, "env_spec": json.dumps(recorded), "eval_env_spec": json.dumps(other)})
+        )
+        return minari_io.read("toy/test-v0")[1]
+
+    info = read(kwargs={"render_mode": "human", "g": 9.0}, max_episode_steps=1000000.0)
+    assert info.env_spec is not None and info.env_spec.kwargs == {"g": 9.0}
+    assert info.env_spec.max_episode_steps == 77
+    info = read(max_episode_steps=50.0)
+    assert info.environment is not None and info.environment.evaluation is not None
+    assert (info.environment.max_episode_steps, info.environment.evaluation.max_episode_steps) == (50, 77)
+    path.write_text(
+        json.dumps({**raw, "env_spec": json.dumps({**json.loads(raw["env_spec"]), "max_episode_steps": 1e6})})
+    )
+    info = minari_io.read("toy/test-v0")[1]
+    assert info.env_spec is not None and info.env_spec.max_episode_steps == 200, "the registered one"
+
+
 def test_missing_data_set_names_the_nearest_and_the_remedy(make_trajectories: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no data set.*rayrl-dt data make"):
         minari_io.read("toy/test-v0")
