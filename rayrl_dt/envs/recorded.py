@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
-from rayrl_dt.envs.resolve import make_spec, make_vector, registered
+from rayrl_dt.envs.resolve import make_spec, make_vector, registered, unknown
 from rayrl_dt.errors import UserError
 
 __all__ = ["ENDLESS", "RecordedEnv", "time_limit"]
@@ -60,7 +61,7 @@ class RecordedEnv:
     """What data was recorded in, and what policies learned from it are evaluated in.
 
     Attributes:
-        id: Gymnasium's id.
+        id: Gymnasium's id; `package:Id-v0` where the package has to be imported first, or `module:Class`.
         entry_point: `module:Class`, for where no package registers the id; None if it was not recorded.
         kwargs: of its constructor, without the render mode.
         max_episode_steps: time limit; None for none.
@@ -90,6 +91,32 @@ class RecordedEnv:
             ),
         )
         return made if other == made else replace(made, evaluation=other)
+
+    @classmethod
+    def named(cls, name: str, **kwargs: Any) -> RecordedEnv:
+        """Return the environment that the user names: `Id-v0`, `package:Id-v0` or `module:Class`.
+
+        Args:
+            name: of it; its module is imported, so data must not choose it.
+            kwargs: as for `changed`.
+
+        Raises:
+            UserError: it is unknown.
+        """
+        module, _, member = name.rpartition(":")
+        if module:
+            _imported(module, name)
+        known = registered(member)
+        if known is None and not module:
+            raise unknown(name)
+        made = cls(name, entry_point=name) if known is None else replace(cls.of(known), id=name)
+        return made.changed(**kwargs)
+
+    @property
+    def package(self) -> str:
+        """The package whose code makes it, to be trusted where the user chose it; empty if none is named."""
+        module = self.id.rpartition(":")[0] or (self.entry_point or "").partition(":")[0]
+        return module.partition(".")[0]
 
     @property
     def for_evaluation(self) -> RecordedEnv:
@@ -140,7 +167,12 @@ class RecordedEnv:
         Raises:
             UserError: it is unknown here, or needs code that is not trusted.
         """
-        known = registered(self.id)
+        module, _, name = self.id.rpartition(":")
+        if module:
+            if self.package not in (*TRUSTED, *trusted):
+                raise self._refusal(self.id)
+            _imported(module, self.id)
+        known = registered(name)
         entry_point = self.entry_point if known is None else known.entry_point
         if entry_point is None:
             raise UserError(
@@ -152,7 +184,7 @@ class RecordedEnv:
         for wrapper in self.wrappers:
             self._check(wrapper.entry_point, gym.Wrapper, trusted)
         return EnvSpec(
-            id=self.id,
+            id=name,
             entry_point=entry_point,
             max_episode_steps=self.max_episode_steps,
             kwargs=dict(self.kwargs),
@@ -165,21 +197,21 @@ class RecordedEnv:
         if package in trusted:
             return
         if package not in TRUSTED:
-            raise UserError(
-                f"the data name {entry_point} as code of their environment {self.id}; if you trust {package}, name the "
-                f"environment yourself: environment.env: {package}:{self.id}"
-            )
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except (ImportError, gym.error.Error) as error:
-            raise UserError(
-                f"the environment {self.id} of the data needs {package}, which cannot be imported ({error}); install it"
-            ) from error
+            raise self._refusal(entry_point)
+        found = getattr(_imported(module, self.id), name, None)
         if not (isinstance(found, type) and issubclass(found, kind)):
             raise UserError(
                 f"the data name {entry_point} as code of their environment {self.id}, which is no {kind.__name__}; "
                 "name an environment yourself: environment.env"
             )
+
+    def _refusal(self, code: str) -> UserError:
+        package = code.partition(":")[0].partition(".")[0]
+        name = self.id.rpartition(":")[2]
+        return UserError(
+            f"the data name {code} as code of their environment {self.id}; if you trust {package}, name the "
+            f"environment yourself: environment.env: {package}:{name}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -196,6 +228,16 @@ class RecordedEnv:
                 "evaluation": None if evaluation is None else cls.from_json(evaluation),
             }
         )
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, gym.error.Error) as error:
+        raise UserError(
+            f"the environment {name} needs {module}, which cannot be imported ({error}); install it, or put it on "
+            "PYTHONPATH"
+        ) from error
 
 
 def time_limit(recorded: Any) -> int | None:

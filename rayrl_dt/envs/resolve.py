@@ -164,7 +164,7 @@ def _make_id(name: str, kwargs: dict[str, Any]) -> Env:
     try:
         return gym.make(name, disable_env_checker=True, **kwargs)
     except gym.error.UnregisteredEnv as error:
-        raise UserError(f"unknown environment {name!r}.{_nearest(name)}") from error
+        raise unknown(name) from error
     except _REFUSALS as error:
         raise _refused(name, error) from error
 
@@ -242,6 +242,11 @@ def _register_extras(name: str) -> None:
 def _refused(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
     return UserError(f"environment {name!r} cannot be made ({reason}); check its arguments and its packages")
+
+
+def unknown(name: str) -> UserError:
+    """Return the error that names the ids nearest to an unknown one."""
+    return UserError(f"unknown environment {name!r}.{_nearest(name)}")
 
 
 def _nearest(name: str) -> str:

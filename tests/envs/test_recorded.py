@@ -135,3 +135,27 @@ def test_wrappers_of_strangers_are_not_run() -> None:
     odd = replace(recorded.wrappers[-1], entry_point="os:system")
     with pytest.raises(UserError, match="name os:system as code"):
         replace(recorded, wrappers=(odd,)).make()
+
+
+def test_what_the_user_names_is_known_by_its_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package_of_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=30)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        mine = again(RecordedEnv.named("my_package_of_envs:Mine-v0", g=5.0))
+        assert (mine.package, mine.max_episode_steps) == ("my_package_of_envs", 30)
+        env = mine.make(trusted=(mine.package,))
+        assert env.unwrapped.g == 5.0 and steps_until_the_end(env) == 30  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match="name my_package_of_envs:Mine-v0 as code"):
+            mine.make()
+    finally:
+        gym.registry.pop("Mine-v0", None)
+    assert RecordedEnv.named("Pendulum-v1") == RecordedEnv.of(gym.spec("Pendulum-v1"))
+    limited = RecordedEnv.named(f"{__name__}:Mine", size=2, max_episode_steps=4)
+    assert steps_until_the_end(limited.make(trusted=(limited.package,))) == 4
+    with pytest.raises(UserError, match="Did you mean 'Pendulum-v1'"):
+        RecordedEnv.named("Pendulun-v1")
+    with pytest.raises(UserError, match="cannot be imported"):
+        RecordedEnv.named("no.such.module:Env-v0")
