@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import build_model
+from builders import build_model, scramble
 
 from rayrl_dt import losses
 from rayrl_dt.critics.networks import IQLCritic
@@ -40,7 +40,9 @@ def weights(critic: IQLCritic) -> dict[str, torch.Tensor]:
 
 def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceModel) -> None:
     critic = new_critic(model.spec, hidden=16, seed=0)
+    scramble(critic)
     other = copy.deepcopy(critic)
+    start = weights(critic)
     transitions = transitions_of(store, model)
     trainer = IQLTrainer(critic, transitions, SMALL, seed=0)
     learned = [*other.value.parameters(), *other.q.parameters()]
@@ -61,7 +63,6 @@ def test_steps_are_those_of_autograd(store: TrajectoryStore, model: SequenceMode
             for slow, fast in zip(other.target.parameters(), other.q.parameters(), strict=True):
                 slow.lerp_(fast, 0.005)
     found, expected = weights(critic), weights(other)
-    start = weights(new_critic(model.spec, hidden=16, seed=0))
     assert all((found[name] != start[name]).any() for name in found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 

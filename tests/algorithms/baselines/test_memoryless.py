@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import scramble
 from torch import Tensor
 
 from rayrl_dt import CQLConfig, IQLConfig, SequencePolicy, TD3BCConfig, UserError, load_dataset
@@ -72,6 +73,13 @@ def batches(algorithm: Any, count: int) -> list[Any]:
     return [window.to_torch() for window in source.batches(rank=0, first_step=0, count=count)]
 
 
+def scrambled(*networks: torch.nn.Module) -> list[Any]:
+    """Give networks weights that matter, so that a slow copy is not what it follows; return copies of them."""
+    for seed, network in enumerate(networks):
+        scramble(network, seed)
+    return [copy.deepcopy(network) for network in networks]
+
+
 def adam(network: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=3e-4)
 
@@ -100,8 +108,8 @@ def test_td3bc_takes_the_steps_of_the_paper(configure: Callable[..., Any]) -> No
     algorithm = configure("TD3BC", steps=4).build_algo()
     learner = algorithm.learner_group._learner
     module = learner.networks
-    policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
-    slow_policy, slow_critic = copy.deepcopy(policy), copy.deepcopy(critic)
+    networks = (module.model, module.critic, module.target_model, module.target_critic)
+    policy, critic, slow_policy, slow_critic = scrambled(*networks)
     actor_adam, critic_adam = adam(policy), adam(critic)
 
     def act(network: Any, inputs: Tensor) -> Tensor:
@@ -128,12 +136,7 @@ def test_td3bc_takes_the_steps_of_the_paper(configure: Callable[..., Any]) -> No
             polyak(slow_policy, policy)
             polyak(slow_critic, critic)
     algorithm.train()
-    for found, wanted in (
-        (module.model, policy),
-        (module.critic, critic),
-        (module.target_model, slow_policy),
-        (module.target_critic, slow_critic),
-    ):
+    for found, wanted in zip(networks, (policy, critic, slow_policy, slow_critic), strict=True):
         assert_same_weights(found, wanted)
     algorithm.stop()
 
@@ -144,7 +147,7 @@ def test_iql_takes_the_steps_of_the_paper(configure: Callable[..., Any], head: s
     config = configure("IQL", steps=4, reward_scale=2.0, lr_decay="constant", weight_cap=0.27)
     algorithm = config.rl_module(model_config={"embed_dim": 16, "head": head}).build_algo()
     module = algorithm.learner_group._learner.sequence_module
-    policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
+    policy, critic = scrambled(module.model, module.critic)
     policy_adam, value_adam, q_adam = adam(policy), adam(critic.value), adam(critic.q)
     seen = []
     for window in batches(algorithm, 4):
@@ -185,8 +188,8 @@ def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: 
     rates = {"lr": 3e-4, "temperature_lr": 3e-4}
     algorithm = configure("CQL", steps=4, alpha=alpha, num_actions=3, reward_scale=2.0, **rates).build_algo()
     module = algorithm.learner_group._learner.networks
-    policy, critic = copy.deepcopy(module.model), copy.deepcopy(module.critic)
-    slow, log_temperature = copy.deepcopy(critic), torch.zeros((), requires_grad=True)
+    policy, critic, slow = scrambled(module.model, module.critic, module.target_critic)
+    log_temperature = torch.zeros((), requires_grad=True)
     policy_adam, critic_adam = adam(policy), adam(critic)
     temperature_adam = torch.optim.Adam([log_temperature], lr=3e-4)
 
