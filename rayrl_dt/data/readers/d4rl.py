@@ -165,8 +165,8 @@ def _ends(file: Path, columns: dict[str, Any]) -> tuple[Array, list[str]]:
             late[1:] = seams[:-1] & timeouts[1:] & ~terminals[1:] & ~jumps[1:]
             ended = (ended | seams) & ~late
             notes.append(
-                f"{seams.sum():,} seams without a flag, where next_observations jump, end an episode"
-                + (f"; {late.sum():,} flags come one step late" if late.any() else "")
+                f"episodes end where next_observations jump without a flag: {seams.sum():,} seams"
+                + (f", at {late.sum():,} of which the flag comes one step late" if late.any() else "")
             )
     ends = np.flatnonzero(ended)
     if len(ends) == 0:
