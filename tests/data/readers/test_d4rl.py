@@ -164,7 +164,7 @@ def test_seams_without_a_flag_end_an_episode(make_trajectories: Any, tmp_path: P
     arrays["timeouts"][12] = False
     found, info = d4rl.read(_write(tmp_path / "glued.hdf5", arrays))
     _assert_same(found, trajectories)
-    assert info.metadata["notes"] == ["1 seams without a flag, where next_observations jump, end an episode"]
+    assert info.metadata["notes"] == ["episodes end where next_observations jump without a flag: 1 seams"]
 
 
 def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, 
     (note,) = info.metadata["notes"]
     assert (
         note
-        == "2 seams without a flag, where next_observations jump, end an episode; 2 flags come one step late"
+        == "episodes end where next_observations jump without a flag: 2 seams, at 2 of which the flag comes one step late"
     )
 
 
