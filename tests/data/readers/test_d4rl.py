@@ -174,9 +174,9 @@ def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, 
     found, info = d4rl.read(_write(tmp_path / "late.hdf5", arrays))
     _assert_same(found, trajectories)
     (note,) = info.metadata["notes"]
-    assert (
-        note
-        == "episodes end where next_observations jump without a flag: 2 seams, at 2 of which the flag comes one step late"
+    assert note == (
+        "episodes end where next_observations jump without a flag: 2 seams, "
+        "at 2 of which the flag comes one step late"
     )
 
 
