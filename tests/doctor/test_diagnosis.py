@@ -148,7 +148,7 @@ def test_a_running_ray_is_used_and_left_running(ray_session: None, tmp_path: Pat
 
     address = ray.get_runtime_context().gcs_address
     checks = by_name(doctor.diagnose(storage=tmp_path, address=address))
-    assert checks["Ray"].status == "ok" and "2 CPUs" in checks["Ray"].found
+    assert checks["Ray"].status == "ok" and "5 CPUs" in checks["Ray"].found
     assert checks["Ray nodes"].status == "ok" and checks["Ray nodes"].found.startswith("1 node,")
     assert checks["storage on nodes"].status == "ok"
     assert "shared memory" in checks
