@@ -150,7 +150,7 @@ def test_reprs_show_shapes_and_not_numbers(make_store: MakeStore) -> None:
     for shown in (repr(window), repr(window.to_torch())):
         assert shown.startswith("Window(returns_to_go=float32(4, 5, 1), observations=float32(4, 5, ")
         assert "mask=bool(4, 5)" in shown and ", next=Window(" in shown and "[" not in shown
-    assert repr(Normalizer.identity((3,))) == "Normalizer(mean=float32(3,), std=float32(3,), raised=())"
+    assert repr(Normalizer.identity((3,))) == "Normalizer(mean=float32(3,), std=float32(3,))"
 
 
 def test_reprs_of_rollouts_count_their_episodes() -> None:
