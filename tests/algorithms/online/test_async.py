@@ -355,7 +355,9 @@ def test_a_runner_that_hangs_is_restarted(
     monkeypatch.setattr(asynchronous_runners, "_NO_RUNNER_TIMEOUT_S", 1200.0)
     spec = EnvSpec("Hanging-v0", f"{__name__}:hanging", kwargs={"flag": str(flag)}).to_json()
     config = asynchronous(mode=mode, runners=1, slots=1, env=spec, env_steps=400)
-    algorithm = config.env_runners(rollout_fragment_length=50).build_algo()
+    if mode == "async":
+        config.env_runners(rollout_fragment_length=50)
+    algorithm = config.build_algo()
     finish(algorithm)
     assert flag.exists() and Informed.ended == 1 and algorithm.env_steps == 400
     assert mode == "sync" or algorithm.async_runners.restarts == 1
