@@ -10,11 +10,12 @@ from typing import Any
 
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.online.config import OnlineConfig
-from rayrl_dt.algorithms.online.shared_replay import SharedReplay, sources
+from rayrl_dt.algorithms.online.shared_replay import SharedReplay, new_replay, sources
 from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners
 from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
@@ -98,20 +99,11 @@ class OnlineDT(SequenceAlgorithm):
         if self.config.env is None:
             raise UserError("there is no environment to finetune in; set environment.env in the config")
         if self.config.start_from is not None:
-            self._take_over(self.config.start_from)
+            _take_over(self.config.start_from, self.learner_group)
             # From here on a checkpoint needs nothing but itself.
             self.config = self.config.copy(copy_frozen=False)
             self.config.start_from = None
             self.config.freeze()
-
-    def _take_over(self, path: str) -> None:
-        weights = Bundle.open(path).model.state_dict()
-        state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
-        module = state[DEFAULT_MODULE_ID]
-        for prefix in ("model", "target_model"):  # there are targets only beside a critic
-            taken = {f"{prefix}.{name}": value.numpy() for name, value in weights.items()}
-            module.update({name: value for name, value in taken.items() if name in module})
-        self.learner_group.set_weights(state)
 
     @property
     def online(self) -> bool:
@@ -135,7 +127,7 @@ class OnlineDT(SequenceAlgorithm):
 
     @property
     def _updates_left(self) -> int:
-        """Updates that are due and not taken yet (in rounds: an interrupt may leave some)."""
+        """Updates that are due and not taken yet, of pretraining, too (in rounds: an interrupt may leave some)."""
         return self.config.pretrain_steps + self.updates_due - self.gradient_steps
 
     def training_step(self) -> None:
@@ -144,12 +136,11 @@ class OnlineDT(SequenceAlgorithm):
             return
         self._collected = 0, 0.0
         if not self.online:
-            left = self.config.pretrain_steps - self.gradient_steps
             iterators = self.offline_data.iterators(self.config.num_learners)
-            self._update(iterators, min(self.config.gradient_steps_per_iteration, left))
+            self._update(iterators, min(self.config.gradient_steps_per_iteration, self._updates_left))
             return
         if self.replay is None:
-            self.replay = self._new_replay()
+            self.replay = new_replay(self.config, self.offline_data.full.info, self.policy_spec.normalizer)
             self.replay.fill(self.offline_data.store)
         if self.config.mode == "async":
             self._collect_and_update(self.replay)
@@ -161,28 +152,13 @@ class OnlineDT(SequenceAlgorithm):
                 return  # the round is collected anew, and is the same
         self._update(self._sources(self.replay), self._updates_left)
 
-    def _new_replay(self) -> TrajectoryReplay | SharedReplay:
-        spec, config = self.policy_spec, self.config
-        gib = config.replay_memory_gib
-        arguments = {
-            "info": self.offline_data.full.info,
-            "normalizer": spec.normalizer,
-            "capacity": config.replay_capacity_trajectories,
-            "capacity_steps": config.replay_capacity_steps,
-            "memory_bytes": None if gib is None else int(gib * 2**30),
-        }
-        if config.num_env_runners > 0 or config.num_learners > 0:
-            return SharedReplay(arguments)
-        return TrajectoryReplay(**arguments)
-
     def _sources(self, replay: TrajectoryReplay | SharedReplay) -> list[BatchSource]:
-        config = self.config
-        return sources(replay, self.offline_data.sampling, config.num_learners, ahead=config.mode == "async")
+        ahead = self.config.mode == "async"
+        return sources(replay, self.offline_data.sampling, self.config.num_learners, ahead=ahead)
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Run whole episodes until a round is complete; each is a function of the weights and its number."""
-        begin = time.perf_counter()
-        config, runners = self.config, self.env_runner_group
+        begin, config, runners = time.perf_counter(), self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
             runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
             call = Collect(stop=self.stop_asked)
@@ -204,12 +180,9 @@ class OnlineDT(SequenceAlgorithm):
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
         """Add finished episodes to the replay and count them, and the updates of the rounds that they complete."""
-        trajectories = []
-        for episode in episodes:
-            trajectory = episode.trajectory
-            assert trajectory is not None
-            ended = self.config.timeout_is_terminal or trajectory.terminated
-            trajectories.append(replace(trajectory, terminated=ended))
+        trajectories = [episode.trajectory for episode in episodes if episode.trajectory is not None]
+        if self.config.timeout_is_terminal:
+            trajectories = [replace(each, terminated=True) for each in trajectories]
         replay.add(trajectories)
         for episode in episodes:
             if self._collects:
@@ -247,12 +220,12 @@ class OnlineDT(SequenceAlgorithm):
 
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Take in what the runners have sent, and give them their next calls."""
-        config = self.config
         if self.async_runners is None:
-            steps = config.rollout_fragment_length
-            self.async_runners = AsyncRunners(self.env_runner_group, steps=steps, calls=self.stream_calls)
-        ahead = self._updates_left / config.updates_per_iteration
-        if self._collects and ahead < config.max_rounds_ahead:
+            self.async_runners = AsyncRunners(
+                self.env_runner_group, steps=self.config.rollout_fragment_length, calls=self.stream_calls
+            )
+        ahead = self._updates_left / self.config.updates_per_iteration
+        if self._collects and ahead < self.config.max_rounds_ahead:
             self.async_runners.send(self._current_policy)
             self.stream_calls = self.async_runners.calls
         for result in self.async_runners.receive(timeout=timeout):
@@ -275,9 +248,8 @@ class OnlineDT(SequenceAlgorithm):
 
     def report(self) -> dict[str, Any]:
         """Return where the finetuning stands: phase, environment steps, replay, update to data, policy lag."""
-        replay, config = self.replay, self.config
-        updates = max(0, self.gradient_steps - config.pretrain_steps)
-        steps = 0 if replay is None else replay.num_steps
+        replay = self.replay
+        updates = max(0, self.gradient_steps - self.config.pretrain_steps)
         collected, seconds = self._collected
         return {
             "phase": "pretraining" if replay is None else "online",
@@ -287,7 +259,7 @@ class OnlineDT(SequenceAlgorithm):
             "env_steps_per_s": collected / seconds if seconds else None,
             "update_to_data": updates / self.env_steps if self.env_steps else None,
             "replay_episodes": 0 if replay is None else len(replay),
-            "replay_steps": steps,
+            "replay_steps": 0 if replay is None else replay.num_steps,
             # In rounds, everything was collected with the weights that the round began with.
             "policy_lag_mean": sum(self._lags) / len(self._lags) if self._lags else None,
             "policy_lag_max": max(self._lags, default=None),
@@ -320,13 +292,12 @@ class OnlineDT(SequenceAlgorithm):
             self.replay.stop()
         self.replay = None
         if self.collected_episodes > 0:
-            self.replay = self._new_replay()
+            self.replay = new_replay(self.config, self.offline_data.full.info, self.policy_spec.normalizer)
             self.replay.load(Path(path) / _REPLAY)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Add the counters of collection."""
-        counters = {name: getattr(self, name) for name in _COUNTERS}
-        return {**super().get_state(*args, **kwargs), **counters}
+        return {**super().get_state(*args, **kwargs), **{name: getattr(self, name) for name in _COUNTERS}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore RLlib's state and the counters; calls under way are of another past, and are dropped."""
@@ -337,3 +308,14 @@ class OnlineDT(SequenceAlgorithm):
         # Runners that live go on with streams of this process: no number of theirs may come again.
         self.stream_calls = max(calls, self.stream_calls)
         self.async_runners = self._policy = None
+
+
+def _take_over(path: str, learners: LearnerGroup) -> None:
+    """Give the learners the weights of a policy to start from."""
+    weights = Bundle.open(path).model.state_dict()
+    state = learners.get_weights(module_ids=[DEFAULT_MODULE_ID])
+    module = state[DEFAULT_MODULE_ID]
+    for prefix in ("model", "target_model"):  # there are targets only beside a critic
+        taken = {f"{prefix}.{name}": value.numpy() for name, value in weights.items()}
+        module.update({name: value for name, value in taken.items() if name in module})
+    learners.set_weights(state)

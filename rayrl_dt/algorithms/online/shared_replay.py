@@ -20,12 +20,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrl_dt.algorithms.offline_data import BatchSource, Sampling, SharedStore, StoreIterator
+from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.data.replay import ReplayCounts, TrajectoryReplay
-from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Trajectory, Window
+from rayrl_dt.types import Normalizer, Trajectory, Window
 
-__all__ = ["ReplayIterator", "SharedReplay", "sources"]
+__all__ = ["ReplayIterator", "SharedReplay", "new_replay", "sources"]
 
 Array = np.ndarray[Any, Any]
 
@@ -184,6 +185,22 @@ class _Requests:
 def _requests(actor: Any, sampling: Sampling, rank: int) -> _Requests:
     """Return the requests of this process, which outlive one call of its learner."""
     return _Requests(ReplayIterator(actor, sampling))
+
+
+def new_replay(
+    config: OnlineConfig, info: DatasetInfo, normalizer: Normalizer
+) -> TrajectoryReplay | SharedReplay:
+    """Return an empty replay: a shared one where runners or learners are in other processes."""
+    gib = config.replay_memory_gib
+    arguments = {
+        "info": info,
+        "normalizer": normalizer,
+        "capacity": config.replay_capacity_trajectories,
+        "capacity_steps": config.replay_capacity_steps,
+        "memory_bytes": None if gib is None else int(gib * 2**30),
+    }
+    shared = config.num_env_runners > 0 or config.num_learners > 0
+    return SharedReplay(arguments) if shared else TrajectoryReplay(**arguments)
 
 
 def sources(
