@@ -185,7 +185,7 @@ def doctor(
 def main() -> None:
     """Run the command line; the console script's entry point."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except UserError as error:
         # Brackets are not markup in "pip install 'rayrl_dt[hf]'".
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
@@ -193,8 +193,6 @@ def main() -> None:
     except TrainingDiverged as error:
         errors.print(f"[red]diverged:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         errors.print("interrupted")
         sys.exit(130)
@@ -203,3 +201,5 @@ def main() -> None:
             error.show()
             sys.exit(error.exit_code)
         raise
+    # Click returns the status of typer.Exit, and otherwise what the command returned.
+    sys.exit(status if isinstance(status, int) else 0)

@@ -30,12 +30,16 @@ def quickstart(
     """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~5 minutes).
 
     The third policy is pretrained on poor data alone and goes online with a critic; one page shows all of them.
+    Ctrl-C saves a checkpoint, and ends with status 1; the same command goes on from there.
 
     Example: rayrl-dt quickstart
     """
     from rayrl_dt.runs import quickstart as story
 
     page = story.run(out, seed=seed, progress=TrainingProgress, say=console.print, command=command_line())
+    if page is None:
+        finish("stopped; checkpoints saved in", out, then=f"rayrl-dt quickstart --out {out} --seed {seed}")
+        raise typer.Exit(1)
     finish("report:", page, then=f"rayrl-dt eval {out / 'radt'} --targets=-1500,-800,-200")
 
 
@@ -95,7 +99,10 @@ def _settings_of_run(
             "run without --resume"
         )
     if latest_checkpoint(folder) is None:
-        console.print(f"{escape(str(folder))} was lost before its first checkpoint: it starts over")
+        console.print(
+            f"{escape(str(folder))} was lost before its first checkpoint: it starts over with its first settings "
+            "(without --resume: with those of the command)"
+        )
     return apply_overrides(values, overrides)
 
 

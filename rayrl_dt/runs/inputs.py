@@ -1,27 +1,84 @@
-"""The bundles that a run depends on: copied into its folder, for the originals may move or go on training."""
+"""What a run starts with: a folder of its own, and the bundles that it depends on.
+
+Bundles are copied into the folder, for the originals may move or go on training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.run_files import CONFIG, is_run
+from rayrl_dt.runs.checkpoints import latest_checkpoint
 
-__all__ = ["check_folder", "keep_bundle", "replace_key"]
+__all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "own_folder", "replace_key"]
+
+_LOG = logging.getLogger(__name__)
+START_COPY, CRITIC_COPY = "start", "critic"
+"""The copies, in the run folder, of the policy to finetune and of the critic of the objective."""
+_LOCK = ".lock"
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
-    """Raise UserError if a run cannot start in a folder, or be resumed there."""
-    taken = folder.exists() and any(folder.iterdir())
+    """Raise UserError if a run cannot start in a folder, or be resumed there.
+
+    A run may start where another one was lost before its first checkpoint.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    taken = folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
     if taken and not is_run(folder):
         raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
     if resume and not taken:
         raise UserError(f"{folder} has nothing to resume; start it without --resume")
-    if taken and not resume:
+    if not resume and latest_checkpoint(folder) is not None:
         raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
+
+
+@contextmanager
+def own_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if need be; what a killed or lost run left there is removed.
+
+    Raises:
+        UserError: as `check_folder`, or a run is under way there.
+    """
+    check_folder(folder, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"a run is under way in {folder}; wait for its end, or choose another --out"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        _LOG.warning("%s cannot be locked (%s): start no second run there.", folder, error)
+    try:
+        check_folder(folder, resume=resume)  # another run may have ended since
+        _clear(folder, resume=resume)
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(folder: Path, *, resume: bool) -> None:
+    """Remove half-written checkpoints, and from a new run's folder what a lost one would mix into it."""
+    rests = [*folder.glob(".*-*"), *(folder / "checkpoints").glob(".*-*")]
+    if not resume:
+        rests += [folder / START_COPY, folder / CRITIC_COPY, *folder.glob("events.*")]
+    for rest in rests:
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)
 
 
 def keep_bundle(source: str, folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""Ctrl-C during a run: the first one asks it to stop, the second one interrupts."""
+"""Ctrl-C during a run: the first one asks it to stop, the second one interrupts.
+
+SIGTERM (a cluster's) and SIGHUP (of a terminal that is closed) ask alike.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ __all__ = ["on_interrupt"]
 
 @contextmanager
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on the first Ctrl-C (or SIGTERM); the next one interrupts as usual."""
+    """Call `stop` on the first Ctrl-C (or SIGTERM, or SIGHUP); the next one interrupts as usual."""
     before: dict[int, Any] = {}
 
     def handle(number: int, _: Any) -> None:
@@ -20,8 +23,10 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, before[number])
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            before[int(wanted)] = signal.signal(wanted, handle)
+        for wanted in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, wanted, None)  # Windows has no SIGHUP
+            if number is not None:
+                before[int(number)] = signal.signal(number, handle)
     except ValueError:  # not in the main thread: the caller handles signals
         before.clear()
     try:

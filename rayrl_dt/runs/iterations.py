@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,6 +73,7 @@ class Iterations:
         self.stopping = False
         self.checkpoint_seconds = 60.0 * checkpoint_minutes
         self.saved_at = time.monotonic()
+        self.saved_steps = algorithm.gradient_steps
         self.seconds = float(self.log.last.get("time_total_s", 0.0))
 
     def run(self, observer: Observer | None) -> RunOutcome:
@@ -91,6 +93,8 @@ class Iterations:
                     break
                 if observer is not None:
                     observer.iterated(record)
+            if self.stopping and self.saved_steps != self.algorithm.gradient_steps:
+                self._save()  # it was stopped after the iteration's own checkpoint would have been due
         return RunOutcome(
             folder=self.folder,
             gradient_steps=self.algorithm.gradient_steps,
@@ -102,6 +106,10 @@ class Iterations:
         """Stop the algorithm and close the log."""
         self.log.close()
         self.algorithm.stop()
+        with suppress(
+            OSError
+        ):  # the folder in ~/ray_results that RLlib makes, where nothing was written to it
+            Path(self.algorithm.logdir).rmdir()
 
     def _stop(self) -> None:
         self.stopping = True
@@ -149,5 +157,5 @@ class Iterations:
     def _save(self) -> Path:
         """Write a checkpoint."""
         checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.log.command)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_steps = time.monotonic(), self.algorithm.gradient_steps
         return checkpoint

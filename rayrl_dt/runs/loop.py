@@ -20,7 +20,7 @@ from rayrl_dt.errors import number
 from rayrl_dt.interop.run_files import CONFIG
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 from rayrl_dt.runs.config_files import build_config
-from rayrl_dt.runs.inputs import check_folder, keep_bundle, replace_key
+from rayrl_dt.runs.inputs import CRITIC_COPY, START_COPY, keep_bundle, own_folder, replace_key
 from rayrl_dt.runs.iterations import Iterations, Observer, RunOutcome
 from rayrl_dt.runs.records import write_yaml
 
@@ -47,7 +47,7 @@ def train(
 
     Args:
         values: the config file's content.
-        folder: the run folder; must be new, unless `resume`.
+        folder: the run folder; must be new or without a checkpoint, unless `resume`.
         resume: continue from the folder's newest whole checkpoint; from the start, if the run was lost before its
             first one.
         command: the command line, for the record.
@@ -55,18 +55,29 @@ def train(
         observer: told about progress.
 
     Raises:
-        UserError: the folder is taken, there is nothing to resume, another version wrote it, or the disk is full.
+        UserError: the folder is taken or in use, there is nothing to resume, another version wrote it, or the disk is
+            full.
         TrainingDiverged: the loss became NaN; the checkpoints before it are good.
     """
     config = build_config(values)
     number("checkpoint_minutes", checkpoint_minutes, least=0)
-    check_folder(folder, resume=resume)
+    with own_folder(folder, resume=resume):
+        return _train(values, config, folder, command, checkpoint_minutes, observer)
+
+
+def _train(
+    values: Mapping[str, Any],
+    config: SequenceConfig,
+    folder: Path,
+    command: str | None,
+    checkpoint_minutes: float,
+    observer: Observer | None,
+) -> RunOutcome:
     newest = latest_checkpoint(folder)
     if newest is not None:
         check_resumable(newest)
-    folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / CONFIG, values)
-    start, critic = folder / "start", folder / "critic"
+    start, critic = folder / START_COPY, folder / CRITIC_COPY
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         values = replace_key(values, "online", "start_from", str(start))
         keep_bundle(config.start_from, start)

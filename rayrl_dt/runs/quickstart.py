@@ -62,7 +62,7 @@ def run(
     progress: Callable[[], Any],
     say: Callable[[str], None],
     command: str | None = None,
-) -> Path:
+) -> Path | None:
     """Run the story; a second call goes on where the first was stopped.
 
     Args:
@@ -73,7 +73,7 @@ def run(
         command: the command line, for the record.
 
     Returns:
-        The report page.
+        The report page; None if it was stopped before the end.
     """
     stories = [
         (
@@ -106,7 +106,6 @@ def run(
             outcome = runs.train(values, folder, resume=resume, command=command, observer=observer)
         folders.append(folder)
         if not outcome.finished:
-            say("    stopped, with a checkpoint; the same command goes on from there")
-            break
+            return None
     say(f"[bold]{stages}/{stages}[/bold] report")
     return write_report(folders, out / "report")

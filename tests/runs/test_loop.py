@@ -157,9 +157,54 @@ def test_a_run_that_was_lost_before_its_first_checkpoint_starts_over(
     with pytest.raises(MemoryError):
         runs.train(values(pendulum_data), folder, observer=Lost(0))
     assert latest_checkpoint(folder) is None
+    # Either with its first settings, or anew with those that mend what was wrong with them.
+    with pytest.raises(MemoryError):
+        runs.train(values(pendulum_data), folder, resume=True, observer=Lost(0))
+    assert runs.train(values(pendulum_data, gradient_steps=4), folder).gradient_steps == 4
     with pytest.raises(UserError, match="exists already; continue it with --resume"):
         runs.train(values(pendulum_data), folder)
-    assert runs.train(values(pendulum_data), folder, resume=True).finished
+
+
+def test_a_folder_has_one_run_at_a_time_and_loses_what_a_kill_left(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    rests = [folder / "checkpoints" / ".000000004-0123", folder / ".policy-0123"]
+    results = Path.home() / "ray_results"
+    before = set(results.iterdir()) if results.exists() else set()
+
+    class Intrudes(StopAt):
+        def stepped(self, gradient_step: int, loss: float) -> None:
+            if gradient_step == 4:
+                for rest in rests:
+                    rest.mkdir(parents=True)
+            elif gradient_step == 6:
+                for resume in (False, True):
+                    with pytest.raises(UserError, match=r"a run is under way in .*; wait for its end"):
+                        runs.train(values(pendulum_data, gradient_steps=6), folder, resume=resume)
+                raise MemoryError
+
+    quiet = {**values(pendulum_data), "evaluation": {"target_returns": "dataset:3"}}
+    with pytest.raises(MemoryError):
+        runs.train(quiet, folder, observer=Intrudes(0))
+    assert all(rest.exists() for rest in rests)
+    runs.train(quiet, folder)
+    assert not any(rest.exists() for rest in rests)
+    assert not results.exists() or set(results.iterdir()) <= before
+
+
+@pytest.mark.parametrize("ask", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_comes_between_two_iterations_saves_a_checkpoint(
+    ray_session: None, pendulum_data: str, tmp_path: Path, ask: signal.Signals
+) -> None:
+    class Between(StopAt):
+        def iterated(self, record: Mapping[str, Any]) -> None:
+            signal.raise_signal(ask)
+
+    never = {**values(pendulum_data), "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2}}
+    outcome = runs.train(never, tmp_path / "run", observer=Between(-1))
+    assert (outcome.finished, outcome.gradient_steps) == (False, 4)
+    assert latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "000000004"
 
 
 def test_checkpoints_do_not_wait_for_an_evaluation(
@@ -278,7 +323,7 @@ def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
                 runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True, observer=Fills(size))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+        assert not list(folder.glob(".policy-*")) and not list(folder.glob("checkpoints/.*"))
     assert [path.name for path in checkpoints(folder)] == ["000000004"]
     assert same(before, weights(folder))
     assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
@@ -305,6 +350,35 @@ def test_a_killed_process_resumes_to_the_same_weights(
     assert reached is not None and int(reached.name) < 300
     runs.train(config, killed, resume=True)
     assert same(weights(whole), weights(killed))
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(("times", "status"), [(1, 1), (2, 130)])
+def test_a_stopped_command_says_so_by_its_status(
+    joining_ray: dict[str, str], pendulum_data: str, tmp_path: Path, times: int, status: int
+) -> None:
+    """One Ctrl-C saves a checkpoint and ends with 1, a second one interrupts even that, with 130."""
+    config, folder = tmp_path / "long.yaml", tmp_path / "run"
+    settings = values(pendulum_data, gradient_steps=10**6)
+    # The first iteration is watched, the second has no end of its own within the test.
+    script = (
+        "import sys\nfrom rayrl_dt.algorithms.algorithm import SequenceAlgorithm as A\n"
+        "ask = A.stop_when\n"
+        f"A.stop_when = lambda self, asked: ask(self, asked) if {times} == 1 else None\n"
+        f"A.observe_steps = A.observe_steps if {times} == 1 else lambda self, observer: None\n"
+        "from rayrl_dt.cli import main\nmain()"
+    )
+    settings["training"]["gradient_steps_per_iteration"] = 100_000
+    config.write_text(yaml.safe_dump(settings))
+    arguments = ["train", str(config), "--out", str(folder)]
+    with subprocess.Popen([sys.executable, "-c", script, *arguments], env=joining_ray) as process:
+        while not (folder / "run.json").exists() and process.poll() is None:
+            time.sleep(0.05)
+        for _ in range(times):
+            time.sleep(1.0)
+            process.send_signal(signal.SIGINT)
+        assert process.wait() == status
+    assert (latest_checkpoint(folder) is not None) == (times == 1)
 
 
 def test_finetune_goes_on_from_a_run_and_resumes(
