@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,10 @@ from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
+from rayrl_dt.algorithms.remote_paths import fetched, sent
 from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner, take_gradient_steps
 from rayrl_dt.errors import TrainingDiverged, UserError
-from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.bundle import BUNDLE, Bundle, save_bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -34,6 +37,7 @@ class SequenceAlgorithm(Algorithm):
     Attributes:
         gradient_steps: gradient steps taken so far (saved).
         last_update_seconds: wall time of the last iteration's gradient steps.
+        command: the command line that trains it, for the record of its bundles.
         stop_asked: whether somebody wants the iteration to end early; see `stop_when`.
     """
 
@@ -58,6 +62,7 @@ class SequenceAlgorithm(Algorithm):
         """Load the data, which resolves the config, and build learners and runners."""
         self.gradient_steps = 0
         self.last_update_seconds = 0.0
+        self.command: str | None = None
         self.stop_asked: Callable[[], bool] = lambda: False
         self.config = self.config.copy(copy_frozen=False)
         super().setup(self.config)
@@ -178,6 +183,39 @@ class SequenceAlgorithm(Algorithm):
                 )
                 manager.clear()
         super().cleanup()
+
+    def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
+        """Write RLlib's checkpoint, and beside it the policy's bundle and what RLlib leaves out.
+
+        `SequencePolicy.load`, `rayrl-dt eval` and `online.start_from` read any such checkpoint.
+        """
+        path = tempfile.mkdtemp() if path is None else path
+        with sent(path, filesystem) as folder:
+            super().save_to_path(str(folder.resolve()), **kwargs)
+            self.save_beside(folder)
+        return str(path)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what a checkpoint holds beside RLlib's files: the policy's bundle."""
+        save_bundle(
+            self.policy_spec,
+            self.policy_state(),
+            folder / BUNDLE,
+            command=self.command,
+            gradient_steps=self.gradient_steps,
+        )
+
+    def restore_from_path(
+        self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
+    ) -> None:
+        """Restore RLlib's checkpoint and what stands beside it, or a single component."""
+        with fetched(path, filesystem) as folder:
+            super().restore_from_path(str(folder.resolve()), component=component, **kwargs)
+            if component is None:
+                self.restore_beside(folder)
+
+    def restore_beside(self, folder: Path) -> None:
+        """Restore what `save_beside` wrote; the policy is in RLlib's own files, too."""
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Add the gradient steps to RLlib's state."""

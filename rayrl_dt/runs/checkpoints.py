@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import BUNDLE, save_bundle
+from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.interop.critics import carry_critic
 
 __all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
@@ -59,13 +59,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str | None) -> Path:
+def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:
     """Write a checkpoint of the algorithm as it is, and the newest bundle.
 
     Args:
         folder: the run folder.
         algorithm: to be saved.
-        command: the command line that trains it, for the bundle's record.
 
     Raises:
         UserError: the disk is full or refuses; the checkpoints before this one are whole.
@@ -76,16 +75,9 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm, *, command: str
     try:
         with writing(target):
             algorithm.save_to_path(str(aside.resolve()))
-            bundle = save_bundle(
-                algorithm.policy_spec,
-                algorithm.policy_state(),
-                aside / BUNDLE,
-                command=command,
-                gradient_steps=algorithm.gradient_steps,
-            )
             # One that was trained since, with the policy before this one, is still a critic of the same data.
-            carry_critic(newest, bundle)
-            shutil.copytree(bundle, newest_aside, dirs_exist_ok=True)
+            carry_critic(newest, aside / BUNDLE)
+            shutil.copytree(aside / BUNDLE, newest_aside, dirs_exist_ok=True)
             publish(aside, target, replace=True)
             publish(newest_aside, newest, replace=True)
     finally:

@@ -70,6 +70,7 @@ class Iterations:
         self.folder = folder
         self.algorithm = algorithm
         self.log = RunLog(folder, algorithm.gradient_steps, command=command)
+        algorithm.command = self.log.command
         self.stopping = False
         self.checkpoint_seconds = 60.0 * checkpoint_minutes
         self.saved_at = time.monotonic()
@@ -156,6 +157,6 @@ class Iterations:
 
     def _save(self) -> Path:
         """Write a checkpoint."""
-        checkpoint = write_checkpoint(self.folder, self.algorithm, command=self.log.command)
+        checkpoint = write_checkpoint(self.folder, self.algorithm)
         self.saved_at, self.saved_steps = time.monotonic(), self.algorithm.gradient_steps
         return checkpoint

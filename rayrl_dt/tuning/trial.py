@@ -9,7 +9,7 @@ from ray import tune
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
-from rayrl_dt.interop.bundle import BUNDLE, save_bundle
+from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.runs.config_files import build_config
 
 __all__ = ["ALGORITHM", "SweepTrial"]
@@ -26,8 +26,8 @@ class SweepTrial(tune.Trainable):
     scheduler would take them for new. Here a report is as many iterations as lie between two evaluations, and the last
     one always is an evaluation of the last weights.
 
-    The trial's config is the content of a config file. Beside RLlib's checkpoint each checkpoint holds the policy
-    bundle, so `rayrl-dt eval` works on any of them.
+    The trial's config is the content of a config file. Each checkpoint holds the policy bundle, so `rayrl-dt eval`
+    works on any of them.
     """
 
     algorithm: SequenceAlgorithm
@@ -67,15 +67,10 @@ class SweepTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write RLlib's checkpoint and the policy bundle."""
+        """Write RLlib's checkpoint, which holds the policy bundle."""
         folder = Path(checkpoint_dir)
-        self.algorithm.save_to_path(str(folder / ALGORITHM))
-        save_bundle(
-            self.algorithm.policy_spec,
-            self.algorithm.policy_state(),
-            folder / BUNDLE,
-            gradient_steps=self.algorithm.gradient_steps,
-        )
+        self.algorithm.save_to_path(folder / ALGORITHM)
+        (folder / ALGORITHM / BUNDLE).rename(folder / BUNDLE)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on from a checkpoint, of this trial or (PBT) of a better one."""

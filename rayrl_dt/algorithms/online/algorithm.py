@@ -272,28 +272,25 @@ class OnlineDT(SequenceAlgorithm):
             self.replay.stop()
         super().cleanup()
 
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Write RLlib's checkpoint, and the replay beside it: RLlib's own leaves replays out."""
-        folder: str = super().save_to_path(path, **kwargs)
+    def save_beside(self, folder: Path) -> None:
+        """Write the replay, too."""
+        super().save_beside(folder)
         if self.replay is not None:
-            self.replay.save(Path(folder) / _REPLAY)
-        return folder
+            self.replay.save(folder / _REPLAY)
 
-    def restore_from_path(self, path: Any, *, component: str | None = None, **kwargs: Any) -> None:
-        """Restore RLlib's checkpoint and the replay.
+    def restore_beside(self, folder: Path) -> None:
+        """Restore the replay.
 
         Raises:
-            UserError: the replay is missing or truncated.
+            UserError: it is missing or truncated.
         """
-        super().restore_from_path(path, component=component, **kwargs)
-        if component is not None:
-            return
+        super().restore_beside(folder)
         if isinstance(self.replay, SharedReplay):
             self.replay.stop()
         self.replay = None
         if self.collected_episodes > 0:
             self.replay = new_replay(self.config, self.offline_data.full.info, self.policy_spec.normalizer)
-            self.replay.load(Path(path) / _REPLAY)
+            self.replay.load(folder / _REPLAY)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Add the counters of collection."""

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow import fs
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 
-from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, UserError, load_dataset
+from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, SequencePolicy, UserError, load_dataset
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -133,6 +134,23 @@ def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     assert [t["returns"] for t in one["targets"]] == [t["returns"] for t in other["targets"]]
     whole.stop()
     resumed.stop()
+
+
+def test_a_checkpoint_elsewhere_is_whole_and_holds_a_policy(online: Configure, tmp_path: Path) -> None:
+    """The file system stands for a bucket: RLlib is told of it, and the path alone means nothing here."""
+    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    half = online().build_algo()
+    for _ in range(2):
+        half.train()
+    half.save_to_path("a/checkpoint", filesystem=bucket)
+    resumed = OnlineDT.from_checkpoint("a/checkpoint", filesystem=bucket)
+    assert (resumed.gradient_steps, len(resumed.replay)) == (7, len(half.replay))
+    assert same(state(half), state(resumed))
+    for algorithm in (half, resumed):
+        algorithm.stop()
+    policy = SequencePolicy.load(tmp_path / "a" / "checkpoint")
+    for name, value in policy.model.state_dict().items():
+        np.testing.assert_array_equal(value, state(half)[f"model.{name}"])
 
 
 def _logged(algorithm: Any) -> list[int]:
@@ -750,7 +768,7 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "import os, sys, signal\n"
         "from rayrl_dt.runs.config_files import read_yaml\n"
         "from pathlib import Path\n"
-        "from rayrl_dt import OnlineDT\nfrom rayrl_dt.runs import checkpoints, loop\n"
+        "from rayrl_dt import OnlineDT\nfrom rayrl_dt.algorithms import algorithm\nfrom rayrl_dt.runs import loop\n"
         "moment, folder = sys.argv[3], Path(sys.argv[2])\n"
         "def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
         "class Killer:\n"
@@ -759,7 +777,7 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
         "        if moment == f'step {step}': kill()\n"
         "    def iterated(self, record): pass\n"
         "if moment == 'collected': OnlineDT._take_in = kill\n"
-        "if moment == 'writing': checkpoints.save_bundle = kill\n"
+        "if moment == 'writing': algorithm.save_bundle = kill\n"
         "loop.train(read_yaml(sys.argv[1]), folder, resume=folder.exists(), observer=Killer())\n"
     )
 
