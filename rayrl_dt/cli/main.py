@@ -190,6 +190,12 @@ def main() -> None:
         # Brackets are not markup in "pip install 'rayrl_dt[hf]'".
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a file that somebody named
+            raise
+        reason = escape(f"{error.filename}: {error.strerror}")
+        errors.print(f"[red]error:[/red] {reason}; name another place", soft_wrap=True)
+        sys.exit(2)
     except TrainingDiverged as error:
         errors.print(f"[red]diverged:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)

@@ -27,4 +27,6 @@ CheckpointMinutes = Annotated[
     float,
     typer.Option(help="Write a checkpoint at least this often, in minutes; every evaluation writes one too."),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this JSON file too.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", dir_okay=False, help="Write the figures to this JSON file too.")
+]

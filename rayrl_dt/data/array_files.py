@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from tokenize import TokenError
 from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile
 
@@ -65,7 +66,10 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"array format {version}")
-    shape, in_columns, dtype = _HEADERS[version](stream)
+    try:
+        shape, in_columns, dtype = _HEADERS[version](stream)
+    except TokenError as error:  # of numpy's parser, beside ValueError
+        raise ValueError(f"array header {error}") from error
     if in_columns or dtype.hasobject:
         raise ValueError(f"no rows of plain numbers, but {dtype}")
     return shape, dtype

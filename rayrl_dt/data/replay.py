@@ -271,8 +271,10 @@ class TrajectoryReplay:
         }
         for name, array in (*steps.items(), *episodes.items()):
             shape = shapes.get(name, (count,) if name in steps else (number,))
-            if array.shape != shape:
-                raise ValueError(f"{name} are of shape {array.shape}, not {shape}")
+            if array.shape != shape or array.dtype.kind not in "fiub":
+                raise ValueError(
+                    f"{name} are {array.dtype} of shape {array.shape}, not numbers of shape {shape}"
+                )
         if {*steps} != {*_STEP_ARRAYS} or {*episodes} != {*_EPISODE_ARRAYS}:
             raise ValueError(f"it holds {', '.join((*steps, *episodes))}")
         lengths = episodes["lengths"]

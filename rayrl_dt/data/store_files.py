@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def read(folder: Path) -> tuple[dict[str, Array], DatasetInfo, Normalizer, bool]
             if checksum(arrays[name]) != written:
                 raise ValueError(f"{name} are not what was written")
         return arrays, info, normalizer, bool(header["delayed_reward"])
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, TokenError) as error:
         raise UserError(
             f"{folder} is not a whole trajectory store ({error}); delete it and load again"
         ) from error

@@ -18,6 +18,7 @@ _IGNORED = (
     "the policy predicts its own returns and was asked for none: all episodes count as one target, and there is no "
     "alignment error"
 )
+_MOST = 1000
 _REMEDY = 'use "dataset:7", "dataset:max" or raw returns such as "500,1500,3000"'
 
 
@@ -148,8 +149,10 @@ def _count(spec: str) -> int:
         count = int(number)
     except ValueError:
         raise UserError(f"cannot read the targets {spec!r}; {_REMEDY}") from None
-    if count < 1:
-        raise UserError(f"the targets {spec!r} ask for {count} targets; ask for at least 1, as in dataset:7")
+    if not 1 <= count <= _MOST:
+        raise UserError(
+            f"the targets {spec!r} ask for {count} targets; ask for 1 to {_MOST}, as in dataset:7"
+        )
     return count
 
 

@@ -178,7 +178,9 @@ def read_spec(header: Mapping[str, Any], source: Path) -> PolicySpec:
         UserError: it is not whole.
     """
     try:
-        return PolicySpec.from_json(header["spec"])
+        spec = PolicySpec.from_json(header["spec"])
+        spec.head  # noqa: B018 (it takes the bounds of the actions, which may be no numbers)
+        return spec
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -262,9 +262,9 @@ def test_replays_that_do_not_fit_are_refused(
         np.savez_compressed(packed, **content)
         lengths = content["episodes/lengths"]
     for file, into, why in (
-        (saved, other, r"observations are of shape \(\d+, 3\), not \(\d+, 7\)"),
+        (saved, other, r"observations are float32 of shape \(\d+, 3\), not numbers of shape \(\d+, 7\)"),
         (damaged("a.npz", **{"episodes/lengths": lengths + 1}), replay, "do not add up"),
-        (damaged("b.npz", **{"steps/rewards": np.zeros(3)}), replay, "are of shape"),
+        (damaged("b.npz", **{"steps/rewards": np.zeros(3)}), replay, "of shape"),
         (damaged("c.npz", **{"steps/more": np.zeros(lengths.sum())}), replay, "it holds"),
         (damaged("d.npz", counts=np.zeros(9)), replay, "missing or broken"),
         (packed, replay, "does not hold"),

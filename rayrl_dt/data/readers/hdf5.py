@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ _BOMB_BYTES = 1 << 30
 _BOMB_RATIO = 500
 
 
-def open_file(path: Path) -> Any:
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
     """Open a file for reading.
 
     Raises:
-        UserError: it is no HDF5 file, or truncated.
+        UserError: it is no HDF5 file, or damaged where it is read.
     """
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's own, by what is broken
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is damaged or not an HDF5 file ({error}); delete it and get it again"
+            f"{path} is damaged or not an HDF5 file ({reason}); delete it and get it again"
         ) from error
 
 

@@ -233,7 +233,7 @@ def _trajectory(
             rewards=np.asarray(values["rewards"]),
             terminated=bool(np.any(values["terminations"][-1:])),
         )
-    except (UserError, TypeError, ValueError) as error:
+    except (UserError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{name}: {error}") from error
 
 
