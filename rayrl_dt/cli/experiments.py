@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,18 +38,14 @@ def shortest_path(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     """
     from rayrl_dt.experiments import shortest_path as experiment
 
-    folder = out or Path("runs") / f"shortest-path-seed{seed}"
-    with progress_bar("training") as progress:
-        result = experiment.run(
-            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
-        )
+    result, page = _run(experiment, "shortest-path", out, "training", seed=seed, steps=steps)
     table = Table("paths", "mean steps", "missed", "shortest", box=None, header_style="bold")
     for name, numbers in result["paths"].items():
         shares = (f"{100 * numbers[key]:.1f}%" for key in ("missed", "shortest"))
         table.add_row(name, f"{numbers['mean_steps']:.2f}", *shares)
     console.print(table)
     console.print(f"{100 * result['absent_from_data']:.1f}% of the generated paths are absent from the data")
-    finish("report:", folder / "report.html", then="rayrl-dt experiment critic")
+    finish("report:", page, then="rayrl-dt experiment critic")
 
 
 @app.command()
@@ -63,13 +58,15 @@ def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     """
     from rayrl_dt.experiments import return_critic as experiment
 
-    folder = out or Path("runs") / f"critic-seed{seed}"
-    with progress_bar("training") as progress:
-        result = experiment.run(
-            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
-        )
-    _show_probabilities(result["kinds"])
-    finish("report:", folder / "report.html", then="rayrl-dt experiment shortest-path")
+    result, page = _run(experiment, "critic", out, "training", seed=seed, steps=steps)
+    kinds = result["kinds"]
+    moments = list(next(iter(kinds.values()))["at"])
+    table = Table("predicted success", *moments, "episodes", box=None, header_style="bold")
+    for name, numbers in kinds.items():
+        shares = (f"{100 * numbers['at'][moment]:.1f}%" for moment in moments)
+        table.add_row(name, *shares, f"{numbers['episodes']:,}")
+    console.print(table)
+    finish("report:", page, then="rayrl-dt experiment shortest-path")
 
 
 @app.command("vitamin-bandit")
@@ -89,21 +86,15 @@ def vitamin_bandit(
     """
     from rayrl_dt.experiments import vitamin_bandit as experiment
 
-    folder = out or Path("runs") / f"vitamin-bandit-seed{seed}"
-    with progress_bar("online epochs") as progress:
-        result = experiment.run(
-            folder,
-            seed=seed,
-            epochs=experiment.EPOCHS if epochs is None else epochs,
-            seeds=experiment.SEEDS if seeds is None else seeds,
-            progress=progress,
-        )
+    result, page = _run(
+        experiment, "vitamin-bandit", out, "online epochs", seed=seed, epochs=epochs, seeds=seeds
+    )
     counted = list(next(iter(result["methods"].values()))["successes"])
     table = Table("successes", *(f"{epoch} epochs" for epoch in counted), box=None, header_style="bold")
     for name, numbers in result["methods"].items():
         table.add_row(name, *(f"{numbers['successes'][epoch]} / {result['seeds']}" for epoch in counted))
     console.print(table)
-    finish("report:", folder / "report.html", then="rayrl-dt finetune --help")
+    finish("report:", page, then="rayrl-dt finetune --help")
 
 
 @app.command("action-gradient")
@@ -116,23 +107,20 @@ def action_gradient(out: Out = None, seed: Seed = 0, steps: Steps = None) -> Non
     """
     from rayrl_dt.experiments import action_bandit as experiment
 
-    folder = out or Path("runs") / f"action-gradient-seed{seed}"
-    with progress_bar("seeds") as progress:
-        result = experiment.run(
-            folder, seed=seed, steps=experiment.STEPS if steps is None else steps, progress=progress
-        )
+    result, page = _run(experiment, "action-gradient", out, "seeds", seed=seed, steps=steps)
     table = Table("method", "mean reward", "± std", "lowest", box=None, header_style="bold")
     for name, numbers in result["methods"].items():
         table.add_row(name, *(f"{numbers[key]:.3f}" for key in ("mean", "std", "min")))
     console.print(table)
     console.print(f"best reward in the data {result['data_best']:.3f}")
-    finish("report:", folder / "report.html", then="rayrl-dt critic RUN")
+    finish("report:", page, then="rayrl-dt critic RUN")
 
 
-def _show_probabilities(kinds: Mapping[str, Any]) -> None:
-    moments = list(next(iter(kinds.values()))["at"])
-    table = Table("predicted success", *moments, "episodes", box=None, header_style="bold")
-    for name, numbers in kinds.items():
-        shares = (f"{100 * numbers['at'][moment]:.1f}%" for moment in moments)
-        table.add_row(name, *shares, f"{numbers['episodes']:,}")
-    console.print(table)
+def _run(
+    experiment: Any, name: str, out: Path | None, counted: str, **options: int | None
+) -> tuple[dict[str, Any], Path]:
+    """Run an experiment with the options that were given; return its result and its page."""
+    folder = out or Path("runs") / f"{name}-seed{options['seed']}"
+    given = {key: value for key, value in options.items() if value is not None}
+    with progress_bar(counted) as progress:
+        return experiment.run(folder, progress=progress, **given), folder / "report.html"

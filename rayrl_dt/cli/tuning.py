@@ -54,8 +54,8 @@ def tune(
     folder = out or Path("runs") / f"{config.stem}-sweep"
     outcome = run_sweep(spec, folder, resume=resume, address=address)
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
-    if outcome.cost is not None and outcome.cost.wall_seconds > 0:
-        wall, inside = outcome.cost.wall_seconds, outcome.cost.trial_seconds
+    if outcome.cost is not None and outcome.cost["wall_seconds"] > 0:
+        wall, inside = outcome.cost["wall_seconds"], outcome.cost["trial_seconds"]
         console.print(
             f"{wall:,.0f} s; the trials' own compute is {inside:,.0f} s, {inside / wall:.1f} trials at a time"
         )

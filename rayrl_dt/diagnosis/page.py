@@ -53,24 +53,20 @@ def write_diagnosis(examination: Examination, out: Path) -> Path:
         groups.setdefault(policy.dataset, []).append(policy)
     names = [policy.label for policy in examination.policies]
     subject = " and ".join(names) if len(names) < 3 else f"{len(names)} policies"
-
-    def compose(folder: Path) -> list[Block]:
-        blocks: list[Block] = [
-            Paragraph(
-                f"{examination.windows:,} windows of data \u00b7 {examination.episodes:,} episodes per target \u00b7 "
-                f"seed {examination.seed}",
-                "muted",
-            )
-        ]
-        for index, (source, members) in enumerate(groups.items(), start=1):
-            prefix = f"{index}-" if len(groups) > 1 else ""
-            blocks += [Heading(f"Policies of {source}"), *_section(members, folder, prefix)]
-        return blocks
-
-    return write_page(Path(out), "diagnosis", f"How {subject} use the return-to-go", compose)
+    blocks: list[Block] = [
+        Paragraph(
+            f"{examination.windows:,} windows of data \u00b7 {examination.episodes:,} episodes per target \u00b7 "
+            f"seed {examination.seed}",
+            "muted",
+        )
+    ]
+    for index, (source, members) in enumerate(groups.items(), start=1):
+        prefix = f"{index}-" if len(groups) > 1 else ""
+        blocks += [Heading(f"Policies of {source}"), *_section(members, prefix)]
+    return write_page(Path(out), "diagnosis", f"How {subject} use the return-to-go", blocks)
 
 
-def _section(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -> list[Block]:
+def _section(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:
     """Return the policies of one data set."""
     blocks: list[Block] = []
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
@@ -103,14 +99,14 @@ def _section(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -
     ]
     return [
         *blocks,
-        *_attention(policies, folder, prefix),
-        *_sensitivity(policies, folder, prefix),
-        *_courses(policies, folder, prefix),
+        *_attention(policies, prefix),
+        *_sensitivity(policies, prefix),
+        *_courses(policies, prefix),
         *_costs(policies),
     ]
 
 
-def _attention(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -> list[Block]:
+def _attention(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:
     found = {policy.label: policy.attention for policy in policies if policy.attention is not None}
     if not found:
         return []
@@ -131,12 +127,11 @@ def _attention(policies: Sequence[PolicyExamination], folder: Path, prefix: str)
             )
         even = [summary.uniform_shares.get(kind) for kind in ("return", "state", "action")]
         rows.append([f"{label}, even spread", *(number(share, 3) for share in even), *[MISSING] * 5])
-    name = f"{prefix}attention.png"
-    diagnosis_plots.attention_shares(found, folder / name)
     blocks: list[Block] = [
         Heading("What is attended to", 3),
         Picture(
-            name,
+            f"{prefix}attention.png",
+            diagnosis_plots.attention_shares(found),
             "Share of each layer's attention on returns, states and actions; the numbers are in the table below",
             "Mean over heads and over the state tokens of real steps as queries, where the actions are read.",
         ),
@@ -153,9 +148,9 @@ def _attention(policies: Sequence[PolicyExamination], folder: Path, prefix: str)
         ),
     ]
     if any(summary.uniform_ages for summary in found.values()):
-        name = f"{prefix}return-ages.png"
-        diagnosis_plots.return_ages(found, folder / name)
-        blocks.append(Picture(name, "Share of the attention to returns against their age in steps, by layer"))
+        figure = diagnosis_plots.return_ages(found)
+        alt = "Share of the attention to returns against their age in steps, by layer"
+        blocks.append(Picture(f"{prefix}return-ages.png", figure, alt))
     return blocks
 
 
@@ -163,18 +158,17 @@ def _gate(use: SeqRAUse) -> list[str]:
     return [number(use.gate, 3), number(use.lambda_size, 3), number(use.relative_size, 3)]
 
 
-def _sensitivity(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -> list[Block]:
+def _sensitivity(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:
     found = {policy.label: policy.sensitivity for policy in policies if policy.sensitivity is not None}
     if not found:
         return []
     first = next(iter(found.values()))
-    name = f"{prefix}sensitivity.png"
-    diagnosis_plots.sensitivity_curves(found, folder / name)
     places = decimals(first.offsets)
     return [
         Heading("How far the action moves with the target", 3),
         Picture(
-            name,
+            f"{prefix}sensitivity.png",
+            diagnosis_plots.sensitivity_curves(found),
             "Sensitivity of the action to the target; the numbers are in the table below",
             f"All returns-to-go of a window are moved together, by the offset and {number(first.delta)} to either "
             f"side; 1 means that a whole range of returns ({number(first.span)}) would move the action through its "
@@ -187,12 +181,10 @@ def _sensitivity(policies: Sequence[PolicyExamination], folder: Path, prefix: st
     ]
 
 
-def _courses(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -> list[Block]:
+def _courses(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:
     found = {policy.label: policy.courses for policy in policies if policy.courses}
     if not found:
         return []
-    name = f"{prefix}return-to-go.png"
-    diagnosis_plots.return_courses(found, folder / name)
     values = [value for items in found.values() for item in items for value in (item.target, item.left_mean)]
     places = decimals(values)
     rows = [
@@ -210,7 +202,8 @@ def _courses(policies: Sequence[PolicyExamination], folder: Path, prefix: str) -
     return [
         Heading("The return-to-go within an episode", 3),
         Picture(
-            name,
+            f"{prefix}return-to-go.png",
+            diagnosis_plots.return_courses(found),
             "What is left of each target against the step; the ends are in the table below",
             "Mean over episodes; one that ended keeps its last value. A policy that obeys ends near zero: above, it "
             "stayed below its target, and below, it went past it.",

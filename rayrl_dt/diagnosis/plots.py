@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rayrl_dt.diagnosis.attention import AttentionSummary, LayerAttention
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, MARKERS, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, MARKERS, canvas, style_axes
 
 __all__ = ["attention_shares", "return_ages", "return_courses", "sensitivity_curves"]
 
@@ -28,14 +27,10 @@ _SEGMENTS = {
 }
 
 
-def attention_shares(summaries: Mapping[str, AttentionSummary], path: Path | None = None) -> Figure:
+def attention_shares(summaries: Mapping[str, AttentionSummary]) -> Figure:
     """Draw what each layer attends to as stacked bars, one panel per policy, all on one scale.
 
     RADT's layers have two bars: self-attention, and SeqRA among the returns alone.
-
-    Args:
-        summaries: attention of each label.
-        path: where to write a PNG.
     """
     figure, every = _panels(len(summaries), 3.4)
     for axes, (label, summary) in zip(every, summaries.items(), strict=False):
@@ -55,16 +50,11 @@ def attention_shares(summaries: Mapping[str, AttentionSummary], path: Path | Non
         axes.set_ylim(0, 1)
         axes.grid(axis="x", visible=False)
     _shared_legend(figure, every)
-    return finish(figure, path)
+    return figure
 
 
-def return_ages(summaries: Mapping[str, AttentionSummary], path: Path | None = None) -> Figure:
-    """Draw how old the attended returns are, one panel per policy that attends to returns.
-
-    Args:
-        summaries: attention of each label; those without returns are left out.
-        path: where to write a PNG.
-    """
+def return_ages(summaries: Mapping[str, AttentionSummary]) -> Figure:
+    """Draw how old the attended returns are, one panel per policy that attends to returns."""
     shown = {label: summary for label, summary in summaries.items() if summary.uniform_ages}
     figure, every = _panels(len(shown), 3.2)
     for position, (axes, (label, summary)) in enumerate(zip(every, shown.items(), strict=False)):
@@ -80,16 +70,11 @@ def return_ages(summaries: Mapping[str, AttentionSummary], path: Path | None = N
             axes.sharey(every[0])
     every[0].set_ylim(bottom=0)
     _shared_legend(figure, every)
-    return finish(figure, path)
+    return figure
 
 
-def sensitivity_curves(curves: Mapping[str, Sensitivity], path: Path | None = None) -> Figure:
-    """Draw how far the action moves with the target, against the distance from the data's own returns.
-
-    Args:
-        curves: of each label, measured on the same data.
-        path: where to write a PNG.
-    """
+def sensitivity_curves(curves: Mapping[str, Sensitivity]) -> Figure:
+    """Draw how far the action moves with the target, against the distance from the data's own returns."""
     figure, (axes,) = canvas(1, 1, (7.2, 3.8))
     axes.axvline(0.0, color=FAINT, lw=1.2, ls=":", zorder=1, label="the data's own returns")
     for index, (label, curve) in enumerate(curves.items()):
@@ -102,16 +87,11 @@ def sensitivity_curves(curves: Mapping[str, Sensitivity], path: Path | None = No
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return finish(figure, path)
+    return figure
 
 
-def return_courses(courses: Mapping[str, Sequence[Course]], path: Path | None = None) -> Figure:
-    """Draw what is left of each target against the step, one panel per policy, all on one scale.
-
-    Args:
-        courses: of each label, one per target.
-        path: where to write a PNG.
-    """
+def return_courses(courses: Mapping[str, Sequence[Course]]) -> Figure:
+    """Draw what is left of each target against the step, one panel per policy, all on one scale."""
     figure, every = _panels(len(courses), 3.6)
     for position, (axes, (label, items)) in enumerate(zip(every, courses.items(), strict=False)):
         for index, course in enumerate(sorted(items, key=lambda item: item.target)):
@@ -126,7 +106,7 @@ def return_courses(courses: Mapping[str, Sequence[Course]], path: Path | None = 
             axes.sharey(every[0])
     every[0].autoscale()
     _shared_legend(figure, every)
-    return finish(figure, path)
+    return figure
 
 
 def _bars(index: int, layer: LayerAttention) -> list[tuple[float, str, dict[str, float]]]:
@@ -159,15 +139,9 @@ def _shared_legend(figure: Figure, every: Sequence[Any]) -> None:
         for label, handle in zip(labels, handles, strict=True):
             found.setdefault(label, handle)
     order = sorted(found, key=lambda label: label not in _SEGMENTS)
-    figure.legend(
-        [found[label] for label in order],
-        order,
-        loc="outside lower center",
-        ncols=3 if len(order) in (3, 5, 6) else 4,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
+    columns = 3 if len(order) in (3, 5, 6) else 4
+    style = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "labelcolor": INK}
+    figure.legend([found[label] for label in order], order, ncols=columns, **style)
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rayrl_dt import losses
@@ -36,13 +37,13 @@ from rayrl_dt.critics.training import CriticTraining, IQLTrainer, new_critic
 from rayrl_dt.critics.transitions import Transitions
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import whole
-from rayrl_dt.experiments.return_model import Progress
+from rayrl_dt.experiments.return_model import Progress, unseen
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import make_folder, write_page
-from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator
 from rayrl_dt.types import Trajectory
 
@@ -94,12 +95,7 @@ def expectile_of(values: Array, expectile: float) -> float:
 
 
 def run_seed(seed: int, *, steps: int) -> Outcome:
-    """Train the networks of one seed and act by all methods.
-
-    Args:
-        seed: of data, weights and batches.
-        steps: gradient steps of each network.
-    """
+    """Train the networks of one seed, each for as many gradient steps, and act by all methods."""
     actions = numpy_generator(seed, "bandit-data").uniform(0.5, 1.0, SAMPLES).astype(np.float32)
     rewards = reward_of(actions)
     data = torch.from_numpy(actions)[:, None], torch.from_numpy(rewards)[:, None]
@@ -195,19 +191,8 @@ def _value(critic: IQLCritic, actions: Tensor) -> Tensor:
     return values
 
 
-def run(
-    folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Run the experiment on `SEEDS` seeds and write `actions.png`, `result.json` and `report.html`.
-
-    Args:
-        folder: where to.
-        seed: the first one.
-        steps: gradient steps of each network.
-        progress: called with (seeds done, seeds in total).
-
-    Returns:
-        What `result.json` holds.
+def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress = unseen) -> dict[str, Any]:
+    """Run the experiment on `SEEDS` seeds from `seed` on, write `report.html`, and return what `result.json` holds.
 
     Raises:
         UserError: `steps` or `folder` cannot be.
@@ -215,10 +200,9 @@ def run(
     whole("--steps", steps, least=1)
     make_folder(folder)
     outcomes = []
-    for number_, current in enumerate(range(seed, seed + SEEDS), start=1):
-        outcomes.append(run_seed(current, steps=steps))
-        if progress is not None:
-            progress(number_, SEEDS)
+    for done in range(SEEDS):
+        outcomes.append(run_seed(seed + done, steps=steps))
+        progress(done + 1, SEEDS)
     result: dict[str, Any] = {
         "experiment": "action-gradient",
         "seed": seed,
@@ -230,12 +214,8 @@ def run(
         "critic_gain_min": min(outcome.gain for outcome in outcomes),
         "methods": {name: _summary(outcomes, name) for name in (*METHODS, BEYOND, FARTHER)},
     }
-
-    def compose(aside: Path) -> list[Block]:
-        _draw(outcomes, aside / "actions.png")
-        return _report(result)
-
-    write_page(folder, "report", "Acting with a critic, in one state", compose, result=result)
+    blocks = _report(result, _draw(outcomes))
+    write_page(folder, "report", "Acting with a critic, in one state", blocks, result=result)
     return result
 
 
@@ -251,7 +231,7 @@ def _summary(outcomes: list[Outcome], name: str) -> dict[str, Any]:
     }
 
 
-def _draw(outcomes: list[Outcome], file: Path) -> None:
+def _draw(outcomes: list[Outcome]) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.6, 4.4))
     axes.axvspan(0.5, 1.0, color="#f1f3f5", zorder=0)
     axes.text(0.75, 1.16, "data", ha="center", fontsize=8.5, color=FAINT)
@@ -266,10 +246,10 @@ def _draw(outcomes: list[Outcome], file: Path) -> None:
     axes.set_ylim(-0.25, 1.25)
     style_axes(axes, f"What each method does, {len(outcomes)} seeds", "action", "reward")
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower center")
-    finish(figure, file)
+    return figure
 
 
-def _report(result: dict[str, Any]) -> list[Block]:
+def _report(result: dict[str, Any], figure: Figure) -> list[Block]:
     methods = result["methods"]
     means = {name: number(numbers["mean"], 3) for name, numbers in methods.items()}
     tiles = [(name, means[name], "mean reward") for name in METHODS]
@@ -280,7 +260,7 @@ def _report(result: dict[str, Any]) -> list[Block]:
             "muted",
         ),
         Tiles([("Best in the data", number(result["data_best"], 3), ""), *tiles]),
-        Picture("actions.png", "Reward, what the critics make of it, and the actions of each method"),
+        Picture("actions.png", figure, "Reward, what the critics make of it, and the actions of each method"),
         Table(
             ["Method", "Mean reward", "± std", "Lowest"],
             [

@@ -7,14 +7,16 @@ Shape legend: M methods, S seeds, N = M * S learners (those of the first method 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rayrl_dt.seeding import torch_generator
 
-__all__ = ["Learners", "Method", "Stack"]
+__all__ = ["Learners", "Method", "Stack", "of_seeds"]
 
 WIDTH = 128
 LEARNING_RATE = 1e-3
@@ -27,7 +29,7 @@ class Method:
     Attributes:
         name: as the report calls it.
         bc_weight: of the squared distance to the replayed action.
-        q_weight: of the critic's value; 0 goes without a critic.
+        q_weight: of the critic's value.
         reward_fed: whether the critic is also told the reward that the replayed action earned.
     """
 
@@ -35,6 +37,12 @@ class Method:
     bc_weight: float
     q_weight: float
     reward_fed: bool = False
+
+
+def of_seeds(seeds: int, draw: Callable[..., Tensor], seed: int, stream: str, *counters: int) -> Tensor:
+    """Return what each of S seeds draws from a generator of its own, stacked; methods share it."""
+    generators = [torch_generator(seed, stream, member, *counters) for member in range(seeds)]
+    return torch.stack([draw(generator=generator) for generator in generators])
 
 
 class Stack:
@@ -57,14 +65,7 @@ class Stack:
             fans = inputs if layer == 0 else torch.full_like(inputs, fan_in)
             bound = fans.float().rsqrt()[:, None, None]
             for rows in (fan_in, 1):
-                drawn = torch.stack(
-                    [
-                        torch.rand(
-                            rows, fan_out, generator=torch_generator(seed, stream, member, layer, rows)
-                        )
-                        for member in range(seeds)
-                    ]
-                )
+                drawn = of_seeds(seeds, partial(torch.rand, rows, fan_out), seed, stream, layer, rows)
                 self.parameters.append(((2 * drawn - 1).repeat(repeats, 1, 1) * bound).requires_grad_())
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -76,34 +77,23 @@ class Stack:
 
 
 class Learners:
-    """Every method with every seed.
-
-    Methods without a critic come first: the stack of critics belongs to the learners from `critics_from` on.
+    """Every method with every seed. A method that gives its critic no weight trains one all the same.
 
     Attributes:
         policies: N networks from a reward to an action.
-        critics: networks from an action (and a reward) to its value.
-        critics_from: number of the first learner with a critic.
+        critics: N networks from an action (and a reward) to its value.
 
     Args:
-        methods: in the order of the learners; those without a critic first.
+        methods: in the order of the learners.
         seeds: S.
         seed: of everything.
     """
 
     def __init__(self, methods: tuple[Method, ...], seeds: int, seed: int) -> None:
-        with_critic = [method.q_weight > 0 for method in methods]
-        assert with_critic == sorted(with_critic), "methods without a critic come first"
-
-        def per_learner(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32).repeat_interleave(seeds)[:, None]
-
-        self.critics_from = seeds * with_critic.count(False)
-        self.bc_weights = per_learner([method.bc_weight for method in methods])
-        self.q_weights = per_learner([method.q_weight for method in methods])[self.critics_from :]
-        self.fed = per_learner([float(method.reward_fed) for method in methods])[self.critics_from :]
-        learners = seeds * len(methods)
-        self.policies = Stack(torch.ones(learners), seed=seed, stream="bandit-policy", seeds=seeds)
+        settings = [(method.bc_weight, method.q_weight, method.reward_fed) for method in methods]
+        per_learner = torch.tensor(settings).repeat_interleave(seeds, dim=0)
+        self.bc_weights, self.q_weights, self.fed = per_learner[..., None].unbind(1)
+        self.policies = Stack(torch.ones(len(per_learner)), seed=seed, stream="bandit-policy", seeds=seeds)
         self.critics = Stack(1 + self.fed[:, 0], seed=seed, stream="bandit-critic", seeds=seeds)
         self.restart_optimizers()
 
@@ -119,19 +109,12 @@ class Learners:
         return torch.tanh(self.policies(torch.stack([rewards, torch.zeros_like(rewards)], dim=-1)))
 
     def value(self, actions: Tensor, rewards: Tensor) -> Tensor:
-        """Return the critics' values of actions; all `(N - critics_from, B)`.
-
-        Args:
-            actions: in [-1, 1].
-            rewards: that the replayed actions earned; reaches the reward-fed critics alone.
-        """
+        """Return the critics' values of actions; what the replayed actions earned reaches the reward-fed ones alone."""
         return self.critics(torch.stack([actions, rewards * self.fed], dim=-1))
 
     def critic_loss(self, actions: Tensor, rewards: Tensor) -> Tensor:
         """Return the sum over critics of their mean squared errors on replayed actions, both `(N, B)`."""
-        behind = slice(self.critics_from, None)
-        error = self.value(actions[behind], rewards[behind]) - rewards[behind]
-        return error.square().mean(dim=-1).sum()
+        return (self.value(actions, rewards) - rewards).square().mean(dim=-1).sum()
 
     def policy_loss(self, actions: Tensor, rewards: Tensor, *, online: bool) -> Tensor:
         """Return the sum over policies of w_BC (pi(R) - a)^2 - w_Q Q(pi(R)), means over `(N, B)` replayed actions.
@@ -142,8 +125,7 @@ class Learners:
         distance = (chosen - actions).square()
         if not online:
             return distance.mean(dim=-1).sum()
-        behind = slice(self.critics_from, None)
-        gain = self.q_weights * self.value(chosen[behind], rewards[behind])
+        gain = self.q_weights * self.value(chosen, rewards)
         return (self.bc_weights * distance).mean(dim=-1).sum() - gain.mean(dim=-1).sum()
 
     def update(self, actions: Tensor, rewards: Tensor, *, online: bool) -> None:

@@ -5,13 +5,13 @@ Shape legend: N paths, V nodes, T horizon (10 steps).
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import shortest_path
 
 from rayrl_dt.experiments.return_model import Sequences
 from rayrl_dt.seeding import numpy_generator
@@ -48,17 +48,9 @@ class Graph:
         return np.where(self.edges[nodes, actions] & (nodes != self.goal), actions, nodes)
 
     def distances(self) -> IntArray:
-        """Return the fewest steps from each node to the goal, `(V,)`, by breadth-first search; -1 for never."""
-        distances = np.full(len(self.edges), -1, np.int64)
-        distances[self.goal] = 0
-        queue = deque([self.goal])
-        while queue:
-            node = queue.popleft()
-            for neighbor in np.flatnonzero(self.edges[node]).tolist():
-                if distances[neighbor] < 0:
-                    distances[neighbor] = distances[node] + 1
-                    queue.append(neighbor)
-        return distances
+        """Return the fewest steps from each node to the goal, `(V,)`; -1 for never."""
+        steps = shortest_path(self.edges, unweighted=True, indices=self.goal)
+        return np.where(np.isinf(steps), -1, steps).astype(np.int64)
 
 
 def random_graph(seed: int) -> Graph:

@@ -24,16 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
 from rayrl_dt.errors import whole
-from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, Training, fit
+from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, fit, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import make_folder, write_page
-from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 
 __all__ = [
     "KINDS",
@@ -116,11 +117,11 @@ def _has_key(env: KeyToDoor, walk: RawEpisode) -> bool:
     return any([env.step(action)[-1]["has_key"] for action in walk.actions])
 
 
-def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress | None = None) -> ReturnModel:
+def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress = unseen) -> ReturnModel:
     """Train a model of the episodes' returns and actions that is never given a return."""
     model = ReturnModel(return_classes=2, states=episodes.states, actions=4, steps=HORIZON, seed=seed)
-    training = Training(steps, give_returns=False, emphasis=DOOR_STEP)
-    fit(model, episodes.sequences, training, seed=seed, progress=progress)
+    how = {"steps": steps, "seed": seed, "emphasis": DOOR_STEP}
+    fit(model, episodes.sequences, give_returns=False, progress=progress, **how)
     return model
 
 
@@ -154,19 +155,8 @@ def _without_returns(model: ReturnModel, episodes: Sequences) -> tuple[Tensor, T
     return torch.full_like(episodes.actions, model.withheld), episodes.states, episodes.actions
 
 
-def run(
-    folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Run the experiment and write `success.png`, `attention.png`, `result.json` and `report.html`.
-
-    Args:
-        folder: where to.
-        seed: of everything.
-        steps: gradient steps.
-        progress: called after each gradient step.
-
-    Returns:
-        What `result.json` holds.
+def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress = unseen) -> dict[str, Any]:
+    """Run the experiment, write `report.html` into the folder, and return what `result.json` beside it holds.
 
     Raises:
         UserError: `steps` or `folder` cannot be.
@@ -190,13 +180,7 @@ def run(
         "kinds": kinds,
         "attention": attention,
     }
-
-    def compose(aside: Path) -> list[Block]:
-        _draw_success(kinds, aside / "success.png")
-        _draw_attention(attention, aside / "attention.png")
-        return _report(result)
-
-    write_page(folder, "report", "A Decision Transformer as a critic", compose, result=result)
+    write_page(folder, "report", "A Decision Transformer as a critic", _report(result), result=result)
     return result
 
 
@@ -221,7 +205,7 @@ def _summary(model: ReturnModel, episodes: Sequences) -> dict[str, Any]:
     }
 
 
-def _draw_success(kinds: dict[str, Any], file: Path) -> None:
+def _draw_success(kinds: dict[str, Any]) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     ends = np.cumsum([0, *KeyToDoor.room_steps])
     for begin, end, room in zip(ends, ends[1:], ("key room", "empty room", "door room"), strict=False):
@@ -241,10 +225,10 @@ def _draw_success(kinds: dict[str, Any], file: Path) -> None:
     axes.set_xticks(range(HORIZON + 1))
     style_axes(axes, "How likely is success?", "steps done", "predicted probability of success (%)")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center", bbox_to_anchor=(0.5, 0.62))
-    finish(figure, file)
+    return figure
 
 
-def _draw_attention(attention: dict[str, Any], file: Path) -> None:
+def _draw_attention(attention: dict[str, Any]) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.6, 3.4))
     steps = np.arange(1, len(attention["state"]) + 1)
     for index, name in enumerate(TOKENS):
@@ -256,7 +240,7 @@ def _draw_attention(attention: dict[str, Any], file: Path) -> None:
     title = "Where the predictions look, in one successful episode"
     style_axes(axes, title, "step of the token", "mean attention")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=2)
-    finish(figure, file)
+    return figure
 
 
 def _report(result: dict[str, Any]) -> list[Block]:
@@ -281,7 +265,9 @@ def _report(result: dict[str, Any]) -> list[Block]:
             "It was trained on uniformly random walks; these are the means over others, of three kinds."
         ),
         Picture(
-            "success.png", "Predicted probability of success after each step, for three kinds of episodes"
+            "success.png",
+            _draw_success(kinds),
+            "Predicted probability of success after each step, for three kinds of episodes",
         ),
         Table(
             ["Episodes", "Number", "Start", "After the key room", "Halfway", "At the end"],
@@ -292,6 +278,7 @@ def _report(result: dict[str, Any]) -> list[Block]:
         ),
         Picture(
             "attention.png",
+            _draw_attention(result["attention"]),
             "Attention that the predictions of one successful episode pay to each token",
             "Mean over layers, heads and the predictions that come after the token. What is learned about the key "
             "may be kept in the tokens right after it.",

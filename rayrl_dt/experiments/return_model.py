@@ -26,10 +26,15 @@ from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.seeding import numpy_generator, seeded_weights
 
-__all__ = ["CRITIC_ORDER", "GRAPH_ORDER", "Progress", "ReturnModel", "Sequences", "Training", "fit"]
+__all__ = ["CRITIC_ORDER", "GRAPH_ORDER", "Progress", "ReturnModel", "Sequences", "fit", "unseen"]
 
 Progress = Callable[[int, int], None]
-"""Called with (gradient steps done, gradient steps in all)."""
+"""Called with how much is done and how much there is, mostly in gradient steps."""
+
+
+def unseen(done: int, total: int) -> None:
+    """Take progress that nobody watches."""
+
 
 CRITIC_ORDER = ("return", "state", "action")
 """The paper's order: the return of a step is predicted from the steps before it."""
@@ -154,57 +159,48 @@ class ReturnModel(nn.Module):
         return tokens
 
 
-@dataclass(frozen=True)
-class Training:
-    """How to fit a model: AdamW, linear warm-up, cosine to zero, gradient norm clipped at 1.
-
-    Attributes:
-        steps: gradient steps.
-        batch_size: sequences per gradient step.
-        lr: the highest learning rate.
-        warmup: gradient steps until it is reached.
-        weight_decay: of AdamW, on every parameter.
-        give_returns: whether the model reads returns; it predicts them all the same.
-        emphasis: the return predicted after this many steps enters the loss once more, as a mean of its own.
-    """
-
-    steps: int
-    batch_size: int = 64
-    lr: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 0.1
-    give_returns: bool = True
-    emphasis: int | None = None
-
-
 def fit(
-    model: ReturnModel, data: Sequences, training: Training, *, seed: int, progress: Progress | None = None
+    model: ReturnModel,
+    data: Sequences,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+    warmup: int = 50,
+    give_returns: bool = True,
+    emphasis: int | None = None,
+    progress: Progress = unseen,
 ) -> list[float]:
-    """Minimize the cross-entropy of returns plus that of actions over real steps.
+    """Minimize the cross-entropy of returns plus that of actions over real steps, and return each step's loss in nats.
+
+    By AdamW with linear warm-up, then a cosine to zero, and gradient norms clipped at 1.
 
     Args:
         model: what to train, in place.
         data: what to train on.
-        training: how.
+        steps: gradient steps.
         seed: of the batches.
+        batch_size: sequences per gradient step.
+        lr: the highest learning rate.
+        warmup: gradient steps until it is reached.
+        give_returns: whether the model reads returns; it predicts them all the same.
+        emphasis: the return predicted after this many steps enters the loss once more, as a mean of its own.
         progress: called after each gradient step.
-
-    Returns:
-        The loss of each gradient step, in nats.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.1)
     arithmetic = precision.resolve("auto", "cpu")
     history = []
-    for step in range(training.steps):
+    for step in range(steps):
         rng = numpy_generator(seed, "batch", step)
-        batch = data[torch.from_numpy(rng.integers(len(data), size=training.batch_size))]
+        batch = data[torch.from_numpy(rng.integers(len(data), size=batch_size))]
         for group in optimizer.param_groups:
-            group["lr"] = training.lr * _schedule(step, training)
+            group["lr"] = lr * min((step + 1) / warmup, 1.0) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         with precision.autocast("cpu", arithmetic):
-            loss = _loss(model, batch, training)
+            loss = _loss(model, batch, give_returns, emphasis)
         if not bool(torch.isfinite(loss)):
             raise TrainingDiverged(f"the loss became {loss.item()} at gradient step {step}; lower the rate")
         optimizer.zero_grad()
@@ -212,14 +208,13 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         history.append(float(loss.detach()))
-        if progress is not None:
-            progress(step + 1, training.steps)
+        progress(step + 1, steps)
     return history
 
 
-def _loss(model: ReturnModel, batch: Sequences, training: Training) -> Tensor:
+def _loss(model: ReturnModel, batch: Sequences, give_returns: bool, emphasis: int | None) -> Tensor:
     given = batch.returns[:, :-1]
-    if not training.give_returns:
+    if not give_returns:
         given = torch.full_like(given, model.withheld)
     returns, actions = model(given, batch.states, batch.actions)
     truth = batch.returns[:, : returns.shape[1]]
@@ -227,15 +222,8 @@ def _loss(model: ReturnModel, batch: Sequences, training: Training) -> Tensor:
     taken = steps[: actions.shape[1]] < lengths
     # Where a return follows the last action, it is predicted too.
     predicted = steps < lengths + returns.shape[1] - actions.shape[1]
-    loss = losses.cross_entropy(returns, truth, predicted) + losses.cross_entropy(
-        actions, batch.actions, taken
-    )
-    if training.emphasis is not None:
-        loss = loss + losses.cross_entropy(returns, truth, predicted & (steps == training.emphasis))
+    loss = losses.cross_entropy(returns, truth, predicted)
+    loss = loss + losses.cross_entropy(actions, batch.actions, taken)
+    if emphasis is not None:
+        loss = loss + losses.cross_entropy(returns, truth, predicted & (steps == emphasis))
     return loss
-
-
-def _schedule(step: int, training: Training) -> float:
-    """Return the share of the highest learning rate at a gradient step."""
-    warm = min((step + 1) / training.warmup, 1.0)
-    return warm * 0.5 * (1.0 + math.cos(math.pi * step / training.steps))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from rayrl_dt.errors import whole
@@ -38,10 +39,10 @@ from rayrl_dt.experiments.graph_walks import (
     random_graph,
     random_walks,
 )
-from rayrl_dt.experiments.return_model import GRAPH_ORDER, Progress, ReturnModel, Training, fit
+from rayrl_dt.experiments.return_model import GRAPH_ORDER, Progress, ReturnModel, fit, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import make_folder, write_page
-from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, INK, canvas, style_axes
 from rayrl_dt.seeding import torch_generator
 
 __all__ = ["STEPS", "generate", "prior", "run", "train"]
@@ -63,20 +64,12 @@ def prior() -> Tensor:
     return weights / weights.sum()
 
 
-def train(
-    graph: Graph, walks: Paths, *, seed: int, steps: int, progress: Progress | None = None
-) -> ReturnModel:
+def train(graph: Graph, walks: Paths, *, seed: int, steps: int, progress: Progress = unseen) -> ReturnModel:
     """Train a model of the returns and actions of walks in a graph."""
     nodes = len(graph.edges)
-    model = ReturnModel(
-        return_classes=MISSED + 1,
-        states=nodes,
-        actions=nodes,
-        steps=HORIZON,
-        order=GRAPH_ORDER,
-        seed=seed,
-    )
-    fit(model, walks.sequences(), Training(steps), seed=seed, progress=progress)
+    sizes = {"return_classes": MISSED + 1, "states": nodes, "actions": nodes, "steps": HORIZON}
+    model = ReturnModel(**sizes, order=GRAPH_ORDER, seed=seed)
+    fit(model, walks.sequences(), steps=steps, seed=seed, progress=progress)
     return model
 
 
@@ -103,19 +96,8 @@ def generate(model: ReturnModel, graph: Graph, starts: IntArray, *, seed: int) -
     return Paths(nodes.numpy(), actions.numpy(), graph.goal)
 
 
-def run(
-    folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Run the experiment and write `steps.png`, `result.json` and `report.html`.
-
-    Args:
-        folder: where to.
-        seed: of everything.
-        steps: gradient steps.
-        progress: called after each gradient step.
-
-    Returns:
-        What `result.json` holds.
+def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress = unseen) -> dict[str, Any]:
+    """Run the experiment, write `report.html` into the folder, and return what `result.json` beside it holds.
 
     Raises:
         UserError: `steps` or `folder` cannot be.
@@ -145,12 +127,7 @@ def run(
         "absent_from_data": float(absent.mean()),
         "absent_and_shortest": float((absent & shortest).mean()),
     }
-
-    def compose(aside: Path) -> list[Block]:
-        _draw(result["paths"], aside / "steps.png")
-        return _report(result)
-
-    write_page(folder, "report", "Shortest paths from random walks", compose, result=result)
+    write_page(folder, "report", "Shortest paths from random walks", _report(result), result=result)
     return result
 
 
@@ -167,7 +144,7 @@ def _summary(steps: IntArray, fewest: IntArray) -> dict[str, Any]:
     }
 
 
-def _draw(paths: dict[str, Any], file: Path) -> None:
+def _draw(paths: dict[str, Any]) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     bins = np.arange(1, MISSED + 1)
     for index, (name, numbers) in enumerate(paths.items()):
@@ -176,7 +153,7 @@ def _draw(paths: dict[str, Any], file: Path) -> None:
     axes.set_xticks(bins, [*map(str, bins[:-1]), "missed"])
     style_axes(axes, "Steps to the goal", "steps from the start to the goal", "share of paths (%)")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    finish(figure, file)
+    return figure
 
 
 def _report(result: dict[str, Any]) -> list[Block]:
@@ -207,6 +184,7 @@ def _report(result: dict[str, Any]) -> list[Block]:
         ),
         Picture(
             "steps.png",
+            _draw(paths),
             "Histogram of the steps to the goal of random walks, generated paths and shortest paths",
         ),
         Table(

@@ -21,28 +21,28 @@ Shape legend: M methods, S seeds, N = M * S learners (those of the first method 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from rayrl_dt.errors import whole
-from rayrl_dt.experiments.bandit_learners import Learners, Method
-from rayrl_dt.experiments.return_model import Progress
+from rayrl_dt.experiments.bandit_learners import Learners, Method, of_seeds
+from rayrl_dt.experiments.return_model import Progress, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import make_folder, write_page
-from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, finish, style_axes
-from rayrl_dt.seeding import numpy_generator, torch_generator
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
+from rayrl_dt.seeding import numpy_generator
 
 __all__ = [
     "COUNTED",
     "EPOCHS",
     "METHODS",
     "SEEDS",
-    "Course",
     "logged_actions",
     "reward",
     "run",
@@ -88,38 +88,18 @@ def logged_actions(seed: int, seeds: int) -> Tensor:
     return torch.tensor(np.array(rows), dtype=torch.float32)
 
 
-@dataclass(frozen=True)
-class Course:
-    """How finetuning went.
-
-    Attributes:
-        actions: `(epochs + 1, M, S)`, of each policy asked for the best reward, before finetuning and after each epoch.
-    """
-
-    actions: Tensor
-
-    @property
-    def rewards(self) -> Tensor:
-        """What those actions earn."""
-        return reward(self.actions)
-
-
 def train(
     *,
     seed: int,
     epochs: int,
     seeds: int,
     methods: tuple[Method, ...] = METHODS,
-    progress: Progress | None = None,
-) -> Course:
-    """Pretrain and finetune every method with every seed.
+    progress: Progress = unseen,
+) -> Tensor:
+    """Pretrain and finetune each of M methods with each of S seeds, for as many online epochs.
 
-    Args:
-        seed: of everything.
-        epochs: online.
-        seeds: S.
-        methods: M; those without a critic first.
-        progress: called after each online epoch.
+    Returns:
+        `(epochs + 1, M, S)` actions of each policy asked for the best reward, before finetuning and after each epoch.
     """
     learners = Learners(methods, seeds, seed)
     replay = logged_actions(seed, seeds).repeat(len(methods), 1)
@@ -127,36 +107,20 @@ def train(
         _epoch(learners, replay, seed, epoch, seeds, online=False)
     learners.restart_optimizers()
     best = torch.full((len(replay), 1), BEST_REWARD)
-    course = [_asked(learners, best)]
+    course = [learners.act(best).detach()]
     for epoch in range(epochs):
-        noise = torch.stack(
-            [
-                torch.rand(ROLLOUTS, generator=torch_generator(seed, "bandit-noise", member, epoch))
-                for member in range(seeds)
-            ]
-        )
+        noise = of_seeds(seeds, partial(torch.rand, ROLLOUTS), seed, "bandit-noise", epoch)
         tried = course[-1] + NOISE * (2 * noise - 1).repeat(len(methods), 1)
         replay = torch.cat([replay, tried.clamp(-1.0, 1.0)], dim=1)
         _epoch(learners, replay, seed, PRETRAIN_EPOCHS + epoch, seeds, online=True)
-        course.append(_asked(learners, best))
-        if progress is not None:
-            progress(epoch + 1, epochs)
-    return Course(torch.stack(course).view(epochs + 1, len(methods), seeds))
-
-
-@torch.no_grad()
-def _asked(learners: Learners, best: Tensor) -> Tensor:
-    return learners.act(best)
+        course.append(learners.act(best).detach())
+        progress(epoch + 1, epochs)
+    return torch.stack(course).view(epochs + 1, len(methods), seeds)
 
 
 def _epoch(learners: Learners, replay: Tensor, seed: int, epoch: int, seeds: int, *, online: bool) -> None:
     """Make one pass over the replayed actions `(N, R)`, shuffled alike for all methods of a seed."""
-    orders = torch.stack(
-        [
-            torch.randperm(replay.shape[1], generator=torch_generator(seed, "bandit-order", member, epoch))
-            for member in range(seeds)
-        ]
-    )
+    orders = of_seeds(seeds, partial(torch.randperm, replay.shape[1]), seed, "bandit-order", epoch)
     shuffled = replay.gather(1, orders.repeat(len(replay) // seeds, 1))
     for actions in torch.split(shuffled, BATCH_SIZE, dim=1):
         learners.update(actions, reward(actions), online=online)
@@ -168,19 +132,9 @@ def run(
     seed: int = 0,
     epochs: int = EPOCHS,
     seeds: int = SEEDS,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
-    """Run the experiment and write `rewards.png`, `actions.png`, `result.json` and `report.html`.
-
-    Args:
-        folder: where to.
-        seed: of everything.
-        epochs: online.
-        seeds: independent repetitions of each method.
-        progress: called after each online epoch.
-
-    Returns:
-        What `result.json` holds.
+    """Run the experiment, write `report.html` into the folder, and return what `result.json` beside it holds.
 
     Raises:
         UserError: `epochs`, `seeds` or `folder` cannot be.
@@ -188,8 +142,8 @@ def run(
     whole("--epochs", epochs, least=1)
     whole("--seeds", seeds, least=1)
     make_folder(folder)
-    course = train(seed=seed, epochs=epochs, seeds=seeds, progress=progress)
-    actions, rewards = course.actions.double(), course.rewards.double()
+    taken = train(seed=seed, epochs=epochs, seeds=seeds, progress=progress)
+    actions, rewards = taken.double(), reward(taken).double()
     counted = sorted({epoch for epoch in COUNTED if epoch < epochs} | {epochs})
     result: dict[str, Any] = {
         "experiment": "vitamin-bandit",
@@ -208,17 +162,11 @@ def run(
             for index, method in enumerate(METHODS)
         },
     }
-
-    def compose(aside: Path) -> list[Block]:
-        _draw(result, "reward", "Reward of the policies asked for the best", aside / "rewards.png")
-        _draw(result, "action", "Action of the policies asked for the best reward", aside / "actions.png")
-        return _report(result)
-
-    write_page(folder, "report", "Which loss finds the top of a bandit?", compose, result=result)
+    write_page(folder, "report", "Which loss finds the top of a bandit?", _report(result), result=result)
     return result
 
 
-def _draw(result: dict[str, Any], what: str, title: str, file: Path) -> None:
+def _draw(result: dict[str, Any], what: str, title: str) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.6, 4.0))
     best, wanted = {"reward": (BEST_REWARD, SUCCESS), "action": (0.0, None)}[what]
     for level in (best, wanted):
@@ -229,25 +177,25 @@ def _draw(result: dict[str, Any], what: str, title: str, file: Path) -> None:
         axes.plot(numbers[what], lw=1.8, color=COLORS[index], ls=dashes, label=name)
     style_axes(axes, title, "online epochs", f"{what}, mean of {result['seeds']} seeds")
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
-    finish(figure, file)
+    return figure
 
 
 def _report(result: dict[str, Any]) -> list[Block]:
     methods, seeds = result["methods"], result["seeds"]
     epochs = list(next(iter(methods.values()))["successes"])
-    last = epochs[-1]
+    tiles = [
+        (
+            name,
+            f"{methods[name]['successes'][epochs[-1]]} of {seeds}",
+            f"find the top within {epochs[-1]} epochs",
+        )
+        for name in ("ODT", "DDPG", "0.02 BC - Q")
+    ]
+    rewards = _draw(result, "reward", "Reward of the policies asked for the best")
+    actions = _draw(result, "action", "Action of the policies asked for the best reward")
     return [
         Paragraph(f"{seeds} seeds of each method, derived from {result['seed']}", "muted"),
-        Tiles(
-            [
-                (
-                    name,
-                    f"{methods[name]['successes'][last]} of {seeds}",
-                    f"find the top within {last} epochs",
-                )
-                for name in ("ODT", "DDPG", "0.02 BC - Q")
-            ]
-        ),
+        Tiles(tiles),
         Paragraph(
             f"The best action, 0, earns {BEST_REWARD:g}; the logged ones lie at both ends and earn next to nothing. A "
             f"seed succeeds where the policy, asked for a reward of {BEST_REWARD:g}, earns more than {SUCCESS:g}."
@@ -264,6 +212,14 @@ def _report(result: dict[str, Any]) -> list[Block]:
                 for name, numbers in methods.items()
             ],
         ),
-        Picture("rewards.png", "Mean reward of each method's policies after each online epoch"),
-        Picture("actions.png", "Mean action of each method's policies after each online epoch"),
+        Picture(
+            "rewards.png",
+            rewards,
+            "Mean reward of each method's policies after each online epoch",
+        ),
+        Picture(
+            "actions.png",
+            actions,
+            "Mean action of each method's policies after each online epoch",
+        ),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -24,11 +23,8 @@ _BASELINE_LEGEND = (
 )
 
 
-def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
-    """Return one section per task, with its plots written into `folder`.
-
-    Runs of different environments or data sets share no axis and no table.
-    """
+def compare_runs(runs: Sequence[RunFolder]) -> list[Block]:
+    """Return one section per task: runs of different environments or data sets share no axis and no table."""
     tasks: dict[tuple[str, str], list[RunFolder]] = {}
     for run in runs:
         tasks.setdefault(run.task, []).append(run)
@@ -45,18 +41,20 @@ def compare_runs(runs: Sequence[RunFolder], folder: Path) -> list[Block]:
         if index == 1:
             blocks.append(Paragraph(f"Figures are of the last checkpoint. {LEGEND}", "muted"))
         if evaluated:
-            name, maximum = f"comparison-{index}-desired-vs-achieved.png", _common_maximum(members)
-            plots.desired_vs_achieved(evaluated, folder / name, data_max=maximum)
-            caption = (
-                "Bars: 95% over the episodes of one seed. Bands: lowest to highest seed around their mean."
+            blocks.append(
+                Picture(
+                    f"comparison-{index}-desired-vs-achieved.png",
+                    plots.desired_vs_achieved(evaluated, data_max=_common_maximum(members)),
+                    "Achieved against desired return of all runs",
+                    "Bars: 95% over the episodes of one seed. Bands: lowest to highest seed around their mean.",
+                )
             )
-            blocks.append(Picture(name, "Achieved against desired return of all runs", caption))
         blocks += _over_seeds(evaluated) + _target_grid(members)
-        if any(run.records for run in members):
-            name = f"comparison-{index}-learning-curve.png"
-            curves = {run.name: run.records for run in members if run.records}
-            learning_curve(curves, folder / name, data_max=_common_maximum(members))
-            blocks.append(Picture(name, "Learning curves of all runs over gradient steps"))
+        curves = {run.name: run.records for run in members if run.records}
+        if curves:
+            figure = learning_curve(curves, data_max=_common_maximum(members))
+            alt = "Learning curves of all runs over gradient steps"
+            blocks.append(Picture(f"comparison-{index}-learning-curve.png", figure, alt))
     return blocks
 
 

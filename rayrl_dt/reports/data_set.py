@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rayrl_dt.data.preview import action_counts
 from rayrl_dt.data.scaling import action_chunks, action_range
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.reports.style import COLORS, INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, INK, canvas, save_png, style_axes
 
 __all__ = ["plot"]
 
@@ -45,7 +45,7 @@ def plot(store: TrajectoryStore, path: Path) -> Path:
         color=INK,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    finish(figure, path)
+    save_png(figure, path)
     return path
 
 

@@ -6,9 +6,11 @@ The blocks say what is shown, the renderers (`html`, `markdown`) say how; so bot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from matplotlib.figure import Figure
 
 __all__ = [
     "MISSING",
@@ -74,11 +76,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or SVG file of the report's folder; the parts of an SVG (`save_svg`) answer the mouse."""
+    """A figure, and the PNG file of the report's folder that it is written to.
+
+    With `titles` it is an SVG file, whose marked artists (`svg.mark`) answer the mouse: what is shown over each mark.
+    """
 
     name: str
+    figure: Figure
     alt: str
     caption: str = ""
+    titles: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, style_axes
 
 __all__ = ["learning_curve"]
 
 Record = Mapping[str, Any]
-_Series = tuple[list[float], list[float]]
 
 
-def learning_curve(
-    runs: Mapping[str, Sequence[Record]], path: Path | None = None, *, data_max: float | None = None
-) -> Figure:
+def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | None = None) -> Figure:
     """Draw loss, learning rate, alignment error and return over gradient steps, where recorded.
 
     Args:
         runs: the `metrics.jsonl` records of each label.
-        path: where to write a PNG.
         data_max: the highest raw return in the data, marked in the return panel.
     """
     panels = {
-        "Training loss": (
-            "loss",
-            {label: _series(records, _metric("loss")) for label, records in runs.items()},
-        ),
-        "Learning rate": ("lr", {label: _series(records, _metric("lr")) for label, records in runs.items()}),
-        "Alignment error": ("E (raw return)", {k: _series(v, _alignment_error) for k, v in runs.items()}),
-        "Return at the highest target": ("raw return", {k: _series(v, _highest) for k, v in runs.items()}),
+        name: (unit, {label: _series(records, value) for label, records in runs.items()})
+        for name, (unit, value) in _PANELS.items()
     }
     filled = {name: panel for name, panel in panels.items() if any(xs for xs, _ in panel[1].values())}
     columns = 2 if len(filled) > 1 else 1
@@ -68,45 +58,43 @@ def learning_curve(
         style_axes(axes, name, "gradient steps", unit)
         if name == "Learning rate":
             axes.yaxis.set_major_formatter(FuncFormatter(_power))
-    if filled:
-        last = every[len(filled) - 1]
-        handles, labels = last.get_legend_handles_labels()
-        if len(labels) > 1:
-            figure.legend(
-                handles,
-                labels,
-                loc="outside lower center",
-                ncols=min(4, len(labels)),
-                frameon=False,
-                fontsize=9,
-            )
-    return finish(figure, path)
+    # All panels have the same lines, and the last one the data's maximum too.
+    drawn = every[len(filled) - 1].get_legend_handles_labels() if filled else ([], [])
+    if len(drawn[1]) > 1:
+        columns = min(4, len(drawn[1]))
+        figure.legend(*drawn, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
 
 
-def _series(records: Sequence[Record], value: Any) -> _Series:
+def _series(records: Sequence[Record], value: Callable[[Record], Any]) -> tuple[list[float], list[float]]:
     xs, ys = [], []
     for record in records:
-        x, y = _number(record.get("gradient_steps")), value(record)
+        x, y = _number(record.get("gradient_steps")), _number(value(record))
         if x is not None and y is not None:
             xs.append(x)
             ys.append(y)
     return xs, ys
 
 
-def _metric(name: str) -> Any:
-    return lambda record: _number(record.get(name))
-
-
-def _alignment_error(record: Record) -> float | None:
+def _alignment_error(record: Record) -> Any:
     evaluation = record.get("evaluation")
-    return _number(evaluation.get("alignment_error")) if isinstance(evaluation, Mapping) else None
+    return evaluation.get("alignment_error") if isinstance(evaluation, Mapping) else None
 
 
-def _highest(record: Record) -> float | None:
+def _highest(record: Record) -> Any:
     try:
-        return _number(max(record["evaluation"]["targets"], key=lambda item: item["target"])["return_mean"])
+        return max(record["evaluation"]["targets"], key=lambda item: item["target"])["return_mean"]
     except (KeyError, TypeError, ValueError):
         return None
+
+
+_PANELS: dict[str, tuple[str, Callable[[Record], Any]]] = {
+    "Training loss": ("loss", lambda record: record.get("loss")),
+    "Learning rate": ("lr", lambda record: record.get("lr")),
+    "Alignment error": ("E (raw return)", _alignment_error),
+    "Return at the highest target": ("raw return", _highest),
+}
+"""The unit of each panel, and what it shows of a record."""
 
 
 def _online_start(records: Sequence[Record]) -> float | None:

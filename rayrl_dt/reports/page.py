@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.reports.document import Block, Heading
+from rayrl_dt.reports.document import Block, Heading, Picture
 from rayrl_dt.reports.html import to_html
 from rayrl_dt.reports.markdown import to_markdown
+from rayrl_dt.reports.style import save_png
+from rayrl_dt.reports.svg import save_svg
 
 __all__ = ["make_folder", "write_page"]
 
@@ -34,7 +36,7 @@ def write_page(
     out: Path,
     name: str,
     title: str,
-    compose: Callable[[Path], Sequence[Block]],
+    blocks: Sequence[Block],
     *,
     result: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -46,7 +48,7 @@ def write_page(
         out: the folder; made if it is not there.
         name: of the two files, without ending.
         title: of the page.
-        compose: writes the pictures into the folder that it is given, and returns what stands below the title.
+        blocks: what stands below the title.
         result: goes into `result.json`, if there is one.
 
     Raises:
@@ -55,7 +57,14 @@ def write_page(
     make_folder(out)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as folder:
         aside = Path(folder)
-        blocks = [Heading(title, 1), *compose(aside)]
+        for block in blocks:
+            if not isinstance(block, Picture):
+                continue
+            if block.titles is None:
+                save_png(block.figure, aside / block.name)
+            else:
+                save_svg(block.figure, aside / block.name, block.titles)
+        blocks = [Heading(title, 1), *blocks]
         if result is not None:
             text = json.dumps(result, indent=2) + "\n"
             (aside / "result.json").write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,19 @@ from matplotlib.figure import Figure
 
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.style import COLORS, FAINT, INK, MARKERS, canvas, finish, style_axes
+from rayrl_dt.reports.style import COLORS, FAINT, INK, MARKERS, canvas, style_axes
 
 __all__ = ["desired_vs_achieved", "return_histogram"]
 
 
 def desired_vs_achieved(
-    results: Mapping[str, Sequence[EvaluationResult]],
-    path: Path | None = None,
-    *,
-    data_max: float | None = None,
+    results: Mapping[str, Sequence[EvaluationResult]], *, data_max: float | None = None
 ) -> Figure:
     """Draw achieved against desired raw return, with the identity line and the data's best episode.
 
     Args:
         results: the evaluations of each label, one per seed. One seed gets bars (95% bootstrap interval over
             its episodes); several get the mean over seeds and a band from the lowest seed to the highest.
-        path: where to write a PNG.
         data_max: the highest raw return in the data.
     """
     figure, (axes,) = canvas(1, 1, (7.2, 5.0))
@@ -47,22 +42,11 @@ def desired_vs_achieved(
         )
     style_axes(axes, "Achieved against desired return", "desired return (raw)", "achieved return (raw)")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return finish(figure, path)
+    return figure
 
 
-def return_histogram(
-    returns: Sequence[float] | np.ndarray[Any, Any],
-    path: Path | None = None,
-    *,
-    targets: Sequence[float] = (),
-) -> Figure:
-    """Draw how many episodes of the data have which return, and where the targets lie among them.
-
-    Args:
-        returns: `(E,)` raw episode returns.
-        path: where to write a PNG.
-        targets: raw target returns, each marked by a line.
-    """
+def return_histogram(returns: Sequence[float], *, targets: Sequence[float] = ()) -> Figure:
+    """Draw how many episodes of the data have which raw return, and lines where the raw targets lie among them."""
     figure, (axes,) = canvas(1, 1, (7.2, 3.2))
     axes.hist(
         np.asarray(returns, np.float64), bins=40, color=COLORS[0], alpha=0.75, label="episodes of the data"
@@ -71,7 +55,7 @@ def return_histogram(
         axes.axvline(target, color=COLORS[1], lw=1.4, ls="--", label="targets" if index == 0 else None)
     style_axes(axes, "Returns in the data", "episode return (raw)", "episodes")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return finish(figure, path)
+    return figure
 
 
 def _draw_seeds(

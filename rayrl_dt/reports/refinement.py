@@ -11,20 +11,13 @@ from matplotlib.figure import Figure
 from rayrl_dt.evaluation.refinement_grid import Cell, RefinementGrid
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import write_page
-from rayrl_dt.reports.style import INK, canvas, finish, style_axes
+from rayrl_dt.reports.style import INK, canvas, style_axes
 
 __all__ = ["heat_map", "write_refinement"]
 
-_PICTURE = "refinement.png"
 
-
-def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
-    """Draw the mean return of each cell, one panel per rule; white is the control's, and its column is n = 0.
-
-    Args:
-        grid: the results.
-        path: where to write a PNG.
-    """
+def heat_map(grid: RefinementGrid) -> Figure:
+    """Draw the mean return of each cell, one panel per rule; white is the control's, and its column is n = 0."""
     rules, etas, steps = grid.axes
     figure, every = canvas(
         1, len(rules), (1.6 + len(rules) * (1.0 + 0.85 * len(steps)), 1.6 + 0.55 * len(etas))
@@ -45,18 +38,13 @@ def heat_map(grid: RefinementGrid, path: Path | None = None) -> Figure:
     bar = figure.colorbar(image, ax=every)
     bar.set_label("mean return", fontsize=9, color=INK)
     bar.outline.set_visible(False)
-    return finish(figure, path)
+    return figure
 
 
 def write_refinement(grid: RefinementGrid, folder: Path) -> Path:
     """Write `refinement.png`, `result.json` and the page, and return the page's path."""
-
-    def compose(aside: Path) -> list[Block]:
-        heat_map(grid, aside / _PICTURE)
-        return _report(grid)
-
     title = "Action gradients on one checkpoint"
-    return write_page(folder, "report", title, compose, result=grid.to_json())
+    return write_page(folder, "report", title, _report(grid), result=grid.to_json())
 
 
 def _report(grid: RefinementGrid) -> list[Block]:
@@ -78,7 +66,11 @@ def _report(grid: RefinementGrid) -> list[Block]:
                 ("Cells above n = 0", f"{better} of {len(grid.cells)}", ""),
             ]
         ),
-        Picture(_PICTURE, "Mean return of each cell of the grid; the numbers are in the table below"),
+        Picture(
+            "refinement.png",
+            heat_map(grid),
+            "Mean return of each cell of the grid; the numbers are in the table below",
+        ),
         Table(
             ["rule, η", *(f"n = {n}" for n in steps)],
             [

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
 from rayrl_dt.evaluation.result import EvaluationResult, blind_error
 from rayrl_dt.reports import plots
 from rayrl_dt.reports.comparison import compare_runs
@@ -43,21 +41,16 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
         UserError: there is no run folder, or `out` cannot be a folder.
     """
     runs = load_runs(run_folders)
-    single = len(runs) == 1
-    title = f"{runs[0].algorithm} on {runs[0].task[0]}" if single else f"Comparison of {len(runs)} runs"
-
-    def compose(folder: Path) -> list[Block]:
-        if single:
-            return _run(runs[0], folder, "")
-        blocks = compare_runs(runs, folder)
+    if len(runs) == 1:
+        title, blocks = f"{runs[0].algorithm} on {runs[0].task[0]}", _run(runs[0], "")
+    else:
+        title, blocks = f"Comparison of {len(runs)} runs", compare_runs(runs)
         for index, run in enumerate(runs, start=1):
-            blocks += [Heading(f"Run {index}: {run.name}"), *_run(run, folder, f"run-{index}-")]
-        return blocks
-
-    return write_page(Path(out), "report", title, compose)
+            blocks += [Heading(f"Run {index}: {run.name}"), *_run(run, f"run-{index}-")]
+    return write_page(Path(out), "report", title, blocks)
 
 
-def _run(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
+def _run(run: RunFolder, prefix: str) -> list[Block]:
     parts = [
         *run.task,
         f"{number(run.info['parameters'])} parameters" if run.info.get("parameters") else None,
@@ -75,18 +68,15 @@ def _run(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
     if run.last is None:
         blocks.append(Paragraph("The last checkpoint has not been evaluated; rayrl-dt eval does it."))
     else:
-        blocks += _evaluation(run, run.last, folder, prefix)
+        blocks += _evaluation(run, run.last, prefix)
     if run.records:
-        name = f"{prefix}learning-curve.png"
-        learning_curve({run.algorithm: run.records}, folder / name, data_max=run.data_max)
-        blocks += [
-            Heading("Training", 3),
-            Picture(name, f"Learning curves of {run.name} over gradient steps"),
-        ]
-    return blocks + _provenance(run, folder, prefix)
+        figure = learning_curve({run.algorithm: run.records}, data_max=run.data_max)
+        alt = f"Learning curves of {run.name} over gradient steps"
+        blocks += [Heading("Training", 3), Picture(f"{prefix}learning-curve.png", figure, alt)]
+    return blocks + _provenance(run, prefix)
 
 
-def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: str) -> list[Block]:
+def _evaluation(run: RunFolder, last: EvaluationResult, prefix: str) -> list[Block]:
     if last.targets_ignored:
         return _unasked(run, last)
     blind = blind_error([item.target for item in last.targets])
@@ -96,11 +86,7 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
         Tiles(
             [
                 ("Alignment error", number(last.alignment_error_relative, 3), remark),
-                (
-                    "Rank correlation",
-                    number(last.spearman, 2),
-                    "Spearman; 1 is best",
-                ),
+                ("Rank correlation", number(last.spearman, 2), "Spearman; 1 is best"),
                 ("Highest target", number(top.return_mean), f"achieved, asked for {number(top.target)}"),
                 ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
@@ -111,15 +97,14 @@ def _evaluation(run: RunFolder, last: EvaluationResult, folder: Path, prefix: st
     rows = [[_checkpoint("Last", last), *metrics(last)]]
     if run.best is not None:
         rows.append([_checkpoint("Best", run.best), *metrics(run.best)])
-    name = f"{prefix}desired-vs-achieved.png"
     curves = {"last checkpoint": [last]} | ({"best checkpoint": [run.best]} if run.best else {})
-    plots.desired_vs_achieved(curves, folder / name, data_max=run.data_max)
     return [
         *blocks,
         Table(["Checkpoint", *METRICS], rows),
         Paragraph(LEGEND, "muted"),
         Picture(
-            name,
+            f"{prefix}desired-vs-achieved.png",
+            plots.desired_vs_achieved(curves, data_max=run.data_max),
             f"Achieved against desired return of {run.name}; the numbers are in the table below",
             "Bars are 95% bootstrap intervals of the mean over episodes. A perfectly aligned policy lies on "
             "the dashed line"
@@ -185,18 +170,15 @@ def _targets(last: EvaluationResult, best: EvaluationResult | None) -> Table:
     return Table([*header, "Achieved, best"] if others else header, rows)
 
 
-def _provenance(run: RunFolder, folder: Path, prefix: str) -> list[Block]:
+def _provenance(run: RunFolder, prefix: str) -> list[Block]:
     blocks: list[Block] = []
     data = run.section("data")
     returns = data.get("returns")
     if isinstance(returns, list) and returns and all(isinstance(value, (int, float)) for value in returns):
-        name = f"{prefix}data-returns.png"
         targets = [item.target for item in run.last.targets] if run.last else []
-        plots.return_histogram(np.asarray(returns), folder / name, targets=targets)
-        blocks += [
-            Heading("Data", 3),
-            Picture(name, "Histogram of the data's episode returns with the targets marked"),
-        ]
+        figure = plots.return_histogram(returns, targets=targets)
+        alt = "Histogram of the data's episode returns with the targets marked"
+        blocks += [Heading("Data", 3), Picture(f"{prefix}data-returns.png", figure, alt)]
     environment, dataset = run.task
     described = ", ".join(
         f"{label} {number(data[key])}"

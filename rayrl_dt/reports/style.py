@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
-__all__ = ["COLORS", "DASHES", "FAINT", "GRID", "INK", "MARKERS", "canvas", "finish", "style_axes"]
+__all__ = ["COLORS", "DASHES", "FAINT", "GRID", "INK", "MARKERS", "canvas", "save_png", "style_axes"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Blue, vermilion and green first."""
@@ -49,8 +49,6 @@ def style_axes(axes: Any, title: str, x: str, y: str) -> None:
         spine.set_color(_SPINE)
 
 
-def finish(figure: Figure, path: Path | None) -> Figure:
-    """Write the figure as a PNG, if there is a path, and return it."""
-    if path is not None:
-        figure.savefig(path, format="png", metadata={"Software": "rayrl_dt"})
-    return figure
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG."""
+    figure.savefig(path, format="png", metadata={"Software": "rayrl_dt"})

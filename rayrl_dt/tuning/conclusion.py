@@ -16,28 +16,11 @@ from rayrl_dt.tuning.report import Winner, write_sweep_page
 from rayrl_dt.tuning.results import TrialResult, best_group, group_trials, read_trials
 from rayrl_dt.tuning.sweep_spec import SweepSpec
 
-__all__ = ["SWEEP", "Cost", "SweepOutcome", "conclude"]
+__all__ = ["SWEEP", "SweepOutcome", "conclude"]
 
 SWEEP = "sweep.yaml"
 """The sweep's file in its folder."""
 _RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The time of one call of `sweep`; a sweep that was resumed had several.
-
-    Attributes:
-        wall_seconds: from the first trial's scheduling to the last one's end.
-        trial_seconds: spent inside the trials' steps meanwhile, added up over trials that ran side by side.
-    """
-
-    wall_seconds: float
-    trial_seconds: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return it as JSON values."""
-        return {"wall_seconds": self.wall_seconds, "trial_seconds": self.trial_seconds}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +34,8 @@ class SweepOutcome:
         expected: how many trials there are to be.
         bundle: the best policy, or the one that was evaluated; None if no trial has left a checkpoint.
         command: that runs the best trial on its own; None as `bundle`.
-        cost: None where only the folder was read.
+        cost: of this call of `sweep`: `wall_seconds` from the first trial's scheduling to the last one's end, and
+            `trial_seconds` inside the trials' steps meanwhile, added up; None where only the folder was read.
     """
 
     page: Path
@@ -60,13 +44,12 @@ class SweepOutcome:
     expected: int
     bundle: Path | None
     command: str | None
-    cost: Cost | None
+    cost: dict[str, float] | None
 
     @property
     def finished(self) -> bool:
         """Whether each trial came to its end."""
-        done = sum(trial.status == "finished" for trial in self.trials)
-        return done >= self.expected
+        return sum(trial.status == "finished" for trial in self.trials) >= self.expected
 
 
 def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
@@ -82,39 +65,30 @@ def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = N
     cost = None
     if wall is not None:
         begin, end = wall
-        cost = Cost(end - begin, sum(trial.seconds_since(begin) for trial in trials))
-    best: dict[str, Any] | None = None
-    winner = None
-    found = best_group(groups)
-    if found is not None:
+        spent = sum(trial.seconds_since(begin) for trial in trials)
+        cost = {"wall_seconds": end - begin, "trial_seconds": spent}
+    best, winner = None, None
+    if (found := best_group(groups)) is not None:
         group, trial = found
-        checkpoint = trial.best_checkpoint
-        assert checkpoint is not None
-        found_bundle = Bundle.open(checkpoint)
-        bundle = found_bundle.copy_to(out / BUNDLE) if spec.run is None else found_bundle.folder
+        assert trial.best_checkpoint is not None
+        policy = Bundle.open(trial.best_checkpoint)
+        bundle = policy.copy_to(out / BUNDLE) if spec.run is None else policy.folder
         winner = Winner(group, trial, bundle, _command(spec, trial, out))
-        best = {
-            **trial.to_json(),
-            "median": group.median,
-            "bundle": str(bundle),
-            "command": winner.command,
-        }
-    settings = spec.settings
+        outcome = {"median": group.median, "bundle": str(bundle), "command": winner.command}
+        best = trial.to_json() | outcome
     table = {
         "name": spec.name,
-        "metric": settings.metric,
-        "mode": settings.best,
-        "cost": None if cost is None else cost.to_json(),
+        "metric": spec.settings.metric,
+        "mode": spec.settings.best,
+        "cost": cost,
         "best": best,
         "settings": [group.to_json() for group in groups],
         "trials": [trial.to_json() for trial in trials],
     }
-    path = out / _RESULTS
-    write_json(path, table)
-    page = write_sweep_page(spec, trials, groups, winner, out)
+    write_json(out / _RESULTS, table)
     return SweepOutcome(
-        page=page,
-        table=path,
+        page=write_sweep_page(spec, trials, groups, winner, out),
+        table=out / _RESULTS,
         trials=tuple(trials),
         expected=spec.expected,
         bundle=None if winner is None else winner.bundle,

@@ -56,45 +56,28 @@ class Winner:
 def write_sweep_page(
     spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group], winner: Winner | None, out: Path
 ) -> Path:
-    """Write `sweep.html`, which holds everything, with Markdown and SVG files beside it.
+    """Write `sweep.html`, which holds everything, with Markdown and SVG files beside it; return its path.
 
-    Args:
-        spec: of the sweep.
-        trials: all of them.
-        groups: the same over their seeds, the best first.
-        winner: the best trial, if one left a policy.
-        out: folder of the sweep.
-
-    Returns:
-        The page's path.
+    The groups, which hold the trials, come with the best first.
     """
-
-    def compose(folder: Path) -> list[Block]:
-        return [
-            Paragraph(_describe(spec), "muted"),
-            *_missing(spec, trials),
-            *_headline(spec, winner),
-            *_charts(spec, trials, groups, folder),
-            *_settings(spec, groups),
-            Heading("All trials"),
-            Paragraph(_LEGEND, "muted"),
-            _table(spec, [trial for group in groups for trial in group.trials]),
-        ]
-
-    return write_page(out, "sweep", f"Sweep {spec.name}: {len(trials)} trials", compose)
+    blocks = [
+        Paragraph(_describe(spec), "muted"),
+        *_missing(spec, trials),
+        *_headline(spec, winner),
+        *_charts(spec, trials, groups),
+        *_settings(spec, groups),
+        Heading("All trials"),
+        Paragraph(_LEGEND, "muted"),
+        _table(spec, [trial for group in groups for trial in group.trials]),
+    ]
+    return write_page(out, "sweep", f"Sweep {spec.name}: {len(trials)} trials", blocks)
 
 
 def _describe(spec: SweepSpec) -> str:
     settings = spec.settings
-    goal = "lower" if settings.best == "min" else "higher"
-    parts = [
-        f"{settings.metric}, {goal} is better",
-        f"search {settings.search}",
-        f"scheduler {settings.scheduler}",
-    ]
-    if spec.run is not None:
-        parts.append(f"evaluations of {spec.run}")
-    return " \u00b7 ".join(parts)
+    goal = f"{settings.metric}, {'lower' if settings.best == 'min' else 'higher'} is better"
+    parts = [goal, f"search {settings.search}", f"scheduler {settings.scheduler}"]
+    return " \u00b7 ".join(parts if spec.run is None else [*parts, f"evaluations of {spec.run}"])
 
 
 def _missing(spec: SweepSpec, trials: Sequence[TrialResult]) -> list[Block]:
@@ -117,8 +100,7 @@ def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
         for path, value in group.parameters.items()
     ]
     if spec.run is None:
-        best = None if trial.best is None else trial.best[1]
-        tiles.append(("Exported policy", number(best), f"trial {trial.name}, its best checkpoint"))
+        tiles.append(("Exported policy", number(trial.best[1]), f"trial {trial.name}, its best checkpoint"))
     else:
         alone = [member.unrefined for member in group.trials if member.unrefined is not None]
         control = number(statistics.median(alone)) if alone else MISSING
@@ -131,32 +113,33 @@ def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
     ]
 
 
-def _charts(
-    spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group], folder: Path
-) -> list[Block]:
+def _charts(spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group]) -> list[Block]:
     shown = [space for space in spec.spaces if space.path != SEED]
     reported = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last)]
-    metric = spec.settings.metric
+    metric, titles = spec.settings.metric, charts.titles(trials)
     blocks: list[Block] = []
     if shown and reported:
-        charts.parallel_coordinates(shown, reported, metric, folder / "sweep-parallel.svg")
-        charts.scatter(shown, reported, metric, folder / "sweep-parameters.svg")
         blocks += [
             Heading("Parameters and metric"),
             Picture(
                 "sweep-parallel.svg",
+                charts.parallel_coordinates(shown, reported, metric),
                 "Parallel coordinates: a line per trial through its parameters to its metric",
                 f"One line per trial, from its parameters to its last {metric}; darker is better. {_HOVER}.",
+                titles,
             ),
-            Picture("sweep-parameters.svg", f"{metric} over each parameter", "One point per trial."),
+            Picture(
+                "sweep-parameters.svg",
+                charts.scatter(shown, reported, metric),
+                f"{metric} over each parameter",
+                "One point per trial.",
+                titles,
+            ),
         ]
     if any(len(trial.curve) > 1 for trial in trials):
-        charts.curves(groups, metric, folder / "sweep-curves.svg")
+        figure, alt = charts.curves(groups, metric), f"{metric} over gradient steps"
         caption = f"One line per trial; the seeds of a setting share a color. {_HOVER}."
-        blocks += [
-            Heading("Learning curves"),
-            Picture("sweep-curves.svg", f"{metric} over gradient steps", caption),
-        ]
+        blocks += [Heading("Learning curves"), Picture("sweep-curves.svg", figure, alt, caption, titles)]
     return blocks
 
 
@@ -180,18 +163,16 @@ def _settings(spec: SweepSpec, groups: Sequence[Group]) -> list[Block]:
 def _table(spec: SweepSpec, trials: Sequence[TrialResult]) -> Table:
     paths = [space.path for space in spec.spaces]
     header = ["Trial", *paths, "Last", "Best", "Gradient steps", "Seconds", "Status"]
-    rows = []
-    for trial in trials:
-        best, steps = trial.best, trial.curve[-1][0] if trial.curve else 0
-        rows.append(
-            [
-                trial.name,
-                *(label(trial.parameters[path]) for path in paths),
-                number(trial.last),
-                number(None if best is None else best[1]),
-                number(steps),
-                number(trial.seconds, 1),
-                trial.status,
-            ]
-        )
+    rows = [
+        [
+            trial.name,
+            *(label(trial.parameters[path]) for path in paths),
+            number(trial.last),
+            number(trial.best[1]),
+            number(trial.gradient_steps),
+            number(trial.seconds, 1),
+            trial.status,
+        ]
+        for trial in trials
+    ]
     return Table(header, rows, "sortable")

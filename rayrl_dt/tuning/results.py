@@ -18,7 +18,7 @@ from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
 __all__ = ["Group", "TrialResult", "best_group", "group_trials", "read_trials"]
 
-_STEPS = "gradient_steps"
+_CHOOSE: dict[str, Any] = {"min": min, "max": max}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,23 @@ class TrialResult:
         return self.curve[-1][1] if self.curve else None
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """Gradient steps and metric of the best report; the earliest of equal ones."""
+    def gradient_steps(self) -> int:
+        """Those behind the last report."""
+        return self.curve[-1][0] if self.curve else 0
+
+    @property
+    def best(self) -> tuple[int | None, float | None]:
+        """Gradient steps and metric of the best report, the earliest of equal ones; (None, None) without a report."""
         finite = [point for point in self.curve if math.isfinite(point[1])]
-        choose = min if self.mode == "min" else max
-        return choose(finite, key=lambda point: point[1]) if finite else None
+        best: tuple[int | None, float | None]
+        best = _CHOOSE[self.mode](finite, key=lambda point: point[1], default=(None, None))
+        return best
 
     @property
     def best_checkpoint(self) -> Path | None:
         """The whole checkpoint with the best metric among those that are kept; the run that was only evaluated."""
         if self.evaluated is not None:
-            return self.evaluated if self.best is not None else None
+            return self.evaluated if self.best[1] is not None else None
         metric = dict(self.curve)
         found = []
         for folder in sorted(self.folder.glob("checkpoint_*")):
@@ -82,29 +88,29 @@ class TrialResult:
                 continue  # what a killed process was writing
             if steps in metric and math.isfinite(metric[steps]):
                 found.append((metric[steps], folder))
-        choose = min if self.mode == "min" else max
-        return choose(found, key=lambda item: item[0])[1] if found else None
+        best: tuple[Any, Path | None] = _CHOOSE[self.mode](
+            found, key=lambda item: item[0], default=(None, None)
+        )
+        return best[1]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a row of the results table."""
-        best, checkpoint = self.best, self.best_checkpoint
+        """Return a row of the results table; checkpoints of the sweep are told relative to its folder."""
+        checkpoint = self.best_checkpoint
+        if checkpoint is not None and self.evaluated is None:
+            checkpoint = checkpoint.relative_to(self.folder.parent)
         return {
             "trial": self.name,
             "status": self.status,
             "parameters": self.parameters,
             "last": self.last,
-            "best": None if best is None else best[1],
-            "best_gradient_steps": None if best is None else best[0],
-            "gradient_steps": self.curve[-1][0] if self.curve else 0,
+            "best": self.best[1],
+            "best_gradient_steps": self.best[0],
+            "gradient_steps": self.gradient_steps,
             "reports": len(self.curve),
             "seconds": self.seconds,
             "unrefined": self.unrefined,
-            "checkpoint": None if checkpoint is None else self._place(checkpoint),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
         }
-
-    def _place(self, checkpoint: Path) -> str:
-        folder = self.folder.parent
-        return str(checkpoint.relative_to(folder) if self.evaluated is None else checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,24 +119,22 @@ class Group:
 
     Attributes:
         parameters: those that they share.
-        trials: one per seed.
         median: of the trials' last metrics; None where none has reported.
+        trials: one per seed.
     """
 
     parameters: dict[str, Any]
-    trials: tuple[TrialResult, ...]
     median: float | None
+    trials: tuple[TrialResult, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        names = [trial.name for trial in self.trials]
-        return {"parameters": self.parameters, "median": self.median, "trials": names}
+        return {**vars(self), "trials": [trial.name for trial in self.trials]}
 
 
 def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
     """Return the trials of a sweep's folder, by name."""
-    found = sorted(path.parent for path in folder.glob("*/params.json"))
-    return [_read(trial, spec) for trial in found]
+    return [_read(path.parent, spec) for path in sorted(folder.glob("*/params.json"))]
 
 
 def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
@@ -145,7 +149,7 @@ def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
     groups = []
     for key, members in together.items():
         lasts = [trial.last for trial in members if trial.last is not None and math.isfinite(trial.last)]
-        groups.append(Group(json.loads(key), tuple(members), statistics.median(lasts) if lasts else None))
+        groups.append(Group(json.loads(key), statistics.median(lasts) if lasts else None, tuple(members)))
     sign = 1 if mode == "min" else -1
     return sorted(groups, key=lambda group: math.inf if group.median is None else sign * group.median)
 
@@ -169,12 +173,13 @@ def _read(folder: Path, spec: SweepSpec) -> TrialResult:
     config = records[-1].get("config") if records else None
     if config is None:
         config = json.loads((folder / "params.json").read_text())
+    figure = spec.settings.metric.rpartition("/")[2]
     curve: dict[int, float] = {}
     steps = []
     for record in records:
-        metric = value_at(record, _path(spec))
+        metric = value_at(record, f"evaluation.{figure}")
         # After a restart a report may come twice: the later one is of the weights that went on.
-        curve[int(record[_STEPS])] = math.nan if metric is None else float(metric)
+        curve[int(record["gradient_steps"])] = math.nan if metric is None else float(metric)
         steps.append((float(record.get("timestamp", 0.0)), float(record.get("time_this_iter_s", 0.0))))
     if records and records[-1].get("done"):
         status = "finished"
@@ -189,10 +194,5 @@ def _read(folder: Path, spec: SweepSpec) -> TrialResult:
         steps=tuple(steps),
         mode=spec.settings.best,
         evaluated=None if spec.run is None else Path(spec.run),
-        unrefined=value_at(records[-1], _path(spec, "unrefined")) if records else None,
+        unrefined=value_at(records[-1], f"unrefined.{figure}") if records else None,
     )
-
-
-def _path(spec: SweepSpec, section: str = "evaluation") -> str:
-    """Where a report holds the metric."""
-    return f"{section}.{spec.settings.metric.rpartition('/')[2]}"

@@ -29,14 +29,11 @@ def write_suite_page(runs: Sequence[SuiteRun], failures: Sequence[Failure], out:
         reasons = "; ".join(dict.fromkeys(missing.values())) or "none was started"
         raise UserError(f"no run has left anything to compare ({reasons}); see the logs below {out}")
     loaded = load_runs([run.folder for run in found])
-
-    def compose(folder: Path) -> list[Block]:
-        lines = [
-            f"{run.folder.relative_to(out)}: {missing.get(run.folder, 'not finished')}"
-            for run in runs
-            if not run.finished
-        ]
-        notice: list[Block] = [Notice("What is missing", lines)] if lines else []
-        return [*notice, *reductions(loaded), *compare_runs(loaded, folder)]
-
-    return write_page(out, "alignment", f"Return alignment: {len(loaded)} runs", compose)
+    lines = [
+        f"{run.folder.relative_to(out)}: {missing.get(run.folder, 'not finished')}"
+        for run in runs
+        if not run.finished
+    ]
+    blocks: list[Block] = [Notice("What is missing", lines)] if lines else []
+    blocks += [*reductions(loaded), *compare_runs(loaded)]
+    return write_page(out, "alignment", f"Return alignment: {len(loaded)} runs", blocks)

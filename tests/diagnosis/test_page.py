@@ -268,8 +268,8 @@ def bars(axes: Any) -> list[list[float]]:
     return [[patch.get_height() for patch in container] for container in axes.containers]
 
 
-def test_attention_bars_stack_to_one_side_by_side(tmp_path: Path) -> None:
-    figure = diagnosis_plots.attention_shares({"DT": DT, "RADT": RADT}, tmp_path / "a.png")
+def test_attention_bars_stack_to_one_side_by_side() -> None:
+    figure = diagnosis_plots.attention_shares({"DT": DT, "RADT": RADT})
     left, right = figure.axes
     assert [axes.get_title(loc="left") for axes in (left, right)] == ["DT", "RADT"]
     np.testing.assert_allclose(bars(left), [[0.15, 0.0], [0.05, 0.0], [0.3, 0.5], [0.5, 0.5]])
@@ -281,11 +281,10 @@ def test_attention_bars_stack_to_one_side_by_side(tmp_path: Path) -> None:
     assert [line.get_ydata()[0] for line in left.get_lines()] == [0.4] and not right.get_lines()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:4] == ["return of the same step", "earlier returns", "states", "actions"]
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
-def test_ages_are_drawn_as_shares_of_the_attention_to_returns(tmp_path: Path) -> None:
-    figure = diagnosis_plots.return_ages({"DT": DT, "BC": BC, "RADT": RADT}, tmp_path / "a.png")
+def test_ages_are_drawn_as_shares_of_the_attention_to_returns() -> None:
+    figure = diagnosis_plots.return_ages({"DT": DT, "BC": BC, "RADT": RADT})
     left, right = figure.axes
     np.testing.assert_allclose(
         [line.get_ydata() for line in left.get_lines()], [[0.75, 0.25], [0, 0], [0.75, 0.25]]
@@ -294,14 +293,14 @@ def test_ages_are_drawn_as_shares_of_the_attention_to_returns(tmp_path: Path) ->
     assert left.get_ylim() == right.get_ylim(), "one scale"
 
 
-def test_curves_and_courses_are_drawn_as_they_are(tmp_path: Path) -> None:
+def test_curves_and_courses_are_drawn_as_they_are() -> None:
     curve = Sensitivity((-1.0, 0.0, 1.0), (0.1, 0.2, 0.4), 0.1, 2.0, 3)
-    (axes,) = diagnosis_plots.sensitivity_curves({"DT": curve}, tmp_path / "s.png").axes
+    (axes,) = diagnosis_plots.sensitivity_curves({"DT": curve}).axes
     drawn = {line.get_label(): line for line in axes.get_lines()}
     np.testing.assert_array_equal(drawn["DT"].get_xydata(), [[-1, 0.1], [0, 0.2], [1, 0.4]])
     assert axes.get_ylim()[0] == 0 and "(raw return)" in axes.get_xlabel()
     courses = [Course(9.0, (9.0, 5.0, 1.0), (1.0,), (2,)), Course(3.0, (3.0, -2.0), (-2.0,), (1,))]
-    figure = diagnosis_plots.return_courses({"DT": courses, "RADT": courses[1:]}, tmp_path / "c.png")
+    figure = diagnosis_plots.return_courses({"DT": courses, "RADT": courses[1:]})
     left, right = figure.axes
     drawn = {line.get_label(): line.get_ydata() for line in left.get_lines()}
     np.testing.assert_array_equal(drawn["target 9"], [9, 5, 1])
@@ -309,8 +308,6 @@ def test_curves_and_courses_are_drawn_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(drawn["target used up"], [0, 0])
     assert left.get_xlim() == right.get_xlim() and left.get_xlim()[1] >= 2, "one scale"
     assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < -2 and left.get_ylim()[1] > 9
-    for name in ("s.png", "c.png"):
-        assert (tmp_path / name).stat().st_size > 5_000
 
 
 def test_many_policies_get_rows_of_panels() -> None:

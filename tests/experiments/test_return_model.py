@@ -17,7 +17,6 @@ from rayrl_dt.experiments.return_model import (
     GRAPH_ORDER,
     ReturnModel,
     Sequences,
-    Training,
     fit,
 )
 from rayrl_dt.models.blocks import attention_bias
@@ -155,7 +154,7 @@ def test_the_loss_is_the_mean_over_real_steps(
     asked = 4 if order == CRITIC_ORDER else 3
     expected = functional.cross_entropy(returns[0, :asked], data.returns[0, :asked])
     expected += functional.cross_entropy(actions[0, :3], data.actions[0, :3])
-    (loss,) = fit(model, data, Training(1, batch_size=4), seed=0)
+    (loss,) = fit(model, data, steps=1, batch_size=4, seed=0)
     assert loss == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -165,7 +164,7 @@ def test_an_emphasised_step_counts_once_more(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         returns, _ = build()(data.returns[:, :-1], data.states, data.actions)
     plain, emphasized = (
-        fit(build(), data, Training(1, batch_size=2, emphasis=emphasis), seed=0)[0] for emphasis in (None, 3)
+        fit(build(), data, steps=1, batch_size=2, emphasis=emphasis, seed=0)[0] for emphasis in (None, 3)
     )
     extra = functional.cross_entropy(returns[0, 3:4], data.returns[0, 3:4])
     assert emphasized - plain == pytest.approx(float(extra), abs=1e-5)
@@ -182,7 +181,7 @@ def test_what_padding_holds_does_not_matter(order: tuple[str, ...]) -> None:
         actions=clean.actions.masked_fill(past, 3),
     )
     assert not torch.equal(clean.returns, dirty.returns)
-    one, other = (fit(build(order), data, Training(3, batch_size=16), seed=0) for data in (clean, dirty))
+    one, other = (fit(build(order), data, steps=3, batch_size=16, seed=0) for data in (clean, dirty))
     assert one == pytest.approx(other, abs=1e-6)
 
 
@@ -192,7 +191,7 @@ def test_withheld_returns_are_never_read() -> None:
         model = build()
         seen: list[Tensor] = []
         model.embed_return.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-        fit(model, episodes(), Training(2, batch_size=8, give_returns=told), seed=0)
+        fit(model, episodes(), steps=2, batch_size=8, give_returns=told, seed=0)
         assert all(bool((values == model.withheld).all()) != told for values in seen) and len(seen) == 2
 
 
@@ -202,7 +201,11 @@ def test_training_learns_returns_and_actions() -> None:
     history = fit(
         model,
         episodes(400),
-        Training(150, batch_size=32, lr=1e-2, warmup=10, give_returns=False),
+        steps=150,
+        batch_size=32,
+        lr=1e-2,
+        warmup=10,
+        give_returns=False,
         seed=0,
         progress=lambda done, total: progress.append((done, total)),
     )
@@ -221,17 +224,15 @@ def test_training_learns_returns_and_actions() -> None:
 
 def test_training_is_a_function_of_its_seed() -> None:
     state = torch.get_rng_state()
-    histories = [
-        fit(build(seed=seed), episodes(), Training(3, batch_size=8), seed=seed) for seed in (0, 0, 1)
-    ]
+    histories = [fit(build(seed=seed), episodes(), steps=3, batch_size=8, seed=seed) for seed in (0, 0, 1)]
     assert histories[0] == histories[1] != histories[2]
     assert torch.equal(torch.get_rng_state(), state)
     same, other = (
-        fit(build(), episodes(), Training(3, batch_size=8), seed=seed) for seed in (0, 1)
+        fit(build(), episodes(), steps=3, batch_size=8, seed=seed) for seed in (0, 1)
     )  # the batches alone
     assert same == histories[0] != other
 
 
 def test_divergence_is_an_error() -> None:
     with pytest.raises(TrainingDiverged, match="gradient step"):
-        fit(build(), episodes(), Training(5, lr=1e30, warmup=1), seed=0)
+        fit(build(), episodes(), steps=5, lr=1e30, warmup=1, seed=0)

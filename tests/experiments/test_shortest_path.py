@@ -14,7 +14,7 @@ from torch import Tensor
 from rayrl_dt.errors import UserError
 from rayrl_dt.experiments import shortest_path
 from rayrl_dt.experiments.graph_walks import HORIZON, MISSED, Graph, Paths, random_graph, random_walks
-from rayrl_dt.experiments.return_model import GRAPH_ORDER, ReturnModel, Training, fit
+from rayrl_dt.experiments.return_model import GRAPH_ORDER, ReturnModel, fit
 from rayrl_dt.experiments.shortest_path import generate, prior
 
 GOAL = 3
@@ -164,7 +164,7 @@ def test_short_paths_are_learned_from_random_walks() -> None:
     walks = random_walks(graph, 500, seed=0)
     sizes = {"return_classes": MISSED + 1, "states": 6, "actions": 6, "steps": HORIZON}
     model = ReturnModel(**sizes, order=GRAPH_ORDER, width=32, layers=1)
-    history = fit(model, walks.sequences(), Training(250, batch_size=32, lr=1e-2), seed=0)
+    history = fit(model, walks.sequences(), steps=250, batch_size=32, lr=1e-2, seed=0)
     assert np.mean(history[-10:]) < 0.3 * history[0]
     starts = walks.nodes[:, 0]
     fewest = graph.distances()[starts]

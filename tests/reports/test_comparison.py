@@ -72,8 +72,8 @@ def test_the_reduction_is_shown_per_task_and_on_average(runs: list[RunFolder]) -
     assert row == ["RADT", f"{first:.1%}", f"{second:.1%}", f"{(first + second) / 2:.1%}"]
 
 
-def test_every_error_has_its_mean_and_spread_over_seeds(runs: list[RunFolder], tmp_path: Path) -> None:
-    blocks = compare_runs([run for run in runs if run.task[1] == "minari:a/b-v0"], tmp_path)
+def test_every_error_has_its_mean_and_spread_over_seeds(runs: list[RunFolder]) -> None:
+    blocks = compare_runs([run for run in runs if run.task[1] == "minari:a/b-v0"])
     rows = {row[0]: row for row in table(blocks, "Seeds").rows}
     assert rows["DT (2 seeds)"][1:3] == ["2", "20.50 \u00b1 0.71"]
     assert rows["DT (2 seeds)"][-1] == "\u2013"
@@ -90,7 +90,7 @@ def test_the_return_at_the_datas_maximum_stands_beside_the_errors(tmp_path: Path
         write_run(tmp_path / "dt", name="DT", error=3.0, maximum=40.0),
         write_run(tmp_path / "radt", name="RADT", error=1.0),
     ]
-    rows = table(compare_runs(load_runs(folders), tmp_path), "At the data's maximum").rows
+    rows = table(compare_runs(load_runs(folders)), "At the data's maximum").rows
     assert [row[-1] for row in rows] == ["40.00 of 100.00", "\u2013"]
 
 
@@ -99,6 +99,6 @@ def test_data_with_one_return_only_is_still_compared(tmp_path: Path) -> None:
         write_run(tmp_path / name, name=name, error=error, targets=(50.0,))
         for name, error in (("DT", 4.0), ("RADT", 2.0))
     ]
-    blocks = [*reductions(load_runs(folders)), *compare_runs(load_runs(folders), tmp_path)]
+    blocks = [*reductions(load_runs(folders)), *compare_runs(load_runs(folders))]
     text = to_markdown(blocks)
     assert "50.0%" in text and "nan" not in text.lower()

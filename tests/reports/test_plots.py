@@ -8,8 +8,7 @@ from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.reports import plots
 from rayrl_dt.reports.learning_curve import learning_curve
-
-PNG = b"\x89PNG\r\n\x1a\n"
+from rayrl_dt.reports.style import save_png
 
 
 def evaluation(means, targets=(0.0, 50.0, 100.0)):
@@ -22,9 +21,8 @@ def lines(axes):
     return {line.get_label(): line for line in axes.get_lines()}
 
 
-def test_desired_vs_achieved_shows_identity_and_the_data_maximum(tmp_path):
-    path = tmp_path / "plot.png"
-    figure = plots.desired_vs_achieved({"RADT": [evaluation([5, 55, 80])]}, path, data_max=120.0)
+def test_desired_vs_achieved_shows_identity_and_the_data_maximum():
+    figure = plots.desired_vs_achieved({"RADT": [evaluation([5, 55, 80])]}, data_max=120.0)
     (axes,) = figure.axes
     drawn = lines(axes)
     identity = drawn["achieved = desired"]
@@ -34,7 +32,6 @@ def test_desired_vs_achieved_shows_identity_and_the_data_maximum(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "RADT" in labels
     assert "(raw)" in axes.get_xlabel() and "(raw)" in axes.get_ylabel()
-    assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5_000
 
 
 def test_one_seed_gets_bars_and_several_a_band():
@@ -71,9 +68,8 @@ def records():
     ]
 
 
-def test_learning_curve_has_a_panel_for_each_thing_recorded(tmp_path):
-    path = tmp_path / "curve.png"
-    figure = learning_curve({"RADT": records()}, path, data_max=2000.0)
+def test_learning_curve_has_a_panel_for_each_thing_recorded():
+    figure = learning_curve({"RADT": records()}, data_max=2000.0)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == [
         "Training loss",
@@ -84,10 +80,9 @@ def test_learning_curve_has_a_panel_for_each_thing_recorded(tmp_path):
     line = lines(panels["Return at the highest target"])["RADT"]
     np.testing.assert_allclose(line.get_xdata(), [200, 400, 600, 800, 1000])
     np.testing.assert_allclose(line.get_ydata(), [200, 400, 600, 800, 1000])
-    assert path.read_bytes().startswith(PNG)
 
 
-def test_learning_curve_survives_what_a_broken_run_recorded(tmp_path):
+def test_learning_curve_survives_what_a_broken_run_recorded():
     broken = [
         {},
         {"gradient_steps": 1, "loss": float("nan"), "evaluation": "no"},
@@ -98,10 +93,10 @@ def test_learning_curve_survives_what_a_broken_run_recorded(tmp_path):
             "evaluation": {"targets": [{"target": 1}], "alignment_error": None},
         },
     ]
-    figure = learning_curve({"a": broken}, tmp_path / "a.png")
+    figure = learning_curve({"a": broken})
     (axes,) = [axes for axes in figure.axes if axes.get_visible()]
     np.testing.assert_array_equal(lines(axes)["a"].get_ydata(), [-1.0])
-    assert learning_curve({"a": []}, tmp_path / "b.png")
+    assert learning_curve({"a": []})
 
 
 def test_learning_curve_marks_where_online_finetuning_starts():
@@ -112,14 +107,14 @@ def test_learning_curve_marks_where_online_finetuning_starts():
     np.testing.assert_array_equal(lines(axes)["online finetuning starts"].get_xdata(), [2, 2])
 
 
-def test_histogram_counts_every_episode_and_marks_the_targets(tmp_path):
+def test_histogram_counts_every_episode_and_marks_the_targets():
     returns = np.random.default_rng(0).normal(size=300)
-    axes = plots.return_histogram(returns, tmp_path / "h.png", targets=[-1.0, 1.0]).axes[0]
+    axes = plots.return_histogram(returns, targets=[-1.0, 1.0]).axes[0]
     assert sum(patch.get_height() for patch in axes.patches) == 300
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [-1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [0.0, -7.0])
 def test_a_single_target_is_still_a_picture(tmp_path, value):
-    plots.desired_vs_achieved({"a": [evaluation([1], targets=(value,))]}, tmp_path / "one.png")
+    save_png(plots.desired_vs_achieved({"a": [evaluation([1], targets=(value,))]}), tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 5_000

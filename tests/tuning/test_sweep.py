@@ -101,7 +101,7 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
         "d": "unfinished",
     }
     assert (trials["a"].last, trials["a"].best, trials["a"].seconds) == (6.0, (6, 5.0), 6.0)
-    assert trials["d"].last is None and trials["d"].best is None
+    assert trials["d"].last is None and trials["d"].best == (None, None)
     groups = group_trials(list(trials.values()), "min")
     assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-2, 1.0), (1e-3, 7.0)]
     assert [trial.name for trial in groups[1].trials] == ["a", "b"]
