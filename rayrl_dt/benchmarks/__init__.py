@@ -13,17 +13,24 @@ from pathlib import Path
 
 import torch
 
-from rayrl_dt.benchmarks import learner, online, rollout, sampler, training
+from rayrl_dt.benchmarks import learner, online, throughput
 from rayrl_dt.benchmarks.measurement import Measurement
 from rayrl_dt.benchmarks.workload import MODEL as _MODEL
-from rayrl_dt.benchmarks.workload import ROLLOUT_SLOTS, Bench, Progress
+from rayrl_dt.benchmarks.workload import Bench, Progress
 from rayrl_dt.benchmarks.workload import make_store as _make_store
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.models.backbones import BACKBONES
 
 __all__ = ["KINDS", "Measurement", "Progress", "run"]
 
-KINDS = ("train", "rollout", "sampler", "learner", "online")
+_MEASURES = {
+    "train": throughput.train,
+    "rollout": throughput.rollout,
+    "sampler": throughput.sampler,
+    "learner": learner.measure,
+    "online": online.measure,
+}
+KINDS = tuple(_MEASURES)
 
 
 def run(
@@ -56,13 +63,6 @@ def run(
         raise UserError(f"seconds is {seconds}; it must be a positive number")
     if threads < 1:
         raise UserError(f"threads is {threads}; it must be at least 1")
-    measure = {
-        "train": training.measure,
-        "rollout": rollout.measure,
-        "sampler": sampler.measure,
-        "learner": learner.measure,
-        "online": online.measure,
-    }
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -71,11 +71,10 @@ def run(
                 store=_make_store(),
                 folder=Path(folder) / "store",
                 model={**_MODEL, "backbone": backbone},
-                rollout_slots=ROLLOUT_SLOTS,
                 seconds=seconds,
                 progress=progress,
             )
             bench.store.save(bench.folder)
-            return [measurement for kind in kinds for measurement in measure[kind](bench)]
+            return [measurement for kind in kinds for measurement in _MEASURES[kind](bench)]
     finally:
         torch.set_num_threads(threads_before)

@@ -11,7 +11,7 @@ import torch
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.rllib_internals import local_learner
 from rayrl_dt.benchmarks.measurement import Measurement, measured
-from rayrl_dt.benchmarks.session import ray_running, running
+from rayrl_dt.benchmarks.session import Work, ray_running, running, take_turns, updates
 from rayrl_dt.benchmarks.workload import BATCH_SIZE, CONTEXT_LENGTH, SEED, Bench
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
@@ -22,41 +22,25 @@ __all__ = ["measure"]
 
 def measure(bench: Bench) -> list[Measurement]:
     """Measure RLlib's learner and a bare torch loop, in turns: same module, optimizer, clipping and sampler."""
-    from ray.rllib.core.learner.training_data import TrainingData
-
     bench.say("learner: RLlib against bare torch")
     with ray_running(), running(bench.config()) as algorithm:
-        iterators = algorithm.offline_data.iterators(0)
-        bare = _BareLoop(algorithm, bench.store)
-
-        def rllib(count: int) -> float:
-            begin = time.perf_counter()
-            algorithm.learner_group.update(
-                training_data=TrainingData(data_iterators=iterators), num_iters=count
-            )
-            return count / (time.perf_counter() - begin)
-
+        works: dict[str, Work] = {
+            "rllib": updates(algorithm),
+            "bare_torch": _BareLoop(algorithm, bench.store),
+        }
+        for work in works.values():
+            work(2)
         # Turns of half a second see the same load of the machine, and make the cost of a call to `update` small.
-        for step in (rllib, bare):
-            step(2)
-        steps = max(3, round(bare(3) * min(0.5, bench.seconds / 16)))
-        pairs: list[tuple[float, float]] = []
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < bench.seconds or len(pairs) < 3:
-            if len(pairs) % 2 == 0:
-                first = rllib(steps)
-                pairs.append((first, bare(steps)))
-            else:
-                second = bare(steps)
-                pairs.append((rllib(steps), second))
-        config = algorithm.config
-        note = f"in turns of {steps} steps"
+        steps = max(3, round(works["bare_torch"](3) * min(0.5, bench.seconds / 16)))
+        turns = take_turns(works, dict.fromkeys(works, steps), bench.seconds / len(works))
+        config, note = algorithm.config, f"in turns of {steps} steps"
+        ratios = [turn["rllib"] / turn["bare_torch"] for turn in turns]
         return [
-            measured("learner/rllib", [pair[0] for pair in pairs], "steps/s", config, note),
-            measured("learner/bare_torch", [pair[1] for pair in pairs], "steps/s", config, note),
-            measured(
-                "learner/rllib_to_bare", [a / b for a, b in pairs], "ratio", config, f"{note}, by pairs"
+            *(
+                measured(f"learner/{name}", [turn[name] for turn in turns], "steps/s", config, note)
+                for name in works
             ),
+            measured("learner/rllib_to_bare", ratios, "ratio", config, f"{note}, by pairs"),
         ]
 
 

@@ -6,13 +6,11 @@ phase, on the same windows: the critics', the policy's and the targets' (Yan et 
 
 from __future__ import annotations
 
-import statistics
-import time
 from contextlib import ExitStack
 from typing import Any
 
 from rayrl_dt.benchmarks.measurement import Measurement, measured
-from rayrl_dt.benchmarks.session import ray_running, running
+from rayrl_dt.benchmarks.session import ray_running, running, take_turns, updates
 from rayrl_dt.benchmarks.workload import BATCH_SIZE, ENV, SEED, Bench
 
 __all__ = ["METHODS", "SIZES", "measure"]
@@ -31,7 +29,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 _REFERENCE = "odt"
 _TURN_SECONDS = 0.25
-_MIN_TURNS = 3
 
 
 def measure(bench: Bench) -> list[Measurement]:
@@ -50,7 +47,10 @@ def _compare(bench: Bench, size: str, model: dict[str, Any]) -> list[Measurement
             name: stack.enter_context(running(_config(bench, model, **method)))
             for name, method in METHODS.items()
         }
-        turns = _take_turns(algorithms, bench.seconds)
+        works = {name: updates(algorithm) for name, algorithm in algorithms.items()}
+        turn_seconds = min(_TURN_SECONDS, bench.seconds / 16)
+        counts = {name: max(1, round(work(5) * turn_seconds)) for name, work in works.items()}
+        turns = take_turns(works, counts, bench.seconds)
         config = next(iter(algorithms.values())).config
     context = model["context_length"]
     note = f"width and layers {size}, context {context}, {BATCH_SIZE} windows, in turns"
@@ -78,37 +78,3 @@ def _config(bench: Bench, model: dict[str, Any], *, head: str, **online: Any) ->
     config.online(pretrain_steps=0, **online)
     config.debugging(seed=SEED)
     return config
-
-
-def _take_turns(algorithms: dict[str, Any], seconds: float) -> list[dict[str, float]]:
-    """Run every method for `seconds`, by turns; return the updates per second of each turn."""
-    iterators = {name: algorithm.offline_data.iterators(0) for name, algorithm in algorithms.items()}
-    counts = {
-        name: max(1, round(_rate(algorithms[name], iterators[name], 5) * _turn(seconds)))
-        for name in algorithms
-    }
-    turns: list[dict[str, float]] = []
-    spent = dict.fromkeys(algorithms, 0.0)
-    while len(turns) < _MIN_TURNS or statistics.mean(spent.values()) < seconds:
-        # Each turn begins with another method, so that none always follows the same one.
-        names = list(algorithms)
-        first = len(turns) % len(names)
-        turn = {}
-        for name in (*names[first:], *names[:first]):
-            turn[name] = _rate(algorithms[name], iterators[name], counts[name])
-            spent[name] += counts[name] / turn[name]
-        turns.append(turn)
-    return turns
-
-
-def _turn(seconds: float) -> float:
-    return min(_TURN_SECONDS, seconds / 16)
-
-
-def _rate(algorithm: Any, iterators: Any, count: int) -> float:
-    """Take `count` updates; return updates per second."""
-    from ray.rllib.core.learner.training_data import TrainingData
-
-    begin = time.perf_counter()
-    algorithm.learner_group.update(training_data=TrainingData(data_iterators=iterators), num_iters=count)
-    return count / (time.perf_counter() - begin)

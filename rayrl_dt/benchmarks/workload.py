@@ -58,7 +58,6 @@ class Bench:
         store: the data, in memory.
         folder: the same data, on disk.
         model: `model_config` of what is trained and rolled out.
-        rollout_slots: numbers of environments to roll out.
         seconds: wall time per figure.
         progress: told what is being measured.
     """
@@ -66,7 +65,6 @@ class Bench:
     store: TrajectoryStore
     folder: Path
     model: dict[str, Any]
-    rollout_slots: tuple[int, ...]
     seconds: float
     progress: Progress | None
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -148,14 +148,7 @@ def check_readable(model: SequenceModel) -> None:
 def read_layers(model: SequenceModel, window: Window[Tensor]) -> list[LayerReading]:
     """Run a window through the model in eval mode and return what each layer did.
 
-    The model's mode is restored, and no hook stays behind.
-
-    Args:
-        model: on the CPU.
-        window: raw window of B x K steps.
-
-    Raises:
-        UserError: the backbone has no attention that can be read.
+    The model's mode is restored, and no hook stays behind; what cannot be read raises `UserError`.
     """
     check_readable(model)
     # Any: the blocks of the backbones share their names, not a class.
@@ -194,14 +187,9 @@ def read_layers(model: SequenceModel, window: Window[Tensor]) -> list[LayerReadi
 
 
 def summarize(model: SequenceModel, batches: Iterable[Window[Tensor]]) -> AttentionSummary:
-    """Average the attention of a policy over windows of data.
+    """Average the attention of a policy over windows of data, as `read_layers` finds it.
 
-    Args:
-        model: on the CPU; it runs in eval mode.
-        batches: raw windows of as many steps each, at most the model's K; all steps that are not padding are queries.
-
-    Raises:
-        UserError: the backbone has no attention that can be read.
+    The windows have as many steps each, at most the model's K; all steps that are not padding are queries.
     """
     check_readable(model)
     types = model.spec.backbone.attends_to
@@ -263,9 +251,7 @@ def _layer(parts: Sequence[dict[str, Tensor]], types: Sequence[str]) -> LayerAtt
         shares=dict(zip(types, _floats(means["shares"]), strict=True)),
         ages=_floats(means["ages"]) if "ages" in means else (),
         on_returns=float(means["on_returns"]) if "on_returns" in means else None,
-        seqra=SeqRAUse(*(float(means[name]) for name in ("gate", "lambda_size", "relative_size")))
-        if "gate" in means
-        else None,
+        seqra=SeqRAUse(*(float(means[each.name]) for each in fields(SeqRAUse))) if "gate" in means else None,
     )
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rayrl_dt.diagnosis import plots as diagnosis_plots
 from rayrl_dt.diagnosis.attention import SeqRAUse
-from rayrl_dt.diagnosis.examine import Examination, PolicyExamination, examine
+from rayrl_dt.diagnosis.examine import Examination, PolicyExamination
 from rayrl_dt.reports.document import (
     MISSING,
     Block,
@@ -25,21 +24,7 @@ from rayrl_dt.reports.document import (
 )
 from rayrl_dt.reports.page import write_page
 
-__all__ = ["diagnose", "write_diagnosis"]
-
-
-def diagnose(run_paths: Sequence[Path], out: Path, **options: Any) -> Path:
-    """Examine policies and write the page about them; return its path.
-
-    Args:
-        run_paths: run folders, checkpoints or bundles.
-        out: folder of the page.
-        options: those of `examine`.
-
-    Raises:
-        UserError: as for `examine` and `write_diagnosis`.
-    """
-    return write_diagnosis(examine(run_paths, **options), out)
+__all__ = ["write_diagnosis"]
 
 
 def write_diagnosis(examination: Examination, out: Path) -> Path:

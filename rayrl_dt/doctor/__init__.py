@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rayrl_dt.doctor import cluster, folders, machine, software
@@ -41,15 +42,10 @@ def diagnose(
         *guarded("cache", folders.cache, "set RAYRL_DT_CACHE to a writable folder"),
     ]
     if storage is not None:
-        place = storage
-        checks += guarded("storage", lambda: folders.storage(place), folders.STORAGE_REMEDY)
+        checks += guarded("storage", partial(folders.storage, storage), folders.STORAGE_REMEDY)
     if dataset is not None:
-        source = dataset
         remedy = "make it with `rayrl-dt data make`, or name another with --dataset: rayrl-dt data list"
-        checks += guarded("data", lambda: folders.data(source), remedy)
+        checks += guarded("data", partial(folders.data, dataset), remedy)
     remedy = "check that the cluster is up and the address right" if address else "stop other Rays: ray stop"
-    return checks + guarded(
-        "Ray",
-        lambda: cluster.check_ray(storage=storage, dataset=dataset, address=address, start_ray=start_ray),
-        remedy,
-    )
+    ray = partial(cluster.check_ray, storage=storage, dataset=dataset, address=address, start_ray=start_ray)
+    return checks + guarded("Ray", ray, remedy)

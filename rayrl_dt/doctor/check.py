@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["GIB", "PACKAGE", "Check", "Status", "guarded", "one_line", "size"]
+__all__ = ["GIB", "PACKAGE", "Check", "Status", "guarded", "one_line", "size", "verdict"]
 
 Status = Literal["ok", "warning", "error"]
 
@@ -33,6 +33,11 @@ class Check:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
         return asdict(self)
+
+
+def verdict(name: str, found: str, *, good: bool, remedy: str, otherwise: Status = "warning") -> list[Check]:
+    """Return the result of a check that is fine, or else a warning or an error with a remedy."""
+    return [Check(name, "ok", found) if good else Check(name, otherwise, found, remedy)]
 
 
 def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Check]:

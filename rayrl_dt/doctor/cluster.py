@@ -20,13 +20,9 @@ _NODE_TIMEOUT_S = 60.0
 def check_ray(
     *, storage: Path | None, dataset: str | None, address: str | None, start_ray: bool
 ) -> list[Check]:
-    """Check Ray's resources, nodes and versions, and storage and data as the nodes see them.
+    """Check Ray's resources, nodes and versions, and in a cluster storage and data as the nodes see them.
 
-    Args:
-        storage: folder that all nodes are to share; looked at only in a cluster.
-        dataset: source that all nodes are to reach; looked at only in a cluster.
-        address: of a cluster; None for a small Ray on this machine.
-        start_ray: whether to start or join Ray if this process has not yet.
+    The arguments are those of `doctor.diagnose`.
     """
     import ray
 
@@ -107,13 +103,7 @@ def check_storage(storage: Path, ids: Mapping[str, str] | None = None) -> Check:
 def _ask(
     ids: Mapping[str, str], question: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, Any]:
-    """Return the answers by the node's name; a node that cannot answer gives its error as a string.
-
-    Args:
-        ids: Ray's ids of the nodes, by name.
-        question: runs on each node that there are arguments for.
-        arguments: of the question, by the node's name.
-    """
+    """Ask each node that there are arguments for, all by name; one that cannot answer gives its error as a string."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rayrl_dt.data import sources
 from rayrl_dt.data.readers import minari_local
-from rayrl_dt.doctor.check import GIB, Check, one_line, size
+from rayrl_dt.doctor.check import GIB, Check, one_line, size, verdict
 
-__all__ = ["STORAGE_REMEDY", "cache", "data", "minari", "probe_folder", "storage"]
+__all__ = ["STORAGE_REMEDY", "bytes_of", "cache", "data", "minari", "probe_folder", "storage"]
 
 STORAGE_REMEDY = "choose a writable folder with --storage; on a cluster, one that all nodes share"
 _MIN_FREE_BYTES = 2 * GIB
@@ -26,23 +25,28 @@ def storage(folder: Path) -> list[Check]:
 
 
 def data(source: str) -> list[Check]:
-    """Check whether a source is on this machine.
+    """Say how large a source on this machine is."""
+    return [Check("data", "ok", f"{source} is here, {size(bytes_of(source))}")]
+
+
+def bytes_of(source: str) -> int:
+    """Return the size of a source's files on this machine.
 
     Raises:
-        UserError: it is not.
+        UserError: they are not here.
     """
-    total = sum(file.stat().st_size for file in sources.locate(source))
-    return [Check("data", "ok", f"{source} is here, {size(total)}")]
+    return sum(file.stat().st_size for file in sources.locate(source))
 
 
 def minari() -> list[Check]:
     """Check whether there are local Minari data sets."""
     root = minari_local.datasets_root()
     count = len(minari_local.list_local()) if root.is_dir() else 0
+    found = f"{root} {'holds no data set' if root.is_dir() else 'does not exist yet'}"
     if count:
-        return [Check("Minari data", "ok", f"{count} data set{'s' if count > 1 else ''} in {root}")]
-    where = "holds no data set" if root.is_dir() else "does not exist yet"
-    return [Check("Minari data", "warning", f"{root} {where}", "make one with `rayrl-dt data make RECIPE`")]
+        found = f"{count} data set{'s' if count > 1 else ''} in {root}"
+    remedy = "make one with `rayrl-dt data make RECIPE`"
+    return verdict("Minari data", found, good=count > 0, remedy=remedy)
 
 
 def cache() -> list[Check]:
@@ -59,9 +63,7 @@ def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
     except OSError as error:
         return [Check(name, "error", f"{folder} is not writable: {one_line(error)}", remedy)]
     found = f"{folder} is writable, {size(free)} free" + ("" if folder.is_dir() else " (it will be created)")
-    if free < _MIN_FREE_BYTES:
-        return [Check(name, "warning", found, f"free some space, or {remedy}")]
-    return [Check(name, "ok", found)]
+    return verdict(name, found, good=free >= _MIN_FREE_BYTES, remedy=f"free some space, or {remedy}")
 
 
 @contextmanager
@@ -75,15 +77,10 @@ def probe_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_rename_delete(folder: Path) -> None:
-    """Do what a run needs of its storage: replace files atomically.
-
-    Raises:
-        OSError: something of it is not possible.
-    """
-    content = uuid.uuid4().hex
-    first, second = folder / f"{content}.tmp", folder / f"{content}.txt"
-    first.write_text(content)
+    """Do what a run needs of its storage: replace files atomically."""
+    first, second = folder / "probe.tmp", folder / "probe.txt"
+    first.write_text(folder.name)
     first.replace(second)
-    if second.read_text() != content:
+    if second.read_text() != folder.name:
         raise OSError("a file reads back differently")
     second.unlink()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from rayrl_dt import precision as precisions
-from rayrl_dt.doctor.check import GIB, Check, size
+from rayrl_dt.doctor.check import GIB, Check, size, verdict
 
 __all__ = ["cpu", "cuda", "memory", "precision", "shared_memory"]
 
@@ -21,35 +22,24 @@ def cpu() -> list[Check]:
     """Check whether there are cores enough."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    found = f"{usable} of {cores} cores usable"
-    if usable >= 2:
-        return [Check("CPU", "ok", found)]
-    return [Check("CPU", "warning", found, "give the process 2 cores or more: Ray shares them with training")]
+    remedy = "give the process 2 cores or more: Ray shares them with training"
+    return verdict("CPU", f"{usable} of {cores} cores usable", good=usable >= 2, remedy=remedy)
 
 
 def memory() -> list[Check]:
     """Check whether there is memory enough."""
     total, available = _memory_sizes()
     found = f"{size(available)} available of {size(total)}"
-    if available >= _MIN_MEMORY:
-        return [Check("memory", "ok", found)]
-    return [
-        Check(
-            "memory",
-            "warning",
-            found,
-            f"free some: training, Ray and environments take {size(_MIN_MEMORY)}",
-        )
-    ]
+    remedy = f"free some: training, Ray and environments take {size(_MIN_MEMORY)}"
+    return verdict("memory", found, good=available >= _MIN_MEMORY, remedy=remedy)
 
 
 def precision() -> list[Check]:
     """Say which arithmetic training takes on this CPU."""
     native = "has" if precisions.cpu_has_bf16() else "has no"
     chosen = precisions.resolve("auto", "cpu")
-    return [
-        Check("precision", "ok", f"the CPU {native} bf16 arithmetic; precision: auto gives {chosen} on it")
-    ]
+    found = f"the CPU {native} bf16 arithmetic; precision: auto gives {chosen} on it"
+    return [Check("precision", "ok", found)]
 
 
 def cuda() -> list[Check]:
@@ -59,9 +49,8 @@ def cuda() -> list[Check]:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         names = ", ".join(f"{device.name} ({size(device.total_memory)})" for device in devices)
-        return [
-            Check("CUDA", "ok", f"{names}; precision: auto gives {precisions.resolve('auto', 'cuda')} on it")
-        ]
+        chosen = precisions.resolve("auto", "cuda")
+        return [Check("CUDA", "ok", f"{names}; precision: auto gives {chosen} on it")]
     if not Path("/proc/driver/nvidia").exists():
         return [Check("CUDA", "ok", "no device: training runs on the CPU")]
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
@@ -80,19 +69,16 @@ def shared_memory(store: float | None) -> list[Check]:
     total = shutil.disk_usage(_SHARED_MEMORY).total
     wanted = store or _OBJECT_STORE_SHARE * _memory_sizes()[0]
     found = f"{_SHARED_MEMORY} has {size(total)}; the object store takes {size(wanted)}"
-    if total >= wanted:
-        return [Check("shared memory", "ok", found)]
     remedy = f"start the container with --shm-size={max(1, round(wanted / GIB))}g, else Ray uses the disk"
-    return [Check("shared memory", "warning", found, remedy)]
+    return verdict("shared memory", found, good=total >= wanted, remedy=remedy)
 
 
 def _memory_sizes() -> tuple[int, int]:
     """Return total and available memory in bytes, within the container's limit."""
-    values = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split(":")
-        values[name] = int(value.split()[0]) * 1024
-    total, available = values["MemTotal"], values["MemAvailable"]
+    kibibytes = re.findall(
+        r"^(?:MemTotal|MemAvailable): +(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE
+    )
+    total, available = (int(value) * 1024 for value in kibibytes)
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())  # "max" is no number

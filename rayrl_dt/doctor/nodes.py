@@ -15,9 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
-from rayrl_dt.data import sources
-from rayrl_dt.doctor.check import PACKAGE, Check, one_line
-from rayrl_dt.doctor.folders import STORAGE_REMEDY
+from rayrl_dt.doctor.check import PACKAGE, Check, one_line, verdict
+from rayrl_dt.doctor.folders import STORAGE_REMEDY, bytes_of
 from rayrl_dt.errors import UserError
 
 __all__ = [
@@ -45,14 +44,12 @@ class NodeReport:
     Attributes:
         versions: of Python and of the packages that all nodes must agree on.
         gpus: GPUs that torch sees there; None if the node has none by Ray's account and no driver.
-        data_bytes: size of the data set's files there; None if they are not there, or none was asked for.
-        data_problem: why they are not there.
+        data: size of the data set's files there, or why they are not there; None if none was asked for.
     """
 
     versions: dict[str, str]
     gpus: int | None = None
-    data_bytes: int | None = None
-    data_problem: str | None = None
+    data: int | str | None = None
 
 
 # By the node's name; the error of a node that gave no report.
@@ -66,20 +63,15 @@ def versions() -> dict[str, str]:
 
 
 def describe(dataset: str | None, ray_gpus: float) -> NodeReport:
-    """Return the report of the node that this runs on.
-
-    Args:
-        dataset: source to look for; None for none.
-        ray_gpus: GPUs that Ray offers there.
-    """
+    """Return the report of the node that this runs on, on which Ray offers so many GPUs."""
     gpus = _torch_gpus() if ray_gpus > 0 or Path("/proc/driver/nvidia").exists() else None
-    if dataset is None:
-        return NodeReport(versions(), gpus)
-    try:
-        size = sum(file.stat().st_size for file in sources.locate(dataset))
-    except (OSError, UserError) as error:
-        return NodeReport(versions(), gpus, data_problem=one_line(error))
-    return NodeReport(versions(), gpus, data_bytes=size)
+    data: int | str | None = None
+    if dataset is not None:
+        try:
+            data = bytes_of(dataset)
+        except (OSError, UserError) as error:
+            data = one_line(error)
+    return NodeReport(versions(), gpus, data)
 
 
 def _torch_gpus() -> int:
@@ -107,21 +99,15 @@ def leave_mark(probe: str, mark: str) -> None:
 
 
 def unread_marks(probe: str, marks: Mapping[str, str]) -> list[str]:
-    """Return the names of the nodes whose marks cannot be read on the node that this runs on.
+    """Return the names of the nodes whose marks (by name) cannot be read on the node that this runs on."""
 
-    Args:
-        probe: the folder.
-        marks: by the name of the node that left it.
-    """
-    unread = []
-    for name, mark in marks.items():
+    def readable(mark: str) -> bool:
         try:
-            same = (Path(probe) / mark).read_text() == mark
+            return (Path(probe) / mark).read_text() == mark
         except OSError:
-            same = False
-        if not same:
-            unread.append(name)
-    return unread
+            return False
+
+    return [name for name, mark in marks.items() if not readable(mark)]
 
 
 def compare_versions(answers: Answers) -> list[Check]:
@@ -140,19 +126,12 @@ def compare_versions(answers: Answers) -> list[Check]:
         if differing:
             problems.append(f"{name} has {', '.join(differing)}")
     listed = ", ".join(f"{key} {value}" for key, value in here.items())
-    if problems:
-        remedy = f"install the same versions on every node (one image: cluster/Dockerfile): {listed}"
-        return [Check("Ray nodes", "error", "; ".join(problems), remedy)]
-    return [Check("Ray nodes", "ok", f"{_nodes(len(answers))}, all with {listed}")]
+    remedy = f"install the same versions on every node (one image: cluster/Dockerfile): {listed}"
+    return _agreement("Ray nodes", problems, remedy, f"{_nodes(len(answers))}, all with {listed}")
 
 
 def compare_gpus(answers: Answers, offered: Mapping[str, float]) -> list[Check]:
-    """Check that torch can use the GPUs that Ray offers, and Ray offers those that torch can use.
-
-    Args:
-        answers: of the nodes.
-        offered: GPUs that Ray offers, by the node's name.
-    """
+    """Check that torch can use the GPUs that Ray offers (by the node's name), and Ray offers those torch can use."""
     unusable, unoffered = [], []
     for name, answer in answers.items():
         if isinstance(answer, str) or answer.gpus is None:
@@ -188,31 +167,27 @@ def compare_storage(
             problems.append(f"{name}: {answer}")
         elif answer:
             problems.append(f"{name} does not see what {', '.join(answer)} wrote")
-    if problems:
-        return Check("storage on nodes", "error", "; ".join(problems), STORAGE_REMEDY)
     found = f"{storage} is shared, {_nodes(len(wrote))} wrote to it and read each other"
-    return Check("storage on nodes", "ok", found)
+    return _agreement("storage on nodes", problems, STORAGE_REMEDY, found)[0]
 
 
 def compare_data(dataset: str, answers: Answers) -> list[Check]:
     """Check that the data set is on every node, and the same."""
-    problems, sizes = [], {}
-    for name, answer in answers.items():
-        if isinstance(answer, str):
-            continue
-        if answer.data_bytes is None:
-            problems.append(f"{name}: {answer.data_problem}")
-        else:
-            sizes[name] = answer.data_bytes
+    told = {name: answer.data for name, answer in answers.items() if not isinstance(answer, str)}
+    sizes = {name: size for name, size in told.items() if isinstance(size, int)}
+    problems = [f"{name}: {reason}" for name, reason in told.items() if name not in sizes]
     if len(set(sizes.values())) > 1:
         problems += [f"{name} has {size:,} bytes of it" for name, size in sizes.items()]
-    if problems:
-        remedy = (
-            "keep it on storage that all nodes share, and set MINARI_DATASETS_PATH and RAYRL_DT_CACHE to it on every "
-            "node before Ray starts there"
-        )
-        return [Check("data on nodes", "error", "; ".join(problems), remedy)]
-    return [Check("data on nodes", "ok", f"{dataset} is on {_nodes(len(sizes))}")]
+    remedy = (
+        "keep it on storage that all nodes share, and set MINARI_DATASETS_PATH and RAYRL_DT_CACHE to it on every "
+        "node before Ray starts there"
+    )
+    return _agreement("data on nodes", problems, remedy, f"{dataset} is on {_nodes(len(sizes))}")
+
+
+def _agreement(name: str, problems: list[str], remedy: str, found: str) -> list[Check]:
+    found = "; ".join(problems) or found
+    return verdict(name, found, good=not problems, remedy=remedy, otherwise="error")
 
 
 def _nodes(count: int) -> str:

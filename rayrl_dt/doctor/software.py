@@ -10,7 +10,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from rayrl_dt.doctor.check import PACKAGE, Check
+from rayrl_dt.doctor.check import PACKAGE, Check, verdict
 
 __all__ = ["atari", "extras", "mujoco", "packages", "python"]
 
@@ -22,22 +22,17 @@ def python() -> list[Check]:
     version = platform.python_version()
     bounds = metadata.metadata(PACKAGE)["Requires-Python"] or ""
     found = f"{version} on {platform.platform(terse=True)}"
-    if SpecifierSet(bounds).contains(version, prereleases=True):
-        return [Check("Python", "ok", found)]
-    return [Check("Python", "error", found, f"install a Python {bounds}")]
+    good = SpecifierSet(bounds).contains(version, prereleases=True)
+    return verdict("Python", found, good=good, remedy=f"install a Python {bounds}", otherwise="error")
 
 
 def packages() -> list[Check]:
     """Check every required package."""
     checks = [Check(PACKAGE, "ok", metadata.version(PACKAGE))]
-    for requirement in _requirements():
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        problem, found = _installed(requirement)
-        if problem:
-            checks.append(Check(requirement.name, "error", found, f"pip install '{_plain(requirement)}'"))
-        else:
-            checks.append(Check(requirement.name, "ok", found))
+    for requirement in _requirements(""):
+        good, found = _installed(requirement)
+        remedy = f"pip install '{_plain(requirement)}'"
+        checks += verdict(requirement.name, found, good=good, remedy=remedy, otherwise="error")
     return checks
 
 
@@ -47,20 +42,11 @@ def extras() -> list[Check]:
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         if extra in _DEVELOPMENT_EXTRAS:
             continue
-        wanted = [
-            requirement
-            for requirement in _requirements()
-            if requirement.marker is not None
-            and requirement.marker.evaluate({"extra": extra})
-            and not requirement.marker.evaluate({"extra": ""})
-        ]
-        results = [_installed(requirement) for requirement in wanted]
+        required = list(map(str, _requirements("")))
+        results = [_installed(each) for each in _requirements(extra) if str(each) not in required]
         found = ", ".join(text for _, text in results)
-        if any(problem for problem, _ in results):
-            remedy = f"only if you need it: pip install '{PACKAGE}[{extra}]'"
-            checks.append(Check(f"extra {extra}", "warning", found, remedy))
-        else:
-            checks.append(Check(f"extra {extra}", "ok", found))
+        remedy = f"only if you need it: pip install '{PACKAGE}[{extra}]'"
+        checks += verdict(f"extra {extra}", found, good=all(good for good, _ in results), remedy=remedy)
     return checks
 
 
@@ -80,19 +66,21 @@ def atari() -> list[Check]:
     return [Check("Atari", "ok", f"ale-py {metadata.version('ale-py')}")]
 
 
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+def _requirements(extra: str) -> list[Requirement]:
+    """Return what the package requires with an extra, "" for none."""
+    found = map(Requirement, metadata.requires(PACKAGE) or [])
+    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
 def _installed(requirement: Requirement) -> tuple[bool, str]:
-    """Return whether there is a problem, and what is installed."""
+    """Return whether it is met, and what is installed."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return True, f"{requirement.name} is not installed"
+        return False, f"{requirement.name} is not installed"
     if not requirement.specifier.contains(version, prereleases=True):
-        return True, f"{requirement.name} {version}, which is outside {requirement.specifier}"
-    return False, f"{requirement.name} {version}"
+        return False, f"{requirement.name} {version}, which is outside {requirement.specifier}"
+    return True, f"{requirement.name} {version}"
 
 
 def _plain(requirement: Requirement) -> str:

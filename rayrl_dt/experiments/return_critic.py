@@ -32,20 +32,11 @@ from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
 from rayrl_dt.errors import whole
 from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, fit, unseen
-from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number, percent
 from rayrl_dt.reports.page import make_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 
-__all__ = [
-    "KINDS",
-    "STEPS",
-    "Episodes",
-    "attention_received",
-    "collect",
-    "run",
-    "success_so_far",
-    "train",
-]
+__all__ = ["STEPS", "run"]
 
 KINDS = ("no key", "key, but no success", "success")
 TOKENS = ("return", "state", "action")
@@ -217,7 +208,7 @@ def _draw_success(kinds: dict[str, Any]) -> Figure:
         axes.plot(np.arange(len(shares)), shares, lw=1.8, ms=4.5, label=kind, **style)
     for (where, share), shift in zip(EXACT.items(), (1.5, -7), strict=True):
         axes.axhline(100 * share, color=FAINT, lw=0.8, ls=(0, (5, 4)), zorder=1)
-        text = f"exact {where}: {_percent(share)}"
+        text = f"exact {where}: {percent(share)}"
         axes.text(12.8, 100 * share + shift, text, ha="right", fontsize=8, color=FAINT)
     axes.set_ylim(-3, 112)
     axes.set_xlim(-0.4, HORIZON + 0.4)
@@ -252,12 +243,12 @@ def _report(result: dict[str, Any]) -> list[Block]:
             [
                 (
                     "Before the first step",
-                    _percent(with_key["start"]),
-                    f"exact {_percent(EXACT['at the start'])}",
+                    percent(with_key["start"]),
+                    f"exact {percent(EXACT['at the start'])}",
                 ),
-                ("With the key", _percent(with_key["key"]), f"exact {_percent(EXACT['with the key'])}"),
-                ("Without the key", _percent(without["key"]), "exact 0%"),
-                ("At the door, with the key", _percent(with_key["door"]), "exact 100%"),
+                ("With the key", percent(with_key["key"]), f"exact {percent(EXACT['with the key'])}"),
+                ("Without the key", percent(without["key"]), "exact 0%"),
+                ("At the door, with the key", percent(with_key["door"]), "exact 100%"),
             ]
         ),
         Paragraph(
@@ -272,7 +263,7 @@ def _report(result: dict[str, Any]) -> list[Block]:
         Table(
             ["Episodes", "Number", "Start", "After the key room", "Halfway", "At the end"],
             [
-                [kind.capitalize(), number(numbers["episodes"]), *map(_percent, numbers["at"].values())]
+                [kind.capitalize(), number(numbers["episodes"]), *map(percent, numbers["at"].values())]
                 for kind, numbers in kinds.items()
             ],
         ),
@@ -284,7 +275,3 @@ def _report(result: dict[str, Any]) -> list[Block]:
             "may be kept in the tokens right after it.",
         ),
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share, 1)}%"

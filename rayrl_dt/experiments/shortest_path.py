@@ -40,7 +40,7 @@ from rayrl_dt.experiments.graph_walks import (
     random_walks,
 )
 from rayrl_dt.experiments.return_model import GRAPH_ORDER, Progress, ReturnModel, fit, unseen
-from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number, percent
 from rayrl_dt.reports.page import make_folder, write_page
 from rayrl_dt.reports.style import COLORS, INK, canvas, style_axes
 from rayrl_dt.seeding import torch_generator
@@ -169,11 +169,11 @@ def _report(result: dict[str, Any]) -> list[Block]:
                     f"random walks {number(paths['random walks']['mean_steps'], 2)}, "
                     f"at best {number(paths['shortest possible']['mean_steps'], 2)}",
                 ),
-                ("As short as can be", f"{number(100 * made['shortest'], 1)}%", "of the generated paths"),
+                ("As short as can be", percent(made["shortest"]), "of the generated paths"),
                 (
                     "Absent from the data",
-                    f"{number(100 * result['absent_from_data'], 1)}%",
-                    f"of the generated paths; {number(100 * result['absent_and_shortest'], 1)}% are shortest too",
+                    percent(result["absent_from_data"]),
+                    f"of the generated paths; {percent(result['absent_and_shortest'])} are shortest too",
                 ),
             ]
         ),
@@ -193,7 +193,8 @@ def _report(result: dict[str, Any]) -> list[Block]:
                 [
                     name.capitalize(),
                     number(numbers["mean_steps"], 2),
-                    *(f"{number(100 * numbers[key], 1)}%" for key in ("missed", "shortest")),
+                    percent(numbers["missed"]),
+                    percent(numbers["shortest"]),
                 ]
                 for name, numbers in paths.items()
             ],

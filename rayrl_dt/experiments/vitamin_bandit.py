@@ -38,16 +38,7 @@ from rayrl_dt.reports.page import make_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 from rayrl_dt.seeding import numpy_generator
 
-__all__ = [
-    "COUNTED",
-    "EPOCHS",
-    "METHODS",
-    "SEEDS",
-    "logged_actions",
-    "reward",
-    "run",
-    "train",
-]
+__all__ = ["METHODS", "run"]
 
 EPOCHS = 40
 """Online epochs unless told otherwise; the paper has 16."""

@@ -10,7 +10,17 @@ from rayrl_dt.evaluation.reduction import BASELINE, baseline_of, error_reduction
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.statistics import Interval, interquartile_mean, stratified_bootstrap
 from rayrl_dt.reports import plots
-from rayrl_dt.reports.document import MISSING, Block, Heading, Paragraph, Picture, Table, decimals, number
+from rayrl_dt.reports.document import (
+    MISSING,
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    decimals,
+    number,
+    percent,
+)
 from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, compare, metrics, places_of
 from rayrl_dt.reports.learning_curve import learning_curve
 from rayrl_dt.reports.run_folder import RunFolder, group_seeds
@@ -79,8 +89,8 @@ def reductions(runs: Sequence[RunFolder]) -> list[Block]:
     rows = []
     for method in methods:
         values = [found[method] for found in tasks.values() if method in found]
-        cells = [_percent(found.get(method)) for found in tasks.values()]
-        rows.append([method, *cells, _percent(float(np.mean(values)) if len(values) == len(tasks) else None)])
+        cells = [percent(found.get(method)) for found in tasks.values()]
+        rows.append([method, *cells, percent(float(np.mean(values)) if len(values) == len(tasks) else None)])
     return [
         Heading(f"Reduction of the alignment error against {BASELINE}"),
         Table(["Last checkpoints", *tasks, "Mean"], rows),
@@ -131,9 +141,10 @@ def _over_seeds(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[Block]
         return []
     rows = []
     for label, results in groups.items():
-        errors = [error for result in results if (error := result.alignment_error) is not None]
-        each = [error for result in results if (error := result.per_episode_error) is not None]
-        spans = [error for result in results if (error := result.alignment_error_relative) is not None]
+        errors, spans, each = (
+            [error for result in results if (error := getattr(result, name)) is not None]
+            for name in ("alignment_error", "alignment_error_relative", "per_episode_error")
+        )
         # The middle half of fewer than four values is all of them.
         iqm = stratified_bootstrap([spans], interquartile_mean) if len(spans) > 3 else None
         reduction = error_reduction(groups[baseline], results) if baseline not in (None, label) else None
@@ -145,7 +156,7 @@ def _over_seeds(groups: Mapping[str, Sequence[EvaluationResult]]) -> list[Block]
                 _spread(spans, 3),
                 _spread(each, places_of(results[0])),
                 f"{iqm.estimate:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]" if iqm else MISSING,
-                _percent(reduction),
+                _interval(reduction),
             ]
         )
     header = ["Mean \u00b1 std over seeds", "Seeds", "E", "E / span", "Per episode", "IQM of E / span [95%]"]
@@ -159,13 +170,10 @@ def _spread(values: Sequence[float], places: int) -> str:
     return f"{mean} \u00b1 {number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else mean
 
 
-def _percent(value: Interval | float | None) -> str:
-    if value is None:
+def _interval(share: Interval | None) -> str:
+    if share is None:
         return MISSING
-    if isinstance(value, Interval):
-        low, high = (number(100 * end, 0) for end in (value.low, value.high))
-        return f"{number(100 * value.estimate, 1)}% [{low}, {high}]"
-    return f"{number(100 * value, 1)}%"
+    return f"{percent(share.estimate)} [{number(100 * share.low, 0)}, {number(100 * share.high, 0)}]"
 
 
 def _target_grid(runs: Sequence[RunFolder]) -> list[Block]:

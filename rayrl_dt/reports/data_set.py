@@ -22,12 +22,7 @@ _BINS = 40
 
 
 def plot(store: TrajectoryStore, path: Path) -> Path:
-    """Write a PNG with histograms of the returns, the episode lengths and the actions.
-
-    Args:
-        store: the trajectories.
-        path: of the picture; its folder is made if need be.
-    """
+    """Write a PNG with histograms of the returns, the episode lengths and the actions; make its folder if need be."""
     figure, (returns_axes, lengths_axes, actions_axes) = canvas(1, 3, (13.5, 4.2))
     _draw_spread(returns_axes, store.episode_returns, COLORS[0])
     style_axes(returns_axes, "Episode returns", "return (raw)", "episodes")

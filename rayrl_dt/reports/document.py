@@ -24,6 +24,7 @@ __all__ = [
     "Tiles",
     "decimals",
     "number",
+    "percent",
 ]
 
 MISSING = "\u2013"
@@ -133,3 +134,8 @@ def number(value: object, places: int | None = None) -> str:
     if not any(character in "123456789" for character in text):
         text = text.lstrip("-")
     return text.replace("-", "\u2212")
+
+
+def percent(share: float | None) -> str:
+    """Format a share in percent, with one decimal place."""
+    return MISSING if share is None else f"{number(100 * share, 1)}%"

@@ -42,10 +42,10 @@ def to_html(title: str, blocks: Sequence[Block], pictures: Path) -> str:
         for block in blocks
         if isinstance(block, (Table, Picture))
     )
-    page = _PAGE.replace("{title}", escape(title))
-    page = page.replace("{style}", STYLE + (script.STYLE if acts else ""))
-    page = page.replace("{script}", f"<script>\n{script.SCRIPT}</script>\n" if acts else "")
-    return page.replace("{body}", body)
+    style, code = STYLE, ""
+    if acts:
+        style, code = STYLE + script.STYLE, f"<script>\n{script.SCRIPT}</script>\n"
+    return _PAGE.format(title=escape(title), style=style, body=body, script=code)
 
 
 def _html(block: Block, pictures: Path) -> str:

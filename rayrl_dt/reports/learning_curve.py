@@ -17,11 +17,9 @@ Record = Mapping[str, Any]
 
 
 def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | None = None) -> Figure:
-    """Draw loss, learning rate, alignment error and return over gradient steps, where recorded.
+    """Draw loss, learning rate, alignment error and return over gradient steps, where the `metrics.jsonl` have them.
 
-    Args:
-        runs: the `metrics.jsonl` records of each label.
-        data_max: the highest raw return in the data, marked in the return panel.
+    The data's highest raw return is marked in the panel of returns.
     """
     panels = {
         name: (unit, {label: _series(records, value) for label, records in runs.items()})

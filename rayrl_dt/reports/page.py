@@ -44,12 +44,7 @@ def write_page(
 
     The files are written aside and then moved into place, the page last; other files of `out` are left alone.
 
-    Args:
-        out: the folder; made if it is not there.
-        name: of the two files, without ending.
-        title: of the page.
-        blocks: what stands below the title.
-        result: goes into `result.json`, if there is one.
+    `blocks` stand below the title; `result` goes into `result.json`, if there is one.
 
     Raises:
         UserError: `out` cannot be a folder.

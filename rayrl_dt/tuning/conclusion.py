@@ -53,12 +53,9 @@ class SweepOutcome:
 
 
 def conclude(spec: SweepSpec, out: Path, *, wall: tuple[float, float] | None = None) -> SweepOutcome:
-    """Write the results table, the page and the best policy from what the folder holds.
+    """Write the results table, the page and the best policy from what the sweep's folder holds.
 
-    Args:
-        spec: of the sweep.
-        out: its folder.
-        wall: when the trials were scheduled and when they had ended, as of `time.time`; None if none were.
+    `wall` is when the trials were scheduled and when they had ended, as of `time.time`; None if none were.
     """
     trials = read_trials(out, spec)
     groups = group_trials(trials, spec.settings.best)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rayrl_dt.errors import UserError, suggest, whole
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
-__all__ = ["RUN", "RefinementJob", "absolute_run", "read_refinement_job"]
+__all__ = ["RUN", "RefinementJob", "read_refinement_job"]
 
 RUN = "run"
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -55,11 +54,7 @@ class RefinementJob:
 
 
 def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
-    """Read a file's content that holds no search space any more.
-
-    Raises:
-        UserError: a key is unknown, or a value is out of range.
-    """
+    """Read a file's content that holds no search space any more; bad keys and values raise `UserError`."""
     for key in values:
         if key == "algorithm":
             raise UserError(
@@ -100,9 +95,3 @@ def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
 
 def _targets(value: Any) -> str:
     return ",".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def absolute_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content with the run's absolute path: trials on a cluster have working folders of their own."""
-    run = values[RUN]
-    return {**values, RUN: str(Path(run).resolve()) if isinstance(run, str) and run else run}

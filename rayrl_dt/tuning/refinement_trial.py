@@ -32,13 +32,8 @@ class RefinementTrial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Load policy, critic and environments, and evaluate the policy alone."""
         self.job = read_refinement_job(config)
-        self.policy = RefinedPolicy(
-            self.job.run,
-            targets=self.job.targets,
-            episodes=self.job.episodes,
-            env=self.job.env,
-            seed=self.job.seed,
-        )
+        asked = {name: getattr(self.job, name) for name in ("targets", "episodes", "env", "seed")}
+        self.policy = RefinedPolicy(self.job.run, **asked)
         self.unrefined = self._evaluate(ActionGradient(n=0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -80,9 +75,5 @@ class RefinementTrial(tune.Trainable):
             seed=self.job.seed,
         )
         returns = [target.return_mean for target in result.targets]
-        return {
-            "return_mean": sum(returns) / len(returns),
-            "alignment_error": result.alignment_error,
-            "alignment_error_relative": result.alignment_error_relative,
-            "spearman": result.spearman,
-        }
+        others = ("alignment_error", "alignment_error_relative", "spearman")
+        return {"return_mean": sum(returns) / len(returns)} | {name: getattr(result, name) for name in others}

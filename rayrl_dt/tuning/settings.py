@@ -77,11 +77,7 @@ class TuneSettings(Settings):
 
 
 def read_settings(values: Mapping[str, Any], *, samples: int | None = None) -> TuneSettings:
-    """Read the section `tune:` of a config file's content.
-
-    Args:
-        values: the file's content.
-        samples: overrides `num_samples`.
+    """Read the section `tune:` of a config file's content; `samples` overrides its `num_samples`.
 
     Raises:
         UserError: the section is missing, or a key or value is wrong.

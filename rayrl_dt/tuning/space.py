@@ -12,6 +12,7 @@ from typing import Any
 
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.runs.config_files import SECTIONS, search_spaces
+from rayrl_dt.settings import as_number
 
 __all__ = ["KINDS", "Space", "find_spaces", "grid_points", "replaced", "value_at"]
 
@@ -105,7 +106,7 @@ def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
             raise UserError(
                 f"{path} is {{{kind}: {options!r}}}; a space lists its values, as {{{kind}: [1, 2]}}"
             )
-        found.append(Space(path, kind, tuple(_number(option) for option in options)))
+        found.append(Space(path, kind, tuple(map(as_number, options))))
     return tuple(found)
 
 
@@ -162,11 +163,3 @@ def _lonely_lists(node: Any, path: str) -> Iterator[tuple[str, str, list[Any]]]:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as text; here it is a number."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

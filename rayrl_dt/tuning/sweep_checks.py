@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.conclusion import SWEEP
 from rayrl_dt.tuning.refinement_job import read_refinement_job
-from rayrl_dt.tuning.resources import check_placement
 from rayrl_dt.tuning.results import read_trials
 from rayrl_dt.tuning.sweep_spec import SweepSpec
 
-__all__ = ["can_resume", "check_data", "check_resources", "require_shared"]
+__all__ = ["can_resume", "check_data", "check_placement", "check_resources", "require_shared"]
+
+_REMEDY = (
+    "lower env_runners.num_env_runners, learners.num_learners or learners.num_gpus_per_learner, "
+    "or join a larger cluster with --address"
+)
+_Resources = Mapping[str, float]
 
 
 def can_resume(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
@@ -61,15 +68,7 @@ def check_data(spec: SweepSpec) -> None:
 
 
 def require_shared(folder: Path, found: Check) -> None:
-    """Refuse a folder that a node cannot read or write.
-
-    Args:
-        folder: of the sweep.
-        found: what the nodes found there.
-
-    Raises:
-        UserError: naming the nodes.
-    """
+    """Refuse a sweep's folder that a node cannot read or write, as the nodes have found."""
     if found.status == "error":
         raise UserError(
             f"{folder} is not shared by all nodes ({found.found}); choose an --out on storage that each of them mounts"
@@ -87,6 +86,40 @@ def check_resources(spec: SweepSpec, trainable: Any) -> None:
     }
     for request in sorted(requests):
         check_placement(json.loads(request), nodes)
+
+
+def check_placement(bundles: Sequence[_Resources], nodes: Sequence[_Resources]) -> None:
+    """Refuse a trial that would not fit into the empty cluster, and say what there is.
+
+    A trial that fits in sum and bundle by bundle may still not fit in practice, where bundles break badly over nodes.
+
+    Args:
+        bundles: what a trial reserves, each bundle on one node.
+        nodes: what each node has.
+    """
+    for bundle in bundles:
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in bundle.items()) for node in nodes):
+            largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in bundle}
+            raise UserError(
+                f"a trial needs {_text(bundle)} on one node, the largest of {len(nodes)} has "
+                f"{_text(largest)}; {_REMEDY}"
+            )
+    needed, there = _sum(bundles), _sum(nodes)
+    if any(there[kind] < amount for kind, amount in needed.items()):
+        raise UserError(
+            f"a trial needs {_text(needed)}, the cluster has {_text({k: there[k] for k in needed})}; {_REMEDY}"
+        )
+
+
+def _sum(parts: Sequence[_Resources]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)  # type: ignore[arg-type]
+    return total
+
+
+def _text(resources: _Resources) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))
 
 
 def _check_trials(spec: SweepSpec, out: Path) -> None:

@@ -6,13 +6,14 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import build_config
-from rayrl_dt.tuning.refinement_job import RUN, absolute_run, read_refinement_job
+from rayrl_dt.tuning.refinement_job import RUN, read_refinement_job
 from rayrl_dt.tuning.settings import LOGGERS, TuneSettings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
 
@@ -86,12 +87,8 @@ class SweepSpec:
 def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | None = None) -> SweepSpec:
     """Read a sweep from a config file's content.
 
-    Every trial is evaluated in each iteration, unless `evaluation.evaluation_interval` says how many make one report.
-
-    Args:
-        values: the file's content.
-        default_name: where the file has no `name`.
-        samples: overrides `tune.num_samples`.
+    Every trial is evaluated in each iteration, unless `evaluation.evaluation_interval` says how many make one report;
+    `samples` overrides `tune.num_samples`.
 
     Raises:
         UserError: a key, value or space is wrong, there is nothing to search, or parts do not fit each other.
@@ -99,7 +96,11 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
     settings = read_settings(values, samples=samples)
     name = str(values.get("name") or default_name)
     content = {key: value for key, value in values.items() if key != "tune"}
-    content = absolute_run(content) if RUN in content else _with_interval(content, settings)
+    if RUN not in content:
+        content = _with_interval(content, settings)
+    elif content[RUN] and isinstance(content[RUN], str):
+        # Trials on a cluster have working folders of their own.
+        content[RUN] = str(Path(content[RUN]).resolve())
     if settings.seeds is not None:
         content = replaced(content, {SEED: {"grid": list(settings.seeds)}})
         if isinstance(value_at(values, SEED), dict):

@@ -94,7 +94,7 @@ def test_the_data_has_hoppers_shapes_and_is_the_same_each_time() -> None:
 def test_rollout_measures_each_number_of_slots(
     ray_session: None, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks, "ROLLOUT_SLOTS", (1, 2))
+    monkeypatch.setattr(benchmarks.throughput, "ROLLOUT_SLOTS", (1, 2))
     found = benchmarks.run("rollout", seconds=0.1)
     check(found, {"rollout/env_steps_1": "env-steps/s", "rollout/env_steps_2": "env-steps/s"})
     assert "fp32" in found[0].detail or "bf16" in found[0].detail

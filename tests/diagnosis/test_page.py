@@ -21,7 +21,7 @@ from rayrl_dt.diagnosis import plots as diagnosis_plots
 from rayrl_dt.diagnosis.attention import AttentionSummary, LayerAttention, SeqRAUse
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.diagnosis.examine import Examination, examine
-from rayrl_dt.diagnosis.page import diagnose, write_diagnosis
+from rayrl_dt.diagnosis.page import write_diagnosis
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.interop.bundle import Bundle, save_bundle
@@ -74,7 +74,7 @@ def look(runs: list[Path], **options: Any) -> Examination:
 
 def test_a_page_about_two_policies_stands_alone(make: Make, tmp_path: Path) -> None:
     runs = [make("dt"), make("radt", backbone="radt")]
-    page = diagnose(runs, tmp_path / "out", episodes=1, num_windows=5, targets="-40,-10")
+    page = write_diagnosis(look(runs), tmp_path / "out")
     assert page == tmp_path / "out/diagnosis.html"
     html, markdown = page.read_text(), (tmp_path / "out/diagnosis.md").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', html), "the page must need no other file"
@@ -129,7 +129,7 @@ def test_the_table_of_the_page_holds_the_figures(make: Make, tmp_path: Path) -> 
 
 def test_policies_of_other_data_have_a_section_of_their_own(make: Make, tmp_path: Path) -> None:
     runs = [make("dt"), make("other", data="more-data"), make("radt", backbone="radt")]
-    page = diagnose(runs, tmp_path / "out", episodes=0, num_windows=3)
+    page = write_diagnosis(look(runs, episodes=0), tmp_path / "out")
     text = text_of(page)
     first, second = (text.index(f"Policies of store:{tmp_path / name}") for name in ("data", "more-data"))
     assert first < second and text[first:second].count("radt, layer 1") == 1

@@ -82,11 +82,11 @@ def test_data_that_is_missing_or_differs_is_an_error(make_store: Any, tmp_path: 
     make_store().save(tmp_path / "data")
     source = f"store:{tmp_path / 'data'}"
     here = nodes.describe(source, 0.0)
-    assert here.data_bytes is not None and here.data_bytes > 0
+    assert isinstance(here.data, int) and here.data > 0
     away = nodes.describe(f"store:{tmp_path / 'elsewhere'}", 0.0)
     (check,) = nodes.compare_data(source, {"node-0": here, "node-1": away})
     assert check.status == "error" and check.found.startswith("node-1: there is no file at")
-    other = replace(here, data_bytes=here.data_bytes + 1)
+    other = replace(here, data=here.data + 1)
     (check,) = nodes.compare_data(source, {"node-0": here, "node-1": other})
     assert (
         check.status == "error"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.tuning.resources import check_placement
+from rayrl_dt.tuning.sweep_checks import check_placement
 
 NODES = [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0, "memory": 1e9}]
 

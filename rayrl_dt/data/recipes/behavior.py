@@ -15,25 +15,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-__all__ = ["Controller", "GradedBehavior", "is_clean", "is_random"]
+__all__ = ["CLEAN", "RANDOM", "Controller", "GradedBehavior", "kind_of"]
 
 Array = np.ndarray[Any, Any]
 Controller = Callable[[Array], Array]
 """Maps observations `(E, S)` to actions `(E, A)`, not necessarily within bounds."""
 
-_GROUP = 10
+RANDOM, CLEAN = 0, 1
+"""Kinds of episodes; those of all other kinds are graded."""
 
 
-def is_random(episodes: Array) -> Array:
-    """Return which of the episodes, given by number, are uniformly random."""
-    result: Array = episodes % _GROUP == 0
-    return result
-
-
-def is_clean(episodes: Array) -> Array:
-    """Return which of the episodes, given by number, are the clean controller's."""
-    result: Array = episodes % _GROUP == 1
-    return result
+def kind_of(episodes: Array) -> Array:
+    """Return the kind, from 0 to 9, of each episode that is given by its number."""
+    kinds: Array = episodes % 10
+    return kinds
 
 
 class GradedBehavior:
@@ -69,13 +64,13 @@ class GradedBehavior:
         self._controller = controller
         self._low, self._high = action_space.low, action_space.high
         self._rng = rng
-        self._random, self._clean = is_random(episodes), is_clean(episodes)
-        self._graded = ~(self._random | self._clean)
+        kinds = kind_of(episodes)
+        self._graded = (kinds != RANDOM) & (kinds != CLEAN)
         self._skill = rng.uniform(size=count) ** skill_power
         self._authority = np.where(self._graded, rng.uniform(least_authority, 1.0, size=count), 1.0)
         # A random episode decides anew at every step, and always for a random action; a clean one never does.
-        self._switch = np.where(self._graded, 1.0 / hold, self._random)
-        self._following = self._clean.copy()
+        self._switch = np.where(self._graded, 1.0 / hold, kinds == RANDOM)
+        self._following = kinds == CLEAN
         self._held = self._uniform()
         self._decide(np.ones(count, bool))
 

@@ -13,10 +13,9 @@ from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.behavior import GradedBehavior
 from rayrl_dt.data.recipes.rollouts import Progress
 
-__all__ = ["PendulumBatch", "episodes", "swing_up"]
+__all__ = ["PendulumBatch", "play", "swing_up"]
 
 Array = np.ndarray[Any, Any]
-ENV_ID = "Pendulum-v1"
 STEPS = 200
 
 
@@ -58,14 +57,14 @@ def swing_up(observations: Array) -> Array:
     return torque
 
 
-def episodes(*, count: int, seed: int, progress: Progress | None = None) -> Iterator[RawEpisode]:
-    """Yield `count` episodes of 200 steps."""
+def play(*, episodes: int, seed: int, progress: Progress | None = None) -> Iterator[RawEpisode]:
+    """Yield episodes of 200 steps."""
     rng = seeding.numpy_generator(seed, "recipe/pendulum")
-    env = envs.make(ENV_ID)
+    env = envs.make("Pendulum-v1")
     action_space = env.action_space
     assert isinstance(action_space, gym.spaces.Box)
-    pendulums = PendulumBatch(rng.uniform([-np.pi, -1.0], [np.pi, 1.0], size=(count, 2)))
-    behavior = GradedBehavior(swing_up, action_space, np.arange(count), rng, hold=1, least_authority=0.0)
+    pendulums = PendulumBatch(rng.uniform([-np.pi, -1.0], [np.pi, 1.0], size=(episodes, 2)))
+    behavior = GradedBehavior(swing_up, action_space, np.arange(episodes), rng, hold=1, least_authority=0.0)
     observations, actions, rewards = [pendulums.observations()], [], []
     for _ in range(STEPS):
         actions.append(behavior.act(observations[-1]))
@@ -74,7 +73,7 @@ def episodes(*, count: int, seed: int, progress: Progress | None = None) -> Iter
     all_observations = np.stack(observations, axis=1)
     all_actions = np.stack(actions, axis=1)
     all_rewards = np.stack(rewards, axis=1).astype(np.float32)
-    for i in range(count):
+    for i in range(episodes):
         yield RawEpisode(all_observations[i], all_actions[i], all_rewards[i], terminated=False)
         if progress is not None:
-            progress(i + 1, count)
+            progress(i + 1, episodes)

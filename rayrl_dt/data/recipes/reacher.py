@@ -9,7 +9,6 @@ import numpy as np
 __all__ = ["jacobian_transpose"]
 
 Array = np.ndarray[Any, Any]
-ENV_ID = "Reacher-v5"
 _UPPER_ARM, _LOWER_ARM = 0.1, 0.11
 _STIFFNESS, _DAMPING = 12.0, 0.06
 

@@ -53,21 +53,23 @@ _RECIPES = {
             "pendulum-mixed",
             "rayrl_dt/pendulum/mixed-v0",
             "Pendulum-v1: energy swing-up of graded skill, returns from -1900 to 0",
-            f"{_SCRIPTED}:pendulum_mixed",
+            f"{_SCRIPTED}:graded",
             episodes=1000,
+            settings={"env_id": "Pendulum-v1"},
         ),
         Recipe(
             "reacher-mixed",
             "rayrl_dt/reacher/mixed-v0",
             "Reacher-v5: Jacobian-transpose reaching of graded skill, returns from -55 to -1",
-            f"{_SCRIPTED}:reacher_mixed",
+            f"{_SCRIPTED}:graded",
             episodes=1000,
+            settings={"env_id": "Reacher-v5"},
         ),
         Recipe(
             "pointmaze-umaze",
             "rayrl_dt/pointmaze/umaze-v0",
             "PointMaze_UMaze-v3: way-points of graded skill, sparse reward",
-            f"{_SCRIPTED}:waypoint_maze",
+            f"{_SCRIPTED}:graded",
             episodes=300,
             settings={"env_id": "PointMaze_UMaze-v3"},
             extra="robotics",
@@ -76,7 +78,7 @@ _RECIPES = {
             "pointmaze-medium",
             "rayrl_dt/pointmaze/medium-v0",
             "PointMaze_Medium-v3: way-points of graded skill, sparse reward",
-            f"{_SCRIPTED}:waypoint_maze",
+            f"{_SCRIPTED}:graded",
             episodes=200,
             settings={"env_id": "PointMaze_Medium-v3"},
             extra="robotics",
@@ -176,12 +178,7 @@ def dataset_id(name: str) -> str:
 
 
 def ensure(name: str, **options: Any) -> str:
-    """Return the id of a recipe's data set, making it first if it is not there.
-
-    Args:
-        name: the recipe.
-        options: as for `make`; they matter only if the data set has to be made.
-    """
+    """Return the id of a recipe's data set, making it first, with the options of `make`, if it is not there."""
     recipe = get(name)
     target = options.get("dataset_id") or _id_of(recipe, options)
     if not minari_io.exists(target):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,19 +14,10 @@ from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes import pendulum, point_maze, reacher
-from rayrl_dt.data.recipes.behavior import is_clean, is_random
+from rayrl_dt.data.recipes.behavior import CLEAN, RANDOM, kind_of
 from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes
 
-__all__ = [
-    "AUTHOR",
-    "as_float32",
-    "key_to_door",
-    "pendulum_mixed",
-    "random_walks",
-    "reacher_mixed",
-    "requirements",
-    "waypoint_maze",
-]
+__all__ = ["AUTHOR", "as_float32", "graded", "key_to_door", "random_walks", "requirements"]
 
 AUTHOR = "rayrl_dt"
 _GRADED = (
@@ -40,65 +32,55 @@ def requirements(*packages: str) -> list[str]:
     return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
 
 
-def pendulum_mixed(
-    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None
-) -> str:
-    """Pendulum-v1, energy swing-up."""
-    made = list(pendulum.episodes(count=episodes, seed=seed, progress=progress))
-    return _write_graded(
-        dataset_id,
-        made,
-        pendulum.ENV_ID,
-        overwrite=overwrite,
-        controller="energy swing-up",
-        packages=("gymnasium",),
-    )
+_MAZES = ("PointMaze_UMaze-v3", "PointMaze_Medium-v3")
+_WAY_POINTS: dict[str, Any] = {"hold": 20, "skill_power": 1.5, "least_authority": 0.1}
+_BEHAVIORS: dict[str, tuple[str, Callable[..., Iterator[RawEpisode]], tuple[str, ...]]] = {
+    "Pendulum-v1": ("energy swing-up", pendulum.play, ("gymnasium",)),
+    "Reacher-v5": (
+        "Jacobian transpose",
+        partial(graded_episodes, "Reacher-v5", lambda env: reacher.jacobian_transpose, least_authority=0.1),
+        ("gymnasium", "mujoco"),
+    ),
+    **{
+        maze: (
+            "way-points",
+            partial(graded_episodes, maze, point_maze.controller, **_WAY_POINTS),
+            ("gymnasium", "gymnasium-robotics", "mujoco"),
+        )
+        for maze in _MAZES
+    },
+}
+"""What acts in an environment with graded skill: the controller's name, its episodes, the packages they need."""
 
 
-def reacher_mixed(
-    *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None
-) -> str:
-    """Reacher-v5, Jacobian-transpose control."""
-    made = graded_episodes(
-        reacher.ENV_ID,
-        lambda env: reacher.jacobian_transpose,
-        episodes=episodes,
-        seed=seed,
-        progress=progress,
-        least_authority=0.1,
-    )
-    return _write_graded(
-        dataset_id,
-        list(made),
-        reacher.ENV_ID,
-        overwrite=overwrite,
-        controller="Jacobian transpose",
-        packages=("gymnasium", "mujoco"),
-    )
-
-
-def waypoint_maze(
+def graded(
     *, dataset_id: str, seed: int, episodes: int, overwrite: bool, progress: Progress | None, env_id: str
 ) -> str:
-    """Return a point maze of gymnasium-robotics, way-points along the shortest path."""
-    made = graded_episodes(
-        env_id,
-        point_maze.controller,
-        episodes=episodes,
-        seed=seed,
-        progress=progress,
-        hold=20,
-        skill_power=1.5,
-        least_authority=0.1,
-    )
-    return _write_graded(
-        dataset_id,
-        list(made),
-        env_id,
-        overwrite=overwrite,
-        controller="way-points",
-        packages=("gymnasium", "gymnasium-robotics", "mujoco"),
-    )
+    """Write episodes of graded skill in one of the environments that have a controller."""
+    controller, play, packages = _BEHAVIORS[env_id]
+    made = list(play(episodes=episodes, seed=seed, progress=progress))
+    env = envs.make(env_id).unwrapped
+    returns = np.array([np.sum(episode.rewards, dtype=np.float64) for episode in made])
+    kinds = kind_of(np.arange(len(made)))
+    # One episode is random, with two one is clean.
+    low, high = returns[kinds == RANDOM].mean(), returns[kinds == CLEAN].mean() if len(made) > 1 else None
+    try:
+        return minari_io.write(
+            dataset_id,
+            made,
+            observation_space=as_float32(env.observation_space),
+            action_space=env.action_space,
+            env_spec=env_id,
+            author=AUTHOR,
+            algorithm_name=f"{controller} controller of graded skill",
+            description=f"{env_id}, {len(made)} whole episodes. {_GRADED}",
+            requirements=requirements(*packages),
+            ref_min_score=None if high is None else low,
+            ref_max_score=high,
+            overwrite=overwrite,
+        )
+    finally:
+        env.close()  # type: ignore[no-untyped-call]
 
 
 def key_to_door(
@@ -149,42 +131,6 @@ def random_walks(
         )
         if progress is not None:
             progress(number + 1, episodes)
-
-
-def _write_graded(
-    dataset_id: str,
-    episodes: list[RawEpisode],
-    env_id: str,
-    *,
-    overwrite: bool,
-    controller: str,
-    packages: tuple[str, ...],
-) -> str:
-    env = envs.make(env_id).unwrapped
-    returns = np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes])
-    numbers = np.arange(len(episodes))
-    # One episode is random, with two one is clean.
-    low, high = (
-        returns[chosen].mean() if chosen.any() else None for chosen in (is_random(numbers), is_clean(numbers))
-    )
-    known = low is not None and high is not None
-    try:
-        return minari_io.write(
-            dataset_id,
-            episodes,
-            observation_space=as_float32(env.observation_space),
-            action_space=env.action_space,
-            env_spec=env_id,
-            author=AUTHOR,
-            algorithm_name=f"{controller} controller of graded skill",
-            description=f"{env_id}, {len(episodes)} whole episodes. {_GRADED}",
-            requirements=requirements(*packages),
-            ref_min_score=low if known else None,
-            ref_max_score=high if known else None,
-            overwrite=overwrite,
-        )
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
 
 
 def as_float32(space: gym.Space[Any]) -> gym.Space[Any]:
