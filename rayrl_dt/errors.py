@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["TrainingDiverged", "UserError", "number", "one_of", "suggest", "truth", "whole"]
+__all__ = ["TrainingDiverged", "UserError", "number", "one_line", "one_of", "suggest", "truth", "whole"]
 
 
 class UserError(ValueError):
@@ -19,6 +19,12 @@ class UserError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """A loss or gradient became NaN or infinite; the last checkpoint is still good."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:

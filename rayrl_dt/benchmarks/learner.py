@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from typing import Any
 
@@ -24,9 +25,9 @@ def measure(bench: Bench) -> list[Measurement]:
     """Measure RLlib's learner and a bare torch loop, in turns: same module, optimizer, clipping and sampler."""
     bench.say("learner: RLlib against bare torch")
     with ray_running(), running(bench.config()) as algorithm:
-        works: dict[str, Work] = {
+        works = {
             "rllib": updates(algorithm),
-            "bare_torch": _BareLoop(algorithm, bench.store),
+            "bare_torch": _bare_loop(algorithm, bench.store),
         }
         for work in works.values():
             work(2)
@@ -44,39 +45,32 @@ def measure(bench: Bench) -> list[Measurement]:
         ]
 
 
-class _BareLoop:
-    """The training loop that one would write without RLlib, on a copy of the learner's network."""
+def _bare_loop(algorithm: Any, store: TrajectoryStore) -> Work:
+    """Return the training loop that one would write without RLlib, on a copy of the learner's network."""
+    config = algorithm.config
+    module = local_learner(algorithm.learner_group).sequence_module
+    model = copy.deepcopy(module.model).train()
+    device = model.head.weight.device
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cpu"
+    )
+    steps = itertools.count()
 
-    def __init__(self, algorithm: Any, store: TrajectoryStore) -> None:
-        self.config = algorithm.config
-        module = local_learner(algorithm.learner_group).sequence_module
-        self.store = store
-        self.precision = module.precision
-        self.model = copy.deepcopy(module.model).train()
-        self.device = self.model.head.weight.device
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            fused=self.device.type == "cpu",
-        )
-        self.taken = 0
-
-    def __call__(self, count: int) -> float:
-        """Take `count` gradient steps; return steps per second."""
+    def work(count: int) -> float:
         begin = time.perf_counter()
         loss = torch.zeros(())
-        for _ in range(count):
-            rng = numpy_generator(SEED, "batch", 0, self.taken)
-            window = windows.sample(self.store, rng, BATCH_SIZE, CONTEXT_LENGTH).to_torch(self.device)
-            self.model.reseed(derive_seed(SEED, "dropout", 0, self.taken))
-            with precision.autocast(self.device, self.precision):
-                predicted = self.model(window)
-            loss = losses.masked_mse(predicted, self.model.to_model_actions(window.actions), window.mask)
-            self.optimizer.zero_grad()
+        for step in itertools.islice(steps, count):
+            rng = numpy_generator(SEED, "batch", 0, step)
+            window = windows.sample(store, rng, BATCH_SIZE, CONTEXT_LENGTH).to_torch(device)
+            model.reseed(derive_seed(SEED, "dropout", 0, step))
+            with precision.autocast(device, module.precision):
+                predicted = model(window)
+            loss = losses.masked_mse(predicted, model.to_model_actions(window.actions), window.mask)
+            optimizer.zero_grad()
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip, foreach=True)
-            self.optimizer.step()
-            self.taken += 1
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip, foreach=True)
+            optimizer.step()
         float(loss.detach())  # waits for the device
         return count / (time.perf_counter() - begin)
+
+    return work

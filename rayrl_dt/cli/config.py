@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.console import console, finish, show_table
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def config(
     if algorithm is None:
         if as_yaml:
             raise UserError("--yaml writes the file of one algorithm; name it: rayrl-dt config DT --yaml")
-        table = Table("algorithm", "what it is", box=None, header_style="bold")
-        for name, summary in summaries().items():
-            table.add_row(name, escape(summary))
-        console.print(table)
+        rows = [(name, escape(summary)) for name, summary in summaries().items()]
+        show_table(("algorithm", "what it is"), rows)
         finish("done", then="rayrl-dt config DT")
         return
     if as_yaml:

@@ -7,11 +7,13 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["command_line", "console", "errors", "finish", "new_file", "quiet_libraries"]
+__all__ = ["command_line", "console", "errors", "finish", "new_file", "quiet_libraries", "show_table"]
 
 # Ray resets the levels of its top loggers when it is imported; those of their children stay.
 _NOISY = (
@@ -46,6 +48,14 @@ def finish(what: str, where: str | Path | None = None, *, then: str | None = Non
     console.print(f"[green]✓[/green] {what}{place}", soft_wrap=True)
     if then is not None:
         console.print(f"  next: [cyan]{then}[/cyan]", soft_wrap=True)
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; its cells are rich markup."""
+    table = Table(*headings, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def command_line() -> str:

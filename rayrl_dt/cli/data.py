@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.cli.console import console, finish, new_file, show_table
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 
@@ -29,23 +29,22 @@ def list_() -> None:
 
     found = minari_io.list_local()
     if found:
-        table = Table("data set", "episodes", "steps", "environment", "MB", box=None, header_style="bold")
-        for item in found:
-            table.add_row(
+        rows = [
+            (
                 f"minari:{item['id']}",
                 f"{item['episodes']:,}",
                 f"{item['steps']:,}",
                 str(item["env"] or "unknown"),
                 "?" if item["size_mb"] is None else f"{item['size_mb']:,.1f}",
             )
-        console.print(table)
+            for item in found
+        ]
+        show_table(("data set", "episodes", "steps", "environment", "MB"), rows)
     else:
         console.print("no local Minari data sets yet")
-    table = Table("recipe", "makes", "what it is", box=None, header_style="bold")
-    for name in recipes.names():
-        recipe = recipes.get(name)
-        table.add_row(name, recipe.dataset_id, recipe.description)
-    console.print(table)
+    known = map(recipes.get, recipes.names())
+    makes = [(recipe.name, recipe.dataset_id, recipe.description) for recipe in known]
+    show_table(("recipe", "makes", "what it is"), makes)
     finish("done", then="rayrl-dt data preview recipe:pendulum-mixed")
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
-from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.cli.console import console, finish, new_file, show_table
 from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv
 from rayrl_dt.errors import UserError
 
@@ -86,15 +85,15 @@ def diagnose(
 
 def _show(examination: Examination) -> None:
     """Print the headline figures of each policy, and what to keep in mind."""
-    headings = ("policy", "backbone", "return share", "sensitivity", "left at the end", "ms, 1 slot")
-    table = Table(*headings, box=None, header_style="bold")
+    rows = []
     for policy in examination.policies:
         share = policy.attention.return_share if policy.attention else None
         felt = policy.sensitivity.at_data if policy.sensitivity else None
         figures = (share, felt, policy.left, policy.cost.acting_ms[1])
         cells = ("-" if value is None else f"{value:.3f}" for value in figures)
-        table.add_row(escape(policy.label), policy.backbone, *cells)
-    console.print(table)
+        rows.append((escape(policy.label), policy.backbone, *cells))
+    headings = ("policy", "backbone", "return share", "sensitivity", "left at the end", "ms, 1 slot")
+    show_table(headings, rows)
     for policy in examination.policies:
         for remark in policy.remarks:
             console.print(f"[yellow]![/yellow] {escape(f'{policy.label}: {remark}')}", soft_wrap=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.console import console, finish, show_table
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["app", "register"]
@@ -39,11 +38,11 @@ def shortest_path(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     from rayrl_dt.experiments import shortest_path as experiment
 
     result, page = _run(experiment, "shortest-path", out, "training", seed=seed, steps=steps)
-    table = Table("paths", "mean steps", "missed", "shortest", box=None, header_style="bold")
-    for name, numbers in result["paths"].items():
-        shares = (f"{100 * numbers[key]:.1f}%" for key in ("missed", "shortest"))
-        table.add_row(name, f"{numbers['mean_steps']:.2f}", *shares)
-    console.print(table)
+    rows = [
+        (name, f"{row['mean_steps']:.2f}", *(f"{100 * row[key]:.1f}%" for key in ("missed", "shortest")))
+        for name, row in result["paths"].items()
+    ]
+    show_table(("paths", "mean steps", "missed", "shortest"), rows)
     console.print(f"{100 * result['absent_from_data']:.1f}% of the generated paths are absent from the data")
     finish("report:", page, then="rayrl-dt experiment critic")
 
@@ -61,11 +60,11 @@ def critic(out: Out = None, seed: Seed = 0, steps: Steps = None) -> None:
     result, page = _run(experiment, "critic", out, "training", seed=seed, steps=steps)
     kinds = result["kinds"]
     moments = list(next(iter(kinds.values()))["at"])
-    table = Table("predicted success", *moments, "episodes", box=None, header_style="bold")
-    for name, numbers in kinds.items():
-        shares = (f"{100 * numbers['at'][moment]:.1f}%" for moment in moments)
-        table.add_row(name, *shares, f"{numbers['episodes']:,}")
-    console.print(table)
+    rows = [
+        (name, *(f"{100 * share:.1f}%" for share in row["at"].values()), f"{row['episodes']:,}")
+        for name, row in kinds.items()
+    ]
+    show_table(("predicted success", *moments, "episodes"), rows)
     finish("report:", page, then="rayrl-dt experiment shortest-path")
 
 
@@ -90,10 +89,11 @@ def vitamin_bandit(
         experiment, "vitamin-bandit", out, "online epochs", seed=seed, epochs=epochs, seeds=seeds
     )
     counted = list(next(iter(result["methods"].values()))["successes"])
-    table = Table("successes", *(f"{epoch} epochs" for epoch in counted), box=None, header_style="bold")
-    for name, numbers in result["methods"].items():
-        table.add_row(name, *(f"{numbers['successes'][epoch]} / {result['seeds']}" for epoch in counted))
-    console.print(table)
+    rows = [
+        (name, *(f"{count} / {result['seeds']}" for count in row["successes"].values()))
+        for name, row in result["methods"].items()
+    ]
+    show_table(("successes", *(f"{epoch} epochs" for epoch in counted)), rows)
     finish("report:", page, then="rayrl-dt finetune --help")
 
 
@@ -108,10 +108,11 @@ def action_gradient(out: Out = None, seed: Seed = 0, steps: Steps = None) -> Non
     from rayrl_dt.experiments import action_bandit as experiment
 
     result, page = _run(experiment, "action-gradient", out, "seeds", seed=seed, steps=steps)
-    table = Table("method", "mean reward", "± std", "lowest", box=None, header_style="bold")
-    for name, numbers in result["methods"].items():
-        table.add_row(name, *(f"{numbers[key]:.3f}" for key in ("mean", "std", "min")))
-    console.print(table)
+    rows = [
+        (name, *(f"{row[key]:.3f}" for key in ("mean", "std", "min")))
+        for name, row in result["methods"].items()
+    ]
+    show_table(("method", "mean reward", "± std", "lowest"), rows)
     console.print(f"best reward in the data {result['data_best']:.3f}")
     finish("report:", page, then="rayrl-dt critic RUN")
 

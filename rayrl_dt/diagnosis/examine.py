@@ -22,6 +22,7 @@ from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_target
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.reports.run_folder import short_names
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
 
@@ -255,12 +256,7 @@ def _load(source: str, delayed: bool, specs: Sequence[PolicySpec]) -> Trajectory
 def _labels(paths: Sequence[Path]) -> list[str]:
     """Return the shortest distinct ends of the paths; the bundle inside a run goes by the run's name."""
     shown = [path.parent if path.name == "policy" else path for path in paths]
-    if len(set(shown)) < len(shown):
-        shown = list(paths)
-    depth = 1
-    while len({path.parts[-depth:] for path in shown}) < len(shown):
-        depth += 1
-    return ["/".join(path.parts[-depth:]) for path in shown]
+    return short_names(shown if len(set(shown)) == len(shown) else paths)
 
 
 def _env_id(env: str | None) -> str | None:

@@ -125,10 +125,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:
     """Return a figure with `count` axes side by side, in rows of at most `_COLUMNS`; the rest is hidden."""
     columns = 2 if count == 4 else max(1, min(count, _COLUMNS))
     rows = max(1, math.ceil(count / columns))
-    figure, every = canvas(rows, columns, (max(5.6, 3.9 * columns), height * rows + 0.4))
-    for axes in every[count:]:
-        axes.set_visible(False)
-    return figure, every
+    return canvas(rows, columns, (max(5.6, 3.9 * columns), height * rows + 0.4), shown=count)
 
 
 def _shared_legend(figure: Figure, every: Sequence[Any]) -> None:

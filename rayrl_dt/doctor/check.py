@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["GIB", "PACKAGE", "Check", "Status", "guarded", "one_line", "size", "verdict"]
+from rayrl_dt.errors import one_line
+
+__all__ = ["GIB", "PACKAGE", "Check", "Status", "guarded", "size", "verdict"]
 
 Status = Literal["ok", "warning", "error"]
 
@@ -46,12 +48,6 @@ def guarded(name: str, check: Callable[[], list[Check]], remedy: str) -> list[Ch
         return check()
     except Exception as error:  # whatever a broken installation raises
         return [Check(name, "error", one_line(error), remedy)]
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def size(count: float) -> str:

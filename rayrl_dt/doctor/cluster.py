@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rayrl_dt.doctor import nodes
-from rayrl_dt.doctor.check import Check, one_line, size
+from rayrl_dt.doctor.check import Check, size
 from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder
 from rayrl_dt.doctor.machine import shared_memory
+from rayrl_dt.errors import one_line
 
 __all__ = ["check_ray", "check_storage"]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rayrl_dt.data import sources
 from rayrl_dt.data.readers import minari_local
-from rayrl_dt.doctor.check import GIB, Check, one_line, size, verdict
+from rayrl_dt.doctor.check import GIB, Check, size, verdict
+from rayrl_dt.errors import one_line
 
 __all__ = ["STORAGE_REMEDY", "bytes_of", "cache", "data", "minari", "probe_folder", "storage"]
 

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
-from rayrl_dt.doctor.check import PACKAGE, Check, one_line, verdict
+from rayrl_dt.doctor.check import PACKAGE, Check, verdict
 from rayrl_dt.doctor.folders import STORAGE_REMEDY, bytes_of
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 
 __all__ = [
     "Answers",

@@ -68,16 +68,8 @@ class Sequences:
 class ReturnModel(nn.Module):
     """A pre-norm GPT-2 body over a start token and the three tokens of each step, with two heads.
 
-    Args:
-        return_classes: C.
-        states: how many states there are.
-        actions: A.
-        steps: K.
-        order: what a step's tokens are; the action comes last.
-        width: d.
-        layers: L.
-        heads: H.
-        seed: of the initial weights.
+    The sizes are those of the shape legend; `states` are how many there are, `order` says what a step's tokens are, the
+    action last, and `seed` decides the initial weights.
     """
 
     def __init__(

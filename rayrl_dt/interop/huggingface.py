@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -37,6 +37,14 @@ _SETTINGS = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
+}
+# Their names of our sizes.
+_SIZES = {
+    "hidden_size": "embed_dim",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "activation_function": "activation",
+    "max_ep_len": "max_episode_steps",
 }
 
 
@@ -65,23 +73,16 @@ def to_huggingface(model: SequenceModel) -> Any:
             f"{'continuous' if spec.head.continuous else 'discrete'} actions and a {spec.model.head} head; "
             "export a bundle instead (--format bundle)"
         )
-    width = spec.model.embed_dim
     config = transformers.DecisionTransformerConfig(
         state_dim=(spec.observation_space.shape or (1,))[0],
         act_dim=spec.action_size,
-        hidden_size=width,
-        max_ep_len=spec.model.max_episode_steps,
-        action_tanh=True,
-        n_layer=spec.model.num_layers,
-        n_head=spec.model.num_heads,
-        n_inner=4 * width,
-        activation_function=spec.model.activation,
-        resid_pdrop=spec.model.dropout,
-        embd_pdrop=spec.model.dropout,
-        attn_pdrop=spec.model.dropout,
+        n_inner=4 * spec.model.embed_dim,
         vocab_size=1,
         bos_token_id=0,
         eos_token_id=0,
+        **{theirs: getattr(spec.model, ours) for theirs, ours in _SIZES.items()},
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), spec.model.dropout),
+        **_SETTINGS,
     )
     theirs = transformers.DecisionTransformerModel(config).eval()
     ours = model.state_dict()
@@ -127,9 +128,7 @@ def import_huggingface(
             str(folder), local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} is not a Hugging Face Decision Transformer ({_first_line(error)})"
-        ) from error
+        raise UserError(f"{folder} is not a Hugging Face Decision Transformer ({one_line(error)})") from error
     if report["missing_keys"]:
         # transformers only warns, and makes up random weights.
         name = min(report["missing_keys"])
@@ -154,14 +153,10 @@ def import_huggingface(
             model=ModelConfig(
                 backbone="dt",
                 context_length=context_length,
-                embed_dim=config.hidden_size,
-                num_layers=config.n_layer,
-                num_heads=config.n_head,
                 dropout=config.resid_pdrop,
-                activation=config.activation_function,
                 head="deterministic",
                 target_rule="decrement",
-                max_episode_steps=config.max_ep_len,
+                **{ours: getattr(config, theirs) for theirs, ours in _SIZES.items()},
             ).resolved(),
             observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
             action_space=bounds,
@@ -228,7 +223,3 @@ def _transformers() -> Any:
     except ImportError as error:
         raise UserError("Hugging Face support needs the extra: pip install 'rayrl_dt[hf]'") from error
     return transformers
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

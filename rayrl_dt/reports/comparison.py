@@ -109,18 +109,16 @@ def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[Eval
 
 def _runs_table(runs: Sequence[RunFolder]) -> Table:
     header = ["Run", "Seed", *METRICS, "Best E / span"]
-    rows = [_row(run) for run in runs]
+    rows = []
+    for run in runs:
+        best = number(run.best.alignment_error_relative, 3) if run.last and run.best else MISSING
+        cells = metrics(run.last) if run.last else [MISSING] * len(METRICS)
+        rows.append([run.name, str(run.info.get("seed", MISSING)), *cells, best])
     if any(run.maximum is not None for run in runs):
         header.append("At the data's maximum")
         for run, row in zip(runs, rows, strict=True):
             row.append(_at_maximum(run))
     return Table(header, rows)
-
-
-def _row(run: RunFolder) -> list[str]:
-    best = number(run.best.alignment_error_relative, 3) if run.last and run.best else MISSING
-    cells = metrics(run.last) if run.last else [MISSING] * len(METRICS)
-    return [run.name, str(run.info.get("seed", MISSING)), *cells, best]
 
 
 def _at_maximum(run: RunFolder) -> str:

@@ -142,11 +142,8 @@ def _last_and_best(last: EvaluationResult, best: EvaluationResult) -> str:
     name = "return" if single else "alignment error"
     a, b = (result.highest.return_mean if single else result.alignment_error for result in (last, best))
     places = places_of(last)
+    at = "" if best.gradient_steps is None else f" (gradient step {best.gradient_steps:,})"
     return (
-        f"The best checkpoint{_at(best)} has {name} {number(b, places)} against {number(a, places)} of the "
+        f"The best checkpoint{at} has {name} {number(b, places)} against {number(a, places)} of the "
         "last; it was chosen by such evaluations, so it flatters, and the last is the one to quote."
     )
-
-
-def _at(result: EvaluationResult) -> str:
-    return "" if result.gradient_steps is None else f" (gradient step {result.gradient_steps:,})"

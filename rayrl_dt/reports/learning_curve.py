@@ -28,9 +28,8 @@ def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | No
     filled = {name: panel for name, panel in panels.items() if any(xs for xs, _ in panel[1].values())}
     columns = 2 if len(filled) > 1 else 1
     rows = max(1, math.ceil(len(filled) / columns))
-    figure, every = canvas(rows, columns, (7.8 if columns == 2 else 5.6, 2.8 * rows + 0.4))
-    for axes in every[len(filled) :]:
-        axes.set_visible(False)
+    size = (7.8 if columns == 2 else 5.6, 2.8 * rows + 0.4)
+    figure, every = canvas(rows, columns, size, shown=len(filled))
     for axes, (name, (unit, series)) in zip(every, filled.items(), strict=False):
         for index, (label, (xs, ys)) in enumerate(series.items()):
             axes.plot(

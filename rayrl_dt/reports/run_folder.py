@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.interop.run_files import BEST, CONFIG, LAST, MAXIMUM, METRICS, RECORD, read_records
 
-__all__ = ["RunFolder", "group_seeds", "load_runs"]
+__all__ = ["RunFolder", "group_seeds", "load_runs", "short_names"]
 
 _PIECES = (RECORD, CONFIG, METRICS, LAST, BEST)
 
@@ -86,7 +86,7 @@ def load_runs(folders: Sequence[Path]) -> list[RunFolder]:
     paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
     if not paths:
         raise UserError("there is no run to report on; give at least one run folder")
-    return [_load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    return [_load(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
 def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
@@ -111,76 +111,62 @@ def _load(path: Path, name: str) -> RunFolder:
             f"{path} holds nothing of a run ({', '.join(_PIECES)}); give the folder that rayrl-dt train wrote"
         )
     problems: list[str] = []
-    info = _json(path / RECORD, RECORD, problems)
-    run = RunFolder(
-        path=path,
-        name=name,
-        info=info if isinstance(info, dict) else {},
-        config_text=_config(path / CONFIG, problems),
-        records=_records(path, problems),
-        last=_evaluation(path, LAST, problems),
-        best=_evaluation(path, BEST, problems),
-        maximum=_evaluation(path, MAXIMUM, problems) if (path / MAXIMUM).exists() else None,
-    )
-    if run.last is None:
-        run = replace(run, last=_last_recorded(run.records, problems))
-    if run.last is None and run.best is not None:
-        problems.append("no evaluation of the last checkpoint: the best one is not shown alone")
-    return replace(run, problems=tuple(problems))
 
-
-def _read(path: Path, piece: str, problems: list[str]) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        problems.append(f"{piece} is missing")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{piece} cannot be read ({_first_line(error)})")
-    return None
-
-
-def _json(path: Path, piece: str, problems: list[str]) -> Any:
-    text = _read(path, piece, problems)
-    if text is None:
+    def piece(file: str, read: Callable[[Path], Any]) -> Any:
+        try:
+            return read(path / file)
+        except FileNotFoundError:
+            problems.append(f"{file} is missing")
+        except UserError as error:
+            problems.append(f"{file}{error}")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{file} cannot be read ({one_line(error)})")
         return None
+
+    info = piece(RECORD, _mapping) or {}
+    config_text = piece(CONFIG, _text) or ""
+    try:
+        yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        problems.append(f"{CONFIG} is not YAML ({one_line(error)}); shown as it stands")
+    records = _records(path, problems)
+    last, best = piece(LAST, _evaluation), piece(BEST, _evaluation)
+    maximum = piece(MAXIMUM, _evaluation) if (path / MAXIMUM).exists() else None
+    if last is None:
+        last = _last_recorded(records, problems)
+    if last is None and best is not None:
+        problems.append("no evaluation of the last checkpoint: the best one is not shown alone")
+    return RunFolder(path, name, info, config_text, records, last, best, maximum, tuple(problems))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
         value = json.loads(text)
     except ValueError as error:
-        problems.append(f"{piece} is not JSON ({_first_line(error)})")
-        return None
+        raise UserError(f" is not JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
-        problems.append(f"{piece} is not a JSON object")
-        return None
+        raise UserError(" is not a JSON object")
     return value
 
 
-def _config(path: Path, problems: list[str]) -> str:
-    text = _read(path, CONFIG, problems)
-    if text is None:
-        return ""
-    try:
-        yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problems.append(f"config.yaml is not YAML ({_first_line(error)}); shown as it stands")
-    return text
-
-
-def _evaluation(folder: Path, piece: str, problems: list[str]) -> EvaluationResult | None:
-    values = _json(folder / piece, piece, problems)
-    if values is None:
-        return None
+def _evaluation(path: Path) -> EvaluationResult:
+    values = _mapping(path)
     try:
         return EvaluationResult.from_json(values)
     except UserError as error:
-        problems.append(f"{piece}: {error}")
-        return None
+        raise UserError(f": {error}") from error
 
 
 def _records(folder: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
     try:
         records, broken = read_records(folder)
     except OSError as error:
-        problems.append(f"{METRICS} cannot be read ({_first_line(error)})")
+        problems.append(f"{METRICS} cannot be read ({one_line(error)})")
         return ()
     if broken:
         lines = ", ".join(str(line_number) for line_number in broken[:5]) + ("..." if len(broken) > 5 else "")
@@ -222,14 +208,9 @@ def _without_seed(value: Any) -> Any:
     return [_without_seed(item) for item in value] if isinstance(value, list) else value
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest distinct ends of different paths."""
     depth = 1
-    while True:
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ["/".join(path.parts[-depth:]) for path in paths]

@@ -24,11 +24,16 @@ _SPINE = "#c9cdd2"
 _DPI = 160
 
 
-def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
-    """Return a figure of `size` inches and its axes, row by row."""
+def canvas(
+    rows: int, columns: int, size: tuple[float, float], *, shown: int | None = None
+) -> tuple[Figure, list[Any]]:
+    """Return a figure of `size` inches and its axes, row by row; those beyond the first `shown` are hidden."""
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    every = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in every[shown:] if shown is not None else ():
+        axes.set_visible(False)
+    return figure, every
 
 
 def style_axes(axes: Any, title: str, x: str, y: str) -> None:

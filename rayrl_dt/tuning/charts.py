@@ -69,9 +69,7 @@ def scatter(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str)
     """Draw the last metric of each trial that has a finite one over each parameter, one panel each."""
     columns = min(_COLUMNS, len(spaces))
     rows = math.ceil(len(spaces) / columns)
-    figure, every = canvas(rows, columns, (7.8, 3.0 * rows + 0.2))
-    for axes in every[len(spaces) :]:
-        axes.set_visible(False)
+    figure, every = canvas(rows, columns, (7.8, 3.0 * rows + 0.2), shown=len(spaces))
     for axes, space in zip(every, spaces, strict=False):
         options = _options(space)
         if space.kind == "loguniform":

@@ -15,8 +15,8 @@ METRICS = {"evaluation/return_mean": "max", "evaluation/alignment_error": "min"}
 """What every report of a trial holds, and the mode that is meant where none is given."""
 SCHEDULERS = ("none", "asha", "median", "pbt")
 SEARCHES = ("random", "optuna")
-LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
-"""Where trials can be logged to beside TensorBoard, and the package that each needs."""
+LOGGERS = ("wandb", "mlflow")
+"""Where trials can be logged to beside TensorBoard, by packages of these names."""
 
 
 def _metric(name: str, value: Any) -> str:

@@ -81,7 +81,8 @@ def run_suite(
     missing = {failure.run for failure in failures}
     waiting = [run for run in unfinished if run not in missing]
     active: dict[SuiteRun, tuple[Iterator[list[str]], subprocess.Popen[bytes]]] = {}
-    environment = {**os.environ, "OMP_NUM_THREADS": _threads(jobs), "TERM": "dumb"}
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, "TERM": "dumb"}
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -130,17 +131,13 @@ def _prepare(run: SuiteRun) -> None:
 
 def _load_data(runs: Sequence[SuiteRun]) -> list[Failure]:
     """Download or make each data set once, before several processes want it; those of a missing one fail."""
-    reasons: dict[str, str | None] = {}
-    for run in runs:
-        if run.dataset in reasons:
-            continue
+    reasons: dict[str, str] = {}
+    for dataset in dict.fromkeys(run.dataset for run in runs):
         try:
-            sources.load(run.dataset)
+            sources.load(dataset)
         except UserError as error:
-            reasons[run.dataset] = str(error)
-        else:
-            reasons[run.dataset] = None
-    return [Failure(run, reason) for run in runs if (reason := reasons[run.dataset]) is not None]
+            reasons[dataset] = str(error)
+    return [Failure(run, reasons[run.dataset]) for run in runs if run.dataset in reasons]
 
 
 def _commands(run: SuiteRun, episodes_at_maximum: int) -> Iterator[list[str]]:
@@ -172,7 +169,3 @@ def _reason(run: SuiteRun, status: int) -> str:
 def _gradient_step(run: SuiteRun) -> int:
     records, _ = read_records(run.folder)
     return max(0, step_of(records[-1])) if records else 0
-
-
-def _threads(jobs: int) -> str:
-    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))

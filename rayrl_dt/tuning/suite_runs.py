@@ -14,7 +14,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.run_files import MAXIMUM, read_records, step_of
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 from rayrl_dt.runs.config_files import apply_overrides, build_config, read_yaml
-from rayrl_dt.tuning.space import grid_points, replaced
+from rayrl_dt.tuning.space import grid_points, replaced, value_at
 
 __all__ = ["SuiteRun", "read_suite"]
 
@@ -98,8 +98,7 @@ def read_suite(
     runs: dict[Path, SuiteRun] = {}
     for path in configs:
         for values in _methods(apply_overrides(read_yaml(path), overrides), default=path.stem):
-            own: Any = (values.get("offline_data") or {}).get("dataset")
-            own_seed: Any = (values.get("debugging") or {}).get("seed", 0)
+            own, own_seed = value_at(values, _DATASET), value_at(values, _SEED) or 0
             for dataset, seed in itertools.product(datasets or [own], [own_seed] if seeds is None else seeds):
                 run = _suite_run(values, dataset, int(seed), out)
                 if run.folder in runs:
@@ -138,11 +137,7 @@ def _merge(base: Any, changes: Any) -> Any:
 
 def _suite_run(values: Mapping[str, Any], dataset: Any, seed: int, out: Path) -> SuiteRun:
     name = str(values["name"])
-    values = {
-        **values,
-        "offline_data": {**(values.get("offline_data") or {}), "dataset": dataset},
-        "debugging": {**(values.get("debugging") or {}), "seed": seed},
-    }
+    values = replaced(values, {_DATASET: dataset, _SEED: seed})
     config = build_config(values)
     folder = out / "runs" / _slug(str(dataset).partition(":")[2]) / f"{_slug(name)}-seed{seed}"
     if isinstance(config, OnlineConfig):

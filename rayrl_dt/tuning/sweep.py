@@ -12,7 +12,7 @@ from typing import Any
 
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.doctor.cluster import check_storage
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.search import scheduler, searcher
 from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
@@ -137,7 +137,7 @@ def _loggers(spec: SweepSpec) -> list[Any]:
         try:
             callback.setup()
         except Exception as error:  # of another package, about keys, servers and folders
-            reason = str(error).strip().splitlines()[0]
+            reason = one_line(error)
             raise UserError(
                 f"tune.loggers: {logger} cannot start ({reason}); log in, or leave it out"
             ) from error

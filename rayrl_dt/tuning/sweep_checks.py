@@ -17,6 +17,7 @@ from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.conclusion import SWEEP
 from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.results import read_trials
+from rayrl_dt.tuning.space import value_at
 from rayrl_dt.tuning.sweep_spec import SweepSpec
 
 __all__ = ["can_resume", "check_data", "check_placement", "check_resources", "require_shared"]
@@ -56,14 +57,13 @@ def check_data(spec: SweepSpec) -> None:
         job = read_refinement_job(spec.at({}))
         RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
         return
-    for values in spec.corners:
-        config = build_config(values)
+    for config in map(build_config, spec.corners):
         if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
             raise UserError(
                 f"{config.dataset} names no environment, so no iteration would report {spec.settings.metric}; "
                 "set environment.env"
             )
-    for dataset in spec.datasets:
+    for dataset in dict.fromkeys(str(value_at(values, "offline_data.dataset")) for values in spec.corners):
         sources.load(dataset)
 
 

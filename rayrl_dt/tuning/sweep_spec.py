@@ -14,14 +14,13 @@ import yaml
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import RUN, read_refinement_job
-from rayrl_dt.tuning.settings import LOGGERS, TuneSettings, read_settings
+from rayrl_dt.tuning.settings import TuneSettings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
 
 __all__ = ["SEED", "SweepSpec", "read_sweep"]
 
 SEED = "debugging.seed"
 _INTERVAL = "evaluation.evaluation_interval"
-_DATASET = "offline_data.dataset"
 # PBT goes on from another trial's weights: only what leaves their shapes and the data's scales alone may change.
 _MUTABLE = ("training", "online")
 
@@ -58,13 +57,6 @@ class SweepSpec:
         return self.values.get(RUN)
 
     @property
-    def datasets(self) -> list[str]:
-        """The data sets that trials will load; none where they only evaluate."""
-        if self.run is not None:
-            return []
-        return list(dict.fromkeys(str(value_at(values, _DATASET)) for values in self.corners))
-
-    @property
     def expected(self) -> int:
         """How many trials there are to be."""
         grids = math.prod(len(space.options) for space in self.spaces if space.kind == "grid")
@@ -72,11 +64,8 @@ class SweepSpec:
 
     def to_yaml(self) -> str:
         """Return the sweep as YAML: what a later --resume must agree with."""
-        settings = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(self.settings).items()
-        }
-        return yaml.safe_dump({"name": self.name, **self.values, "tune": settings}, sort_keys=False)
+        content = {"name": self.name, **self.values, "tune": dict(vars(self.settings))}
+        return yaml.safe_dump(content, sort_keys=False)
 
     @property
     def param_space(self) -> dict[str, Any]:
@@ -137,7 +126,7 @@ def _check_together(spec: SweepSpec) -> None:
     """Refuse loggers that are not installed, and schedulers and searches that cannot work with the spaces."""
     settings, spaces = spec.settings, spec.spaces
     for logger in settings.loggers:
-        if importlib.util.find_spec(LOGGERS[logger]) is None:
+        if importlib.util.find_spec(logger) is None:
             raise UserError(
                 f"tune.loggers has {logger}, which needs its package: pip install 'rayrl_dt[{logger}]' "
                 "(or leave it out: TensorBoard is always written)"

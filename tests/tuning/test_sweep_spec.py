@@ -118,7 +118,7 @@ REFINING: dict[str, Any] = {
 
 def test_a_file_that_names_a_run_only_evaluates_it() -> None:
     spec = read_sweep(REFINING, default_name="test")
-    assert spec.run == str(Path("runs/x").resolve()) and spec.datasets == [] and spec.expected == 12
+    assert spec.run == str(Path("runs/x").resolve()) and spec.expected == 12
     job = read_refinement_job(spec.corners[0])
     assert (job.targets, job.episodes, job.env, job.seed) == ("-150,-300", 10, None, 4)
     assert job.settings == ActionGradient(eta=0.1, n=1, rule="adam")

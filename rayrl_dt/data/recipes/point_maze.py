@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from rayrl_dt.data.recipes.behavior import Controller
-
-__all__ = ["WayPoints", "controller"]
+__all__ = ["WayPoints"]
 
 Array = np.ndarray[Any, Any]
 Cell = tuple[int, int]
 _WALL = 1
 _STIFFNESS, _DAMPING = 10.0, 1.0
-
-
-def controller(env: gym.Env[Any, Any]) -> Controller:
-    """Return the way-point controller for a point maze."""
-    maze = env.unwrapped.maze  # type: ignore[attr-defined]
-    return WayPoints(maze.maze_map)
 
 
 class WayPoints:

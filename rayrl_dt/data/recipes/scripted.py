@@ -32,23 +32,26 @@ def requirements(*packages: str) -> list[str]:
     return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
 
 
-_MAZES = ("PointMaze_UMaze-v3", "PointMaze_Medium-v3")
-_WAY_POINTS: dict[str, Any] = {"hold": 20, "skill_power": 1.5, "least_authority": 0.1}
-_BEHAVIORS: dict[str, tuple[str, Callable[..., Iterator[RawEpisode]], tuple[str, ...]]] = {
+_Behavior = tuple[str, Callable[..., Iterator[RawEpisode]], tuple[str, ...]]
+
+
+def _maze(env_id: str) -> _Behavior:
+    def controller(env: Any) -> point_maze.WayPoints:
+        return point_maze.WayPoints(env.unwrapped.maze.maze_map)
+
+    play = partial(graded_episodes, env_id, controller, hold=20, skill_power=1.5, least_authority=0.1)
+    return "way-points", play, ("gymnasium", "gymnasium-robotics", "mujoco")
+
+
+_BEHAVIORS: dict[str, _Behavior] = {
     "Pendulum-v1": ("energy swing-up", pendulum.play, ("gymnasium",)),
     "Reacher-v5": (
         "Jacobian transpose",
         partial(graded_episodes, "Reacher-v5", lambda env: reacher.jacobian_transpose, least_authority=0.1),
         ("gymnasium", "mujoco"),
     ),
-    **{
-        maze: (
-            "way-points",
-            partial(graded_episodes, maze, point_maze.controller, **_WAY_POINTS),
-            ("gymnasium", "gymnasium-robotics", "mujoco"),
-        )
-        for maze in _MAZES
-    },
+    "PointMaze_UMaze-v3": _maze("PointMaze_UMaze-v3"),
+    "PointMaze_Medium-v3": _maze("PointMaze_Medium-v3"),
 }
 """What acts in an environment with graded skill: the controller's name, its episodes, the packages they need."""
 
