@@ -42,7 +42,8 @@ def diagnose(
         *guarded("cache", folders.cache, "set RAYRL_DT_CACHE to a writable folder"),
     ]
     if storage is not None:
-        checks += guarded("storage", partial(folders.storage, storage), folders.STORAGE_REMEDY)
+        remedy = folders.STORAGE_REMEDY
+        checks += guarded("storage", partial(folders.writable, "storage", storage, remedy), remedy)
     if dataset is not None:
         remedy = "make it with `rayrl-dt data make`, or name another with --dataset: rayrl-dt data list"
         checks += guarded("data", partial(folders.data, dataset), remedy)

@@ -14,15 +14,10 @@ from rayrl_dt.data.readers import minari_local
 from rayrl_dt.doctor.check import GIB, Check, size, verdict
 from rayrl_dt.errors import one_line
 
-__all__ = ["STORAGE_REMEDY", "bytes_of", "cache", "data", "minari", "probe_folder", "storage"]
+__all__ = ["STORAGE_REMEDY", "bytes_of", "cache", "data", "minari", "probe_folder", "writable"]
 
 STORAGE_REMEDY = "choose a writable folder with --storage; on a cluster, one that all nodes share"
 _MIN_FREE_BYTES = 2 * GIB
-
-
-def storage(folder: Path) -> list[Check]:
-    """Check whether runs can be written to a folder."""
-    return _folder("storage", folder, STORAGE_REMEDY)
 
 
 def data(source: str) -> list[Check]:
@@ -52,10 +47,10 @@ def minari() -> list[Check]:
 
 def cache() -> list[Check]:
     """Check whether flat arrays can be cached."""
-    return _folder("cache", sources.cache_root(), "set RAYRL_DT_CACHE to a writable folder")
+    return writable("cache", sources.cache_root(), "set RAYRL_DT_CACHE to a writable folder")
 
 
-def _folder(name: str, folder: Path, remedy: str) -> list[Check]:
+def writable(name: str, folder: Path, remedy: str) -> list[Check]:
     """Check whether a folder, or the one that it would be made in, can be written to and has room."""
     try:
         with probe_folder(folder) as probe:

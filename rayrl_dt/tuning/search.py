@@ -18,7 +18,8 @@ _NO_END = 1_000_000
 
 def searcher(spec: SweepSpec) -> Any:
     """Return what draws the trials' values; the same ones for the same seed."""
-    seed = derive_seed(_seed(spec), "tune") % 2**31
+    written = value_at(spec.at({}), SEED)
+    seed = derive_seed(written if isinstance(written, int) else 0, "tune") % 2**31
     if spec.settings.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
@@ -61,8 +62,3 @@ def _mutations(spaces: tuple[Space, ...]) -> dict[str, Any]:
 
 def _clip(spaces: tuple[Space, ...], config: Mapping[str, Any]) -> dict[str, Any]:
     return replaced(config, {space.path: space.clipped(value_at(config, space.path)) for space in spaces})
-
-
-def _seed(spec: SweepSpec) -> int:
-    seed = value_at(spec.at({}), SEED)
-    return seed if isinstance(seed, int) else 0

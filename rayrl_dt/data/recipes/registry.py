@@ -65,37 +65,27 @@ _RECIPES = {
             episodes=1000,
             settings={"env_id": "Reacher-v5"},
         ),
-        Recipe(
-            "pointmaze-umaze",
-            "rayrl_dt/pointmaze/umaze-v0",
-            "PointMaze_UMaze-v3: way-points of graded skill, sparse reward",
-            f"{_SCRIPTED}:graded",
-            episodes=300,
-            settings={"env_id": "PointMaze_UMaze-v3"},
-            extra="robotics",
+        *(
+            Recipe(
+                f"pointmaze-{maze.lower()}",
+                f"rayrl_dt/pointmaze/{maze.lower()}-v0",
+                f"PointMaze_{maze}-v3: way-points of graded skill, sparse reward",
+                f"{_SCRIPTED}:graded",
+                episodes=episodes,
+                settings={"env_id": f"PointMaze_{maze}-v3"},
+                extra="robotics",
+            )
+            for maze, episodes in (("UMaze", 300), ("Medium", 200))
         ),
-        Recipe(
-            "pointmaze-medium",
-            "rayrl_dt/pointmaze/medium-v0",
-            "PointMaze_Medium-v3: way-points of graded skill, sparse reward",
-            f"{_SCRIPTED}:graded",
-            episodes=200,
-            settings={"env_id": "PointMaze_Medium-v3"},
-            extra="robotics",
-        ),
-        Recipe(
-            "key-to-door-1k",
-            "rayrl_dt/key-to-door/random-1k-v0",
-            "Key-to-Door: 1,000 uniformly random walks, 3.1% of which succeed",
-            f"{_SCRIPTED}:key_to_door",
-            episodes=1000,
-        ),
-        Recipe(
-            "key-to-door-10k",
-            "rayrl_dt/key-to-door/random-10k-v0",
-            "Key-to-Door: 10,000 uniformly random walks, 3.1% of which succeed",
-            f"{_SCRIPTED}:key_to_door",
-            episodes=10_000,
+        *(
+            Recipe(
+                f"key-to-door-{size}",
+                f"rayrl_dt/key-to-door/random-{size}-v0",
+                f"Key-to-Door: {walks:,} uniformly random walks, 3.1% of which succeed",
+                f"{_SCRIPTED}:key_to_door",
+                episodes=walks,
+            )
+            for size, walks in (("1k", 1000), ("10k", 10_000))
         ),
         Recipe(
             "trained",
