@@ -32,15 +32,7 @@ from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Window
 
-__all__ = [
-    "AttentionSummary",
-    "LayerAttention",
-    "LayerReading",
-    "SeqRAUse",
-    "check_readable",
-    "read_layers",
-    "summarize",
-]
+__all__ = ["AttentionSummary", "LayerAttention", "SeqRAUse", "read_layers", "summarize"]
 
 
 @dataclass(frozen=True)

@@ -160,11 +160,12 @@ def examine(
             if episodes > 0:
                 courses, more = _roll(model, plan, label, say, env=env, episodes=episodes, seed=seed)
                 remarks += more
+            where = env or model.spec.env
             found[label] = PolicyExamination(
                 label=label,
                 path=str(bundles[label].path),
                 backbone=model.spec.model.backbone,
-                env=_env_id(env or model.spec.env),
+                env=EnvSpec.from_json(where).id if where and where.startswith("{") else where,
                 dataset=source,
                 gradient_steps=bundles[label].gradient_steps,
                 attention=looked,
@@ -257,7 +258,3 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     """Return the shortest distinct ends of the paths; the bundle inside a run goes by the run's name."""
     shown = [path.parent if path.name == "policy" else path for path in paths]
     return short_names(shown if len(set(shown)) == len(shown) else paths)
-
-
-def _env_id(env: str | None) -> str | None:
-    return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

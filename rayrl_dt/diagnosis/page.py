@@ -6,10 +6,10 @@ Policies of the same data share a section; those of different data share no axis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from rayrl_dt.diagnosis import plots as diagnosis_plots
-from rayrl_dt.diagnosis.attention import SeqRAUse
 from rayrl_dt.diagnosis.examine import Examination, PolicyExamination
 from rayrl_dt.reports.document import (
     MISSING,
@@ -100,14 +100,16 @@ def _attention(policies: Sequence[PolicyExamination], prefix: str) -> list[Block
         for index, layer in enumerate(summary.layers, start=1):
             shares = [layer.shares.get(kind) for kind in ("return", "state", "action")]
             newest = layer.ages[0] / sum(layer.ages) if sum(layer.ages) > 0 else None
-            use = layer.seqra
+            gate = (
+                [MISSING] * 3 if layer.seqra is None else [number(value, 3) for value in astuple(layer.seqra)]
+            )
             rows.append(
                 [
                     f"{label}, layer {index}",
                     *(number(share, 3) for share in shares),
                     number(newest, 3),
                     number(layer.mean_age, 2),
-                    *([MISSING] * 3 if use is None else _gate(use)),
+                    *gate,
                 ]
             )
         even = [summary.uniform_shares.get(kind) for kind in ("return", "state", "action")]
@@ -137,10 +139,6 @@ def _attention(policies: Sequence[PolicyExamination], prefix: str) -> list[Block
         alt = "Share of the attention to returns against their age in steps, by layer"
         blocks.append(Picture(f"{prefix}return-ages.png", figure, alt))
     return blocks
-
-
-def _gate(use: SeqRAUse) -> list[str]:
-    return [number(use.gate, 3), number(use.lambda_size, 3), number(use.relative_size, 3)]
 
 
 def _sensitivity(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:

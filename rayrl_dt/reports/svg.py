@@ -37,9 +37,7 @@ def save_svg(figure: Figure, path: Path, titles: Mapping[str, str]) -> None:
     # What stands before is for files that hold nothing but the drawing.
     text = text[text.index("<svg") :]
     text = re.sub(rf'(\bid="|href="#|url\(#)(?!{_MARK})', rf"\g<1>{path.stem}-", text)
-    text = re.sub(rf'<g id="{_MARK}([^"]+)">', lambda found: _named(found[1], titles), text)
+    for name, title in titles.items():
+        named = f'<g data-name="{escape(name)}"><title>{escape(title)}</title>'
+        text = text.replace(f'<g id="{_MARK}{name}">', named)
     path.write_text(text, encoding="utf-8")
-
-
-def _named(name: str, titles: Mapping[str, str]) -> str:
-    return f'<g data-name="{escape(name)}"><title>{escape(titles[name])}</title>'

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rayrl_dt.interop.bundle import BUNDLE, Bundle
 from rayrl_dt.runs.records import write_json
@@ -98,9 +96,10 @@ def _command(spec: SweepSpec, trial: TrialResult, out: Path) -> str:
     """Return a single run with the trial's values; after PBT with its last ones from the start."""
     if spec.run is not None:
         return read_refinement_job(spec.at(trial.parameters)).command
-    changes = [f"--set {shlex.quote(f'{path}={_yaml(value)}')}" for path, value in trial.parameters.items()]
+    # Text that YAML reads as it stands needs no quotes.
+    values = {
+        path: value if isinstance(value, str) else json.dumps(value)
+        for path, value in trial.parameters.items()
+    }
+    changes = [f"--set {shlex.quote(f'{path}={value}')}" for path, value in values.items()]
     return " ".join(["rayrl-dt train", shlex.quote(str(out / SWEEP)), *changes])
-
-
-def _yaml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (Mapping, list, bool)) or value is None else str(value)
