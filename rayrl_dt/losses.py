@@ -157,7 +157,7 @@ def td3_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
     TD3+ODT, equation 3. Time limits are not terminal states.
 
     Args:
-        rewards: `(B, K)` raw.
+        rewards: `(B, K)` in the critics' units.
         terminated: `(B, K)` bool.
         next_values: `(2, B, K)` of the target critics at the next step.
         gamma: discount.
@@ -275,7 +275,7 @@ def iql_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamm
     states.
 
     Args:
-        rewards: `(B,)` raw.
+        rewards: `(B,)` in the critics' units.
         terminated: `(B,)` bool.
         next_values: `(B,)`, V of the next step's observation.
         gamma: discount.

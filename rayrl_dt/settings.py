@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "as_number",
     "attribute_of",
+    "automatic",
     "choice",
     "count",
     "described",
@@ -84,12 +85,20 @@ def text(what: str) -> Check:
 
 def optional(check: Check) -> Check:
     """Return the same check where null is a value too."""
+    return _beside(None, "null", check)
 
+
+def automatic(check: Check) -> Check:
+    """Return the same check where "auto", for what follows from the data, is a value too."""
+    return _beside("auto", "auto", check)
+
+
+def _beside(other: Any, written: str, check: Check) -> Check:
     def checked(name: str, value: Any) -> Any:
         try:
-            return None if value is None else check(name, value)
+            return value if value == other else check(name, value)
         except UserError as error:
-            end = " Or null." if str(error).endswith((".", "?")) else ", or null"
+            end = f" Or {written}." if str(error).endswith((".", "?")) else f", or {written}"
             raise UserError(f"{error}{end}") from None
 
     return checked

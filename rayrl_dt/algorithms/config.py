@@ -17,6 +17,7 @@ from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
+from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
@@ -117,7 +118,11 @@ class SequenceConfig(SettingsConfig):
             env = _env_json(self.env, self.env_config)
         self.observation_space = store.info.observation_space
         self.action_space = store.info.action_space
-        spec = PolicySpec.from_store(self.sequence_model, store, return_scale=self.return_scale, env=env)
+        scale = self.return_scale
+        if scale is None and self.policy_spec is not None:
+            # A resumed policy keeps the one that it learned with.
+            scale = self.resolved_spec.return_scale
+        spec = PolicySpec.from_store(self.sequence_model, store, return_scale=scale, env=env)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
         self.largest_reward = max(float(store.rewards.max()), -float(store.rewards.min()))
@@ -129,7 +134,22 @@ class SequenceConfig(SettingsConfig):
                 f"{spec.action_space}; set training.objective: imitation"
             )
         if self.objective_critic is not None:
-            self.critic_hidden = Bundle.open(self.objective_critic).critic_for(spec).hidden
+            bundle = Bundle.open(self.objective_critic)
+            self.critic_hidden = bundle.critic_for(spec).hidden
+            bundle.check_scale(spec)
+
+    def critic_scale(self, section: str, chosen: float | str) -> float:
+        """Return what critics divide rewards by: the scale of a config, or the policy's for "auto".
+
+        Args:
+            section: that the scale stands in, for a warning.
+            chosen: by the config.
+        """
+        automatic = self.resolved_spec.reward_scale or 1.0
+        if isinstance(chosen, str):
+            return automatic
+        warn_if_far(f"{section}.reward_scale", chosen, automatic)
+        return chosen
 
     def _with_acting(self, spec: PolicySpec) -> PolicySpec:
         """Add how the config has the policy act; what the config leaves open stays as it is in `spec`."""

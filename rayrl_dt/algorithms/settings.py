@@ -88,7 +88,8 @@ class TrainingSettings(Settings):
         lr_decay: after the warm-up: "constant", or "cosine" to zero at the last gradient step.
         weight_decay: AdamW's, on every parameter.
         grad_clip: largest norm of the policy's whole gradient; None for any.
-        return_scale: raw returns are divided by it; None for the power of ten below the largest one.
+        return_scale: raw returns are divided by it; None for the largest absolute one of the data, so that the rewards'
+            unit changes nothing.
         precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
     """
 

@@ -14,6 +14,7 @@ from rayrl_dt.cli.console import command_line, console, finish
 from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
+from rayrl_dt.settings import as_number
 
 if TYPE_CHECKING:
     from rayrl_dt.evaluation.refinement_grid import RefinementGrid
@@ -38,6 +39,12 @@ def critic(
             help="What V learns of the data's actions: 0.5 for their mean, towards 1 for the best of them."
         ),
     ] = 0.7,
+    reward_scale: Annotated[
+        str,
+        typer.Option(
+            help='Rewards are divided by it: a number, or "auto" for one that follows from the data.'
+        ),
+    ] = "auto",
     dataset: OtherDataset = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
 ) -> None:
@@ -50,7 +57,7 @@ def critic(
     from rayrl_dt.critics.training import CriticTraining
     from rayrl_dt.interop.critics import add_critic
 
-    training = CriticTraining(steps=steps, expectile=expectile)
+    training = CriticTraining(steps=steps, expectile=expectile, reward_scale=as_number(reward_scale))
     with progress_bar("training") as progress:
         folder = add_critic(
             run, training=training, seed=seed, dataset=dataset, command=command_line(), progress=progress
@@ -58,7 +65,7 @@ def critic(
     finish(
         "critic:",
         folder / "critic.safetensors",
-        # Which step sizes help hangs on the rewards' scale: one that helps in a maze ruins Hopper.
+        # Which step sizes help hangs on the task, whatever the rewards' unit is: one that helps in a maze ruins Hopper.
         then=f"rayrl-dt refine {run} --eta 1e-4,1e-3,1e-2 --n 1,10",
     )
 

@@ -5,7 +5,8 @@ every policy that shares its units.
 
 Where the paper of Action Gradient is silent, this is what CORL does, by our own code: twin Q of which the lower one
 of the slow copies teaches V, expectile 0.7, gamma 0.99, Adam at 3e-4, a slow copy that moves by 0.005 after each step,
-batches of 256. A step reads V(s') before V moves. Rewards are raw; CORL rescales them on a few data sets.
+batches of 256. A step reads V(s') before V moves. Rewards are divided by a scale that follows from the data; CORL
+rescales them on a few data sets.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,13 +24,14 @@ from rayrl_dt.critics.guard import check_values
 from rayrl_dt.critics.iql import IQLStep, Outcome
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.critics.transitions import Transitions, transitions_of
+from rayrl_dt.data import scaling
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.precision import PRECISIONS, dtype_of, resolve
 from rayrl_dt.seeding import numpy_generator, seeded_weights
-from rayrl_dt.settings import Settings, choice, count, real, setting
+from rayrl_dt.settings import Settings, automatic, choice, count, real, setting
 
 __all__ = ["CriticTraining", "IQLTrainer", "fit_critic", "new_critic"]
 
@@ -52,6 +54,8 @@ class CriticTraining(Settings):
         polyak: how far the slow copy of Q moves at each step.
         hidden: width of the networks.
         precision: of the products: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
+        reward_scale: rewards are divided by it, and with them all values; "auto" for that of the policy's data
+            (`rayrl_dt.data.scaling.reward_scale`), so that the rewards' unit changes nothing.
 
     Raises:
         UserError: a value is out of range.
@@ -67,6 +71,15 @@ class CriticTraining(Settings):
     polyak: float = setting(0.005, real(above=0, most=1))
     hidden: int = setting(256, count(1))
     precision: str = setting("auto", choice(*PRECISIONS))
+    reward_scale: float | str = setting("auto", automatic(real(above=0)))
+
+    def scaled_for(self, spec: PolicySpec, store: TrajectoryStore) -> CriticTraining:
+        """Return the same with a number as the scale of rewards: a policy's where it knows one, or that of data."""
+        known = scaling.reward_scale(store) if spec.reward_scale is None else spec.reward_scale
+        if isinstance(self.reward_scale, str):
+            return replace(self, reward_scale=known)
+        scaling.warn_if_far(f"{self.section}.reward_scale", self.reward_scale, known)
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -100,8 +113,11 @@ def fit_critic(
         UserError: the policy has discrete actions or image observations, or the data are of another task.
         TrainingDiverged: a loss became NaN, or the values left what rewards can add up to.
     """
+    training = training.scaled_for(model.spec, store)
     critic = new_critic(model.spec, hidden=training.hidden, seed=seed)
-    trainer = IQLTrainer(critic, transitions_of(store, model), training, seed=seed)
+    transitions = transitions_of(store, model)
+    transitions = transitions._replace(rewards=transitions.rewards / float(training.reward_scale))
+    trainer = IQLTrainer(critic, transitions, training, seed=seed)
     while trainer.steps_done < training.steps:
         trainer.run(min(_BLOCK, training.steps - trainer.steps_done))
         if progress is not None:
@@ -114,8 +130,8 @@ class IQLTrainer:
 
     Args:
         critic: trained in place.
-        transitions: the logged data.
-        training: how.
+        transitions: the logged data, their rewards scaled.
+        training: how, its `reward_scale` aside.
         seed: of the batches; batch n is a function of (seed, n).
 
     Attributes:

@@ -21,7 +21,8 @@ __all__ = ["Transitions", "transitions_of"]
 class Transitions(NamedTuple):
     """Transitions, or a batch of them.
 
-    Observations are normalized and actions in [-1, 1], as the policy sees them; rewards are raw.
+    Observations are normalized and actions in [-1, 1], as the policy sees them; rewards are raw until a critic's
+    training scales them.
     """
 
     pairs: Tensor  # (N, S + A) observation and action

@@ -1,8 +1,13 @@
-"""What a policy's outputs stand for in its data's units, and what is to be said about the scales of the data."""
+"""What a policy's outputs stand for in its data's units, and what is to be said about the scales of the data.
+
+Returns and rewards are divided by scales that follow from the data, so that the unit of the reward changes nothing.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -11,13 +16,22 @@ import numpy as np
 from rayrl_dt.data.store import OwnSteps, TrajectoryStore
 from rayrl_dt.envs.observations import Flattening
 
-__all__ = ["action_chunks", "action_range", "scale_notes"]
+__all__ = ["action_chunks", "action_range", "return_scale", "reward_scale", "scale_notes", "warn_if_far"]
+
+_LOG = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
 _CHUNK = 262_144
 # Bounds farther out than this times the largest action of the data, from zero, say nothing about actions.
 _FAR = 100
+# In critics' units rewards are of this size, as those of Hopper and Pendulum are raw: learning rates, temperatures and
+# the weights of critics in the papers are for such.
+_REWARD = 4.0
+# A reward that is this many times the others' size sets the scale alone, so that values stay within what critics learn.
+_OUTLIER = 64.0
+# A scale that is this many times another is a mistake rather than a choice.
+_APART = 64.0
 
 
 def action_range(store: TrajectoryStore) -> tuple[Array, Array]:
@@ -32,9 +46,46 @@ def action_range(store: TrajectoryStore) -> tuple[Array, Array]:
 
 def action_chunks(store: TrajectoryStore) -> Iterator[Array]:
     """Return the actions of the store's own episodes, which in a view are not all of the array."""
-    actions = OwnSteps(store, "actions")
-    for begin in range(0, len(actions), _CHUNK):
-        yield actions[begin : begin + _CHUNK]
+    return _chunks(store, "actions")
+
+
+def return_scale(store: TrajectoryStore) -> float:
+    """Return what a policy's returns are divided by: the largest absolute return of the data; 1 where all are 0."""
+    return float(np.abs(store.episode_returns).max()) or 1.0
+
+
+def reward_scale(store: TrajectoryStore) -> float:
+    """Return what critics' rewards are divided by: a quarter of the mean |r| over the rewards that are not 0.
+
+    Where most rewards are 0 a critic's values are as large as the few others make them, however rare those are. A
+    largest reward beyond 64 times that mean is divided to 256. Where all are 0 the scale is 1.
+    """
+    total, count, largest = 0.0, 0, 0.0
+    for rewards in _chunks(store, "rewards"):
+        sizes = np.abs(rewards, dtype=np.float64)
+        total += float(sizes.sum())
+        count += int(np.count_nonzero(sizes))
+        largest = max(largest, float(sizes.max()))
+    return max(total / count, largest / _OUTLIER) / _REWARD if count else 1.0
+
+
+@cache
+def warn_if_far(name: str, scale: float, automatic: float) -> None:
+    """Say in one line of the log that a scale is far from the one that the data ask for; once in a process.
+
+    Args:
+        name: of the scale, with what it is, for instance "online.reward_scale".
+        scale: that is used.
+        automatic: that of the data.
+    """
+    if not automatic / _APART <= scale <= automatic * _APART:
+        _LOG.warning(
+            "%s is %g, and the data ask for %.3g: what was chosen for values of the usual size will not fit; check the "
+            "unit of the rewards",
+            name,
+            scale,
+            automatic,
+        )
 
 
 def scale_notes(store: TrajectoryStore) -> list[str]:
@@ -54,6 +105,12 @@ def scale_notes(store: TrajectoryStore) -> list[str]:
             for index in np.flatnonzero(far).tolist()
         ]
     return notes
+
+
+def _chunks(store: TrajectoryStore, name: str) -> Iterator[Array]:
+    steps = OwnSteps(store, name)
+    for begin in range(0, len(steps), _CHUNK):
+        yield steps[begin : begin + _CHUNK]
 
 
 def _bounds(store: TrajectoryStore) -> tuple[Array, Array, Array]:

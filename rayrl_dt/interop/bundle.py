@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.networks import IQLCritic
+from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critic_file import read_critic
@@ -115,6 +116,15 @@ class Bundle:
         """
         return read_critic(self.folder, spec, path=self.path)
 
+    def check_scale(self, spec: PolicySpec) -> None:
+        """Warn where the critic's values are of another size than the automatic scale of a policy's data gives.
+
+        Critics of earlier versions learned from raw rewards.
+        """
+        if spec.reward_scale is not None:
+            scale = float((self.header.get("critic") or {}).get("reward_scale", 1.0))
+            warn_if_far(f"the reward scale of the critic in {self.folder}", scale, spec.reward_scale)
+
     def refiner(
         self, settings: ActionGradient | SampledActions, spec: PolicySpec | None = None
     ) -> Refiner | None:
@@ -132,6 +142,7 @@ class Bundle:
         if settings.idle:
             return None
         critic = self.critic if spec is None else self.critic_for(spec)
+        self.check_scale(acting)
         if isinstance(settings, SampledActions):
             return SamplingRefiner(settings, critic, acting)
         return ActionRefiner(settings, critic, acting)

@@ -52,6 +52,7 @@ def add_critic(
     # Before the data, which take longer to load than to refuse.
     IQLCritic(bundle.spec, hidden=1)
     store = run_data(bundle) if dataset is None else sources.load(dataset)
+    training = training.scaled_for(bundle.spec, store)
     critic = fit_critic(bundle.model, store, training, seed=seed, progress=progress)
     record = {**training.to_json(), "seed": seed, "dataset": store.info.source, "command": command}
     return save_critic(bundle, critic, record=record)

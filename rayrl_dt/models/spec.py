@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt.data.scaling import action_range, scale_notes
+from rayrl_dt.data import scaling
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs import spaces_json
 from rayrl_dt.envs.observations import Flattening
@@ -51,6 +51,8 @@ class PolicySpec:
             drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
             draw theirs, `SequencePolicy` takes the most likely.
         recorded_space: of one observation as the environment gives it; None for `observation_space`.
+        reward_scale: what critics beside it divide rewards by, unless they are told otherwise; None in bundles that do
+            not know.
     """
 
     model: ModelConfig
@@ -68,6 +70,7 @@ class PolicySpec:
     acting_context_length: int | None = None
     action_selection: str | None = None
     recorded_space: gym.Space[Any] | None = None
+    reward_scale: float | None = None
 
     @property
     def flattening(self) -> Flattening:
@@ -158,7 +161,7 @@ class PolicySpec:
         Args:
             model: the user's choices.
             store: training data, before any filter (statistics come from all of it).
-            return_scale: None for the power of ten below the largest absolute return.
+            return_scale: None for the largest absolute return.
             env: overrides the data set's own environment.
 
         Raises:
@@ -183,13 +186,15 @@ class PolicySpec:
         environment = store.info.environment
         limit = max(int(store.lengths.max()), 0 if environment is None else environment.limit)
         head = heads[0] if model.head == "auto" else model.head
-        low, high = action_range(store) if HEADS[head].continuous else ((), ())
-        for note in scale_notes(store):
+        low, high = scaling.action_range(store) if HEADS[head].continuous else ((), ())
+        for note in scaling.scale_notes(store):
             _LOG.warning("%s: %s", store.info.source, note)
         returns = store.episode_returns
-        scale = return_scale if return_scale is not None else _default_scale(returns)
+        automatic = scaling.return_scale(store)
+        scale = automatic if return_scale is None else return_scale
         if not np.isfinite(scale) or scale <= 0:
             raise UserError(f"training.return_scale is {scale}; it must be a positive number")
+        scaling.warn_if_far("training.return_scale", scale, automatic)
         quantiles = np.percentile(returns, [5, 50, 95])
         return cls(
             model=replace(
@@ -217,6 +222,7 @@ class PolicySpec:
             collected_in=None if spec is None else spec.to_json(),
             metadata=dict(store.info.metadata),
             recorded_space=store.info.recorded_space,
+            reward_scale=scaling.reward_scale(store),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -239,6 +245,7 @@ class PolicySpec:
             "recorded_space": None
             if self.recorded_space is None
             else spaces_json.to_json(self.recorded_space),
+            "reward_scale": self.reward_scale,
         }
 
     @classmethod
@@ -266,10 +273,5 @@ class PolicySpec:
             acting_context_length=values.get("acting_context_length"),
             action_selection=values.get("action_selection"),
             recorded_space=None if recorded is None else spaces_json.from_json(recorded),
+            reward_scale=values.get("reward_scale"),
         )
-
-
-def _default_scale(returns: np.ndarray[Any, Any]) -> float:
-    """Return the power of ten below the largest absolute return: 1000 for Hopper, 1 for success or not."""
-    largest = float(np.abs(returns).max())
-    return 10.0 ** np.floor(np.log10(largest)) if largest > 0 else 1.0

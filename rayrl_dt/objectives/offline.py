@@ -127,7 +127,8 @@ class AdvantageWeighted(Objective):
     """-E[log pi(a) exp((Q(s, a) - Q(s, pi)) / temperature)], weights detached and bounded (equation 10).
 
     Attributes:
-        awac_temperature: lambda, in units of Q, which are raw rewards; the larger, the nearer to plain imitation.
+        awac_temperature: lambda, in units of Q, which are rewards divided by the critic's own scale; the larger, the
+            nearer to plain imitation.
         awac_cap: largest weight of an action.
     """
 

@@ -37,7 +37,7 @@ from rayrl_dt.objectives.gradient import (
 from rayrl_dt.objectives.offline import Q_MEAN
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import count, flag, real, setting
+from rayrl_dt.settings import automatic, count, flag, real, setting
 
 __all__ = ["TD3", "TD3Settings"]
 
@@ -53,8 +53,9 @@ class TD3Settings(GradientSettings):
         normalize_q: divide alpha by the mean of |Q|, so that it does not hang on the rewards' scale.
         gamma: the critic's discount.
         polyak: share of the new weights in the targets at each of their steps.
-        reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. The authors use
-            100 and 1000 on Adroit; alpha weighs the scaled values.
+        reward_scale: the critic learns from rewards divided by it; targets and returns stay raw. "auto" follows from
+            the data, so that alpha weighs the same whatever the rewards' unit is
+            (`rayrl_dt.data.scaling.reward_scale`). The authors use 1, and 100 and 1000 on Adroit.
         critic_lr: learning rate of the critic (AdamW).
         critic_weight_decay: its weight decay.
         critic_width: units of its two hidden layers.
@@ -66,7 +67,7 @@ class TD3Settings(GradientSettings):
     normalize_q: bool = setting(False, flag())
     gamma: float = setting(0.99, real(above=0, most=1))
     polyak: float = setting(0.005, real(above=0, most=1))
-    reward_scale: float = setting(1.0, real(above=0))
+    reward_scale: float | str = setting("auto", automatic(real(above=0)))
     critic_lr: float = setting(1e-3, real(above=0))
     critic_weight_decay: float = setting(0.01, real(least=0))
     critic_width: int = setting(256, count(1))
@@ -110,7 +111,8 @@ class TD3(RLGradient):
         settings, networks, window = self.settings, bench.networks, batch.window
         model, following = networks.model, window.next
         assert following is not None and window.rewards is not None and window.terminated is not None
-        rewards, dtype = window.rewards / settings.reward_scale, dtype_of(networks.precision)  # (B, K)
+        scale, dtype = float(settings.reward_scale), dtype_of(networks.precision)
+        rewards = window.rewards / scale  # (B, K)
         with torch.no_grad():
             actions = outputs_at_every_step(networks.target_model, following, networks.precision).float()
             actions = losses.smooth_actions(actions, batch.normal(actions))  # (B, K, A)
@@ -122,7 +124,7 @@ class TD3(RLGradient):
         loss = losses.td3_critic_loss(values, target, window.mask)
         bench.descend(CRITIC, loss, "the critic's loss")
         mean = values.detach().where(window.mask, 0.0).sum() / (2 * window.mask.sum())
-        bench.check_values(mean, window, gamma=settings.gamma, reward_scale=settings.reward_scale)
+        bench.check_values(mean, window, gamma=settings.gamma, reward_scale=scale)
         bench.log(CRITIC_LOSS, loss.detach())
         bench.log(Q_MEAN, mean)
 

@@ -48,7 +48,8 @@ class ActionGradient(Settings):
     """How actions are refined.
 
     Attributes:
-        eta: step size, in units of [-1, 1] per unit of Q; for rmsprop and adam nearly the step itself.
+        eta: step size, in units of [-1, 1] per unit of Q, which are rewards divided by the critic's own scale; for
+            rmsprop and adam nearly the step itself.
         n: steps; 0 leaves the policy as it is.
         rule: "plain", "momentum", "rmsprop" or "adam".
         zeta1: of the first moment (momentum, adam).

@@ -25,6 +25,7 @@ CONFIG: dict[str, Any] = {
         "lr": 1e-3,
         "lr_decay": "cosine",
         "warmup_steps": 100,
+        "return_scale": 1000,
     },
     "evaluation": {"target_returns": "dataset:7", "episodes_per_target": 20, "evaluation_interval": 3},
 }
@@ -44,6 +45,7 @@ FINETUNING: dict[str, Any] = {
     },
     "training": {"lr": 1e-3, "warmup_steps": 250, "gradient_steps_per_iteration": 250, "return_scale": 1000},
     "online": {
+        "reward_scale": 1,
         "alpha": 1.0,
         "pretrain_steps": 500,
         "env_steps": 4_800,

@@ -100,6 +100,10 @@ def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None
         (("critic", "nowhere"), "does not exist"),
         (("critic", "{bundle}", "--steps", "0"), "steps is 0"),
         (("critic", "{bundle}", "--expectile", "1"), "expectile is 1.0"),
+        (
+            ("critic", "{bundle}", "--reward-scale", "0"),
+            "reward_scale is 0; it must be a finite number above 0, or auto",
+        ),
         (("critic", "{bundle}", "--dataset", "store:gone"), "gone"),
     ],
 )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rayrl_dt.data import preview
-from rayrl_dt.data.scaling import action_range, scale_notes
+from rayrl_dt.data.filters import below_return
+from rayrl_dt.data.scaling import action_range, return_scale, reward_scale, scale_notes
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.types import Normalizer
 
@@ -65,3 +66,33 @@ def test_a_small_signal_is_no_noise() -> None:
     fitted = Normalizer.fit(data)
     assert fitted.raised == ()
     assert fitted.std[0] == pytest.approx(latitude.std(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "scale"),
+    [
+        ([3.0, -5.0], 1.0),
+        # However rare they are, the values of a critic are as large as these.
+        ([1.0] + 400 * [0.0], 0.25),
+        # Beside costs of every step, a success is bounded by 256.
+        (400 * [-0.001] + [1.0], 1 / 256),
+        ([0.0, 0.0], 1.0),
+    ],
+)
+@pytest.mark.parametrize("unit", [1.0, 1024.0, 1 / 1024])
+def test_rewards_are_scaled_by_their_size(
+    make_store: Any, rewards: list[float], scale: float, unit: float
+) -> None:
+    store = make_store(lengths=(len(rewards),))
+    store = replace(store, rewards=np.array(rewards, np.float32) * np.float32(unit))
+    wanted = scale * unit if any(rewards) else 1.0
+    assert reward_scale(store) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_scales_are_those_of_what_a_view_holds(make_store: Any) -> None:
+    store = make_store(lengths=(3, 3))
+    store = replace(store, rewards=np.array([1, 2, 3, 400, 500, 600], np.float32))
+    store = replace(store, returns_to_go=np.array([6, 5, 3, 1500, 1100, 600], np.float32))
+    assert (reward_scale(store), return_scale(store)) == (251 / 4, 1500.0)
+    view = below_return(store, 100.0)
+    assert (reward_scale(view), return_scale(view)) == (0.5, 6.0)

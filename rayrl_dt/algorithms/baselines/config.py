@@ -10,7 +10,7 @@ import gymnasium as gym
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.settings import Settings, count, real, setting
+from rayrl_dt.settings import Settings, automatic, count, real, setting
 
 __all__ = ["MemorylessConfig", "MemorylessSettings"]
 
@@ -24,7 +24,8 @@ class MemorylessSettings(Settings):
         polyak: share of the new weights in the slow copies at each of their steps.
         critic_lr: learning rate of the critics, constant.
         critic_width: units of their two hidden layers.
-        reward_scale: critics learn from rewards divided by it; returns stay raw.
+        reward_scale: critics learn from rewards divided by it; returns stay raw. "auto" follows from the data, so that
+            the rewards' unit changes nothing (`rayrl_dt.data.scaling.reward_scale`).
     """
 
     section: ClassVar[str] = "training"
@@ -33,7 +34,7 @@ class MemorylessSettings(Settings):
     polyak: float = setting(0.005, real(above=0, most=1))
     critic_lr: float = setting(3e-4, real(above=0))
     critic_width: int = setting(256, count(1))
-    reward_scale: float = setting(1.0, real(above=0))
+    reward_scale: float | str = setting("auto", automatic(real(above=0)))
 
 
 class MemorylessConfig(SequenceConfig):
@@ -44,6 +45,8 @@ class MemorylessConfig(SequenceConfig):
     """
 
     parts = (*SequenceConfig.parts, MemorylessSettings)
+
+    reward_scale: float | str
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
@@ -79,6 +82,7 @@ class MemorylessConfig(SequenceConfig):
                 f"{store.info.action_space}; choose other data, or algorithm: BC"
             )
         super().resolve(store)
+        self.reward_scale = self.critic_scale("training", self.reward_scale)
 
     def validate(self) -> None:
         """Check that the policy has no memory, too.

@@ -32,10 +32,11 @@ class CQLSettings(Settings):
     """What CQL adds.
 
     Attributes:
-        alpha: weight of the conservative gap beside the critics' squared error; 0 is soft actor-critic.
+        alpha: weight of the conservative gap beside the critics' squared error, both in units of `reward_scale`; 0 is
+            soft actor-critic.
         num_actions: sampled actions of each of the three kinds, for every transition.
         temperature_lr: learning rate of the entropy's temperature.
-        initial_temperature: its first value, in units of Q for a nat.
+        initial_temperature: its first value, in units of Q (those of `reward_scale`) for a nat.
     """
 
     section: ClassVar[str] = "training"

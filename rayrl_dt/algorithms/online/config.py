@@ -11,6 +11,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
 from rayrl_dt.critics.companions import Companions
+from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import check_spaces
 from rayrl_dt.errors import UserError
@@ -37,11 +38,12 @@ class OnlineConfig(SequenceConfig):
         "and set those"
     }
 
+    reward_scale: float | str
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
         self.lr = 1e-3
         self.gradient_steps_per_iteration = 250
-        self.return_scale = 1000.0
         self.model_defaults = {
             "backbone": "dt",
             "context_length": 5,
@@ -112,20 +114,26 @@ class OnlineConfig(SequenceConfig):
             )
         self.logged_episode_steps = store.num_steps / store.num_episodes
         self.gradient_steps = self.total_gradient_steps
-        if base is None:
-            return
-        # The policy's inputs stay what they were; targets, environment and scores are those of the new data.
-        taken = replace(
-            self.resolved_spec,
-            model=base.model,
-            action_low=base.action_low,
-            action_high=base.action_high,
-            normalizer=base.normalizer,
-            return_scale=base.return_scale,
-            acting_context_length=base.acting_context_length,
-            action_selection=base.action_selection,
-        )
-        self.policy_spec = self._with_acting(taken).to_json()
+        if base is not None:
+            for scale in ("return_scale", "reward_scale"):
+                of_data = getattr(self.resolved_spec, scale)
+                warn_if_far(
+                    f"the {scale} of the policy to start from", getattr(base, scale) or of_data, of_data
+                )
+            # What enters the policy stays as it was; targets, environment and scores are those of the new data.
+            taken = replace(
+                self.resolved_spec,
+                model=base.model,
+                action_low=base.action_low,
+                action_high=base.action_high,
+                normalizer=base.normalizer,
+                return_scale=base.return_scale,
+                reward_scale=base.reward_scale or self.resolved_spec.reward_scale,
+                acting_context_length=base.acting_context_length,
+                action_selection=base.action_selection,
+            )
+            self.policy_spec = self._with_acting(taken).to_json()
+        self.reward_scale = self.critic_scale("online", self.reward_scale)
 
     @property
     def gradient(self) -> RLGradient:
