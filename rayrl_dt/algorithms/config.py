@@ -118,11 +118,12 @@ class SequenceConfig(SettingsConfig):
             env = _env_json(self.env, self.env_config)
         self.observation_space = store.info.observation_space
         self.action_space = store.info.action_space
-        scale = self.return_scale
-        if scale is None and self.policy_spec is not None:
-            # A resumed policy keeps the one that it learned with.
-            scale = self.resolved_spec.return_scale
+        begun = None if self.policy_spec is None else self.resolved_spec
+        scale = begun.return_scale if begun is not None and self.return_scale is None else self.return_scale
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=scale, env=env)
+        if begun is not None:
+            # A resumed run keeps what it began with; it learned from raw rewards where nothing is recorded.
+            spec = dataclasses.replace(spec, reward_scale=begun.reward_scale)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
         self.largest_reward = max(float(store.rewards.max()), -float(store.rewards.min()))

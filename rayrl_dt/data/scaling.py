@@ -6,7 +6,7 @@ Returns and rewards are divided by scales that follow from the data, so that the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,15 @@ import numpy as np
 from rayrl_dt.data.store import OwnSteps, TrajectoryStore
 from rayrl_dt.envs.observations import Flattening
 
-__all__ = ["action_chunks", "action_range", "return_scale", "reward_scale", "scale_notes", "warn_if_far"]
+__all__ = [
+    "action_chunks",
+    "action_range",
+    "return_scale",
+    "reward_scale",
+    "scale_notes",
+    "scale_of",
+    "warn_if_far",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,13 +63,18 @@ def return_scale(store: TrajectoryStore) -> float:
 
 
 def reward_scale(store: TrajectoryStore) -> float:
-    """Return what critics' rewards are divided by: a quarter of the mean |r| over the rewards that are not 0.
+    """Return what critics of a store's data divide rewards by; see `scale_of`."""
+    return scale_of(_chunks(store, "rewards"))
+
+
+def scale_of(pieces: Iterable[Array]) -> float:
+    """Return what critics divide rewards by: a quarter of the mean |r| over the rewards that are not 0.
 
     Where most rewards are 0 a critic's values are as large as the few others make them, however rare those are. A
     largest reward beyond 64 times that mean is divided to 256. Where all are 0 the scale is 1.
     """
     total, count, largest = 0.0, 0, 0.0
-    for rewards in _chunks(store, "rewards"):
+    for rewards in pieces:
         sizes = np.abs(rewards, dtype=np.float64)
         total += float(sizes.sum())
         count += int(np.count_nonzero(sizes))

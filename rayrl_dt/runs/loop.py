@@ -17,6 +17,7 @@ from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.errors import number
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.run_files import CONFIG
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 from rayrl_dt.runs.config_files import build_config
@@ -103,6 +104,9 @@ def _train(
 
 def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm:
     """Build the algorithm, restored from a checkpoint if there is one."""
+    if checkpoint is not None:
+        # Scales that followed from the data stay what they were, whatever the version that wrote it made of them.
+        config.policy_spec = Bundle.open(checkpoint).spec.to_json()
     algorithm: SequenceAlgorithm = config.build_algo()
     if checkpoint is not None:
         try:

@@ -173,10 +173,13 @@ def test_the_scale_is_recorded_with_run_and_critic(
     spec = config.resolved_spec
     assert config.reward_scale == spec.reward_scale == pytest.approx(reward_scale(store))
     assert spec.return_scale == pytest.approx(return_scale(store))
-    resumed = config.copy(copy_frozen=False)
-    resumed.policy_spec = replace(spec, return_scale=100.0).to_json()
-    SequenceOfflineData(resumed)
-    assert resumed.resolved_spec.return_scale == 100.0
+    # The scales of this version, and those of one that knew none of rewards.
+    for scales in ({"return_scale": 90.0, "reward_scale": 3.0}, {"return_scale": 90.0, "reward_scale": None}):
+        resumed = config.copy(copy_frozen=False).online(reward_scale="auto")
+        resumed.policy_spec = replace(spec, **scales).to_json()
+        SequenceOfflineData(resumed)
+        assert resumed.resolved_spec.return_scale == 90.0
+        assert resumed.reward_scale == (scales["reward_scale"] or 1.0)
     model = build_model(store, **{**SMALL, "timestep_embedding": "none"})
     model.spec = replace(model.spec, reward_scale=7.0, return_scale=300.0)
     bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy")

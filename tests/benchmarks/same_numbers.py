@@ -58,6 +58,8 @@ MEMORYLESS = ("IQL", "CQL", "TD3BC")
 SPELLINGS = {"optimizer": "optimiser", "normalize_q": "normalise_q"}
 SPELLINGS |= {"action_regularization": "action_regularisation"}
 """Settings as they are called now, and as they were before."""
+RETURN_SCALES = {"Pendulum-v1": 1000, "CartPole-v1": 10}
+"""The defaults before scales followed from the data, when reward scales were 1."""
 CLOCKS = {"time_total_s", "steps_per_s", "env_steps_per_s"}
 JUDGE = "the run dt"
 """Stands for the folder of the first run, whose bundle has a critic."""
@@ -123,17 +125,19 @@ def config_of(algorithm: str, settings: Mapping[str, Any], root: Path) -> dict[s
     values: dict[str, Any] = {section: dict(chosen) for section, chosen in SEQUENCE.items()}
     values["offline_data"] = {"dataset": "Pendulum-v1"}
     if algorithm == "OnlineDT":
-        values["online"] = dict(ONLINE)
+        values["online"] = {**ONLINE, "reward_scale": 1}
     else:
         values["training"].update(OFFLINE)
     if algorithm in MEMORYLESS:
         values["model"] = {"embed_dim": 16}
-        values["training"]["critic_width"] = 16
+        values["training"] |= {"critic_width": 16, "reward_scale": 1}
     before = {new: old for new, old in SPELLINGS.items() if hasattr(OnlineDTConfig(), old)}
     for path, value in settings.items():
         section, name = path.split(".")
         values[section][before.get(name, name)] = str(root / "dt") if value == JUDGE else value
-    values["offline_data"]["dataset"] = f"store:{root / values['offline_data']['dataset']}"
+    data = values["offline_data"]["dataset"]
+    values["training"]["return_scale"] = RETURN_SCALES[data]
+    values["offline_data"]["dataset"] = f"store:{root / data}"
     model = values.pop("model")
     if "online.start_from" not in settings:
         values["rl_module"] = {"model_config": model}
@@ -192,7 +196,9 @@ def record(name: str, values: dict[str, Any], folder: Path) -> dict[str, str]:
         result = evaluate_bundle(folder, targets="dataset:3", episodes_per_target=2, seed=3)
         found["evaluation of the bundle"] = repr([list(target.returns) for target in result.targets])
     if name == "dt":
-        add_critic(folder, training=CriticTraining(steps=20, batch_size=16, hidden=16, precision="fp32"))
+        raw = {"reward_scale": 1} if hasattr(CriticTraining, "reward_scale") else {}
+        training = CriticTraining(steps=20, batch_size=16, hidden=16, precision="fp32", **raw)
+        add_critic(folder, training=training)
         found["trained critic"] = whole(digests(load_file(str(folder / "policy" / "critic.safetensors"))))
         found["acting, refined"] = act(folder, action_gradient=ActionGradient(eta=0.01, n=3))
     return found

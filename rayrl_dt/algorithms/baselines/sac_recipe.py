@@ -25,6 +25,7 @@ from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import AUTHOR, as_float32, requirements
+from rayrl_dt.data.scaling import scale_of, warn_if_far
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import derive_seed, numpy_generator
 
@@ -96,7 +97,8 @@ def make(
 ) -> str:
     """Train SAC in this process and write the data sets `replay`, `medium` and `best`.
 
-    Unlike the scripted recipes this one is not repeatable bit for bit: RLlib's training is not.
+    Unlike the scripted recipes this one is not repeatable bit for bit: RLlib's training is not. SAC learns from the
+    environment's own rewards, and a line of the log says so where they are of an unusual size.
 
     Args:
         dataset_id: of the replay data, ending in `replay-vN`; the others take its place with their own name.
@@ -120,6 +122,8 @@ def make(
         raise UserError(
             f"{env} has actions {probe.action_space}; recipe trained needs a continuous environment"
         )
+    rewards = _random_rewards(probe, seed)
+    warn_if_far(f"SAC's reward scale on {env}", 1.0, scale_of(rewards))
     start_ray()
     algo = _config(env, seed, steps, overrides or {}).build_algo()
     try:
@@ -135,7 +139,8 @@ def make(
         }
     finally:
         algo.stop()
-    low, high = _random_return(probe, seed), _mean_return(data["best"][0])
+    low = float(np.mean([each.sum() for each in rewards]))
+    high = _mean_return(data["best"][0])
     for kind, (kept, what) in data.items():
         minari_io.write(
             ids[kind],
@@ -261,18 +266,20 @@ def _rollouts(
     return recorder.take()
 
 
-def _random_return(env: gym.Env[Any, Any], seed: int) -> float:
-    returns = []
+def _random_rewards(env: gym.Env[Any, Any], seed: int) -> list[np.ndarray[Any, Any]]:
+    """Return the rewards of episodes of uniformly random actions."""
+    episodes = []
     env.action_space.seed(derive_seed(seed, "recipe/trained/random") % 2**31)
     for number in range(_REFERENCE_EPISODES):
         env.reset(seed=derive_seed(seed, "recipe/reset", number) % 2**31)
-        over, total = False, 0.0
+        over = False
+        rewards = []
         while not over:
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            total += float(reward)
+            rewards.append(float(reward))
             over = terminated or truncated
-        returns.append(total)
-    return float(np.mean(returns))
+        episodes.append(np.array(rewards))
+    return episodes
 
 
 def _mean_return(episodes: list[RawEpisode]) -> float:

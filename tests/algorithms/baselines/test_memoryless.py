@@ -105,7 +105,7 @@ def units(model: Any, window: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_td3bc_takes_the_steps_of_the_paper(configure: Callable[..., Any]) -> None:
     """Fujimoto and Gu 2021, algorithm of TD3 with equation 5, written out; policy and slow copies at every second."""
-    algorithm = configure("TD3BC", steps=4).build_algo()
+    algorithm = configure("TD3BC", steps=4, reward_scale=1.0).build_algo()
     learner = algorithm.learner_group._learner
     module = learner.networks
     networks = (module.model, module.critic, module.target_model, module.target_critic)
