@@ -102,7 +102,7 @@ def warn_if_far(name: str, scale: float, automatic: float) -> None:
 
 
 def scale_notes(store: TrajectoryStore) -> list[str]:
-    """Return sentences about features and bounds that are not taken as they are."""
+    """Return sentences about features and bounds that are not taken as they are, and rewards without a size."""
     info, normalizer = store.info, store.normalizer
     space = info.observation_space if info.recorded_space is None else info.recorded_space
     notes = [
@@ -110,6 +110,11 @@ def scale_notes(store: TrajectoryStore) -> list[str]:
         f"with noise: it is scaled by {normalizer.std.flat[index]:.3g}, and small shifts of it are not blown up"
         for index in normalizer.raised
     ]
+    if not any(rewards.any() for rewards in _chunks(store, "rewards")):
+        notes.append(
+            "all rewards are 0, so they say nothing about the size of those that an environment pays: where it pays "
+            "more than about 1 a step, set training.return_scale, and reward_scale of critics"
+        )
     if isinstance(info.action_space, gym.spaces.Box):
         *_, far = _bounds(store)
         notes += [

@@ -87,6 +87,7 @@ def test_rewards_are_scaled_by_their_size(
     store = replace(store, rewards=np.array(rewards, np.float32) * np.float32(unit))
     wanted = scale * unit if any(rewards) else 1.0
     assert reward_scale(store) == pytest.approx(wanted, rel=1e-6)
+    assert any("all rewards are 0" in note for note in scale_notes(store)) != any(rewards)
 
 
 def test_scales_are_those_of_what_a_view_holds(make_store: Any) -> None:
