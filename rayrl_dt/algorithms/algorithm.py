@@ -23,6 +23,7 @@ from rayrl_dt.algorithms.remote_paths import fetched, sent
 from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner, take_gradient_steps
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.interop.bundle import BUNDLE, Bundle, save_bundle
+from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 
@@ -160,8 +161,10 @@ class SequenceAlgorithm(Algorithm):
 
     def policy_state(self) -> dict[str, Any]:
         """Return the weights of the policy network as NumPy arrays, from the learner."""
+        return self._weights("model.")
+
+    def _weights(self, prefix: str) -> dict[str, Any]:
         state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]
-        prefix = "model."
         return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
     def step(self) -> dict[str, Any]:
@@ -196,14 +199,26 @@ class SequenceAlgorithm(Algorithm):
         return str(path)
 
     def save_beside(self, folder: Path) -> None:
-        """Write what a checkpoint holds beside RLlib's files: the policy's bundle."""
-        save_bundle(
+        """Write what a checkpoint holds beside RLlib's files: the policy's bundle, with a critic trained beside it."""
+        bundle = save_bundle(
             self.policy_spec,
             self.policy_state(),
             folder / BUNDLE,
             command=self.command,
             gradient_steps=self.gradient_steps,
         )
+        wanted = self.config.companions
+        # Those with layer norm serve training alone: acting has fast passes of plain networks.
+        if (
+            wanted is not None
+            and wanted.critic_trains
+            and wanted.critic
+            and not wanted.shape.get("layer_norm")
+        ):
+            prefix = {"twin": "q.", "iql": ""}[wanted.critic]
+            weights = {f"{prefix}{name}": value for name, value in self._weights("critic.").items()}
+            record = {"trained": "with the policy", "reward_scale": vars(self.config)["reward_scale"]}
+            save_critic(Bundle.open(bundle), weights, record=record)
 
     def restore_from_path(
         self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any

@@ -1,12 +1,15 @@
 """The critic of a policy bundle as a file: `critic.safetensors`, with a fingerprint of its units.
 
-A critic that strayed to a policy with another normalizer is refused and does not mislead.
+A critic that strayed to a policy with another normalizer is refused and does not mislead. One that was trained with its
+policy (TD3, CQL) has no V, which only training asks.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,14 +24,14 @@ __all__ = ["CRITIC", "UNITS", "read_critic", "write_critic"]
 
 CRITIC = "critic.safetensors"
 UNITS = "units"
-_UNSAVED = "target."
+_UNSAVED, _VALUE = "target.", "value."
 
 
-def write_critic(critic: IQLCritic, spec: PolicySpec, folder: Path) -> None:
-    """Write a critic without its slow copy of Q, in the units of a policy."""
+def write_critic(weights: Mapping[str, Any], spec: PolicySpec, folder: Path) -> None:
+    """Write the weights of a critic without its slow copy of Q, in the units of a policy."""
     kept = {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in critic.state_dict().items()
+        name: torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for name, value in weights.items()
         if not name.startswith(_UNSAVED)
     }
     save_file(kept, str(folder / CRITIC), metadata={UNITS: units_of(spec)})
@@ -63,7 +66,8 @@ def read_critic(folder: Path, spec: PolicySpec, *, path: str | os.PathLike[str])
         )
     first = weights.get("q.q1.0.weight", torch.empty(1))
     critic = IQLCritic(spec, hidden=len(first))
-    own = {name: value for name, value in critic.state_dict().items() if not name.startswith(_UNSAVED)}
+    unsaved = (_UNSAVED,) if any(name.startswith(_VALUE) for name in weights) else (_UNSAVED, _VALUE)
+    own = {name: value for name, value in critic.state_dict().items() if not name.startswith(unsaved)}
     check_architecture(own, weights, source=str(file))
     critic.load_state_dict(weights, strict=False)
     critic.target.load_state_dict(critic.q.state_dict())

@@ -55,15 +55,15 @@ def add_critic(
     training = training.scaled_for(bundle.spec, store)
     critic = fit_critic(bundle.model, store, training, seed=seed, progress=progress)
     record = {**training.to_json(), "seed": seed, "dataset": store.info.source, "command": command}
-    return save_critic(bundle, critic, record=record)
+    return save_critic(bundle, critic.state_dict(), record=record)
 
 
-def save_critic(bundle: Bundle, critic: IQLCritic, *, record: Mapping[str, Any]) -> Path:
+def save_critic(bundle: Bundle, weights: Mapping[str, Any], *, record: Mapping[str, Any]) -> Path:
     """Put a critic into a bundle; the folder appears whole, or the one before stays.
 
     Args:
         bundle: of the policy in whose units the critic was trained; a critic that is there is replaced.
-        critic: its slow copy of Q is left out.
+        weights: `IQLCritic.state_dict()`, as tensors or arrays; the slow copy of Q is left out, and V may be missing.
         record: how it was made, JSON-ready; it stands in `policy.json` under `critic`.
 
     Returns:
@@ -73,19 +73,19 @@ def save_critic(bundle: Bundle, critic: IQLCritic, *, record: Mapping[str, Any])
     header = {**bundle.header, "critic": {**record, UNITS: units_of(bundle.spec)}}
     with replacing(folder) as aside:
         shutil.copytree(folder, aside, dirs_exist_ok=True)
-        write_critic(critic, bundle.spec, aside)
+        write_critic(weights, bundle.spec, aside)
         (aside / HEADER).write_text(json.dumps(header, indent=2))
     return folder
 
 
 def carry_critic(source: Path, target: Path) -> None:
-    """Copy the critic of a policy into a newer bundle of the same policy; do nothing where there is none.
+    """Copy the critic of a policy into a newer bundle of the same policy, unless there is none, or that has its own.
 
     Args:
         source: bundle that may hold a critic; it need not exist.
-        target: bundle without one. The critic's fingerprint goes along, so that it is refused where units differ.
+        target: newer bundle. The critic's fingerprint goes along, so that it is refused where units differ.
     """
-    if not (source / CRITIC).is_file() or not (source / HEADER).is_file():
+    if not (source / CRITIC).is_file() or not (source / HEADER).is_file() or (target / CRITIC).exists():
         return
     header = {**Bundle.open(target).header, "critic": Bundle.open(source).header.get("critic")}
     shutil.copy(source / CRITIC, target / CRITIC)

@@ -214,7 +214,9 @@ def test_scales_of_another_unit_are_named(
     # A critic of before learned from raw rewards.
     model = build_model(store, **SMALL)
     bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy")
-    save_critic(Bundle.open(bundle), new_critic(model.spec, hidden=8, seed=0), record={"steps": 1})
+    save_critic(
+        Bundle.open(bundle), new_critic(model.spec, hidden=8, seed=0).state_dict(), record={"steps": 1}
+    )
     (line,) = said(
         DTConfig().rl_module(model_config=SMALL).training(objective="awac", critic_from=str(bundle))
     )

@@ -32,7 +32,9 @@ def bundle(tmp_path: Path) -> Path:
     model = build_model(store)
     acting = model.spec.acting(context_length=2, action_selection=None)
     path = save_bundle(acting, model.state_dict(), tmp_path / "policy")
-    return save_critic(Bundle.open(path), new_critic(model.spec, hidden=16, seed=0), record={"steps": 7})
+    return save_critic(
+        Bundle.open(path), new_critic(model.spec, hidden=16, seed=0).state_dict(), record={"steps": 7}
+    )
 
 
 @pytest.mark.slow

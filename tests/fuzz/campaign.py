@@ -103,7 +103,7 @@ class Materials:
         config = ModelConfig(context_length=3, embed_dim=8, num_layers=1, num_heads=1, max_episode_steps=200)
         spec = PolicySpec.from_store(config, self.opened, return_scale=1.0)
         folder = save_bundle(spec, SequenceModel(spec).state_dict(), self.folder / "run" / "policy")
-        save_critic(Bundle.open(folder), IQLCritic(spec, hidden=4), record={})
+        save_critic(Bundle.open(folder), IQLCritic(spec, hidden=4).state_dict(), record={})
         return folder
 
     @cached_property

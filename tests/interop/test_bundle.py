@@ -198,7 +198,7 @@ def test_bundles_of_format_1_act_as_before(make_store: MakeStore, tmp_path: Path
     assert np.array_equal(actions(), before)
     assert Bundle.open(path).gradient_steps == 7
     critic = new_critic(model.spec, hidden=8, seed=0)
-    save_critic(Bundle.open(path), critic, record={"steps": 1})
+    save_critic(Bundle.open(path), critic.state_dict(), record={"steps": 1})
     again = Bundle.open(path)
     assert again.header["format"] == 1 and torch.equal(again.critic.value[0].weight, critic.value[0].weight)
 

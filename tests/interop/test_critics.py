@@ -52,7 +52,7 @@ def critic(model: SequenceModel) -> IQLCritic:
 
 
 def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    assert save_critic(Bundle.open(saved.parent), critic, record={"steps": 5}) == saved
+    assert save_critic(Bundle.open(saved.parent), critic.state_dict(), record={"steps": 5}) == saved
     again = load_critic(saved)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in critic.state_dict().items())
     assert not any(parameter.requires_grad for parameter in again.parameters())
@@ -68,8 +68,10 @@ def test_round_trip(saved: Path, model: SequenceModel, critic: IQLCritic) -> Non
 
 
 def test_a_critic_is_replaced(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    save_critic(Bundle.open(saved), new_critic(model.spec, hidden=8, seed=1), record={"steps": 1})
-    save_critic(Bundle.open(saved), critic, record={"steps": 2})
+    save_critic(
+        Bundle.open(saved), new_critic(model.spec, hidden=8, seed=1).state_dict(), record={"steps": 1}
+    )
+    save_critic(Bundle.open(saved), critic.state_dict(), record={"steps": 2})
     assert Bundle.open(saved).header["critic"]["steps"] == 2
     assert torch.equal(load_critic(saved).value[0].weight, critic.value[0].weight)
 
@@ -91,7 +93,7 @@ def test_a_discrete_policy_is_refused(make_store: MakeStore, tmp_path: Path) -> 
 def test_a_critic_of_other_units_is_refused(
     saved: Path, model: SequenceModel, critic: IQLCritic, tmp_path: Path, what: str
 ) -> None:
-    save_critic(Bundle.open(saved), critic, record={})
+    save_critic(Bundle.open(saved), critic.state_dict(), record={})
     spec, normalizer = model.spec, model.spec.normalizer
     changed = {
         "mean": replace(spec, normalizer=Normalizer(normalizer.mean + np.float32(1e-3), normalizer.std)),
@@ -108,7 +110,7 @@ def test_a_critic_of_other_units_is_refused(
 
 
 def test_a_truncated_critic_is_reported(saved: Path, model: SequenceModel, critic: IQLCritic) -> None:
-    save_critic(Bundle.open(saved), critic, record={})
+    save_critic(Bundle.open(saved), critic.state_dict(), record={})
     file = saved / "critic.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"truncated.*train it again"):

@@ -197,7 +197,9 @@ def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
 ) -> None:
     model = build_model(store_for(gym.make("Pendulum-v1")))
     bundle = save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=7)
-    save_critic(Bundle.open(bundle), new_critic(model.spec, hidden=16, seed=0), record={"steps": 7})
+    save_critic(
+        Bundle.open(bundle), new_critic(model.spec, hidden=16, seed=0).state_dict(), record={"steps": 7}
+    )
     values = {
         "run": str(bundle),
         "environment": {"env": "Pendulum-v1"},

@@ -21,11 +21,12 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, SequencePolicy, UserError, load_dataset
 from rayrl_dt.errors import TrainingDiverged
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.gradient import Batch
+from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.runs.config_files import apply_overrides, build_config
 from rayrl_dt.seeding import derive_seed
 
@@ -151,6 +152,18 @@ def test_a_checkpoint_elsewhere_is_whole_and_holds_a_policy(online: Configure, t
     policy = SequencePolicy.load(tmp_path / "a" / "checkpoint")
     for name, value in policy.model.state_dict().items():
         np.testing.assert_array_equal(value, state(half)[f"model.{name}"])
+    bundle = Bundle.open(tmp_path / "a" / "checkpoint")
+    assert bundle.header["critic"]["reward_scale"] == half.config.reward_scale
+    for name, value in bundle.critic.q.state_dict().items():
+        np.testing.assert_array_equal(value, state(half)[f"critic.{name}"])
+    refine = bundle.refiner(ActionGradient(eta=0.1, n=3))
+    assert refine is not None
+    observations, actions = np.ones((5, 3), np.float32), torch.zeros(5, 1)
+    better = refine(observations, actions)
+    mean, std = bundle.spec.normalizer.mean, bundle.spec.normalizer.std
+    normalized = torch.as_tensor((observations - mean) / std)
+    before, after = (bundle.critic.q(normalized, each).amin(dim=0) for each in (actions, better))
+    assert (after > before).all(), "the critic that it was finetuned with refines its actions"
 
 
 def _logged(algorithm: Any) -> list[int]:
