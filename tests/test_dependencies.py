@@ -47,7 +47,7 @@ LAYERS: tuple[str, ...] = (
     "cli",
     "__main__",
 )
-ROOMS_OF_ALGORITHMS = ("rllib_internals", "module", "runners", "", "online", "baselines")
+ROOMS_OF_ALGORITHMS = ("rllib_internals", "environments", "module", "runners", "", "online", "baselines")
 """Files and folders within `algorithms`, from the bottom up; "" stands for all other files."""
 CORE = frozenset(LAYERS[: LAYERS.index("algorithms")])
 

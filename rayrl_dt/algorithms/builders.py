@@ -183,6 +183,7 @@ def _builder(cls: type[SettingsConfig], section: str) -> Callable[..., Any]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in places else inspect.Parameter.KEYWORD_ONLY
         annotation = own[name].type if name in own else rllibs[name].annotation
         parameters.append(inspect.Parameter(name, kind, default=_UNCHANGED, annotation=annotation))
+    parameters.sort(key=lambda each: each.kind)
     build.__name__, build.__qualname__ = section, f"{cls.__qualname__}.{section}"
     build.__module__, build.__doc__ = cls.__module__, _docstring(cls, section)
     build.__signature__ = inspect.Signature(parameters, return_annotation=cls.__name__)  # type: ignore[attr-defined]

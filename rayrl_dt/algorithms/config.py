@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from rayrl_dt.algorithms import environments
 from rayrl_dt.algorithms import settings as groups
 from rayrl_dt.algorithms.builders import SettingsConfig
 from rayrl_dt.algorithms.critic_module import COMPANIONS, CriticRLModule
@@ -19,6 +21,7 @@ from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -28,7 +31,12 @@ from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.settings import Settings
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["SequenceConfig"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class SequenceConfig(SettingsConfig):
@@ -49,6 +57,7 @@ class SequenceConfig(SettingsConfig):
     """
 
     parts: ClassVar[tuple[type[Settings], ...]] = (
+        groups.EnvironmentSettings,
         groups.DataSettings,
         groups.TrainingSettings,
         groups.ObjectiveSettings,
@@ -59,16 +68,17 @@ class SequenceConfig(SettingsConfig):
         groups.DebuggingSettings,
     )
 
-    env: Any
-
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
         # Set when the critic is taken over, so that a checkpoint needs nothing but itself.
         self.critic_hidden: int | None = None
         # The algorithm's own choices, which rl_module(model_config=...) overlays.
         self.model_defaults: dict[str, Any] = {}
+        # What Gymnasium knew by the name `env` where it was set, for processes that do not.
+        self.known_env: dict[str, Any] | None = None
         # Resolved from the data when the algorithm is built.
         self.policy_spec: dict[str, Any] | None = None
+        self.why_no_env: str | None = None
         self.largest_reward = 0.0
         # RLlib's own, as they suit us. It builds offline data exactly when it has an input path.
         self.input_ = "offline_data.dataset"
@@ -106,16 +116,15 @@ class SequenceConfig(SettingsConfig):
     def resolve(self, store: TrajectoryStore) -> None:
         """Fill in what the data decides: environment, spaces, normalizer, scales.
 
+        Where the environment that the data name cannot be made here, nothing is evaluated.
+
         Args:
             store: the whole data set, before any filter.
+
+        Raises:
+            UserError: an environment that the user named cannot be made here, or not by the runners.
         """
-        recovered = store.info.env_spec
-        if self.env is None and recovered is not None:
-            self.env = recovered.id
-            self.env_config = dict(recovered.kwargs)
-            env: str | None = recovered.to_json()
-        else:
-            env = _env_json(self.env, self.env_config)
+        env = environments.chosen(self, store.info)
         self.observation_space = store.info.observation_space
         self.action_space = store.info.action_space
         begun = None if self.policy_spec is None else self.resolved_spec
@@ -126,6 +135,10 @@ class SequenceConfig(SettingsConfig):
             spec = dataclasses.replace(spec, reward_scale=begun.reward_scale)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
+        self.why_no_env = environments.why_none(self, spec)
+        if self.why_no_env is not None:
+            _LOG.warning("Nothing is evaluated: %s", self.why_no_env)
+            self.evaluation_interval = None
         self.largest_reward = max(float(store.rewards.max()), -float(store.rewards.min()))
         if not self.training_objective.asks_critic:
             return
@@ -151,6 +164,28 @@ class SequenceConfig(SettingsConfig):
             return automatic
         warn_if_far(f"{section}.reward_scale", chosen, automatic)
         return chosen
+
+    @property
+    def rollout_env(self) -> RecordedEnv | None:
+        """The environment that runners make, with the one for evaluations; None if there is none here."""
+        env = self.resolved_spec.env if self.why_no_env is None else None
+        return env.trusting() if env is not None and (self.env is not None or self.trust_environment) else env
+
+    @property
+    def inherited_env(self) -> RecordedEnv | None:
+        """The environment of the policy to start from, which goes before that of its data."""
+        return None
+
+    def set_values(self, section: str, values: Mapping[str, Any]) -> Self:
+        """Set keys of a section; what Gymnasium knows of an environment is kept for processes where it does not.
+
+        Raises:
+            UserError: nothing reads a key.
+        """
+        super().set_values(section, values)
+        if isinstance(self.env, str) and self.env in gym.registry:
+            self.known_env = RecordedEnv.named(self.env).to_json()
+        return self
 
     def _with_acting(self, spec: PolicySpec) -> PolicySpec:
         """Add how the config has the policy act; what the config leaves open stays as it is in `spec`."""
@@ -272,12 +307,3 @@ class SequenceConfig(SettingsConfig):
                 f"training.critic_from is given, and training.objective {self.objective} asks no critic; remove it, or "
                 "set training.objective: pg or awac (evaluation.critic_from is for acting)"
             )
-
-
-def _env_json(env: str | None, env_config: dict[str, Any]) -> str | None:
-    """Return an environment as a policy bundle stores it: a spec as JSON where there are arguments, else its id."""
-    if env is None or not env_config:
-        return env
-    spec = gym.spec(env)
-    spec.kwargs = {**spec.kwargs, **env_config}
-    return spec.to_json()

@@ -42,11 +42,12 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
         seed=derive_seed(config.seed or 0, "evaluation"),
     )
     rollouts = run_on_runners(algorithm, runners, slots, Evaluate(spec.samples_actions))
-    reference, note = scores.reference_for(info, config.env)
+    env = config.rollout_env.for_evaluation.id
+    reference, note = scores.reference_for(info, env)
     result = assemble(
         rollouts,
         asked,
-        env=config.env,
+        env=env,
         dataset=config.dataset,
         reference=reference,
         score_note=note,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.tune.registry import ENV_CREATOR, _global_registry
 from torch import Tensor
 
 from rayrl_dt.errors import UserError
@@ -27,6 +28,7 @@ __all__ = [
     "actors_of",
     "local_learner",
     "refused",
+    "registered_with_ray",
     "take_gradient_steps",
 ]
 
@@ -49,6 +51,12 @@ def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) 
 def refused(error: Exception) -> UserError:
     """Return in one line why RLlib refuses a setting; its own messages go on with ways around its checks."""
     return UserError(f"RLlib refuses the config: {str(error).strip().splitlines()[0]}")
+
+
+def registered_with_ray(name: Any) -> Callable[[Any], Any] | None:
+    """Return what makes the environment that `ray.tune.register_env` knows by a name, or None."""
+    known = isinstance(name, str) and _global_registry.contains(ENV_CREATOR, name)
+    return _global_registry.get(ENV_CREATOR, name) if known else None
 
 
 class RLlibConfig(AlgorithmConfig):
@@ -75,6 +83,11 @@ class RLlibConfig(AlgorithmConfig):
             raise
         except (TypeError, ValueError) as error:
             raise refused(error) from error
+
+    @property
+    def is_atari(self) -> bool:
+        """Nothing here reads it, and RLlib makes the environment to find it out."""
+        return False
 
     @property
     def chosen_model(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["READ", "remedy"]
 
 READ: dict[str, tuple[str, ...]] = {
-    "environment": ("env", "env_config"),
+    "environment": ("env_config",),
     "offline_data": ("offline_data_class",),
     "rl_module": ("model_config", "rl_module_spec"),
     "training": (),

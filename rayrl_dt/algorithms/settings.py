@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rayrl_dt.data.windows import WINDOW_STARTS
+from rayrl_dt.envs.recorded import name_of
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.objectives.offline import OBJECTIVES
@@ -19,6 +20,7 @@ __all__ = [
     "DataSettings",
     "DebuggingSettings",
     "EnvRunnerSettings",
+    "EnvironmentSettings",
     "EvaluationSettings",
     "LearnerSettings",
     "ObjectiveSettings",
@@ -32,6 +34,13 @@ def _dataset(name: str, value: Any) -> str:
     if value is None:
         raise UserError(f'no data set is given; set {name}, for instance "recipe:pendulum-mixed"')
     return str(text('the id of a data set, for instance "recipe:pendulum-mixed"')(name, value))
+
+
+def _environment(name: str, value: Any) -> str:
+    if callable(value):
+        return name_of(value)
+    what = 'the id of an environment, such as "Hopper-v5", "package:Id-v0" or "module:Class"'
+    return str(text(what)(name, value))
 
 
 def _targets(name: str, value: Any) -> Any:
@@ -48,6 +57,24 @@ def _action_gradient(name: str, value: Any) -> Any:
 def _sampled_actions(name: str, value: Any) -> Any:
     SampledActions.from_value(value)
     return value
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings(Settings):
+    """Where the policy is evaluated and finetuned.
+
+    Attributes:
+        env: a Gymnasium id, as `package:Id-v0` where only importing the package registers it, or `module:Class`; None
+            for the one that the data were recorded in, with its limit, arguments and wrappers.
+        trust_environment: run code of any package that the data, or the policy to start from, name as their
+            environment. Without it only that of well-known packages (`rayrl_dt.envs.recorded`) is; an environment that
+            you name yourself is yours.
+    """
+
+    section: ClassVar[str] = "environment"
+
+    env: str | None = setting(None, optional(_environment))
+    trust_environment: bool = setting(False, flag())
 
 
 @dataclass(frozen=True)

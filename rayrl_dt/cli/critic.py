@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import command_line, console, finish
-from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy
+from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy, TrustEnvironment
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 from rayrl_dt.settings import as_number
@@ -86,6 +86,7 @@ def refine(
     ] = "dataset:max",
     episodes: Annotated[int, typer.Option(help="Episodes of each cell of the heat map.")] = 10,
     env: OtherEnv = None,
+    trust_environment: TrustEnvironment = False,
     seed: Annotated[int, typer.Option(help="Seed of the episodes, the same in every cell.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write the page to; RUN/refinement by default.")
@@ -98,15 +99,17 @@ def refine(
       rayrl-dt refine runs/hopper --eta 1e-4,1e-3,1e-2 --n 0,1,10 --rule plain,adam --episodes 20
     """
     from rayrl_dt.evaluation.refinement_grid import evaluate_grid
+    from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.reports.refinement import write_refinement
 
     folder = out or run / "refinement"
     # Before minutes of work, not after.
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
+    bundle = Bundle.open(run)
     with progress_bar("evaluating") as progress:
         grid = evaluate_grid(
-            run,
+            bundle.trusting() if trust_environment else bundle,
             etas=_numbers("--eta", eta, float),
             steps=_numbers("--n", n, int),
             rules=[name.strip() for name in rule.split(",")],
@@ -118,7 +121,7 @@ def refine(
         )
     _show(grid)
     page = write_refinement(grid, folder)
-    finish("heat map:", page, then=_next_command(run, grid, target, env))
+    finish("heat map:", page, then=_next_command(run, grid, target, env, trust_environment))
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
@@ -129,13 +132,14 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Nu
         raise UserError(f"{option} is {text!r}; give {what} with commas between them, as in 1,5") from None
 
 
-def _next_command(run: Path, grid: RefinementGrid, target: str, env: str | None) -> str:
+def _next_command(run: Path, grid: RefinementGrid, target: str, env: str | None, trusting: bool) -> str:
     """Return the command that confirms the best cell on other episodes; where none beats n = 0, a longer critic."""
     best = grid.best.settings
     if best.idle:
         return f"rayrl-dt critic {run} --steps 100000"
     settings = f"eta={best.eta:g},n={best.n},rule={best.rule}"
     where = "" if env is None else f" --env {env}"
+    where += " --trust-environment" if trusting else ""
     return (
         f"rayrl-dt eval {run} --targets={target} --action-gradient {settings}{where} --seed {grid.seed + 1}"
     )

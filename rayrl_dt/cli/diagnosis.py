@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from rayrl_dt.cli.console import console, finish, new_file, show_table
-from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv
+from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv, TrustEnvironment
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def diagnose(
     ] = 256,
     dataset: OtherDataset = None,
     env: OtherEnv = None,
+    trust_environment: TrustEnvironment = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write the page to; RUN/diagnosis by default.")
     ] = None,
@@ -65,6 +66,7 @@ def diagnose(
             num_windows=windows,
             dataset=dataset,
             env=env,
+            trust_environment=trust_environment,
             seed=seed,
             progress=lambda what, done, total: progress.update(
                 task, description=escape(what), completed=done, total=total or None

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file
-from rayrl_dt.cli.options import JsonFile, OtherEnv, Policy
+from rayrl_dt.cli.options import JsonFile, OtherEnv, Policy, TrustEnvironment
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import whole
 
@@ -33,6 +33,7 @@ def evaluate(
     ] = "dataset:7",
     episodes: Annotated[int, typer.Option(help="Episodes to run for each target.")] = 20,
     env: OtherEnv = None,
+    trust_environment: TrustEnvironment = False,
     seed: Annotated[int, typer.Option(help="Seed of the environments and of sampled actions.")] = 0,
     context_length: Annotated[
         int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
@@ -78,6 +79,8 @@ def evaluate(
     settings = choose_refinement(gradient, sampled)
     whole("--episodes", episodes, least=1)
     bundle = Bundle.open(run)
+    if trust_environment:
+        bundle = bundle.trusting()
     options: dict[str, Any] = {
         "targets": targets,
         "episodes_per_target": episodes,

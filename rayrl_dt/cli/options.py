@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CheckpointMinutes", "JsonFile", "OtherDataset", "OtherEnv", "Overrides", "Policy", "Resume"]
+__all__ = [
+    "CheckpointMinutes",
+    "JsonFile",
+    "OtherDataset",
+    "OtherEnv",
+    "Overrides",
+    "Policy",
+    "Resume",
+    "TrustEnvironment",
+]
 
 Policy = Annotated[Path, typer.Argument(help="Run folder, checkpoint or policy bundle.")]
 Overrides = Annotated[
@@ -18,7 +27,17 @@ OtherDataset = Annotated[
     str | None, typer.Option(help="Use this data source instead of the one that the policy was trained on.")
 ]
 OtherEnv = Annotated[
-    str | None, typer.Option(help="Use this environment instead of the one that the policy was trained for.")
+    str | None,
+    typer.Option(
+        help="Use this environment instead of the policy's own: Id-v0, package:Id-v0 or module:Class."
+    ),
+]
+TrustEnvironment = Annotated[
+    bool,
+    typer.Option(
+        "--trust-environment",
+        help="Run the code that data or policy name as their environment, whatever its package. It may do anything.",
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run folder.")

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import command_line, console, finish
-from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume
+from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustEnvironment
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
 
@@ -52,6 +52,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, batches and episodes; the config's own by default.")
     ] = None,
+    trust_environment: TrustEnvironment = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
@@ -66,12 +67,13 @@ def train(
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
-    values = apply_overrides(read_yaml(config), overrides or [])
+    changes = [*(overrides or []), *_trust(trust_environment)]
+    values = apply_overrides(read_yaml(config), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
     if resume:
-        values = _settings_of_run(folder, values, overrides or [], seed)
+        values = _settings_of_run(folder, values, changes, seed)
     _run(
         values,
         folder,
@@ -79,6 +81,11 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         resume_command=f"rayrl-dt train {config} --out {folder} --resume",
     )
+
+
+def _trust(environment: bool) -> list[str]:
+    """Return the setting that an option stands for."""
+    return ["environment.trust_environment=true"] if environment else []
 
 
 def _settings_of_run(
@@ -146,6 +153,7 @@ def finetune(
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, batches and episodes; 0 by default.")
     ] = None,
+    trust_environment: TrustEnvironment = False,
     resume: Resume = False,
     checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
@@ -166,7 +174,7 @@ def finetune(
     if source.name in ("", ".."):
         source = source.resolve()
     folder = out or source.with_name(f"{source.name}-online")
-    changes = list(overrides or [])
+    changes = [*(overrides or []), *_trust(trust_environment)]
     if env_steps is not None:
         changes.append(f"online.env_steps={env_steps}")
     if resume:
@@ -201,9 +209,6 @@ def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
             **run_settings(run, "offline_data"),
             **data,
         }
-    environment = run_settings(run, "environment")
-    if values.get("environment") is None and environment.get("env") is not None:
-        values["environment"] = environment
     values["online"] = {**(values.get("online") or {}), "start_from": str(run)}
     if (values.get("rl_module") or {}).pop("model_config", None) is not None:
         console.print(f"the model of {escape(str(config))} is left out: the policy's own stands")

@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.envs import spaces_json
-from rayrl_dt.envs.recorded import RecordedEnv
+from rayrl_dt.envs.recorded import RecordedEnv, spec_text
 
 __all__ = ["NOTES", "DatasetInfo"]
 
@@ -51,12 +51,12 @@ class DatasetInfo:
             "source": self.source,
             "observation_space": spaces_json.to_json(self.observation_space),
             "action_space": spaces_json.to_json(self.action_space),
-            "env_spec": None if self.env_spec is None else self.env_spec.to_json(),
+            "env_spec": None if self.env_spec is None else spec_text(self.env_spec),
             "metadata": self.metadata,
             "recorded_space": None
             if self.recorded_space is None
             else spaces_json.to_json(self.recorded_space),
-            "evaluation_spec": None if self.evaluation_spec is None else self.evaluation_spec.to_json(),
+            "evaluation_spec": None if self.evaluation_spec is None else spec_text(self.evaluation_spec),
         }
 
     @classmethod

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayrl_dt import envs
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import evaluated_in
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed, torch_generator
@@ -137,7 +138,7 @@ def return_courses(
     model: SequenceModel,
     targets: Sequence[float],
     *,
-    env: str | None = None,
+    env: str | RecordedEnv | None = None,
     episodes_per_target: int = 5,
     max_slots: int = 32,
     seed: int = 0,
@@ -160,14 +161,10 @@ def return_courses(
         UserError: no environment is known, or its spaces differ from the policy's.
     """
     spec = model.spec
-    where = env or spec.env
-    if where is None:
-        raise UserError(f"the environment of {spec.dataset} is not recorded; name one")
     slots = assign_slots(
         targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
-    vector = envs.make_vector(
-        where,
+    vector = evaluated_in(spec, env).make_vector(
         len(slots),
         spaces=(spec.observation_space, spec.action_space),
         flattening=spec.flattening,

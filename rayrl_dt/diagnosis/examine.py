@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
 from rayrl_dt import envs
@@ -21,7 +20,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.spec import PolicySpec, evaluated_in
 from rayrl_dt.reports.run_folder import short_names
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
@@ -105,6 +104,7 @@ def examine(
     num_windows: int = 256,
     dataset: str | None = None,
     env: str | None = None,
+    trust_environment: bool = False,
     precision: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -120,6 +120,7 @@ def examine(
         num_windows: windows of data for attention and sensitivity.
         dataset: source id that overrides each policy's own.
         env: overrides each policy's environment.
+        trust_environment: run code of any package that a policy names as its environment.
         precision: of the timings: "fp32", "bf16" or "auto"; everything else is fp32.
         seed: of windows, environments and sampled actions.
         progress: told what is being done.
@@ -138,7 +139,12 @@ def examine(
         raise UserError("there is no policy to diagnose; give at least one run folder, checkpoint or bundle")
     labels = _labels(paths)
     bundles = {label: Bundle.open(path) for label, path in zip(labels, paths, strict=True)}
+    if trust_environment:
+        bundles = {label: bundle.trusting() for label, bundle in bundles.items()}
     models = {label: bundle.model for label, bundle in bundles.items()}
+    for bundle in bundles.values():
+        if episodes > 0 and (env or bundle.spec.env):
+            evaluated_in(bundle.spec, env).spec()  # refuses now what it would refuse after minutes
     groups: dict[tuple[str, bool], list[str]] = {}
     for label, model in models.items():
         # The target rule says whether the policy learned from delayed rewards.
@@ -160,12 +166,12 @@ def examine(
             if episodes > 0:
                 courses, more = _roll(model, plan, label, say, env=env, episodes=episodes, seed=seed)
                 remarks += more
-            where = env or model.spec.env
+            where = evaluated_in(model.spec, env) if env or model.spec.env else None
             found[label] = PolicyExamination(
                 label=label,
                 path=str(bundles[label].path),
                 backbone=model.spec.model.backbone,
-                env=EnvSpec.from_json(where).id if where and where.startswith("{") else where,
+                env=None if where is None else where.id,
                 dataset=source,
                 gradient_steps=bundles[label].gradient_steps,
                 attention=looked,

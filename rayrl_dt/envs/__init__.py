@@ -1,4 +1,4 @@
-"""Environments: resolving them by name, and the toy environments of the papers.
+"""Environments: by name or as data recorded them, made in any process; and the toy environments of the papers.
 
 Importing this package registers our own environments with Gymnasium, so `gym.make("rayrl_dt.envs:ID")`
 works anywhere, and `rayrl_dt.envs.make(ID)` inside any Ray worker.
@@ -6,13 +6,24 @@ works anywhere, and `rayrl_dt.envs.make(ID)` inside any Ray worker.
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 
 from rayrl_dt.envs.key_to_door import KeyToDoor
 from rayrl_dt.envs.recorded import RecordedEnv
-from rayrl_dt.envs.resolve import check_spaces, make, make_vector, to_string
+from rayrl_dt.envs.vector import check_spaces, vectorize
 
-__all__ = ["KeyToDoor", "RecordedEnv", "check_spaces", "make", "make_vector", "register", "to_string"]
+__all__ = ["KeyToDoor", "RecordedEnv", "check_spaces", "make", "register", "vectorize"]
+
+
+def make(name: str, /, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make the environment that the user names, with arguments; see `RecordedEnv.named`.
+
+    Raises:
+        UserError: it is unknown, needs a package that is missing, or refuses `kwargs`.
+    """
+    return RecordedEnv.named(name, **kwargs).make()
 
 
 def register() -> None:

@@ -1,14 +1,16 @@
 """The environment of a data set, as one object: made once from what the data say, kept whole, and made anywhere.
 
-A data set is somebody else's file, and an entry point is code. Entry points of well-known packages are followed if they
-are environments; those of others only where the user trusts the package.
+Data sets and policies are somebody else's files, and an entry point is code. Entry points of well-known packages are
+followed if they are environments; others only where the user names the environment, or trusts it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +19,11 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
-from rayrl_dt.envs.resolve import make_spec, make_vector, registered, unknown
-from rayrl_dt.errors import UserError
+from rayrl_dt.envs.resolve import refused, registered, unknown
+from rayrl_dt.envs.vector import vectorize
+from rayrl_dt.errors import UserError, whole
 
-__all__ = ["ENDLESS", "RecordedEnv", "time_limit"]
+__all__ = ["ENDLESS", "RecordedEnv", "name_of", "spec_text", "time_limit"]
 
 ENDLESS = 1_000_000
 """A recorded limit of so many steps or more says that there is none."""
@@ -39,6 +42,9 @@ TRUSTED = (
     "shimmy",
 )
 """Packages of environments whose classes a data set may name."""
+
+_SHOW = ("HumanRendering", "RecordVideo", "RenderCollection")
+"""Wrappers that change nothing but what is seen."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,13 @@ class RecordedEnv:
 
     Attributes:
         id: Gymnasium's id; `package:Id-v0` where the package has to be imported first, or `module:Class`.
-        entry_point: `module:Class`, for where no package registers the id; None if it was not recorded.
+        entry_point: `module:Class`, for where no package registers the id. None if it was not recorded: without a time
+            limit of its own it then has the registered one.
         kwargs: of its constructor, without the render mode.
         max_episode_steps: time limit; None for none.
-        wrappers: from the inside out, without the time limit.
+        wrappers: from the inside out, without the time limit and those that show it.
         evaluation: where policies are evaluated; None for here.
+        trusted: whether its code may run whatever its package, because the user says so; never written.
     """
 
     id: str
@@ -75,6 +83,7 @@ class RecordedEnv:
     max_episode_steps: int | None = None
     wrappers: tuple[Wrapping, ...] = ()
     evaluation: RecordedEnv | None = None
+    trusted: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, spec: EnvSpec, evaluation: EnvSpec | None = None) -> RecordedEnv:
@@ -83,18 +92,20 @@ class RecordedEnv:
         kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
         made = cls(
             id=spec.id,
-            entry_point=spec.entry_point if isinstance(spec.entry_point, str) else None,
+            entry_point=_entry_point(spec.entry_point),
             kwargs=kwargs,
             max_episode_steps=time_limit(spec.max_episode_steps),
             wrappers=tuple(
-                Wrapping(each.name, each.entry_point, each.kwargs) for each in spec.additional_wrappers
+                Wrapping(each.name, each.entry_point, each.kwargs)
+                for each in spec.additional_wrappers
+                if each.name not in _SHOW
             ),
         )
         return made if other == made else replace(made, evaluation=other)
 
     @classmethod
-    def named(cls, name: str, **kwargs: Any) -> RecordedEnv:
-        """Return the environment that the user names: `Id-v0`, `package:Id-v0` or `module:Class`.
+    def named(cls, name: str, /, **kwargs: Any) -> RecordedEnv:
+        """Return the environment that the user names: `Id-v0`, `package:Id-v0`, `module:Class`, or JSON of a spec.
 
         Args:
             name: of it; its module is imported, so data must not choose it.
@@ -103,20 +114,13 @@ class RecordedEnv:
         Raises:
             UserError: it is unknown.
         """
-        module, _, member = name.rpartition(":")
-        if module:
-            _imported(module, name)
-        known = registered(member)
-        if known is None and not module:
+        if name.lstrip().startswith("{"):
+            return cls.of(_from_json(name)).changed(**kwargs).trusting()
+        known, creator = _known(name)
+        if known is None and creator is None:
             raise unknown(name)
         made = cls(name, entry_point=name) if known is None else replace(cls.of(known), id=name)
-        return made.changed(**kwargs)
-
-    @property
-    def package(self) -> str:
-        """The package whose code makes it, to be trusted where the user chose it; empty if none is named."""
-        module = self.id.rpartition(":")[0] or (self.entry_point or "").partition(":")[0]
-        return module.partition(".")[0]
+        return made.changed(**{**made.kwargs, **kwargs}).trusting()
 
     @property
     def for_evaluation(self) -> RecordedEnv:
@@ -128,13 +132,32 @@ class RecordedEnv:
         """The most steps of an episode, here or in evaluations; 0 if there is no limit."""
         return max(self.max_episode_steps or 0, self.for_evaluation.max_episode_steps or 0)
 
-    def changed(self, **kwargs: Any) -> RecordedEnv:
+    @property
+    def needs_this_process(self) -> bool:
+        """Whether no other process can make it: its code is a script's, or has no name."""
+        code = self.id if ":" in self.id else self.entry_point or "__main__:"
+        codes = (code, *(wrapper.entry_point for wrapper in self.wrappers))
+        return any(each.startswith("__main__:") for each in codes)
+
+    def changed(self, /, **kwargs: Any) -> RecordedEnv:
         """Return the same environment with other arguments of its constructor, here and in evaluations.
 
         `max_episode_steps` is an argument, too.
+
+        Raises:
+            UserError: an argument cannot be written to a file.
         """
         arguments = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
         steps = kwargs.get("max_episode_steps", self.max_episode_steps)
+        if "max_episode_steps" in kwargs and steps is not None:
+            steps = whole("environment.env_config.max_episode_steps", steps, least=1)
+        for name, value in arguments.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"environment.env_config.{name} is {value!r}, which no file can hold; use numbers, texts and lists"
+                ) from error
         evaluation = None if self.evaluation is None else self.evaluation.changed(**kwargs)
         return replace(
             self,
@@ -143,97 +166,170 @@ class RecordedEnv:
             evaluation=evaluation,
         )
 
-    def make(self, *, flattening: Flattening | None = None, trusted: Collection[str] = ()) -> PlainEnv:
+    def trusting(self) -> RecordedEnv:
+        """Return the same environment, whose code may run whatever its package: the user says so."""
+        evaluation = None if self.evaluation is None else self.evaluation.trusting()
+        return replace(self, trusted=True, evaluation=evaluation)
+
+    def make(self, flattening: Flattening | None = None) -> gym.Env[Any, Any]:
         """Make it.
 
         Args:
             flattening: of the data; None for the environment's own order of parts.
-            trusted: packages whose code may run beside the well-known ones, because the user says so.
 
         Raises:
             UserError: it is unknown here, needs code that is not trusted, or cannot be made.
         """
-        return PlainEnv(make_spec(self.spec(trusted=trusted), {}), flattening)
+        spec = self.spec()
+        try:
+            made = gym.make(spec, disable_env_checker=True)
+        except Exception as error:  # its constructor is anybody's code
+            raise refused(self.id, error) from error
+        return PlainEnv(made, flattening)
 
     def make_vector(
-        self, num_envs: int, *, trusted: Collection[str] = (), **options: Any
+        self, num_envs: int, *, flattening: Flattening | None = None, **options: Any
     ) -> gym.vector.VectorEnv[Any, Any, Any]:
-        """Make `num_envs` copies; the options are those of `rayrl_dt.envs.make_vector`."""
-        return make_vector(self.spec(trusted=trusted), num_envs, **options)
+        """Make `num_envs` copies; the options are those of `rayrl_dt.envs.vectorize`."""
+        return vectorize(partial(self.make, flattening), num_envs, **options)
 
-    def spec(self, *, trusted: Collection[str] = ()) -> EnvSpec:
+    def spec(self) -> EnvSpec:
         """Return Gymnasium's specification, with the entry point as it is registered here.
 
         Raises:
             UserError: it is unknown here, or needs code that is not trusted.
         """
-        module, _, name = self.id.rpartition(":")
-        if module:
-            if self.package not in (*TRUSTED, *trusted):
-                raise self._refusal(self.id)
-            _imported(module, self.id)
-        known = registered(name)
+        if ":" in self.id and not self.trusted and self.id.partition(":")[0].partition(".")[0] not in TRUSTED:
+            raise self._refusal(self.id)
+        known, _ = _known(self.id)
         entry_point = self.entry_point if known is None else known.entry_point
         if entry_point is None:
             raise UserError(
-                f"the environment {self.id!r} of the data is not registered here; install its package and name it: "
-                "environment.env: package:Id-v0"
+                f"the environment {self.id!r} is not registered here; install its package and name it, as "
+                "package:Id-v0 (environment.env, or --env)"
             )
         if known is None:
-            self._check(str(entry_point), gym.Env, trusted)
+            self._check(str(entry_point), gym.Env)
         for wrapper in self.wrappers:
-            self._check(wrapper.entry_point, gym.Wrapper, trusted)
-        return EnvSpec(
-            id=name,
-            entry_point=entry_point,
-            max_episode_steps=self.max_episode_steps,
-            kwargs=dict(self.kwargs),
-            additional_wrappers=tuple(WrapperSpec(**vars(each)) for each in self.wrappers),
-        )
+            self._check(wrapper.entry_point, gym.Wrapper)
+        steps = self.max_episode_steps
+        if known is not None and self.entry_point is None and steps is None:
+            steps = time_limit(known.max_episode_steps)
+        try:
+            return EnvSpec(
+                id=self.id.rpartition(":")[2],
+                entry_point=entry_point,
+                max_episode_steps=steps,
+                kwargs=dict(self.kwargs),
+                additional_wrappers=tuple(WrapperSpec(**vars(each)) for each in self.wrappers),
+            )
+        except gym.error.Error as error:  # an id that is none
+            raise refused(self.id, error) from error
 
-    def _check(self, entry_point: str, kind: type, trusted: Collection[str]) -> None:
-        module, _, name = entry_point.partition(":")
-        package = module.partition(".")[0]
-        if package in trusted:
+    def _check(self, entry_point: str, kind: type) -> None:
+        if self.trusted:
             return
-        if package not in TRUSTED:
+        module, _, name = entry_point.partition(":")
+        if module.partition(".")[0] not in TRUSTED:
             raise self._refusal(entry_point)
         found = getattr(_imported(module, self.id), name, None)
         if not (isinstance(found, type) and issubclass(found, kind)):
             raise UserError(
-                f"the data name {entry_point} as code of their environment {self.id}, which is no {kind.__name__}; "
-                "name an environment yourself: environment.env"
+                f"the environment {self.id} is recorded with {entry_point} as its code, which is no {kind.__name__}; "
+                "name an environment yourself: environment.env, or --env"
             )
 
     def _refusal(self, code: str) -> UserError:
         package = code.partition(":")[0].partition(".")[0]
-        name = self.id.rpartition(":")[2]
+        name = self.id if ":" in self.id else f"{package}:{self.id}"
         return UserError(
-            f"the data name {code} as code of their environment {self.id}; if you trust {package}, name the "
-            f"environment yourself: environment.env: {package}:{name}"
+            f"the environment {self.id} is recorded with code that anybody may have written, {code}, so it was not run;"
+            f" if you trust {package}, add --trust-environment (environment.trust_environment: true in a file), or "
+            f"name the environment yourself: {name} (environment.env, or --env)"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
-        return asdict(self)
+        values = asdict(self)
+        del values["trusted"]
+        return {**values, "evaluation": None if self.evaluation is None else self.evaluation.to_json()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RecordedEnv:
-        """Inverse of `to_json`."""
+    def from_json(cls, values: dict[str, Any] | str) -> RecordedEnv:
+        """Inverse of `to_json`; also reads an id, or a specification of Gymnasium's, as older policies have it.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(values, str):
+            return cls.of(EnvSpec.from_json(values)) if values.startswith("{") else cls(values)
+        codes = (
+            values["id"],
+            values["entry_point"] or "",
+            *(each["entry_point"] for each in values["wrappers"]),
+        )
+        if not all(isinstance(code, str) for code in codes) or not isinstance(values["kwargs"], dict):
+            raise ValueError(f"no environment: {values}")
         evaluation = values["evaluation"]
         return cls(
-            **{
-                **values,
-                "wrappers": tuple(Wrapping(**each) for each in values["wrappers"]),
-                "evaluation": None if evaluation is None else cls.from_json(evaluation),
-            }
+            id=values["id"],
+            entry_point=values["entry_point"],
+            kwargs=values["kwargs"],
+            max_episode_steps=time_limit(values["max_episode_steps"]),
+            wrappers=tuple(Wrapping(**each) for each in values["wrappers"]),
+            evaluation=None if evaluation is None else cls.from_json(evaluation),
         )
+
+
+def name_of(creator: Callable[..., Any]) -> str:
+    """Return `module:Class` for a class or function that makes environments.
+
+    Raises:
+        UserError: other processes could not import it.
+    """
+    name = _entry_point(creator)
+    if name is None or name.startswith("__main__:"):
+        raise UserError(
+            f"the environment {getattr(creator, '__name__', creator)!r} is a class that other processes cannot import; "
+            "put it into a module of its own and name it: environment.env: module:Class"
+        )
+    return name
+
+
+def _entry_point(code: Any) -> str | None:
+    """Return `module:name` of an entry point; None where it has none, as a lambda."""
+    if code is None or isinstance(code, str):
+        return code
+    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", ".")
+    return None if module is None or not name.isidentifier() else f"{module}:{name}"
+
+
+def spec_text(spec: EnvSpec) -> str:
+    """Return a specification as JSON, with the name of an entry point that is a class."""
+    return replace(spec, entry_point=_entry_point(spec.entry_point)).to_json()
+
+
+def _from_json(text: str) -> EnvSpec:
+    try:
+        return EnvSpec.from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"not an environment specification ({error}); give an id such as Hopper-v5, or the output of "
+            "env.spec.to_json()"
+        ) from error
+
+
+def _known(name: str) -> tuple[EnvSpec | None, Any]:
+    """Return what is registered under a name, and what its module has under it; the module is imported."""
+    module, _, member = name.rpartition(":")
+    creator = getattr(_imported(module, name), member, None) if module else None
+    return (registered(member) if creator is None else gym.registry.get(member)), creator
 
 
 def _imported(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except (ImportError, gym.error.Error) as error:
+    except Exception as error:  # a module is anybody's code
         raise UserError(
             f"the environment {name} needs {module}, which cannot be imported ({error}); install it, or put it on "
             "PYTHONPATH"
@@ -242,5 +338,7 @@ def _imported(module: str, name: str) -> ModuleType:
 
 def time_limit(recorded: Any) -> int | None:
     """Return a recorded time limit as a whole number; None where it is none, or too far away to be one."""
-    whole = isinstance(recorded, int | float) and not isinstance(recorded, bool) and 0 < recorded < ENDLESS
-    return int(recorded) if whole else None
+    whole_number = (
+        isinstance(recorded, int | float) and not isinstance(recorded, bool) and 0 < recorded < ENDLESS
+    )
+    return int(recorded) if whole_number else None

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from gymnasium.envs.registration import EnvSpec
-
-from rayrl_dt import envs
 from rayrl_dt.data.scores import ReferenceScore, reference_for
-from rayrl_dt.errors import UserError
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import evaluated_in
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
@@ -23,14 +21,14 @@ from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.seeding import derive_seed, torch_generator
 
-__all__ = ["assemble", "env_id_of", "evaluate_bundle", "evaluate_model"]
+__all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
 
 
 def evaluate_model(
     model: SequenceModel,
     asked: TargetReturns,
     *,
-    env: str | None = None,
+    env: str | RecordedEnv | None = None,
     episodes_per_target: int = 10,
     context_length: int | None = None,
     action_selection: str | None = None,
@@ -60,14 +58,11 @@ def evaluate_model(
         UserError: no environment is known, its spaces differ from the policy's, or the policy cannot act so.
     """
     spec = model.spec.acting(context_length=context_length, action_selection=action_selection)
-    where = env or spec.env
-    if where is None:
-        raise UserError(f"the environment of {spec.dataset} is not recorded; name one with --env")
+    where = evaluated_in(spec, env)
     slots = assign_slots(
         asked.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
     )
-    vector = envs.make_vector(
-        where,
+    vector = where.make_vector(
         len(slots),
         spaces=(spec.observation_space, spec.action_space),
         flattening=spec.flattening,
@@ -134,7 +129,7 @@ def evaluate_bundle(
     *,
     targets: str,
     episodes_per_target: int,
-    env: str | None = None,
+    env: str | RecordedEnv | None = None,
     context_length: int | None = None,
     action_selection: str | None = None,
     across_versions: bool = False,
@@ -146,7 +141,7 @@ def evaluate_bundle(
     """Evaluate the policy of a bundle, checkpoint or run folder, by default as its training did.
 
     Args:
-        path: where the policy is.
+        path: where the policy is; one that is `trusting()` may run code of any package as its environment.
         targets: as for `parse_targets`; quantiles come from the bundle, so the data set is not needed.
         episodes_per_target: fixed quota.
         env: overrides the policy's environment.
@@ -175,10 +170,11 @@ def evaluate_bundle(
         if progress is not None:
             progress(done, total)
 
+    where = evaluated_in(spec, env)
     rollouts = evaluate_model(
         model,
         asked,
-        env=env,
+        env=where,
         episodes_per_target=episodes_per_target,
         context_length=context_length,
         action_selection=action_selection,
@@ -186,12 +182,11 @@ def evaluate_bundle(
         refiner=refiner,
         progress=count,
     )
-    env_id = env_id_of(env or spec.env)
-    reference, note = reference_for(spec.dataset_info, env_id, across_versions=across_versions)
+    reference, note = reference_for(spec.dataset_info, where.id, across_versions=across_versions)
     return assemble(
         rollouts,
         asked,
-        env=env_id,
+        env=where.id,
         dataset=spec.dataset,
         reference=reference,
         score_note=note,
@@ -199,8 +194,3 @@ def evaluate_bundle(
         gradient_steps=bundle.gradient_steps,
         seed=seed,
     )
-
-
-def env_id_of(env: str | None) -> str | None:
-    """Return the id of an environment given as an id or as a specification in JSON."""
-    return EnvSpec.from_json(env).id if env is not None and env.startswith("{") else env

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from rayrl_dt import envs
-from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.evaluate import env_id_of
 from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.models.spec import evaluated_in
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
@@ -28,7 +26,8 @@ class RefinedPolicy:
     Every call of `run` plays the same episodes (same seeds, same targets), so only the way differs.
 
     Args:
-        path: run folder, checkpoint or bundle, with a critic.
+        path: run folder, checkpoint or bundle, with a critic; one that is `trusting()` may run code of any package as
+            its environment.
         targets: as for `parse_targets`.
         episodes: per target.
         env: overrides the policy's environment.
@@ -45,7 +44,7 @@ class RefinedPolicy:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Bundle,
         *,
         targets: str | float | Sequence[float],
         episodes: int,
@@ -55,17 +54,12 @@ class RefinedPolicy:
         self.bundle = bundle = Bundle.open(path)
         spec, model, _ = bundle.spec, bundle.model, bundle.critic
         self.asked = policy_targets(spec, targets)
-        where = env or spec.env
-        if where is None:
-            raise UserError(
-                f"the environment of {spec.dataset} is not recorded; name one with --env (environment.env in a file)"
-            )
-        self.env = env_id_of(where)
+        where = evaluated_in(spec, env)
+        self.env = where.id
         self._slots = assign_slots(
             self.asked.targets, episodes, max_slots=_SLOTS, seed=derive_seed(seed, "evaluation")
         )
-        self._vector = envs.make_vector(
-            where,
+        self._vector = where.make_vector(
             len(self._slots),
             spaces=(spec.observation_space, spec.action_space),
             flattening=spec.flattening,

@@ -17,6 +17,7 @@ import numpy as np
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.action_gradient import ActionGradient
 
 __all__ = ["Cell", "RefinementGrid", "evaluate_grid"]
@@ -122,7 +123,7 @@ class RefinementGrid:
 
 
 def evaluate_grid(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Bundle,
     *,
     etas: Sequence[float],
     steps: Sequence[int],
@@ -136,7 +137,7 @@ def evaluate_grid(
     """Evaluate every combination of rule, eta and n on the policy of a bundle, and n = 0 once.
 
     Args:
-        path: run folder, checkpoint or bundle, with a critic.
+        path: as for `RefinedPolicy`.
         etas: step sizes.
         steps: numbers of steps n; 0 is always run.
         rules: of the action gradient.
@@ -184,7 +185,7 @@ def evaluate_grid(
         cells=tuple(cells[1:]),
         target=policy.asked.targets[0],
         env=policy.env,
-        checkpoint=str(path),
+        checkpoint=str(policy.bundle.path),
         critic=policy.bundle.header.get("critic", {}),
         seed=seed,
         env_steps=env_steps,

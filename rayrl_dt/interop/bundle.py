@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from rayrl_dt.versions import package_versions
 
 __all__ = ["BUNDLE", "HEADER", "Bundle", "load_weights", "read_spec", "save_bundle"]
 
-FORMAT = 2
-"""Format 1 is read as well, but for RADT: its return attention was computed otherwise when those were trained."""
+FORMAT = 3
+"""Those before are read as well, but for RADT of format 1: its return attention was computed otherwise then."""
 BUNDLE = "policy"
 """The bundle's folder in a run or a checkpoint."""
 HEADER = "policy.json"
@@ -72,6 +72,11 @@ class Bundle:
         spec = read_spec(header, folder / HEADER)
         spec.validate()
         return cls(Path(path), folder, header, spec)
+
+    def trusting(self) -> Bundle:
+        """Return the same bundle, whose environment may run code of any package: the user says so."""
+        env = self.spec.env
+        return self if env is None else replace(self, spec=replace(self.spec, env=env.trusting()))
 
     @property
     def gradient_steps(self) -> int | None:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
 from rayrl_dt.models.model_config import ModelConfig
@@ -164,7 +165,7 @@ def import_huggingface(
             action_high=tuple(bounds.high.tolist()),
             normalizer=normalizer,
             return_scale=return_scale,
-            env=env,
+            env=None if env is None else RecordedEnv(env),
             dataset=f"huggingface:{folder.name}",
             data_returns=data_returns or {},
         )

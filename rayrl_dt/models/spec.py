@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data import scaling
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.envs import spaces_json
+from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
@@ -23,7 +23,7 @@ from rayrl_dt.models.heads import HEADS
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.types import Normalizer
 
-__all__ = ["ACTION_SELECTIONS", "PolicySpec"]
+__all__ = ["ACTION_SELECTIONS", "PolicySpec", "evaluated_in"]
 
 _LOG = logging.getLogger(__name__)
 ACTION_SELECTIONS = ("mode", "sample")
@@ -41,7 +41,7 @@ class PolicySpec:
         action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
         normalizer: observation statistics.
         return_scale: raw returns are divided by it before they enter the model.
-        env: specification of the environment as JSON, or its id, or None if unknown.
+        env: the environment that it was made for, with the one to evaluate it in; None if unknown.
         dataset: source id of the training data.
         data_returns: `min, p5, p50, p95, max, mean` of the training returns (raw); empty if unknown.
         collected_in: specification of the environment that the data was collected in, as JSON, if known.
@@ -62,7 +62,7 @@ class PolicySpec:
     action_high: tuple[float, ...]
     normalizer: Normalizer
     return_scale: float
-    env: str | None
+    env: RecordedEnv | None
     dataset: str
     data_returns: dict[str, float]
     collected_in: str | None = None
@@ -154,7 +154,12 @@ class PolicySpec:
 
     @classmethod
     def from_store(
-        cls, model: ModelConfig, store: TrajectoryStore, *, return_scale: float | None, env: str | None = None
+        cls,
+        model: ModelConfig,
+        store: TrajectoryStore,
+        *,
+        return_scale: float | None,
+        env: RecordedEnv | None = None,
     ) -> PolicySpec:
         """Resolve every "auto" from the data.
 
@@ -183,8 +188,8 @@ class PolicySpec:
         if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
         spec = store.info.env_spec
-        environment = store.info.environment
-        limit = max(int(store.lengths.max()), 0 if environment is None else environment.limit)
+        env = env or store.info.environment
+        limit = max(int(store.lengths.max()), 0 if env is None else env.limit)
         head = heads[0] if model.head == "auto" else model.head
         low, high = scaling.action_range(store) if HEADS[head].continuous else ((), ())
         for note in scaling.scale_notes(store):
@@ -209,7 +214,7 @@ class PolicySpec:
             action_high=tuple(map(float, high)),
             normalizer=encoder_of(store.info.observation_space).normalizer(store),
             return_scale=float(scale),
-            env=env if env is not None else (None if spec is None else spec.to_json()),
+            env=env,
             dataset=store.info.source,
             data_returns={
                 "min": float(returns.min()),
@@ -235,7 +240,7 @@ class PolicySpec:
             "action_high": list(self.action_high),
             "normalizer": {"mean": self.normalizer.mean.tolist(), "std": self.normalizer.std.tolist()},
             "return_scale": self.return_scale,
-            "env": self.env,
+            "env": None if self.env is None else self.env.to_json(),
             "dataset": self.dataset,
             "data_returns": self.data_returns,
             "collected_in": self.collected_in,
@@ -264,7 +269,7 @@ class PolicySpec:
                 np.array(normalizer["mean"], np.float32), np.array(normalizer["std"], np.float32)
             ),
             return_scale=float(values["return_scale"]),
-            env=values["env"],
+            env=None if values["env"] is None else RecordedEnv.from_json(values["env"]),
             dataset=values["dataset"],
             data_returns=dict(values["data_returns"]),
             collected_in=values["collected_in"],
@@ -275,3 +280,21 @@ class PolicySpec:
             recorded_space=None if recorded is None else spaces_json.from_json(recorded),
             reward_scale=values.get("reward_scale"),
         )
+
+
+def evaluated_in(spec: PolicySpec, env: str | RecordedEnv | None = None) -> RecordedEnv:
+    """Return the environment to evaluate a policy in.
+
+    Args:
+        spec: of the policy.
+        env: overrides its own; as a name, it is the user's.
+
+    Raises:
+        UserError: none is known.
+    """
+    where = RecordedEnv.named(env) if isinstance(env, str) else env or spec.env
+    if where is None:
+        raise UserError(
+            f"the environment of {spec.dataset} is not recorded; name one with --env (environment.env in a file)"
+        )
+    return where.for_evaluation

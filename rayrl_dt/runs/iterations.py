@@ -123,7 +123,7 @@ class Iterations:
             self._save()
             return None
         evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
-        if evaluation is None and self.algorithm.at_milestone and self.algorithm.config.env is not None:
+        if evaluation is None and self.algorithm.at_milestone and self.algorithm.config.why_no_env is None:
             evaluation = self.algorithm.evaluate()[ALIGNMENT]
         self.seconds += time.perf_counter() - start
         record = self._record(result, self.algorithm.gradient_steps - steps_before)

@@ -48,10 +48,9 @@ class RunLog:
 
     def describe(self, algorithm: SequenceAlgorithm, values: Mapping[str, Any]) -> None:
         """Write `config.yaml` and `run.json`; of a resumed run, how it was started stays on record."""
-        config = algorithm.config
+        config, environment = algorithm.config, algorithm.policy_spec.env
         resolved = {
             **values,
-            "environment": {"env": config.env, "env_config": dict(config.env_config)},
             "debugging": {**values.get("debugging", {}), "seed": config.seed},
         }
         write_yaml(self._folder / CONFIG, resolved)
@@ -63,7 +62,7 @@ class RunLog:
                 "git_commit": git_commit(),
                 "seed": config.seed,
                 "dataset": config.dataset,
-                "env": config.env,
+                "env": None if environment is None else environment.id,
                 "name": values.get("name"),
                 "algorithm": values.get("algorithm"),
                 "backbone": algorithm.policy_spec.model.backbone,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.errors import UserError, suggest, whole
+from rayrl_dt.errors import UserError, suggest, truth, whole
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 
@@ -14,7 +15,7 @@ __all__ = ["RUN", "RefinementJob", "read_refinement_job"]
 
 RUN = "run"
 _KEYS: dict[str, tuple[str, ...]] = {
-    "environment": ("env",),
+    "environment": ("env", "trust_environment"),
     "evaluation": ("target_returns", "episodes_per_target", "action_gradient", "sampled_actions"),
     "debugging": ("seed",),
 }
@@ -30,6 +31,7 @@ class RefinementJob:
         targets: as for `parse_targets`.
         episodes: per target.
         env: overrides the policy's environment.
+        trust_environment: run code of any package that the policy names as its environment.
         seed: of the episodes.
         settings: of the action gradient, or of the sampled actions.
     """
@@ -38,8 +40,15 @@ class RefinementJob:
     targets: str
     episodes: int
     env: str | None
+    trust_environment: bool
     seed: int
     settings: ActionGradient | SampledActions
+
+    @property
+    def policy(self) -> Bundle:
+        """The policy of the run."""
+        bundle = Bundle.open(self.run)
+        return bundle.trusting() if self.trust_environment else bundle
 
     @property
     def command(self) -> str:
@@ -47,6 +56,7 @@ class RefinementJob:
         option = "--sampled-actions" if isinstance(self.settings, SampledActions) else "--action-gradient"
         how = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
         place = "" if self.env is None else f" --env {self.env}"
+        place += " --trust-environment" if self.trust_environment else ""
         return (
             f"rayrl-dt eval {self.run} --targets={self.targets} --episodes {self.episodes}{place} "
             f"--seed {self.seed} {option} {how}"
@@ -79,6 +89,9 @@ def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
         targets=_targets(evaluation.get("target_returns", "dataset:max")),
         episodes=whole("evaluation.episodes_per_target", evaluation.get("episodes_per_target", 10), least=1),
         env=chosen["environment"].get("env"),
+        trust_environment=truth(
+            "environment.trust_environment", chosen["environment"].get("trust_environment", False)
+        ),
         seed=whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
         settings=_settings(evaluation.get("action_gradient"), evaluation.get("sampled_actions")),
     )

@@ -33,7 +33,7 @@ class RefinementTrial(tune.Trainable):
         """Load policy, critic and environments, and evaluate the policy alone."""
         self.job = read_refinement_job(config)
         asked = {name: getattr(self.job, name) for name in ("targets", "episodes", "env", "seed")}
-        self.policy = RefinedPolicy(self.job.run, **asked)
+        self.policy = RefinedPolicy(self.job.policy, **asked)
         self.unrefined = self._evaluate(ActionGradient(n=0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

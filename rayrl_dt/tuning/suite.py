@@ -149,7 +149,10 @@ def _commands(run: SuiteRun, episodes_at_maximum: int) -> Iterator[list[str]]:
         yield [*program, "train", str(run.config), "--out", folder, *again]
     maximum = ["--targets", "dataset:max", "--episodes", str(episodes_at_maximum)]
     seed = ["--seed", str(run.values["debugging"]["seed"])]
-    yield [*program, "eval", folder, *maximum, *seed, "--json", str(run.folder / MAXIMUM)]
+    # What the suite's own files name, or trust, is the user's.
+    own = run.values.get("environment") or {}
+    trust = ["--trust-environment"] if own.get("env") or own.get("trust_environment") else []
+    yield [*program, "eval", folder, *maximum, *seed, *trust, "--json", str(run.folder / MAXIMUM)]
 
 
 def _start(command: list[str], run: SuiteRun, environment: dict[str, str]) -> subprocess.Popen[bytes]:

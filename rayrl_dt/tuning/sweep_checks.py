@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayrl_dt.algorithms.environments import chosen
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.data import sources
 from rayrl_dt.doctor.check import Check
@@ -55,14 +56,17 @@ def check_data(spec: SweepSpec) -> None:
     """Load what trials need once, before several want it, and make sure that it can be evaluated."""
     if spec.run is not None:
         job = read_refinement_job(spec.at({}))
-        RefinedPolicy(job.run, targets=job.targets, episodes=1, env=job.env).close()
+        RefinedPolicy(job.policy, targets=job.targets, episodes=1, env=job.env).close()
         return
     for config in map(build_config, spec.corners):
-        if config.env is None and sources.load(str(config.dataset)).info.env_spec is None:
+        env = chosen(config, sources.load(str(config.dataset)).info)
+        if env is None:
             raise UserError(
                 f"{config.dataset} names no environment, so no iteration would report {spec.settings.metric}; "
                 "set environment.env"
             )
+        if config.env is None:
+            env.for_evaluation.make_vector(1).close()
     for dataset in dict.fromkeys(str(value_at(values, "offline_data.dataset")) for values in spec.corners):
         sources.load(dataset)
 

@@ -12,8 +12,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rayrl_dt import SequencePolicy, envs
+from rayrl_dt import SequencePolicy
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_model
@@ -99,13 +100,8 @@ def test_policies_of_every_space_are_evaluated_and_act(name: str) -> None:
     (episode,) = evaluate_model(model, asked, env=where.to_json(), episodes_per_target=1).episodes
     assert (episode.episode_return, episode.length) == (2.0, 4)
 
-    vector = envs.make_vector(
-        f"{__name__}:SpaceEnv",
-        2,
-        spaces=(spec.observation_space, spec.action_space),
-        flattening=spec.flattening,
-        name=name,
-        reverse=1,
+    vector = RecordedEnv.named(f"{__name__}:SpaceEnv", name=name, reverse=1).make_vector(
+        2, spaces=(spec.observation_space, spec.action_space), flattening=spec.flattening
     )
     observations, _ = vector.reset(seed=0)
     np.testing.assert_allclose(observations[1], store.observations[0])

@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import RescaleAction, TransformReward
+from gymnasium.wrappers import RenderCollection, RescaleAction, TransformReward
 
 from rayrl_dt.envs import RecordedEnv
-from rayrl_dt.envs.recorded import time_limit
+from rayrl_dt.envs.recorded import spec_text, time_limit
 from rayrl_dt.errors import UserError
 
 
@@ -62,11 +62,22 @@ def test_limit_arguments_and_wrappers_are_kept() -> None:
     assert steps_until_the_end(changed.make()) == 7
 
 
-def test_the_render_mode_of_a_recording_is_dropped() -> None:
-    made = gym.make("Pendulum-v1", render_mode="rgb_array")
+def test_what_showed_a_recording_is_dropped() -> None:
+    made = RenderCollection(gym.make("Pendulum-v1", render_mode="rgb_array"))
     assert made.spec is not None
     recorded = RecordedEnv.of(made.spec)
-    assert recorded.kwargs == {} and recorded.make().render_mode is None
+    assert recorded.kwargs == {} and recorded.wrappers == () and recorded.make().render_mode is None
+
+
+def test_a_class_as_entry_point_goes_by_its_name() -> None:
+    written = RecordedEnv.of(EnvSpec.from_json(spec_text(EnvSpec("Mine-v0", entry_point=Mine))))
+    assert written.entry_point == f"{__name__}:Mine" and not written.needs_this_process
+    assert RecordedEnv.of(EnvSpec("Mine-v0", entry_point=lambda: Mine())).needs_this_process
+    assert RecordedEnv("Mine-v0", "__main__:Mine").needs_this_process
+    with pytest.raises(UserError, match=r"env_config.size is .*, which no file can hold"):
+        RecordedEnv.named(f"{__name__}:Mine", size=np.float32(1))
+    with pytest.raises(UserError, match="max_episode_steps is 'ten'"):
+        RecordedEnv.named("Pendulum-v1", max_episode_steps="ten")
 
 
 @pytest.mark.parametrize(
@@ -99,12 +110,12 @@ def test_an_unregistered_environment_of_a_trusted_package_is_made_whole() -> Non
     recorded = RecordedEnv("Mine-v0", f"{__name__}:Mine", {"size": 3}, max_episode_steps=6)
     package = __name__.partition(".")[0]
     with pytest.raises(
-        UserError, match=rf"name {__name__}:Mine as code .*environment.env: {package}:Mine-v0"
+        UserError, match=rf"{__name__}:Mine, so it was not run; .*--trust-environment .*{package}:Mine-v0"
     ):
         recorded.make()
-    env = recorded.make(trusted=(package,))
+    env = recorded.trusting().make()
     assert env.unwrapped.size == 3 and steps_until_the_end(env) == 6  # type: ignore[attr-defined]
-    vector = recorded.make_vector(2, trusted=(package,))
+    vector = recorded.trusting().make_vector(2)
     assert vector.reset()[0].shape == (2, 2)
     vector.close()
 
@@ -114,7 +125,7 @@ def test_an_unregistered_environment_of_a_trusted_package_is_made_whole() -> Non
     [
         (
             RecordedEnv("Bad-v0", "subprocess:Popen", {"args": ["touch", "bad"]}),
-            "name subprocess:Popen as code",
+            "may have written, subprocess:Popen, so it was not run",
         ),
         (RecordedEnv("Bad-v0", "gymnasium.spaces.utils:flatten"), "which is no Env"),
         (RecordedEnv("Bad-v0", "gymnasium.nowhere:Env"), "cannot be imported"),
@@ -133,7 +144,7 @@ def test_wrappers_of_strangers_are_not_run() -> None:
     assert made.spec is not None
     recorded = RecordedEnv.of(made.spec)
     odd = replace(recorded.wrappers[-1], entry_point="os:system")
-    with pytest.raises(UserError, match="name os:system as code"):
+    with pytest.raises(UserError, match="os:system, so it was not run"):
         replace(recorded, wrappers=(odd,)).make()
 
 
@@ -145,16 +156,16 @@ def test_what_the_user_names_is_known_by_its_name(tmp_path: Any, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         mine = again(RecordedEnv.named("my_package_of_envs:Mine-v0", g=5.0))
-        assert (mine.package, mine.max_episode_steps) == ("my_package_of_envs", 30)
-        env = mine.make(trusted=(mine.package,))
+        assert mine.max_episode_steps == 30
+        env = mine.trusting().make()
         assert env.unwrapped.g == 5.0 and steps_until_the_end(env) == 30  # type: ignore[attr-defined]
-        with pytest.raises(UserError, match="name my_package_of_envs:Mine-v0 as code"):
+        with pytest.raises(UserError, match="my_package_of_envs:Mine-v0, so it was not run"):
             mine.make()
     finally:
         gym.registry.pop("Mine-v0", None)
     assert RecordedEnv.named("Pendulum-v1") == RecordedEnv.of(gym.spec("Pendulum-v1"))
     limited = RecordedEnv.named(f"{__name__}:Mine", size=2, max_episode_steps=4)
-    assert steps_until_the_end(limited.make(trusted=(limited.package,))) == 4
+    assert steps_until_the_end(limited.make()) == 4
     with pytest.raises(UserError, match="Did you mean 'Pendulum-v1'"):
         RecordedEnv.named("Pendulun-v1")
     with pytest.raises(UserError, match="cannot be imported"):

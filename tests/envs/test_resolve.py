@@ -12,7 +12,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt import envs
-from rayrl_dt.envs import resolve
+from rayrl_dt.envs import RecordedEnv, resolve
 from rayrl_dt.errors import UserError
 
 
@@ -63,21 +63,12 @@ def test_makes_a_class_and_flattens_what_it_observes() -> None:
     assert env.observation_space.shape == (5,)
 
 
-def test_makes_specifications_and_their_json() -> None:
-    spec = gym.spec("Pendulum-v1")
-    for name in (spec, spec.to_json(), envs.to_string(spec)):
-        env = envs.make(name)
-        assert env.spec is not None
-        assert env.spec.id == "Pendulum-v1"
-    assert envs.to_string("Pendulum-v1") == "Pendulum-v1"
-
-
-def test_a_stale_specification_falls_back_to_its_id() -> None:
-    stale = EnvSpec(id="Pendulum-v1", entry_point="gymnasium.nowhere:PendulumEnv")
-    with pytest.warns(UserWarning, match="using Pendulum-v1 as registered here"):
-        env = envs.make(stale)
-    assert env.spec is not None
-    assert env.spec.max_episode_steps == 200
+def test_entry_points_that_moved_are_those_registered_here() -> None:
+    stale = EnvSpec("Pendulum-v1", entry_point="gymnasium.nowhere:PendulumEnv", max_episode_steps=150)
+    env = RecordedEnv.of(stale).make()
+    assert env.spec is not None and env.spec.max_episode_steps == 150
+    with pytest.raises(UserError, match=r"cannot be made .*gravity"):
+        RecordedEnv.of(EnvSpec("Pendulum-v1", entry_point="", kwargs={"gravity": 3})).make()
 
 
 def test_makes_robotics_and_atari_ids_without_an_import() -> None:
@@ -94,10 +85,10 @@ def test_makes_robotics_and_atari_ids_without_an_import() -> None:
         ("Pendulum-v9", "Did you mean 'Pendulum-v1'"),
         ("Qwertyuiop", "Give a registered Gymnasium id"),
         ("nowhere/Pendulum-v1", "unknown environment"),
-        ("no.such.module:Env-v0", "cannot import no.such.module"),
-        (f"{__name__}:NoSuchEnv", "unknown environment 'NoSuchEnv'"),
-        (f"{__name__}:not_an_env", "must return a gymnasium.Env"),
+        ("no.such.module:Env-v0", "needs no.such.module, which cannot be imported"),
+        (f"{__name__}:NoSuchEnv", f"unknown environment '{__name__}:NoSuchEnv'"),
         ("{not json", "not an environment specification"),
+        (f"{__name__}:not_an_env", "must inherit from the gymnasium.Env class"),
         ("Hopper-v2", "cannot be made"),
     ],
 )
@@ -128,8 +119,8 @@ def test_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         envs.make("PointMaze_UMaze-v3")
 
 
-def test_vectors_take_any_name() -> None:
-    vector = envs.make_vector(gym.spec("Pendulum-v1"), 3)
+def test_vectors_are_copies() -> None:
+    vector = RecordedEnv.named("Pendulum-v1").make_vector(3)
     observations, _ = vector.reset(seed=0)
     assert observations.shape == (3, 3)
     vector.close()

@@ -108,7 +108,9 @@ def test_slots_do_not_depend_on_their_company(mode: str) -> None:
     model = build_model(store_for(envs.make("Pendulum-v1")))
 
     def run(slots: list[Slot], mode: Any = "sync") -> list[EpisodeRecord]:
-        vector = envs.make_vector("Pendulum-v1", len(slots), mode=mode, max_episode_steps=12)
+        vector = envs.RecordedEnv.named("Pendulum-v1", max_episode_steps=12).make_vector(
+            len(slots), mode=mode
+        )
         try:
             return list(
                 run_slots(Collector(vector, VectorActor(model, len(slots)), record=False), slots).episodes

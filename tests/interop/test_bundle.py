@@ -131,7 +131,7 @@ def edit(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> N
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
     edit(saved, ("format",), lambda value: value + 1)
-    with pytest.raises(UserError, match=r"format 3, this version reads up to 2; upgrade rayrl_dt"):
+    with pytest.raises(UserError, match=r"format 4, this version reads up to 3; upgrade rayrl_dt"):
         load_model(saved)
 
 

@@ -16,6 +16,7 @@ from builders import build_model, random_window, scramble
 from torch import Tensor
 
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface, to_huggingface
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -184,7 +185,11 @@ def test_what_an_import_is_told_is_used(tmp_path: Path) -> None:
     returns = {"min": 0.0, "p5": 1.0, "p50": 2.0, "p95": 3.0, "max": 4.0, "mean": 2.0}
     ours = read(tmp_path, action_space=space, env="Pendulum-v1", data_returns=returns)
     assert (ours.spec.action_low, ours.spec.action_high) == ((-2.0, 0.0), (2.0, 4.0))
-    assert (ours.spec.env, ours.spec.return_scale, ours.spec.data_returns) == ("Pendulum-v1", 10.0, returns)
+    assert (ours.spec.env, ours.spec.return_scale, ours.spec.data_returns) == (
+        RecordedEnv("Pendulum-v1"),
+        10.0,
+        returns,
+    )
     assert ours.observation_mean.tolist() == [1, -2, 0.5]
     policy = SequencePolicy(ours)
     policy.reset()

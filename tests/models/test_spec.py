@@ -11,6 +11,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
@@ -111,9 +112,22 @@ def test_timestep_table_covers_data_and_environment(
     store = with_info(make_store(), env_spec=EnvSpec("X-v0", entry_point="a:B", max_episode_steps=limit))
     spec = PolicySpec.from_store(ModelConfig(), store, return_scale=None)
     assert spec.model.max_episode_steps == size
-    assert spec.env == store.info.env_spec.to_json() == spec.collected_in
-    other = PolicySpec.from_store(ModelConfig(), store, return_scale=None, env="Pendulum-v1")
-    assert (other.env, other.collected_in) == ("Pendulum-v1", store.info.env_spec.to_json())
+    assert spec.env == store.info.environment and spec.collected_in == store.info.env_spec.to_json()
+    pendulum = RecordedEnv.named("Pendulum-v1")
+    other = PolicySpec.from_store(ModelConfig(), store, return_scale=None, env=pendulum)
+    assert (other.env, other.collected_in) == (pendulum, store.info.env_spec.to_json())
+
+
+@pytest.mark.parametrize("old", ["Pendulum-v1", gym.spec("Pendulum-v1").to_json(), "no_such_package:Mine-v0"])
+def test_policies_of_earlier_formats_know_their_environment(make_store: MakeStore, old: str) -> None:
+    spec = PolicySpec.from_store(ModelConfig(), make_store(), return_scale=None)
+    env = PolicySpec.from_json({**spec.to_json(), "env": old}).env
+    assert env is not None and not env.trusted
+    if "Pendulum" in old:
+        assert env.make().spec.max_episode_steps == 200  # type: ignore[union-attr]
+    else:
+        with pytest.raises(UserError, match="no_such_package"):
+            env.make()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ def test_episodes_replay_in_a_single_environment(name: str) -> None:
     actor = VectorActor(
         model, slots, sample=None if model.spec.head.continuous else torch.Generator().manual_seed(0)
     )
-    collector = Collector(envs.make_vector(name, slots, max_episode_steps=limit), actor, record=True)
+    collector = Collector(
+        envs.RecordedEnv.named(name, max_episode_steps=limit).make_vector(slots), actor, record=True
+    )
     collector.reset(seed=list(seeds))
     episodes = collect(collector, 60)
     assert {episode.trajectory.terminated for episode in episodes} >= {name == "CartPole-v1"}
@@ -112,7 +114,9 @@ def test_the_actor_sees_what_training_shows(name: str, delayed: bool) -> None:
     actor = VectorActor(
         model, slots, sample=None if model.spec.head.continuous else torch.Generator().manual_seed(0)
     )
-    collector = Collector(envs.make_vector(name, slots, max_episode_steps=limit), actor, record=True)
+    collector = Collector(
+        envs.RecordedEnv.named(name, max_episode_steps=limit).make_vector(slots), actor, record=True
+    )
     collector.targets = np.array([5.0, -80.0, 300.0])
     collector.reset(seed=[1, 2, 3])
 
@@ -168,7 +172,7 @@ def test_equal_seeds_give_equal_episodes() -> None:
         env = envs.make("CartPole-v1")
         model = build_model(store_for(env))
         actor = VectorActor(model, 4, sample=torch.Generator().manual_seed(seed))
-        collector = Collector(envs.make_vector("CartPole-v1", 4), actor, record=True)
+        collector = Collector(envs.RecordedEnv.named("CartPole-v1").make_vector(4), actor, record=True)
         collector.reset(seed=seed)
         return [
             (e.slot, e.length, e.trajectory.observations.tobytes(), e.trajectory.actions.tobytes())
@@ -228,7 +232,7 @@ def test_an_episode_without_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(collect(collector, 7)) == 2
     with pytest.raises(UserError, match=r"5 steps and no episode has ended.*max_episode_steps"):
         collector.step()
-    limited = envs.make_vector("Pendulum-v1", 1)
+    limited = envs.RecordedEnv.named("Pendulum-v1").make_vector(1)
     allowed = Collector(
         limited, VectorActor(build_model(store_for(envs.make("Pendulum-v1"))), 1), record=False
     )
@@ -249,7 +253,7 @@ def test_nan_in_an_idle_slot_is_nobodys_problem() -> None:
 
 
 def test_nan_names_the_environment() -> None:
-    vector = envs.make_vector("Pendulum-v1", 1)
+    vector = envs.RecordedEnv.named("Pendulum-v1").make_vector(1)
     model = build_model(store_for(envs.make("Pendulum-v1")))
     collector = Collector(vector, VectorActor(model, 1), record=False)
     collector.reset(seed=0)

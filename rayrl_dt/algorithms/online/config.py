@@ -13,7 +13,7 @@ from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.envs import check_spaces
+from rayrl_dt.envs import RecordedEnv, check_spaces
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import Bundle
@@ -77,6 +77,12 @@ class OnlineConfig(SequenceConfig):
             return replace(model, timestep_embedding="none")
         return model
 
+    @property
+    def inherited_env(self) -> RecordedEnv | None:
+        """The environment of the policy to start from, where the data are those that it learned from."""
+        base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
+        return None if base is None or base.dataset != self.dataset else base.env
+
     def resolve(self, store: TrajectoryStore) -> None:
         """Fill in what the data, or the policy to start from, decides.
 
@@ -107,6 +113,8 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
+        if self.why_no_env is not None:
+            raise UserError(f"there is no environment to finetune in: {self.why_no_env}")
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "

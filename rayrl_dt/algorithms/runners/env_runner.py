@@ -12,10 +12,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rayrl_dt import envs
+from rayrl_dt.algorithms.environments import copies
 from rayrl_dt.algorithms.module import SequenceRLModule
 from rayrl_dt.algorithms.rllib_internals import RLlibEnvRunner
 from rayrl_dt.algorithms.runners.asynchronous import ContinueStream, StreamResult
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, Rollouts, Slot, run_slots
 from rayrl_dt.interop.bundle import Bundle
@@ -57,12 +58,13 @@ class SequenceEnvRunner(RLlibEnvRunner):
         self.num_envs = 0
         self._collector: Collector | None = None
         self._stream: _Stream | None = None
-        if self.config.env is None:
+        environment = self.config.rollout_env
+        if environment is None:
             return
         if self.env is not None:
             self.env.close()
         self.num_envs = self.config.num_envs_per_env_runner
-        self.env = self._vector_env(self.num_envs)
+        self.env = self._vector_env(environment, self.num_envs)
         self.begin_anew()
 
     def make_module(self) -> None:
@@ -89,9 +91,7 @@ class SequenceEnvRunner(RLlibEnvRunner):
             slots: targets, quotas and seeds.
             sample_actions: draw discrete actions from the softmax instead of taking the most likely.
         """
-        if self.config.env is None:
-            raise UserError("there is no environment to evaluate in; set environment.env in the config")
-        env = self._vector_env(len(slots))
+        env = self._vector_env(self._environment.for_evaluation, len(slots))
         try:
             # What is measured is the policy and not the rounding, which an environment like Hopper blows up.
             # Draws are those of `evaluate_model`: the same policy has the same episodes there.
@@ -115,9 +115,7 @@ class SequenceEnvRunner(RLlibEnvRunner):
             slots: targets, quotas and seeds.
             stop: called before every step; True ends the collection, for nothing.
         """
-        if self.config.env is None:
-            raise UserError("there is no environment to collect in; set environment.env in the config")
-        env = self._vector_env(len(slots))
+        env = self._vector_env(self._environment, len(slots))
         try:
             actor = self._explorer(len(slots), slots[0].seed)
             return run_slots(Collector(env, actor, record=True), slots, stop=stop)
@@ -222,15 +220,16 @@ class SequenceEnvRunner(RLlibEnvRunner):
             return None
         return Bundle.open(self.config.critic_from).refiner(settings, self.module.model.spec)
 
-    def _vector_env(self, slots: int) -> Any:
-        return envs.make_vector(
-            self.config.env,
-            slots,
-            mode=self.config.gym_env_vectorize_mode,
-            spaces=(self.config.observation_space, self.config.action_space),
-            flattening=self.config.resolved_spec.flattening,
-            **self.config.env_config,
-        )
+    @property
+    def _environment(self) -> RecordedEnv:
+        environment: RecordedEnv | None = self.config.rollout_env
+        if environment is None:
+            raise UserError(f"nothing can be rolled out: {self.config.why_no_env}")
+        return environment
+
+    def _vector_env(self, environment: RecordedEnv, slots: int) -> Any:
+        config = self.config
+        return copies(config, environment, config.resolved_spec, slots, mode=config.gym_env_vectorize_mode)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over weights; see `RLlibEnvRunner`."""
@@ -242,7 +241,7 @@ class SequenceEnvRunner(RLlibEnvRunner):
     def assert_healthy(self) -> None:
         """Refuse a runner without a module, or without the environment that is configured."""
         assert self.module is not None
-        assert self.config.env is None or self.env is not None
+        assert self.config.rollout_env is None or self.env is not None
 
     def stop(self) -> None:
         """Close the environment."""

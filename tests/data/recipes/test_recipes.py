@@ -44,7 +44,7 @@ def test_makes_a_minari_data_set_whose_environment_is_recovered(name: str) -> No
     assert info.env_spec is not None
     assert env.spec is not None
     assert env.spec.id == info.env_spec.id
-    ours = envs.make(info.env_spec)
+    ours = info.environment.make()
     envs.check_spaces(ours.observation_space, ours.action_space, info.observation_space, info.action_space)
     assert all(trajectory.observations.dtype == np.float32 for trajectory in trajectories)
     assert all(info.action_space.contains(action) for action in trajectories[0].actions)

@@ -1,0 +1,87 @@
+"""Several copies of an environment behind Gymnasium's vector interface, and whether they are a policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.errors import UserError
+
+__all__ = ["check_spaces", "vectorize"]
+
+Space = gym.Space[Any]
+
+
+def vectorize(
+    maker: Callable[[], gym.Env[Any, Any]],
+    num_envs: int,
+    *,
+    mode: Literal["sync", "async"] = "sync",
+    autoreset: gym.vector.AutoresetMode = gym.vector.AutoresetMode.NEXT_STEP,
+    spaces: tuple[Space, Space] | None = None,
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """Make `num_envs` copies of an environment.
+
+    Args:
+        maker: makes one.
+        num_envs: how many.
+        mode: step them in turn, or each in a process of its own (for slow environments).
+        autoreset: what happens at an episode's end.
+        spaces: observation and action space that a policy expects of it; None for any.
+
+    Raises:
+        UserError: it cannot be made, or its spaces are not the expected ones.
+    """
+    makers = [maker] * num_envs
+    vector: gym.vector.VectorEnv[Any, Any, Any]
+    if mode == "async":
+        vector = gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
+    else:
+        vector = gym.vector.SyncVectorEnv(makers, autoreset_mode=autoreset)
+    if spaces is not None:
+        try:
+            check_spaces(vector.single_observation_space, vector.single_action_space, *spaces)
+        except UserError:
+            vector.close()
+            raise
+    return vector
+
+
+def check_spaces(
+    env_observation: Space, env_action: Space, data_observation: Space, data_action: Space
+) -> None:
+    """Check that a policy learned from the data fits the environment.
+
+    Number types may differ, and so may the bounds of observations; composite observations are compared
+    flattened. The bounds of actions must agree, because they scale the policy's output.
+
+    Raises:
+        UserError: a space differs.
+    """
+    _check_space("observations", _flat(env_observation), _flat(data_observation))
+    _check_space("actions", env_action, data_action)
+
+
+def _check_space(what: str, env: Space, data: Space) -> None:
+    same: bool
+    if isinstance(env, gym.spaces.Box) and isinstance(data, gym.spaces.Box):
+        same = env.shape == data.shape
+        if same and what == "actions":
+            same = np.allclose(env.low, data.low, atol=1e-5) and np.allclose(env.high, data.high, atol=1e-5)
+    elif isinstance(env, gym.spaces.Discrete) and isinstance(data, gym.spaces.Discrete):
+        same = (env.n, env.start) == (data.n, data.start)
+    else:
+        same = env == data
+    if not same:
+        raise UserError(
+            f"the environment's {what} are {env}, the data set's are {data}; choose the environment that the "
+            "data was collected in (leave environment.env out to recover it), or another data set"
+        )
+
+
+def _flat(space: Space) -> Space:
+    return Flattening(space, kept=isinstance(space, gym.spaces.Box)).flat
