@@ -7,13 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms import environments
 from rayrl_dt.algorithms import settings as groups
-from rayrl_dt.algorithms.builders import SettingsConfig
 from rayrl_dt.algorithms.critic_module import COMPANIONS, CriticRLModule
+from rayrl_dt.algorithms.environment_config import EnvironmentConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
@@ -21,7 +20,6 @@ from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -32,14 +30,14 @@ from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.settings import Settings
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["SequenceConfig"]
 
 _LOG = logging.getLogger(__name__)
 
 
-class SequenceConfig(SettingsConfig):
+class SequenceConfig(EnvironmentConfig):
     """Configures a return-conditioned policy trained on logged data.
 
     The defaults are sized for a CPU (a few thousand gradient steps). `tune_configs/dt_paper.yaml` holds the
@@ -74,11 +72,6 @@ class SequenceConfig(SettingsConfig):
         self.critic_hidden: int | None = None
         # The algorithm's own choices, which rl_module(model_config=...) overlays.
         self.model_defaults: dict[str, Any] = {}
-        # What Gymnasium knew by the name `env` where it was set, for processes that do not.
-        self.known_env: dict[str, Any] | None = None
-        # Resolved from the data when the algorithm is built.
-        self.policy_spec: dict[str, Any] | None = None
-        self.why_no_env: str | None = None
         self.largest_reward = 0.0
         # RLlib's own, as they suit us. It builds offline data exactly when it has an input path.
         self.input_ = "offline_data.dataset"
@@ -105,13 +98,6 @@ class SequenceConfig(SettingsConfig):
                 f"rl_module.model_config is {chosen!r}; write a mapping, such as {{context_length: 20}}"
             )
         return ModelConfig.from_dict({**self.model_defaults, **chosen})
-
-    @property
-    def resolved_spec(self) -> PolicySpec:
-        """The policy's specification; only after `resolve`."""
-        if self.policy_spec is None:
-            raise UserError("the config is not resolved yet; build the algorithm with build_algo() first")
-        return PolicySpec.from_json(self.policy_spec)
 
     def resolve(self, store: TrajectoryStore) -> None:
         """Fill in what the data decides: environment, spaces, normalizer, scales.
@@ -164,28 +150,6 @@ class SequenceConfig(SettingsConfig):
             return automatic
         warn_if_far(f"{section}.reward_scale", chosen, automatic)
         return chosen
-
-    @property
-    def rollout_env(self) -> RecordedEnv | None:
-        """The environment that runners make, with the one for evaluations; None if there is none here."""
-        env = self.resolved_spec.env if self.why_no_env is None else None
-        return env.trusting() if env is not None and (self.env is not None or self.trust_environment) else env
-
-    @property
-    def inherited_env(self) -> RecordedEnv | None:
-        """The environment of the policy to start from, which goes before that of its data."""
-        return None
-
-    def set_values(self, section: str, values: Mapping[str, Any]) -> Self:
-        """Set keys of a section; what Gymnasium knows of an environment is kept for processes where it does not.
-
-        Raises:
-            UserError: nothing reads a key.
-        """
-        super().set_values(section, values)
-        if isinstance(self.env, str) and self.env in gym.registry:
-            self.known_env = RecordedEnv.named(self.env).to_json()
-        return self
 
     def _with_acting(self, spec: PolicySpec) -> PolicySpec:
         """Add how the config has the policy act; what the config leaves open stays as it is in `spec`."""
