@@ -34,7 +34,7 @@ def bundle(tmp_path: Path) -> Path:
     TrajectoryStore.save(store, tmp_path / "data")
     model = build_model(store)
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "policy", gradient_steps=0)
-    save_critic(Bundle.open(path), new_critic(model.spec, hidden=8, seed=0), record={"steps": 1})
+    save_critic(Bundle.open(path), new_critic(model.spec, hidden=8, seed=0).state_dict(), record={"steps": 1})
     return path
 
 
