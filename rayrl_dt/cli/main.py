@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli import align, config, critic, data, diagnosis, evaluation, experiments, train, tuning
-from rayrl_dt.cli.console import console, errors, finish, new_file, quiet_libraries
+from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
@@ -106,6 +106,38 @@ def export(
     finish(
         "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
     )
+
+
+@app.command(name="import")
+def import_policy(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Hugging Face Decision Transformer.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the policy bundle to.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Data source that it was trained on; our own exports know theirs.")
+    ] = None,
+    return_scale: Annotated[
+        float | None, typer.Option(help="What returns were divided by in its training; often 1000.")
+    ] = None,
+    context_length: Annotated[int | None, typer.Option(help="Context length K of its training; 20.")] = None,
+) -> None:
+    """Read a Decision Transformer of Hugging Face as a policy, to be evaluated, refined and finetuned.
+
+    Example: rayrl-dt import dt-hopper-medium --dataset d4rl:hopper_medium-v2.hdf5 --return-scale 1000 --out runs/theirs
+    """
+    from rayrl_dt.data import sources
+    from rayrl_dt.interop.bundle import save_bundle
+    from rayrl_dt.interop.huggingface import import_huggingface
+
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    model = import_huggingface(
+        checkpoint,
+        context_length=context_length,
+        store=None if dataset is None else sources.load(dataset),
+        return_scale=return_scale,
+    )
+    save_bundle(model.spec, model.state_dict(), out, command=command_line())
+    finish("policy bundle:", out, then=f"rayrl-dt eval {out}")
 
 
 @app.command()

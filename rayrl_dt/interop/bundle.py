@@ -233,8 +233,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
     found = header.get("format") if isinstance(header, dict) else None
     if not isinstance(found, int) or "spec" not in header:
         raise UserError(
-            f"{folder} is not a policy bundle; read a Hugging Face checkpoint with "
-            "rayrl_dt.interop.huggingface.import_huggingface, or name a run folder or a bundle"
+            f"{folder} is not a policy bundle; read a Hugging Face checkpoint with rayrl-dt import, or name a run "
+            "folder or a bundle"
         )
     if not 1 <= found <= FORMAT:
         raise UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
@@ -101,7 +103,8 @@ def to_huggingface(model: SequenceModel) -> Any:
 def import_huggingface(
     path: str | os.PathLike[str],
     *,
-    context_length: int = 20,
+    context_length: int | None = None,
+    store: TrajectoryStore | None = None,
     normalizer: Normalizer | None = None,
     return_scale: float | None = None,
     env: str | None = None,
@@ -112,7 +115,8 @@ def import_huggingface(
 
     Args:
         path: local folder with `config.json` and the weights.
-        context_length: K; their checkpoints do not record it.
+        context_length: K, 20 if it is left out; their checkpoints do not record it.
+        store: the data that the model was trained on; says everything below but the return scale.
         normalizer: statistics of the observations that the model was trained on.
         return_scale: what returns were divided by.
         env: environment id, for the record.
@@ -120,8 +124,18 @@ def import_huggingface(
         data_returns: quantiles of the training returns, for default targets; None if unknown.
 
     Raises:
-        UserError: statistics are neither given nor beside the checkpoint, or the checkpoint cannot be read.
+        UserError: statistics are neither given nor beside the checkpoint, or both; or the checkpoint cannot be read.
     """
+    given = {
+        "context_length": context_length,
+        "store": store,
+        "normalizer": normalizer,
+        "return_scale": return_scale,
+        "env": env,
+        "action_space": action_space,
+        "data_returns": data_returns,
+    }
+    named = [name for name, value in given.items() if value is not None]
     transformers = _transformers()
     folder = Path(path)
     try:
@@ -141,24 +155,32 @@ def import_huggingface(
                 f"{folder} has {setting}={getattr(config, setting)}; only models with {setting}={wanted} can "
                 "be imported"
             )
+    model_config = ModelConfig(
+        backbone="dt",
+        context_length=context_length or 20,
+        dropout=config.resid_pdrop,
+        head="deterministic",
+        target_rule="decrement",
+        **{ours: getattr(config, theirs) for theirs, ours in _SIZES.items()},
+    )
     if (folder / HEADER).exists():
+        if named:
+            raise UserError(f"{folder / HEADER} says what {', '.join(named)} would say; leave them out")
         spec = _saved_spec(folder / HEADER)
-    elif normalizer is None or return_scale is None:
+    elif return_scale is None or (store is None and normalizer is None):
         raise UserError(
-            f"{folder} holds no observation statistics; pass normalizer= and return_scale= of its training "
-            "data (Normalizer.fit(load_dataset(...).observations))"
+            f"{folder} holds neither observation statistics nor a return scale; pass return_scale= and the data that "
+            "it was trained on, store=load_dataset(...) (rayrl-dt import --dataset ... --return-scale ...)"
         )
+    elif store is not None:
+        spec = PolicySpec.from_store(model_config, store, return_scale=return_scale)
+        # The table of timesteps is as long as it was trained.
+        spec = replace(spec, model=replace(spec.model, max_episode_steps=config.max_ep_len))
     else:
+        assert normalizer is not None
         bounds = action_space or gym.spaces.Box(-1.0, 1.0, (config.act_dim,), np.float32)
         spec = PolicySpec(
-            model=ModelConfig(
-                backbone="dt",
-                context_length=context_length,
-                dropout=config.resid_pdrop,
-                head="deterministic",
-                target_rule="decrement",
-                **{ours: getattr(config, theirs) for theirs, ours in _SIZES.items()},
-            ).resolved(),
+            model=model_config.resolved(),
             observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
             action_space=bounds,
             action_low=tuple(bounds.low.tolist()),

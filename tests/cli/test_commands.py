@@ -17,10 +17,11 @@ import torch
 import typer
 import yaml
 from builders import EVALUATION_KEYS
+from safetensors.torch import load_file
 
 from rayrl_dt.cli import app
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -189,6 +190,29 @@ def test_export_bundle_and_hugging_face(run: Run, bundle: Path, tmp_path: Path) 
     pytest.importorskip("transformers")
     assert run("export", str(bundle), "--format", "hf", "--out", str(tmp_path / "hf"))[0] == 0
     assert (tmp_path / "hf" / "config.json").exists()
+
+
+def test_a_hugging_face_checkpoint_comes_back_and_evaluates(
+    run: Run, bundle: Path, pendulum_data: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    theirs, out = tmp_path / "hf", tmp_path / "back"
+    assert run("export", str(bundle), "--format", "hf", "--out", str(theirs))[0] == 0
+    status, _, err = run("import", str(theirs), "--return-scale", "1000", "--out", str(out))
+    assert status == 2 and "policy.json says what return_scale would say; leave them out" in err
+    assert run("import", str(theirs), "--out", str(out))[0] == 0
+    weights = [load_file(place / "policy.safetensors") for place in (bundle, out)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # As from elsewhere: nothing but the network is known, and the data say the rest.
+    (theirs / "policy.json").unlink()
+    status, _, err = run("import", str(theirs), "--out", str(tmp_path / "other"))
+    assert status == 2 and "holds neither observation statistics nor a return scale" in err
+    options = ("--dataset", pendulum_data, "--return-scale", "1000", "--context-length", "4")
+    assert run("import", str(theirs), *options, "--out", str(tmp_path / "other"))[0] == 0
+    ours = Bundle.open(tmp_path / "other").spec
+    assert (ours.return_scale, ours.model.context_length, ours.dataset) == (1000.0, 4, pendulum_data)
+    assert ours.env is not None and ours.env.id == "Pendulum-v1"
+    assert run("eval", str(tmp_path / "other"), "--targets=-900", "--episodes", "1")[0] == 0
 
 
 def test_data_make_list_preview(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"spec": {}}', '{"format": 1}'])
 def test_other_json_files_are_no_bundle(saved: Path, text: str) -> None:
     (saved / "policy.json").write_text(text)
-    with pytest.raises(UserError, match=r"is not a policy bundle; .*import_huggingface"):
+    with pytest.raises(UserError, match=r"is not a policy bundle; .*rayrl-dt import"):
         load_model(saved)
 
 

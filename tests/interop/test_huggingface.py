@@ -199,7 +199,7 @@ def test_what_an_import_is_told_is_used(tmp_path: Path) -> None:
 def test_statistics_must_be_given(tmp_path: Path) -> None:
     foreign().save_pretrained(tmp_path)
     for missing in ({"normalizer": None}, {"return_scale": None}):
-        with pytest.raises(UserError, match="pass normalizer= and return_scale="):
+        with pytest.raises(UserError, match="holds neither observation statistics nor a return scale"):
             read(tmp_path, **missing)
 
 
@@ -271,7 +271,7 @@ def test_other_policies_are_exported_as_bundles(
 def test_an_export_is_not_taken_for_a_bundle(model: SequenceModel, tmp_path: Path) -> None:
     folder = export_huggingface(model, tmp_path / "hf")
     assert "spec" in json.loads((folder / "policy.json").read_text())
-    with pytest.raises(UserError, match="import_huggingface"):
+    with pytest.raises(UserError, match="rayrl-dt import"):
         SequencePolicy.load(folder)
 
 
