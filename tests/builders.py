@@ -30,7 +30,7 @@ def scramble(module: nn.Module, seed: int = 0) -> None:
 
 
 def build_model(
-    store: TrajectoryStore, *, seed: int = 0, return_scale: float | None = None, **config: Any
+    store: TrajectoryStore, *, seed: int = 0, return_scale: float | None = 10.0, **config: Any
 ) -> SequenceModel:
     """A tiny policy for the store's spaces, in eval mode."""
     model_config = ModelConfig.from_dict({**TINY, **config})

@@ -52,7 +52,9 @@ def finish(what: str, where: str | Path | None = None, *, then: str | None = Non
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; its cells are rich markup."""
-    table = Table(*headings, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")  # an id that is cut off cannot be copied
     for row in rows:
         table.add_row(*row)
     console.print(table)

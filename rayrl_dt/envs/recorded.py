@@ -252,7 +252,8 @@ class RecordedEnv:
         """Return a JSON-ready dict."""
         values = asdict(self)
         del values["trusted"]
-        return {**values, "evaluation": None if self.evaluation is None else self.evaluation.to_json()}
+        evaluation = None if self.evaluation is None else self.evaluation.to_json()
+        return {**values, "wrappers": list(values["wrappers"]), "evaluation": evaluation}
 
     @classmethod
     def from_json(cls, values: dict[str, Any] | str) -> RecordedEnv:

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,12 @@ class Group:
 
 
 def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
-    """Return the trials of a sweep's folder, by name."""
-    return [_read(path.parent, spec) for path in sorted(folder.glob("*/params.json"))]
+    """Return the trials of a sweep's folder, by name; one whose settings are being written is not there yet."""
+    found = []
+    for path in sorted(folder.glob("*/params.json")):
+        with suppress(json.JSONDecodeError):
+            found.append(_read(path.parent, spec))
+    return found
 
 
 def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:

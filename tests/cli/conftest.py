@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rayrl_dt.cli import main
+from rayrl_dt.cli.console import console
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Returns a function that runs a command and gives (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rayrl-dt", *arguments])

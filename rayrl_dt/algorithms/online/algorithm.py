@@ -19,6 +19,7 @@ from rayrl_dt.algorithms.online.shared_replay import SharedReplay, new_replay, s
 from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners
 from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
+from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord, RolloutsStopped, Slot
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.seeding import derive_seed
@@ -95,6 +96,8 @@ class OnlineDT(SequenceAlgorithm):
         self._lags: list[int] = []
         self._collected = 0, 0.0  # environment steps of this iteration, and the seconds that they took
         super().setup(config)
+        if self.config.why_no_env is not None:
+            raise UserError(f"there is no environment to finetune in: {self.config.why_no_env}")
         if self.config.start_from is not None:
             _take_over(self.config.start_from, self.learner_group)
             # From here on a checkpoint needs nothing but itself.

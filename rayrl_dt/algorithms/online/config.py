@@ -113,8 +113,6 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
-        if self.why_no_env is not None:
-            raise UserError(f"there is no environment to finetune in: {self.why_no_env}")
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "
