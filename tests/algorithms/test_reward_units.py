@@ -201,7 +201,7 @@ def test_scales_of_another_unit_are_named(
         caplog.clear()
         with caplog.at_level(logging.WARNING, "rayrl_dt"):
             SequenceOfflineData(config.offline_data(dataset=dataset))
-        return caplog.messages
+        return [line for line in caplog.messages if not line.startswith("Nothing is evaluated")]
 
     small = OnlineDTConfig().rl_module(model_config=SMALL)
     assert said(small.copy().online(reward_scale=40)) == []

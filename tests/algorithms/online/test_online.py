@@ -137,6 +137,15 @@ def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     resumed.stop()
 
 
+def test_data_without_an_environment_cannot_be_finetuned(
+    online: Configure, pendulum_data: str, tmp_path: Path
+) -> None:
+    store = load_dataset(pendulum_data)
+    bare = replace(store, info=replace(store.info, env_spec=None)).save(tmp_path / "bare")
+    with pytest.raises(UserError, match="there is no environment to finetune in: no environment is recorded"):
+        online(dataset=f"store:{bare}").build_algo()
+
+
 def test_a_checkpoint_elsewhere_is_whole_and_holds_a_policy(online: Configure, tmp_path: Path) -> None:
     """The file system stands for a bucket: RLlib is told of it, and the path alone means nothing here."""
     bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
