@@ -1,6 +1,6 @@
 """Ctrl-C during a run: the first one asks it to stop, the second one interrupts.
 
-SIGTERM (a cluster's) and SIGHUP (of a terminal that is closed) ask alike.
+SIGTERM (a cluster's) and SIGHUP (of a terminal that is closed) ask alike; under `nohup` a run outlives its terminal.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, before[number])
 
     try:
-        for wanted in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, wanted, None)  # Windows has no SIGHUP
-            if number is not None:
-                before[int(number)] = signal.signal(number, handle)
+        for wanted in (signal.SIGINT, signal.SIGTERM, *_hangup()):
+            before[int(wanted)] = signal.signal(wanted, handle)
     except ValueError:  # not in the main thread: the caller handles signals
         before.clear()
     try:
@@ -34,3 +32,9 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hangup() -> list[signal.Signals]:
+    """Return SIGHUP, but on Windows, which has none, and where `nohup` has it ignored."""
+    found = [each for each in signal.Signals if each.name == "SIGHUP"]
+    return [each for each in found if signal.getsignal(each) is not signal.SIG_IGN]

@@ -30,6 +30,7 @@ from rayrl_dt.reports.run_report import write_report
 from rayrl_dt.runs import loop as runs
 from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint
 from rayrl_dt.runs.config_files import build_config, read_yaml
+from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.records import checkpoint_score
 
 pytestmark = pytest.mark.ray
@@ -202,9 +203,26 @@ def test_what_comes_between_two_iterations_saves_a_checkpoint(
             signal.raise_signal(ask)
 
     never = {**values(pendulum_data), "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2}}
-    outcome = runs.train(never, tmp_path / "run", observer=Between(-1))
+    before = signal.signal(ask, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        outcome = runs.train(never, tmp_path / "run", observer=Between(-1))
+    finally:
+        signal.signal(ask, before)
     assert (outcome.finished, outcome.gradient_steps) == (False, 4)
     assert latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "000000004"
+
+
+def test_under_nohup_a_run_outlives_its_terminal() -> None:
+    asked: list[bool] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_interrupt(lambda: asked.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked
+            signal.raise_signal(signal.SIGTERM)
+        assert asked == [True] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_checkpoints_do_not_wait_for_an_evaluation(
@@ -362,7 +380,9 @@ def test_a_stopped_command_says_so_by_its_status(
     settings = values(pendulum_data, gradient_steps=10**6)
     # The first iteration is watched, the second has no end of its own within the test.
     script = (
-        "import sys\nfrom rayrl_dt.algorithms.algorithm import SequenceAlgorithm as A\n"
+        # A shell that starts the tests in the background has Ctrl-C ignored.
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from rayrl_dt.algorithms.algorithm import SequenceAlgorithm as A\n"
         "ask = A.stop_when\n"
         f"A.stop_when = lambda self, asked: ask(self, asked) if {times} == 1 else None\n"
         f"A.observe_steps = A.observe_steps if {times} == 1 else lambda self, observer: None\n"
