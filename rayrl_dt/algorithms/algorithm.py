@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,12 @@ class SequenceAlgorithm(Algorithm):
 
     def policy_state(self) -> dict[str, Any]:
         """Return the weights of the policy network as NumPy arrays, from the learner."""
-        return self._weights("model.")
+        return _below("model.", self._networks())
 
-    def _weights(self, prefix: str) -> dict[str, Any]:
-        state = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]
-        return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    def _networks(self) -> dict[str, Any]:
+        """Return the weights of the policy and its company as NumPy arrays, from the learner."""
+        weights: dict[str, Any] = self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])
+        return dict(weights[DEFAULT_MODULE_ID])
 
     def step(self) -> dict[str, Any]:
         """One training iteration with its evaluation, marked done at the last gradient step."""
@@ -200,23 +201,18 @@ class SequenceAlgorithm(Algorithm):
 
     def save_beside(self, folder: Path) -> None:
         """Write what a checkpoint holds beside RLlib's files: the policy's bundle, with a critic trained beside it."""
+        networks = self._networks()
         bundle = save_bundle(
             self.policy_spec,
-            self.policy_state(),
+            _below("model.", networks),
             folder / BUNDLE,
             command=self.command,
             gradient_steps=self.gradient_steps,
         )
-        wanted = self.config.companions
-        # Those with layer norm serve training alone: acting has fast passes of plain networks.
-        if (
-            wanted is not None
-            and wanted.critic_trains
-            and wanted.critic
-            and not wanted.shape.get("layer_norm")
-        ):
-            prefix = {"twin": "q.", "iql": ""}[wanted.critic]
-            weights = {f"{prefix}{name}": value for name, value in self._weights("critic.").items()}
+        companions = self.config.companions
+        place = None if companions is None else companions.kept_under
+        if place is not None:
+            weights = {f"{place}{name}": value for name, value in _below("critic.", networks).items()}
             record = {"trained": "with the policy", "reward_scale": vars(self.config)["reward_scale"]}
             save_critic(Bundle.open(bundle), weights, record=record)
 
@@ -240,3 +236,8 @@ class SequenceAlgorithm(Algorithm):
         """Restore RLlib's state and the gradient steps."""
         super().set_state(state)
         self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))
+
+
+def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights whose names begin with a prefix, without it."""
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
@@ -28,9 +28,6 @@ from rayrl_dt.objectives.offline import OBJECTIVES, Objective
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
 from rayrl_dt.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SequenceConfig"]
 

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from rayrl_dt.cli import align, config, critic, data, diagnosis, evaluation, experiments, train, tuning
-from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries
+from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries, show_table
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
@@ -74,6 +73,11 @@ def report(
     finish("report written:", page, then=f"rayrl-dt diagnose {' '.join(map(str, runs))}")
 
 
+def _check_empty(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+
+
 @app.command()
 def export(
     run: Policy,
@@ -94,8 +98,7 @@ def export(
 
     if format not in ("bundle", "hf"):
         raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', 'hf'))}")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty; choose another --out")
+    _check_empty(out)
     bundle = Bundle.open(run)
     model = bundle.model  # a broken bundle is not worth copying
     if format == "hf":
@@ -128,8 +131,7 @@ def import_policy(
     from rayrl_dt.interop.bundle import save_bundle
     from rayrl_dt.interop.huggingface import import_huggingface
 
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty; choose another --out")
+    _check_empty(out)
     model = import_huggingface(
         checkpoint,
         context_length=context_length,
@@ -169,10 +171,8 @@ def bench(
             threads=threads,
             progress=lambda name: status.update(f"measuring {name}..."),
         )
-    table = Table("what", "value", "unit", "detail", box=None, header_style="bold")
-    for result in results:
-        table.add_row(result.name, f"{result.value:,.4g}", result.unit, result.detail)
-    console.print(table)
+    rows = [(result.name, f"{result.value:,.4g}", result.unit, result.detail) for result in results]
+    show_table(("what", "value", "unit", "detail"), rows)
     if json_file is not None:
         new_file(json_file).write_text(json.dumps([result.to_json() for result in results], indent=2))
         finish("measurements:", json_file)
@@ -201,11 +201,11 @@ def doctor(
     with console.status("checking..."):
         checks = diagnose(storage=storage, dataset=dataset, address=address, start_ray=ray)
     marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "error": "[red]✗[/red]"}
-    table = Table("", "check", "found", box=None, header_style="bold")
+    rows = []
     for check in checks:
         remedy = f"\n[bold]→ {escape(check.remedy)}[/bold]" if check.remedy else ""
-        table.add_row(marks[check.status], check.name, escape(check.found) + remedy)
-    console.print(table)
+        rows.append((marks[check.status], check.name, escape(check.found) + remedy))
+    show_table(("", "check", "found"), rows)
     failed = sum(check.status == "error" for check in checks)
     if failed:
         raise UserError(f"{failed} checks failed; the remedies stand beside them")

@@ -17,6 +17,8 @@ __all__ = ["CRITICS", "Companions", "still_copy"]
 CRITICS: Mapping[str, type[TwinCritic] | type[IQLCritic]] = MappingProxyType(
     {"twin": TwinCritic, "iql": IQLCritic}
 )
+# Where each of them stands in an `IQLCritic`.
+_PLACES = {"twin": "q.", "iql": ""}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -39,6 +41,16 @@ class Companions:
     slow: tuple[str, ...] = ()
     frozen_model: bool = False
     initial_temperature: float | None = None
+
+    @property
+    def kept_under(self) -> str | None:
+        """Where the critic stands in an `IQLCritic`, as bundles keep critics; None for one that they do not keep.
+
+        One that does not train is another bundle's. One with layer norm serves training alone: acting has fast passes
+        of plain networks.
+        """
+        kept = self.critic_trains and not self.shape.get("layer_norm")
+        return _PLACES[self.critic] if kept and self.critic is not None else None
 
 
 def still_copy(network: Network) -> Network:

@@ -199,7 +199,7 @@ class RecordedEnv:
         Raises:
             UserError: it is unknown here, or needs code that is not trusted.
         """
-        if ":" in self.id and not self.trusted and self.id.partition(":")[0].partition(".")[0] not in TRUSTED:
+        if ":" in self.id and not self.trusted and _package(self.id) not in TRUSTED:
             raise self._refusal(self.id)
         known, _ = _known(self.id)
         entry_point = self.entry_point if known is None else known.entry_point
@@ -229,9 +229,9 @@ class RecordedEnv:
     def _check(self, entry_point: str, kind: type) -> None:
         if self.trusted:
             return
-        module, _, name = entry_point.partition(":")
-        if module.partition(".")[0] not in TRUSTED:
+        if _package(entry_point) not in TRUSTED:
             raise self._refusal(entry_point)
+        module, _, name = entry_point.partition(":")
         found = getattr(_imported(module, self.id), name, None)
         if not (isinstance(found, type) and issubclass(found, kind)):
             raise UserError(
@@ -240,7 +240,7 @@ class RecordedEnv:
             )
 
     def _refusal(self, code: str) -> UserError:
-        package = code.partition(":")[0].partition(".")[0]
+        package = _package(code)
         name = self.id if ":" in self.id else f"{package}:{self.id}"
         return UserError(
             f"the environment {self.id} is recorded with code that anybody may have written, {code}, so it was not run;"
@@ -295,6 +295,11 @@ def name_of(creator: Callable[..., Any]) -> str:
             "put it into a module of its own and name it: environment.env: module:Class"
         )
     return name
+
+
+def _package(code: str) -> str:
+    """Return the package of `package.module:name`."""
+    return code.partition(":")[0].partition(".")[0]
 
 
 def _entry_point(code: Any) -> str | None:

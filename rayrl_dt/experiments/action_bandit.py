@@ -175,7 +175,7 @@ def _fit_policy(
             values = critic.q.first(torch.zeros_like(made), made)[:, None]
             loss = loss + losses.td3_actor_loss(values, mask, normalize=True)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 

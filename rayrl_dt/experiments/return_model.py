@@ -196,7 +196,7 @@ def fit(
         if not bool(torch.isfinite(loss)):
             raise TrainingDiverged(f"the loss became {loss.item()} at gradient step {step}; lower the rate")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         history.append(float(loss.detach()))

@@ -107,9 +107,8 @@ class Iterations:
         """Stop the algorithm and close the log."""
         self.log.close()
         self.algorithm.stop()
-        with suppress(
-            OSError
-        ):  # the folder in ~/ray_results that RLlib makes, where nothing was written to it
+        # RLlib makes one in ~/ray_results; what was written to stays.
+        with suppress(OSError):
             Path(self.algorithm.logdir).rmdir()
 
     def _stop(self) -> None:

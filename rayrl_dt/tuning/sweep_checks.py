@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,11 @@ def check_placement(bundles: Sequence[_Resources], nodes: Sequence[_Resources]) 
         )
 
 
-def _sum(parts: Sequence[_Resources]) -> Counter[str]:
-    total: Counter[str] = Counter()
+def _sum(parts: Sequence[_Resources]) -> defaultdict[str, float]:
+    total: defaultdict[str, float] = defaultdict(float)
     for part in parts:
-        total.update(part)  # type: ignore[arg-type]
+        for kind, amount in part.items():
+            total[kind] += amount
     return total
 
 

@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
     ),
     "other arguments": Kind(
         lambda: pendulum(4, g=6.0),
-        records=lambda: pendulum(7, g=4.0).spec,  # type: ignore[arg-type,return-value]
+        records=lambda: pendulum(7, g=4.0).spec,
         section={"env_config": {"max_episode_steps": 4, "g": 6.0}},
     ),
     "unregistered": Kind(lambda: ours(6, size=3.0), section={"trust_environment": True}, known=False),
@@ -214,7 +214,7 @@ def wanted(name: str) -> list[Any]:
     """What Gymnasium makes of the kind: to collect in, and to evaluate in."""
     kind = KINDS[name]
     return [
-        seen(gym.vector.SyncVectorEnv([lambda maker=maker: PlainEnv(maker(), None)]))  # type: ignore[misc]
+        seen(gym.vector.SyncVectorEnv([lambda maker=maker: PlainEnv(maker(), None)]))
         for maker in (kind.makes, kind.evaluation or kind.makes)
     ]
 
@@ -292,7 +292,7 @@ def test_a_minari_set_with_an_environment_to_evaluate_in(make_trajectories: Any,
     assert config.sequence_model.max_episode_steps is None
     assert config.resolved_spec.model.max_episode_steps == 30, "the longest episode, and no million"
     expected = [
-        seen(gym.vector.SyncVectorEnv([lambda kwargs=kwargs: PlainEnv(pendulum(11, **kwargs), None)]))  # type: ignore[misc]
+        seen(gym.vector.SyncVectorEnv([lambda kwargs=kwargs: PlainEnv(pendulum(11, **kwargs), None)]))
         for kwargs in ({}, {"g": 3.0})
     ]
     assert of_runners(config) == expected

@@ -53,12 +53,12 @@ def test_limit_arguments_and_wrappers_are_kept() -> None:
     recorded = again(RecordedEnv.of(EnvSpec.from_json(made.spec.to_json())))
     assert recorded == RecordedEnv.of(EnvSpec.from_json(made.spec.to_json()))
     env = recorded.make()
-    assert env.unwrapped.g == 9.0  # type: ignore[attr-defined]
+    assert env.unwrapped.g == 9.0
     assert env.action_space.high == 1 and steps_until_the_end(env) == 50
     before = gym.spec("Pendulum-v1")
     assert before.kwargs == {} and before.max_episode_steps == 200
     changed = recorded.changed(max_episode_steps=7, g=5.0)
-    assert changed.make().unwrapped.g == 5.0  # type: ignore[attr-defined]
+    assert changed.make().unwrapped.g == 5.0
     assert steps_until_the_end(changed.make()) == 7
 
 
@@ -114,7 +114,7 @@ def test_an_unregistered_environment_of_a_trusted_package_is_made_whole() -> Non
     ):
         recorded.make()
     env = recorded.trusting().make()
-    assert env.unwrapped.size == 3 and steps_until_the_end(env) == 6  # type: ignore[attr-defined]
+    assert env.unwrapped.size == 3 and steps_until_the_end(env) == 6
     vector = recorded.trusting().make_vector(2)
     assert vector.reset()[0].shape == (2, 2)
     vector.close()
@@ -158,7 +158,7 @@ def test_what_the_user_names_is_known_by_its_name(tmp_path: Any, monkeypatch: py
         mine = again(RecordedEnv.named("my_package_of_envs:Mine-v0", g=5.0))
         assert mine.max_episode_steps == 30
         env = mine.trusting().make()
-        assert env.unwrapped.g == 5.0 and steps_until_the_end(env) == 30  # type: ignore[attr-defined]
+        assert env.unwrapped.g == 5.0 and steps_until_the_end(env) == 30
         with pytest.raises(UserError, match="my_package_of_envs:Mine-v0, so it was not run"):
             mine.make()
     finally:

@@ -41,7 +41,7 @@ def test_makes_a_registered_id() -> None:
     env = envs.make("Pendulum-v1", g=9.0)
     assert env.spec is not None
     assert env.spec.max_episode_steps == 200
-    assert env.unwrapped.g == 9.0  # type: ignore[attr-defined]
+    assert env.unwrapped.g == 9.0
 
 
 def test_makes_module_and_id_registering_on_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_policies_of_earlier_formats_know_their_environment(make_store: MakeStor
     env = PolicySpec.from_json({**spec.to_json(), "env": old}).env
     assert env is not None and not env.trusted
     if "Pendulum" in old:
-        assert env.make().spec.max_episode_steps == 200  # type: ignore[union-attr]
+        assert env.make().spec.max_episode_steps == 200
     else:
         with pytest.raises(UserError, match="no_such_package"):
             env.make()

@@ -160,7 +160,7 @@ def make(
             ref_max_score=high if low < high else None,
             overwrite=overwrite,
         )
-    probe.close()  # type: ignore[no-untyped-call]
+    probe.close()
     return ids["replay"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 
 __all__ = ["array", "arrays", "child", "content", "open_file", "refuse_bombs"]
 
@@ -31,9 +31,8 @@ def open_file(path: Path) -> Iterator[Any]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's own, by what is broken
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is damaged or not an HDF5 file ({reason}); delete it and get it again"
+            f"{path} is damaged or not an HDF5 file ({one_line(error)}); delete it and get it again"
         ) from error
 
 

@@ -51,7 +51,7 @@ def graded_episodes(
                 progress(begin + len(numbers), episodes)
     finally:
         for env in slots:
-            env.close()  # type: ignore[no-untyped-call]
+            env.close()
 
 
 def _batch(

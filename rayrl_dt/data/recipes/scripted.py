@@ -83,7 +83,7 @@ def graded(
             overwrite=overwrite,
         )
     finally:
-        env.close()  # type: ignore[no-untyped-call]
+        env.close()
 
 
 def key_to_door(
