@@ -24,12 +24,13 @@ class DatasetInfo:
     Attributes:
         source: the source id as the user wrote it, for instance `minari:mujoco/hopper/medium-v0`.
         observation_space: of one step, flattened.
-        action_space: of one step; the bounds scale continuous actions.
+        action_space: of one step, flattened; the bounds scale continuous actions.
         env_spec: Gymnasium's specification of the environment that the data was collected in, if known.
         metadata: anything else worth reporting (author, library versions, reference scores); `notes` says in sentences
             what was left out or clipped when the data was read.
         recorded_space: of one observation as the environment gave it; None if it is not known.
         evaluation_spec: specification of the environment that policies are to be evaluated in, if it is another.
+        recorded_actions: space of one action as the environment takes it; None where it is `action_space`.
     """
 
     source: str
@@ -39,6 +40,7 @@ class DatasetInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     recorded_space: gym.Space[Any] | None = None
     evaluation_spec: EnvSpec | None = None
+    recorded_actions: gym.Space[Any] | None = None
 
     @property
     def environment(self) -> RecordedEnv | None:
@@ -53,23 +55,22 @@ class DatasetInfo:
             "action_space": spaces_json.to_json(self.action_space),
             "env_spec": None if self.env_spec is None else spec_text(self.env_spec),
             "metadata": self.metadata,
-            "recorded_space": None
-            if self.recorded_space is None
-            else spaces_json.to_json(self.recorded_space),
+            "recorded_space": spaces_json.optional_to_json(self.recorded_space),
             "evaluation_spec": None if self.evaluation_spec is None else spec_text(self.evaluation_spec),
+            "recorded_actions": spaces_json.optional_to_json(self.recorded_actions),
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DatasetInfo:
         """Inverse of `to_json`."""
         spec, evaluation = values["env_spec"], values.get("evaluation_spec")
-        recorded = values.get("recorded_space")
         return cls(
             source=values["source"],
             observation_space=spaces_json.from_json(values["observation_space"]),
             action_space=spaces_json.from_json(values["action_space"]),
             env_spec=None if spec is None else EnvSpec.from_json(spec),
             metadata=values["metadata"],
-            recorded_space=None if recorded is None else spaces_json.from_json(recorded),
+            recorded_space=spaces_json.optional_from_json(values.get("recorded_space")),
             evaluation_spec=None if evaluation is None else EnvSpec.from_json(evaluation),
+            recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),
         )

@@ -8,10 +8,10 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.data import scores
-from rayrl_dt.data.actions import whole_range
 from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.scaling import action_chunks, scale_notes
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs.actions import whole_range
 
 __all__ = ["action_counts", "statistics"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data import returns
-from rayrl_dt.data.actions import whole_range
 from rayrl_dt.data.info import DatasetInfo
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store_files import ARRAYS, checksum, read, write_header
+from rayrl_dt.envs.actions import whole_range
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "optional_from_json", "optional_to_json", "to_json"]
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +36,16 @@ def to_json(space: gym.Space[Any]) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> gym.Space[Any]:
     """Inverse of `to_json`; also reads infinite bounds as Python's own JSON has them."""
     return _READERS[values["type"]](values)
+
+
+def optional_to_json(space: gym.Space[Any] | None) -> dict[str, Any] | None:
+    """Return a space as `to_json` does; None for None."""
+    return None if space is None else to_json(space)
+
+
+def optional_from_json(values: dict[str, Any] | None) -> gym.Space[Any] | None:
+    """Inverse of `optional_to_json`."""
+    return None if values is None else from_json(values)
 
 
 def _write(space: gym.Space[Any]) -> dict[str, Any]:

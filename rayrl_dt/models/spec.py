@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from rayrl_dt.data import scaling
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs import RecordedEnv, spaces_json
+from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
@@ -36,7 +37,7 @@ class PolicySpec:
     Attributes:
         model: the model's choices, with no "auto" left.
         observation_space: of one step, flattened.
-        action_space: of one step.
+        action_space: of one step, flattened.
         action_low: `(A,)` action that a head output of -1 stands for; empty if discrete.
         action_high: `(A,)` action that a head output of +1 stands for; empty if discrete.
         normalizer: observation statistics.
@@ -51,6 +52,7 @@ class PolicySpec:
             drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
             draw theirs, `SequencePolicy` takes the most likely.
         recorded_space: of one observation as the environment gives it; None for `observation_space`.
+        recorded_actions: space of one action as the environment takes it; None for `action_space`.
         reward_scale: what critics beside it divide rewards by, unless they are told otherwise; None in bundles that do
             not know.
     """
@@ -70,6 +72,7 @@ class PolicySpec:
     acting_context_length: int | None = None
     action_selection: str | None = None
     recorded_space: gym.Space[Any] | None = None
+    recorded_actions: gym.Space[Any] | None = None
     reward_scale: float | None = None
 
     @property
@@ -78,6 +81,11 @@ class PolicySpec:
         if self.recorded_space is None:
             return Flattening(self.observation_space, kept=True)
         return Flattening(self.recorded_space)
+
+    @property
+    def action_layout(self) -> ActionLayout:
+        """How actions become what its environment takes."""
+        return ActionLayout(self.action_space if self.recorded_actions is None else self.recorded_actions)
 
     @property
     def dataset_info(self) -> DatasetInfo:
@@ -89,6 +97,7 @@ class PolicySpec:
             env_spec=None if self.collected_in is None else EnvSpec.from_json(self.collected_in),
             metadata=self.metadata,
             recorded_space=self.recorded_space,
+            recorded_actions=self.recorded_actions,
         )
 
     @property
@@ -227,6 +236,7 @@ class PolicySpec:
             collected_in=None if spec is None else spec.to_json(),
             metadata=dict(store.info.metadata),
             recorded_space=store.info.recorded_space,
+            recorded_actions=store.info.recorded_actions,
             reward_scale=scaling.reward_scale(store),
         )
 
@@ -247,9 +257,8 @@ class PolicySpec:
             "metadata": self.metadata,
             "acting_context_length": self.acting_context_length,
             "action_selection": self.action_selection,
-            "recorded_space": None
-            if self.recorded_space is None
-            else spaces_json.to_json(self.recorded_space),
+            "recorded_space": spaces_json.optional_to_json(self.recorded_space),
+            "recorded_actions": spaces_json.optional_to_json(self.recorded_actions),
             "reward_scale": self.reward_scale,
         }
 
@@ -258,7 +267,6 @@ class PolicySpec:
         """Inverse of `to_json`."""
         # Bundles written before the American spelling have the British one.
         normalizer = values["normaliser"] if "normaliser" in values else values["normalizer"]
-        recorded = values.get("recorded_space")
         return cls(
             model=ModelConfig.from_dict(values["model"]),
             observation_space=spaces_json.from_json(values["observation_space"]),
@@ -277,7 +285,8 @@ class PolicySpec:
             # Bundles written before these were recorded lack them.
             acting_context_length=values.get("acting_context_length"),
             action_selection=values.get("action_selection"),
-            recorded_space=None if recorded is None else spaces_json.from_json(recorded),
+            recorded_space=spaces_json.optional_from_json(values.get("recorded_space")),
+            recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),
             reward_scale=values.get("reward_scale"),
         )
 

@@ -66,6 +66,7 @@ class SequencePolicy:
         self._actor = VectorActor(model, 1, sample=sample, context_length=acting.acts_on)
         self._actor.refiner = refiner
         self._flattening = model.spec.flattening
+        self._layout = model.spec.action_layout
         self._target: float | None = None
         self._starting = True
 
@@ -161,4 +162,4 @@ class SequencePolicy:
             np.array([self._target]),
         )
         self._starting = False
-        return self.spec.head.single(actions[0])
+        return self._layout.restore(self.spec.head.single(actions[0]))

@@ -12,6 +12,7 @@ import pytest
 
 from rayrl_dt import SequencePolicy
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.types import Trajectory
 
@@ -23,6 +24,8 @@ SPACES: dict[str, tuple[gym.Space[Any], gym.Space[Any]]] = {
         gym.spaces.Dict({"say": gym.spaces.Text(3), "at": gym.spaces.Box(-1, 1, (2, 2))}),
         gym.spaces.Box(-1, 1, (2,)),
     ),
+    "Buttons": (gym.spaces.Box(-1, 1, (3,)), gym.spaces.MultiBinary(3)),
+    "Grip": (gym.spaces.Box(-1, 1, (3,), np.float64), gym.spaces.Box(-2, 1, (2, 2), np.float64)),
 }
 
 
@@ -50,12 +53,20 @@ class Goals(_Env):
     """A matrix is seen beside a text."""
 
 
-@pytest.mark.parametrize("env", [Cells, Goals])
+class Buttons(_Env):
+    """Each of three buttons is pressed or not."""
+
+
+class Grip(_Env):
+    """Actions are matrices."""
+
+
+@pytest.mark.parametrize("env", [Cells, Goals, Buttons, Grip])
 def test_every_space_is_trained_and_evaluated(
     tiny: Callable[..., Any], tmp_path: Path, env: type[_Env]
 ) -> None:
     made = env()
-    flattening = Flattening(made.observation_space)
+    flattening, layout = Flattening(made.observation_space), ActionLayout(made.action_space)
     episodes = []
     for seed in range(4):
         made.action_space.seed(seed)
@@ -64,10 +75,16 @@ def test_every_space_is_trained_and_evaluated(
         observations += [made.step(action)[0] for action in actions]
         episodes.append(
             Trajectory(
-                np.stack(list(map(flattening, observations))), np.stack(actions), np.ones((5, 1)), False
+                np.stack(list(map(flattening, observations))), layout.episode(actions), np.ones((5, 1)), False
             )
         )
-    info = DatasetInfo("spaces", flattening.flat, made.action_space, recorded_space=made.observation_space)
+    info = DatasetInfo(
+        "spaces",
+        flattening.flat,
+        layout.flat,
+        recorded_space=made.observation_space,
+        recorded_actions=made.action_space,
+    )
     source = f"store:{TrajectoryStore.from_trajectories(episodes, info).save(tmp_path / 'data')}"
     config = tiny(source, steps=4).environment(f"{__name__}:{env.__name__}").evaluation(target_returns="5")
     algo = config.build_algo()

@@ -22,8 +22,6 @@ from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage, is_image_space
 
-from rayrl_dt.data.actions import action_space as known_actions
-from rayrl_dt.data.actions import flat_actions
 from rayrl_dt.data.readers import hdf5
 from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.readers.minari_env import env_spec_of
@@ -38,6 +36,7 @@ from rayrl_dt.data.readers.minari_local import (
 )
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
+from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening, has_numbers
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Trajectory
@@ -115,15 +114,16 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
     for key, spec in (("environment", env_spec), ("evaluation_environment", evaluation_spec)):
         if spec is not None:
             metadata[key] = spec.id
-    flattening = Flattening(space)
+    flattening, layout = Flattening(space), ActionLayout(storage.action_space)
     info = DatasetInfo(
         source=f"minari:{dataset_id}",
         observation_space=flattening.flat,
-        action_space=known_actions(storage.action_space),
+        action_space=layout.flat,
         env_spec=env_spec,
         metadata=metadata,
         recorded_space=None if flattening.plain else space,
         evaluation_spec=evaluation_spec,
+        recorded_actions=None if layout.plain else layout.space,
     )
     return clean(_attempts(folder, storage, flattening, total), info, flattening), info
 
@@ -229,7 +229,7 @@ def _trajectory(
     try:
         return Trajectory(
             observations=flattening.episode(values["observations"]),
-            actions=flat_actions(action_space, values["actions"]),
+            actions=ActionLayout(action_space).episode(values["actions"]),
             rewards=np.asarray(values["rewards"]),
             terminated=bool(np.any(values["terminations"][-1:])),
         )
@@ -302,7 +302,7 @@ def _buffers(
             # Written only if it reads back: right lengths and shapes, finite.
             checked = Trajectory(
                 Flattening(observation_space).episode(episode.observations),
-                flat_actions(action_space, episode.actions),
+                ActionLayout(action_space).episode(episode.actions),
                 np.asarray(episode.rewards),
                 episode.terminated,
             )

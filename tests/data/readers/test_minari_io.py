@@ -430,9 +430,10 @@ def test_unsupported_spaces(make_trajectories: Any) -> None:
     _write(make_trajectories())
     path = _file().with_name("metadata.json")
     raw = json.loads(path.read_text())
-    binary = json.dumps({"type": "MultiBinary", "dtype": "int8", "n": 2})
-    path.write_text(json.dumps({**raw, "action_space": binary}))
-    with pytest.raises(UserError, match=r"action space MultiBinary.* is not supported"):
+    parts = [{"type": "Discrete", "dtype": "int64", "n": 2, "start": 0}]
+    several = json.dumps({"type": "Tuple", "subspaces": parts})
+    path.write_text(json.dumps({**raw, "action_space": several}))
+    with pytest.raises(UserError, match=r"action space Tuple.* is not supported"):
         minari_io.read("toy/test-v0")
 
 
