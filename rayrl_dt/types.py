@@ -15,7 +15,7 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "Trajectory", "Window", "scalar_rewards"]
+__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "RawEpisode", "Trajectory", "Window", "scalar_rewards"]
 
 ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
@@ -77,6 +77,14 @@ class Trajectory:
     terminated: bool
 
     def __post_init__(self) -> None:
+        for name in ("observations", "actions"):
+            values = np.asarray(getattr(self, name))
+            if values.dtype.kind not in "fiub" or values.ndim == 0:
+                raise UserError(
+                    f"a trajectory's {name} are no array of numbers but {type(getattr(self, name)).__name__}; "
+                    "rayrl_dt.data.own.store_of_episodes flattens them"
+                )
+            object.__setattr__(self, name, values)
         steps = len(self.rewards)
         object.__setattr__(self, "rewards", scalar_rewards(self.rewards, steps))
         if steps == 0:
@@ -100,6 +108,27 @@ class Trajectory:
     def episode_return(self) -> float:
         """The undiscounted sum of rewards (raw return)."""
         return float(np.sum(self.rewards, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class RawEpisode:
+    """One episode as the environment gave it, of any space.
+
+    Attributes:
+        observations: an array `(T+1, *obs)`, or for Dict and Tuple spaces a dict or tuple of such.
+        actions: `(T, *action)`.
+        rewards: `(T,)`.
+        terminated: whether the episode ended in a terminal state; if not, it was truncated.
+        seed: of the environment's reset, if known.
+        infos: a dict of arrays `(T+1, ...)`, kept but not read back.
+    """
+
+    observations: Any
+    actions: np.ndarray[Any, Any]
+    rewards: np.ndarray[Any, Any]
+    terminated: bool
+    seed: int | None = None
+    infos: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.data import returns
 from rayrl_dt.data.info import DatasetInfo
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store_files import ARRAYS, checksum, read, write_header
-from rayrl_dt.envs.actions import whole_range
+from rayrl_dt.envs.actions import ActionLayout, whole_range
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
 
@@ -134,6 +135,12 @@ class TrajectoryStore:
         Raises:
             UserError: there is no episode, or an episode does not fit the spaces.
         """
+        arrays = isinstance(info.observation_space, gym.spaces.Box) and bool(info.observation_space.shape)
+        if not arrays or not ActionLayout(info.action_space).plain:
+            raise UserError(
+                f"{info.source}: observations {info.observation_space} and actions {info.action_space} are not both "
+                "arrays that models read; rayrl_dt.data.own.store_of_episodes lays episodes of any space out"
+            )
         episodes = list(trajectories)
         if not episodes:
             raise UserError(f"{info.source} holds no episodes; choose another data set or a weaker filter")

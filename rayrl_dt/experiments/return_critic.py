@@ -27,7 +27,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
 from rayrl_dt.errors import whole
@@ -35,6 +34,7 @@ from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, 
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number, percent
 from rayrl_dt.reports.page import make_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["STEPS", "run"]
 

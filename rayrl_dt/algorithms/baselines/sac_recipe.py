@@ -23,11 +23,11 @@ from ray.tune.registry import register_env
 from rayrl_dt import envs
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.scripted import AUTHOR, as_float32, requirements
 from rayrl_dt.data.scaling import scale_of, warn_if_far
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import derive_seed, numpy_generator
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["RecordEpisodes", "make"]
 

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,9 @@ from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening, has_numbers
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Trajectory
+from rayrl_dt.types import RawEpisode, Trajectory
 
-__all__ = ["RawEpisode", "data_folder", "datasets_root", "exists", "list_local", "read", "stream", "write"]
+__all__ = ["data_folder", "datasets_root", "exists", "list_local", "read", "stream", "write"]
 
 _METADATA_KEYS = (
     "dataset_id",
@@ -56,27 +55,6 @@ _METADATA_KEYS = (
     "ref_max_score",
     "combined_datasets",
 )
-
-
-@dataclass(frozen=True)
-class RawEpisode:
-    """One episode as the environment gave it, for writing.
-
-    Attributes:
-        observations: an array `(T+1, *obs)`, or for Dict and Tuple spaces a dict or tuple of such.
-        actions: `(T, A)` or `(T,)`.
-        rewards: `(T,)`.
-        terminated: whether the episode ended in a terminal state; if not, it was truncated.
-        seed: of the environment's reset, if known.
-        infos: a dict of arrays `(T+1, ...)`, kept but not read back.
-    """
-
-    observations: Any
-    actions: np.ndarray[Any, Any]
-    rewards: np.ndarray[Any, Any]
-    terminated: bool
-    seed: int | None = None
-    infos: dict[str, Any] | None = None
 
 
 def read(dataset_id: str, *, download: bool = False) -> tuple[list[Trajectory], DatasetInfo]:

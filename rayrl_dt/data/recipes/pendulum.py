@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt import envs, seeding
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.behavior import GradedBehavior
 from rayrl_dt.data.recipes.rollouts import Progress
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["PendulumBatch", "play", "swing_up"]
 

@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt import envs, seeding
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.behavior import Controller, GradedBehavior
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["Progress", "graded_episodes"]
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes import pendulum, point_maze, reacher
 from rayrl_dt.data.recipes.behavior import CLEAN, RANDOM, kind_of
 from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["AUTHOR", "as_float32", "graded", "key_to_door", "random_walks", "requirements"]
 

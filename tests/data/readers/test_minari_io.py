@@ -19,7 +19,7 @@ from gymnasium.spaces.utils import flatten
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import Trajectory
+from rayrl_dt.types import RawEpisode, Trajectory
 
 BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -123,7 +123,7 @@ def test_minari_reads_what_is_written(make_trajectories: Any) -> None:
 )
 def test_composite_observations_are_flattened_as_gymnasium_does(space: gym.Space[Any]) -> None:
     samples, stacked = _raw(space, 5)
-    episode = minari_io.RawEpisode(stacked, np.zeros((5, 2), np.float32), np.arange(5.0), terminated=False)
+    episode = RawEpisode(stacked, np.zeros((5, 2), np.float32), np.arange(5.0), terminated=False)
     _write([episode], observation_space=space)
     (found,), info = minari_io.read("toy/test-v0")
     expected = np.stack([flatten(space, sample) for sample in samples]).astype(np.float32)
@@ -141,7 +141,7 @@ def test_a_text_beside_numbers_is_left_out_with_a_note() -> None:
     samples, stacked = _raw(gym.spaces.Dict({"at": space["at"]}), 3)
     observations = {"mission": ["go", "to", "the", "door"], **stacked}
     _write(
-        [minari_io.RawEpisode(observations, np.zeros((3, 2), np.float32), np.ones(3), terminated=True)],
+        [RawEpisode(observations, np.zeros((3, 2), np.float32), np.ones(3), terminated=True)],
         observation_space=space,
     )
     (found,), info = minari_io.read("toy/test-v0")
@@ -183,9 +183,7 @@ def test_double_precision_that_float32_cannot_hold_is_named(make_trajectories: A
     space = gym.spaces.Dict({"clock": gym.spaces.Box(0, np.inf, (2,), np.float64)})
     rng = np.random.default_rng(0)
     stamps = np.stack([1.7e9 + rng.normal(size=8), 3 + rng.normal(size=8)], axis=1)
-    episode = minari_io.RawEpisode(
-        {"clock": stamps}, np.zeros((7, 2), np.float32), np.ones(7), terminated=True
-    )
+    episode = RawEpisode({"clock": stamps}, np.zeros((7, 2), np.float32), np.ones(7), terminated=True)
     _write([episode], observation_space=space)
     (note,) = minari_io.read("toy/test-v0")[1].metadata["notes"]
     assert note.startswith("clock[0] of observations varies by ") and "around 17000000" in note

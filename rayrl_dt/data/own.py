@@ -1,0 +1,68 @@
+"""A store of a user's own episodes, of any observation and action space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rayrl_dt.data.info import NOTES, DatasetInfo
+from rayrl_dt.data.readers.cleaning import clean
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs.actions import ActionLayout
+from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.types import RawEpisode, Trajectory
+
+__all__ = ["store_of_episodes"]
+
+
+def store_of_episodes(
+    episodes: Iterable[RawEpisode], env: gym.Env[Any, Any], *, source: str = "own episodes"
+) -> TrajectoryStore:
+    """Lay a user's own episodes out as training reads them.
+
+    Observations and actions are flattened as environments will be. Episodes that hold NaN, or are too short, are left
+    out, and the store's notes say so.
+
+    Args:
+        episodes: as the environment gave and took them; observations are arrays, dicts or tuples of arrays, or lists
+            of single observations.
+        env: says what the spaces are, and how evaluations make such an environment again. It is not stepped.
+        source: what to call the data.
+
+    Raises:
+        UserError: a space is not supported, most episodes are bad, or there is none.
+    """
+    flattening, layout = Flattening(env.observation_space), ActionLayout(env.action_space)
+    info = DatasetInfo(
+        source=source,
+        observation_space=flattening.flat,
+        action_space=layout.flat,
+        env_spec=env.spec,
+        metadata={NOTES: []},
+        recorded_space=None if flattening.plain else env.observation_space,
+        recorded_actions=None if layout.plain else env.action_space,
+    )
+    attempts = _attempts(episodes, flattening, layout)
+    return TrajectoryStore.from_trajectories(clean(attempts, info, flattening), info)
+
+
+def _attempts(
+    episodes: Iterable[RawEpisode], flattening: Flattening, layout: ActionLayout
+) -> Iterator[Callable[[], Trajectory]]:
+    for episode in episodes:
+
+        def attempt(episode: RawEpisode = episode) -> Trajectory:
+            observations = episode.observations
+            if isinstance(observations, list):
+                observations = np.stack([flattening(observation) for observation in observations])
+            else:
+                observations = flattening.episode(observations)
+            rewards = np.asarray(episode.rewards)
+            return Trajectory(
+                observations, layout.episode(episode.actions), rewards, bool(episode.terminated)
+            )
+
+        yield attempt

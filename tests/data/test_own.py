@@ -1,0 +1,109 @@
+"""Stores of a user's own episodes, of any space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rayrl_dt.data.info import NOTES
+from rayrl_dt.data.own import store_of_episodes
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs.plain import PlainEnv
+from rayrl_dt.errors import UserError
+from rayrl_dt.types import RawEpisode, Trajectory
+
+OBSERVATIONS: dict[str, gym.Space[Any]] = {
+    "vector": spaces.Box(-1, 1, (3,)),
+    "number": spaces.Discrete(4, start=1),
+    "parts": spaces.Dict(b=spaces.Box(-1, 1, (2, 2)), a=spaces.Discrete(3), say=spaces.Text(4)),
+    "pair": spaces.Tuple([spaces.MultiBinary(2), spaces.Box(-1, 1, (1,))]),
+}
+ACTIONS: dict[str, gym.Space[Any]] = {
+    "vector": spaces.Box(-1, 1, (2,)),
+    "matrix": spaces.Box(-1, 1, (2, 2)),
+    "buttons": spaces.MultiBinary(3),
+    "choice": spaces.Discrete(3, start=-1),
+}
+
+
+class _Env(gym.Env[Any, Any]):
+    def __init__(self, observations: gym.Space[Any], actions: gym.Space[Any]) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.observation_space.seed(seed)
+        self.action_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+def _episodes(env: _Env, count: int, steps: int = 5) -> list[RawEpisode]:
+    episodes = []
+    for seed in range(count):
+        observations, actions, rewards = [env.reset(seed=seed)[0]], [], []
+        for _ in range(steps):
+            actions.append(env.action_space.sample())
+            observation, reward, *_ = env.step(actions[-1])
+            observations.append(observation)
+            rewards.append(reward)
+        episodes.append(RawEpisode(observations, np.array(actions), np.array(rewards), terminated=False))
+    return episodes
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+def test_a_store_holds_what_environments_will_give(observations: str, actions: str) -> None:
+    env = _Env(OBSERVATIONS[observations], ACTIONS[actions])
+    store = store_of_episodes(_episodes(env, 3), env)
+    plain = PlainEnv(env, None)
+    assert (store.info.observation_space, store.info.action_space) == (
+        plain.observation_space,
+        plain.action_space,
+    )
+    for number in range(3):
+        episode = store.trajectory(number)
+        np.testing.assert_array_equal(episode.observations[0], plain.reset(seed=number)[0])
+        for seen, action in zip(episode.observations[1:], episode.actions, strict=True):
+            # A sample is drawn as it was when the episode was made.
+            env.action_space.sample()
+            np.testing.assert_array_equal(
+                seen, plain.step(action if action.shape else int(action))[0].astype(seen.dtype)
+            )
+
+
+def test_bad_episodes_are_left_out_and_said() -> None:
+    env = _Env(OBSERVATIONS["parts"], ACTIONS["vector"])
+    episodes = _episodes(env, 4)
+    episodes[2].rewards[1] = np.nan
+    store = store_of_episodes(episodes, env)
+    assert store.num_episodes == 3
+    notes = store.info.metadata[NOTES]
+    assert any("1 of 4 episodes are left out" in note for note in notes)
+    assert any("say (Text)" in note for note in notes)
+    for episode in episodes:
+        episode.rewards[0] = np.inf
+    with pytest.raises(UserError, match="4 of 4 episodes of own episodes are bad"):
+        store_of_episodes(episodes, env)
+    with pytest.raises(UserError, match="own episodes holds no episodes"):
+        store_of_episodes([], env)
+
+
+def test_what_is_no_array_is_sent_there() -> None:
+    env = _Env(OBSERVATIONS["parts"], ACTIONS["vector"])
+    (episode,) = _episodes(env, 1)
+    with pytest.raises(
+        UserError, match=r"observations are no array of numbers but list; .*store_of_episodes"
+    ):
+        Trajectory(episode.observations, episode.actions, episode.rewards, False)
+    listed = Trajectory([[0.0, 1.0]] * 2, [[0.5, 0.5]], [1.0], False)  # type: ignore[arg-type]
+    assert listed.observations.shape == (2, 2)
+    for spaces_ in ((spaces.Discrete(3), ACTIONS["vector"]), (spaces.Box(-1, 1, (2,)), ACTIONS["buttons"])):
+        with pytest.raises(UserError, match=r"not both arrays that models read; .*store_of_episodes"):
+            TrajectoryStore.from_trajectories([listed], DatasetInfo("x", *spaces_))
