@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, show_table
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from rayrl_dt.cli.config_reference import Key
@@ -25,6 +25,9 @@ def config(
     algorithm: Annotated[
         str | None, typer.Argument(help="Algorithm to describe: DT, RADT, ...; names them all without one.")
     ] = None,
+    sections: Annotated[
+        list[str] | None, typer.Argument(help="Only these sections: training, evaluation, ...; all without.")
+    ] = None,
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="Write a config file with every key to stdout.")
     ] = False,
@@ -34,6 +37,7 @@ def config(
     Examples:
       rayrl-dt config
       rayrl-dt config OnlineDT
+      rayrl-dt config OnlineDT online evaluation
       rayrl-dt config DT --yaml > my_dt.yaml
       rayrl-dt train my_dt.yaml --set training.lr=1e-4
     """
@@ -46,6 +50,8 @@ def config(
         show_table(("algorithm", "what it is"), rows)
         finish("done", then="rayrl-dt config DT")
         return
+    if as_yaml and sections:
+        raise UserError("--yaml writes every section; leave the names out")
     if as_yaml:
         from rayrl_dt.cli.config_template import template
 
@@ -57,9 +63,12 @@ def config(
     table = Table(box=None, header_style="bold")
     table.add_column("key: default", max_width=max(_NARROWEST, console.width // 3), overflow="fold")
     table.add_column("what it is")
+    found = {section.name: section for section in reference(algorithm)}
+    wanted = [one_of("SECTIONS", name, found) for name in sections or found]
     for name, summary in HEADER.items():
-        table.add_row(f"{name}:", summary)
-    for section in reference(algorithm):
+        if not sections:
+            table.add_row(f"{name}:", summary)
+    for section in map(found.__getitem__, wanted):
         table.add_row()
         table.add_row(f"[bold]{section.name}[/bold]", f"[bold]{escape(section.description)}[/bold]")
         ours = [key for key in section.keys if key.ours]

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from rayrl_dt.cli import align, config, critic, data, diagnosis, evaluation, experiments, train, tuning
+from rayrl_dt.cli import (
+    align,
+    config,
+    configs,
+    critic,
+    data,
+    diagnosis,
+    evaluation,
+    experiments,
+    train,
+    tuning,
+)
 from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries, show_table
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
@@ -27,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.add_typer(configs.app, name="configs")
 train.register(app)
 evaluation.register(app)
 experiments.register(app)

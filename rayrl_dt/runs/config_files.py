@@ -19,6 +19,7 @@ from rayrl_dt.algorithms.online.algorithm import OnlineDTConfig
 from rayrl_dt.algorithms.radt import RADTConfig
 from rayrl_dt.algorithms.reinformer import ReinformerConfig
 from rayrl_dt.errors import UserError, one_of, suggest
+from rayrl_dt.runs.shipped_configs import config_path
 from rayrl_dt.settings import as_number
 
 __all__ = [
@@ -64,18 +65,20 @@ _SPACES = ("grid", "choice", "uniform", "loguniform", "randint", "quniform")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a config file.
+    """Read a config file, or the shipped one of that name; see `config_path`.
 
     Raises:
         UserError: the file is missing, is no YAML mapping, or says a key twice.
     """
-    file = Path(path)
+    file = config_path(path)
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a safe loader
         _check_tree(values)
     except OSError as error:
         what = f"cannot read {file} ({error.strerror})"
-        raise UserError(f"{what}; name a YAML file, as in tune_configs/") from error
+        raise UserError(
+            f"{what}; name a YAML file, or one that comes with the package: rayrl-dt configs list"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"{file} is not valid YAML: {line}") from error

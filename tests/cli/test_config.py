@@ -73,12 +73,24 @@ def test_config_prints_keys_defaults_and_descriptions(run: Run) -> None:
             assert f" {key}:" in out
     status, out, _ = run("config")
     assert status == 0 and all(f" {algorithm} " in out for algorithm in ALGORITHMS)
+    status, out, _ = run("config", "TD3BC", "evaluation", "training")
+    assert status == 0 and " target_returns:" in out and " alpha:" in out and " top_percent:" not in out
     status, out, _ = run("config", "TD3BC", "--yaml")
     assert status == 0 and out == template("TD3BC")
 
 
+_SECTIONS = (
+    (("DT", "trainin"), "Did you mean 'training'"),
+    (("DT", "training", "--yaml"), "--yaml writes every section"),
+)
+
+
 def test_config_refuses_what_it_does_not_know(run: Run) -> None:
-    for arguments, message in ((("OnlineDTT",), "Did you mean 'OnlineDT'"), (("--yaml",), "name it")):
+    for arguments, message in (
+        (("OnlineDTT",), "Did you mean 'OnlineDT'"),
+        (("--yaml",), "name it"),
+        *_SECTIONS,
+    ):
         status, _, err = run("config", *arguments)
         assert status == 2 and err.startswith("error: ") and message in err
         assert len(err.strip().splitlines()) == 1
