@@ -29,6 +29,7 @@ __all__ = [
     "real",
     "setting",
     "text",
+    "whole_value",
 ]
 
 Check = Callable[[str, Any], Any]
@@ -36,15 +37,24 @@ Check = Callable[[str, Any], Any]
 Kind = TypeVar("Kind", bound="Settings")
 
 
-def setting(default: Any, check: Check, *, attribute: str | None = None) -> Any:
+def setting(
+    default: Any, check: Check, *, attribute: str | None = None, fixed: Callable[[Any], Any] | None = None
+) -> Any:
     """Return a dataclass field with a default and a check.
 
     Args:
         default: the value without it.
         check: of the values.
         attribute: that a flat config keeps the value in, where the field's name is another section's too.
+        fixed: what of the value must stay while a run goes on, since the shapes or scales of its weights hang on it:
+            `whole_value`, or a function of the value; None if nothing does.
     """
-    return field(default=default, metadata={"check": check, "attribute": attribute})
+    return field(default=default, metadata={"check": check, "attribute": attribute, "fixed": fixed})
+
+
+def whole_value(value: Any) -> Any:
+    """Return the value: all of it is fixed."""
+    return value
 
 
 def attribute_of(each: Field[Any]) -> str:
@@ -175,6 +185,15 @@ class Settings:
                 raise UserError(f"{cls.section} {words!r} cannot be read; write for instance {example}")
             values[key] = value
         return cls.read(values)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what must stay while a run goes on, by the settings' full names."""
+        found = {each.name: each.metadata.get("fixed") for each in fields(self)}
+        return {
+            f"{self.section}.{name}": what(getattr(self, name))
+            for name, what in found.items()
+            if what is not None
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""

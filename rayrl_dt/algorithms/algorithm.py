@@ -16,6 +16,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMER
 
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
+from rayrl_dt.algorithms.fixed_settings import check_fixed, keep_fixed
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
@@ -203,6 +204,7 @@ class SequenceAlgorithm(Algorithm):
 
     def save_beside(self, folder: Path) -> None:
         """Write what a checkpoint holds beside RLlib's files: the policy's bundle, with a critic trained beside it."""
+        keep_fixed(self.config, folder)
         networks = self._networks()
         bundle = save_bundle(
             self.policy_spec,
@@ -221,8 +223,16 @@ class SequenceAlgorithm(Algorithm):
     def restore_from_path(
         self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
     ) -> None:
-        """Restore RLlib's checkpoint and what stands beside it, or a single component."""
+        """Restore RLlib's checkpoint and what stands beside it, or a single component.
+
+        Optimizers keep what this config sets (learning rates, weight decay), and take over their moments.
+
+        Raises:
+            UserError: its weights have other shapes or scales than this config's.
+        """
         with fetched(path, filesystem) as folder:
+            if component is None:
+                check_fixed(self.config, folder)
             super().restore_from_path(str(folder.resolve()), component=component, **kwargs)
             if component is None:
                 self.restore_beside(folder)

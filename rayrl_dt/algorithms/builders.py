@@ -147,6 +147,10 @@ class SettingsConfig(RLlibConfig):
                 if value is not getattr(self, attribute_of(each)):
                     setattr(self, attribute_of(each), value)
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what must stay while a run goes on, by key: shapes and scales of its weights hang on it."""
+        return {name: value for part in self.parts for name, value in part.of(self).fixed().items()}
+
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
         """Take over values by their attributes, as Ray Tune hands them over.
 

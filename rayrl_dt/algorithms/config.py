@@ -96,6 +96,10 @@ class SequenceConfig(EnvironmentConfig):
             )
         return ModelConfig.from_dict({**self.model_defaults, **chosen})
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what must stay while a run goes on, the model's included."""
+        return super().fixed_settings() | self.sequence_model.fixed()
+
     def resolve(self, store: TrajectoryStore) -> None:
         """Fill in what the data decides: environment, spaces, normalizer, scales.
 

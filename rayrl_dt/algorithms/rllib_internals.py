@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,9 +131,21 @@ class RLlibLearner(TorchLearner):
         return super()._update(batch)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state, also one older than the weights at hand (RLlib would keep the newer ones)."""
+        """Restore the state, also one older than the weights at hand (RLlib would keep the newer ones).
+
+        Optimizers take over the moments, and keep the learning rate, the weight decay and all else that is set.
+        """
         self._weights_seq_no = 0
+        optimizers = list(self._named_optimizers.values())
+        chosen = [[_less_weights(group) for group in each.param_groups] for each in optimizers]
         super().set_state(state)
+        for optimizer, groups in zip(optimizers, chosen, strict=True):
+            for group, values in zip(optimizer.param_groups, groups, strict=True):
+                group.update(values)
+
+
+def _less_weights(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 class SeveralLosses:

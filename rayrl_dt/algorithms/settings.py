@@ -14,7 +14,7 @@ from rayrl_dt.objectives.offline import OBJECTIVES
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.precision import PRECISIONS
-from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text
+from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text, whole_value
 
 __all__ = [
     "DataSettings",
@@ -130,7 +130,7 @@ class TrainingSettings(Settings):
     lr_decay: str = setting("constant", choice("constant", "cosine"))
     weight_decay: float = setting(1e-4, real(least=0))
     grad_clip: float | None = setting(0.25, optional(real(above=0)))
-    return_scale: float | None = setting(None, optional(real(above=0)))
+    return_scale: float | None = setting(None, optional(real(above=0)), fixed=whole_value)
     precision: str = setting("auto", choice(*PRECISIONS))
 
 
@@ -148,8 +148,8 @@ class ObjectiveSettings(Settings):
 
     section: ClassVar[str] = "training"
 
-    objective: str = setting("imitation", choice(*OBJECTIVES))
-    critic_from: str | None = setting(None, optional(_RUN), attribute="objective_critic")
+    objective: str = setting("imitation", choice(*OBJECTIVES), fixed=whole_value)
+    critic_from: str | None = setting(None, optional(_RUN), attribute="objective_critic", fixed=whole_value)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rayrl_dt.errors import UserError, one_of, suggest
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.heads import HEADS
-from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting
+from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, whole_value
 
 __all__ = ["CONTEXT_RULES", "TARGET_RULES", "ModelConfig"]
 
@@ -66,26 +66,26 @@ class ModelConfig(Settings):
     section: ClassVar[str] = "model_config"
 
     # The tables are read at each check, so that a row that was added counts.
-    backbone: str = setting("dt", lambda name, value: one_of(name, value, BACKBONES))
+    backbone: str = setting("dt", lambda name, value: one_of(name, value, BACKBONES), fixed=whole_value)
     context_length: int = setting(20, count(1))
-    embed_dim: int = setting(128, count(1))
-    num_layers: int = setting(3, count(1))
-    num_heads: int = setting(1, count(1))
+    embed_dim: int = setting(128, count(1), fixed=whole_value)
+    num_layers: int = setting(3, count(1), fixed=whole_value)
+    num_heads: int = setting(1, count(1), fixed=whole_value)
     dropout: float = setting(0.1, real(least=0.0, below=1.0))
-    activation: str = setting("auto", choice("auto", "relu", "gelu"))
-    head: str = setting("auto", lambda name, value: one_of(name, value, ("auto", *HEADS)))
+    activation: str = setting("auto", choice("auto", "relu", "gelu"), fixed=whole_value)
+    head: str = setting("auto", lambda name, value: one_of(name, value, ("auto", *HEADS)), fixed=whole_value)
     target_rule: str = setting("auto", choice(*TARGET_RULES))
-    timestep_embedding: str = setting("auto", choice("auto", "learned", "none"))
-    max_episode_steps: int | None = setting(None, optional(count(1)))
-    use_seqra: bool = setting(True, flag())
-    use_stepra: bool = setting(True, flag())
-    adaptive_scaling: bool = setting(True, flag())
-    norm: str = setting("auto", choice("auto", "post", "pre"))
-    padding_mask: str = setting("correct", choice("correct", "inverted"))
-    conv_window: int = setting(6, count(1))
-    local_dim: int = setting(16, count(1))
-    local_heads: int = setting(4, count(1))
-    shared_networks: bool = setting(False, flag())
+    timestep_embedding: str = setting("auto", choice("auto", "learned", "none"), fixed=whole_value)
+    max_episode_steps: int | None = setting(None, optional(count(1)), fixed=whole_value)
+    use_seqra: bool = setting(True, flag(), fixed=whole_value)
+    use_stepra: bool = setting(True, flag(), fixed=whole_value)
+    adaptive_scaling: bool = setting(True, flag(), fixed=whole_value)
+    norm: str = setting("auto", choice("auto", "post", "pre"), fixed=whole_value)
+    padding_mask: str = setting("correct", choice("correct", "inverted"), fixed=whole_value)
+    conv_window: int = setting(6, count(1), fixed=whole_value)
+    local_dim: int = setting(16, count(1), fixed=whole_value)
+    local_heads: int = setting(4, count(1), fixed=whole_value)
+    shared_networks: bool = setting(False, flag(), fixed=whole_value)
     return_expectile: float = setting(0.99, real(above=0.0, below=1.0))
     context_rule: str = setting("consecutive", choice(*CONTEXT_RULES))
 

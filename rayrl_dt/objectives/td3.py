@@ -37,7 +37,7 @@ from rayrl_dt.objectives.gradient import (
 from rayrl_dt.objectives.offline import Q_MEAN
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import automatic, count, flag, real, setting
+from rayrl_dt.settings import automatic, count, flag, real, setting, whole_value
 
 __all__ = ["TD3", "TD3Settings"]
 
@@ -67,11 +67,11 @@ class TD3Settings(GradientSettings):
     normalize_q: bool = setting(False, flag())
     gamma: float = setting(0.99, real(above=0, most=1))
     polyak: float = setting(0.005, real(above=0, most=1))
-    reward_scale: float | str = setting("auto", automatic(real(above=0)))
+    reward_scale: float | str = setting("auto", automatic(real(above=0)), fixed=whole_value)
     critic_lr: float = setting(1e-3, real(above=0))
     critic_weight_decay: float = setting(0.01, real(least=0))
-    critic_width: int = setting(256, count(1))
-    critic_layer_norm: bool = setting(False, flag())
+    critic_width: int = setting(256, count(1), fixed=whole_value)
+    critic_layer_norm: bool = setting(False, flag(), fixed=whole_value)
 
 
 class TD3(RLGradient):

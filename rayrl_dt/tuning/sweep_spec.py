@@ -102,12 +102,25 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
         )
     spec = SweepSpec(name, content, spaces, settings)
     _check_together(spec)
-    for corner in spec.corners:
-        if spec.run is None:
-            build_config(corner)
-        else:
+    if spec.run is not None:
+        for corner in spec.corners:
             read_refinement_job(corner)
+        return spec
+    configs = [build_config(corner) for corner in spec.corners]
+    if settings.scheduler == "pbt":
+        for config in configs[1:]:
+            _check_exploit(configs[0].fixed_settings(), config.fixed_settings())
     return spec
+
+
+def _check_exploit(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuse that a trial goes on from the weights of another one that have other shapes or scales."""
+    for name, value in other.items():
+        if value != one[name]:
+            raise UserError(
+                f"tune.scheduler pbt goes on from other trials' weights, whose shapes and scales hang on {name} "
+                f"({one[name]!r}, {value!r}); give it one value, or set tune.scheduler: asha"
+            )
 
 
 def _with_interval(content: dict[str, Any], settings: TuneSettings) -> dict[str, Any]:

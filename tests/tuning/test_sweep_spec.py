@@ -99,6 +99,21 @@ def test_samples_override_the_file() -> None:
             {**tuned(scheduler="pbt"), "rl_module": {"model_config": {"embed_dim": {"choice": [8, 16]}}}},
             "rl_module.model_config.embed_dim must not change",
         ),
+        *(
+            (
+                {**tuned(scheduler="pbt"), section: {key: {"choice": list(options)}}},
+                f"hang on {section}.{key}",
+            )
+            for section, key, *options in (
+                ("online", "critic_width", 64, 128),
+                ("online", "critic_layer_norm", True, False),
+                ("online", "optimizer", "lamb", "adamw"),
+                ("online", "rl_gradient", "td3", "none"),
+                ("online", "reward_scale", "auto", 10.0),
+                ("online", "action_regularization", 0.0, 0.1),
+                ("training", "return_scale", 1.0, 10.0),
+            )
+        ),
     ],
 )
 def test_a_wrong_sweep_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import gymnasium as gym
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.settings import Settings, automatic, count, real, setting
+from rayrl_dt.settings import Settings, automatic, count, real, setting, whole_value
 
 __all__ = ["MemorylessConfig", "MemorylessSettings"]
 
@@ -33,8 +33,8 @@ class MemorylessSettings(Settings):
     gamma: float = setting(0.99, real(above=0, most=1))
     polyak: float = setting(0.005, real(above=0, most=1))
     critic_lr: float = setting(3e-4, real(above=0))
-    critic_width: int = setting(256, count(1))
-    reward_scale: float | str = setting("auto", automatic(real(above=0)))
+    critic_width: int = setting(256, count(1), fixed=whole_value)
+    reward_scale: float | str = setting("auto", automatic(real(above=0)), fixed=whole_value)
 
 
 class MemorylessConfig(SequenceConfig):

@@ -12,7 +12,7 @@ from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.td3 import TD3, TD3Settings
-from rayrl_dt.settings import Settings, count, flag, real, setting
+from rayrl_dt.settings import Settings, count, flag, real, setting, whole_value
 
 __all__ = ["TD3BC", "TD3BCConfig"]
 
@@ -32,7 +32,7 @@ class TD3BCSettings(Settings):
 
     alpha: float = setting(2.5, real(least=0))
     actor_interval: int = setting(2, count(1))
-    critic_layer_norm: bool = setting(False, flag())
+    critic_layer_norm: bool = setting(False, flag(), fixed=whole_value)
 
 
 class TD3BCConfig(MemorylessConfig):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rayrl_dt.errors import one_of
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
-from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text
+from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text, whole_value
 
 __all__ = ["CallSettings", "OnlineSettings"]
 
@@ -52,14 +52,18 @@ class OnlineSettings(Settings):
 
     section: ClassVar[str] = "online"
 
-    start_from: str | None = setting(None, optional(text("the path of a run, a checkpoint or a bundle")))
+    start_from: str | None = setting(
+        None, optional(text("the path of a run, a checkpoint or a bundle")), fixed=whole_value
+    )
     mode: str = setting("sync", choice("sync", "async"))
     max_policy_lag: int | None = setting(None, optional(count(1)))
     max_rounds_ahead: float = setting(4.0, real(above=0))
-    rl_gradient: str = setting("td3", lambda name, value: one_of(name, value, RL_GRADIENTS))
+    rl_gradient: str = setting(
+        "td3", lambda name, value: one_of(name, value, RL_GRADIENTS), fixed=whole_value
+    )
     bc_weight: float = setting(1.0, real(least=0))
-    action_regularization: float = setting(0.0, real(least=0))
-    optimizer: str = setting("lamb", choice("lamb", "adamw"))
+    action_regularization: float = setting(0.0, real(least=0), fixed=lambda value: value > 0)
+    optimizer: str = setting("lamb", choice("lamb", "adamw"), fixed=whole_value)
     temperature_lr: float = setting(1e-4, real(least=0))
     initial_temperature: float = setting(0.1, real(above=0))
     pretrain_steps: int = setting(1_000, count())
