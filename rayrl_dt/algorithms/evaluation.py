@@ -34,7 +34,8 @@ def evaluate_alignment(algorithm: Any, runners: Any) -> dict[str, Any]:
     returns = algorithm.offline_data.full.episode_returns
     spec = config.resolved_spec
     asked = policy_targets(spec, config.target_returns, returns)
-    workers = max(1, runners.num_healthy_remote_workers())
+    # Not those that are there: a lost runner changes no figure.
+    workers = max(1, runners.num_remote_env_runners())
     slots = assign_slots(
         asked.targets,
         config.episodes_per_target,

@@ -209,12 +209,17 @@ class EnvRunnerSettings(Settings):
     Attributes:
         num_env_runners: remote env runners that collect; 0 for the one in this process.
         num_envs_per_env_runner: environments that each of them steps at once.
+        episode_timeout_s: seconds that a remote runner may take for an episode of an evaluation or a round; one that
+            takes longer is taken for one that hangs, and is restarted.
+        restart_timeout_s: seconds that the process of a lost runner may take to come back, where there is no other.
     """
 
     section: ClassVar[str] = "env_runners"
 
     num_env_runners: int = setting(0, count())
     num_envs_per_env_runner: int = setting(1, count(1))
+    episode_timeout_s: float = setting(1800.0, real(above=0))
+    restart_timeout_s: float = setting(120.0, real(above=0))
 
 
 @dataclass(frozen=True)

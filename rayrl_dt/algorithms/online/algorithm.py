@@ -16,7 +16,7 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay, new_replay, sources
-from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners
+from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners, Patience
 from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.errors import UserError
@@ -221,14 +221,19 @@ class OnlineDT(SequenceAlgorithm):
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Take in what the runners have sent, and give them their next calls."""
         if self.async_runners is None:
+            config = self.config
             self.async_runners = AsyncRunners(
-                self.env_runner_group, steps=self.config.rollout_fragment_length, calls=self.stream_calls
+                self.env_runner_group,
+                steps=config.rollout_fragment_length,
+                calls=self.stream_calls,
+                patience=Patience(config.lag_timeout_s, config.call_timeout_s, config.restart_timeout_s),
             )
         ahead = self._updates_left / self.config.updates_per_iteration
         if self._collects and ahead < self.config.max_rounds_ahead:
             self.async_runners.send(self._current_policy)
             self.stream_calls = self.async_runners.calls
-        for result in self.async_runners.receive(timeout=timeout):
+        oldest = self.gradient_steps - self.config.policy_lag_bound
+        for result in self.async_runners.receive(timeout=timeout, oldest=oldest):
             self._lags.append(self.gradient_steps - result.weights)
             self._collected = self._collected[0] + result.env_steps, 0.0
             if result.episodes:

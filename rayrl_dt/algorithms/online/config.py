@@ -187,12 +187,12 @@ class OnlineConfig(SequenceConfig):
                 "online.mode async collects on remote env runners, and there are none; set "
                 "env_runners.num_env_runners to 1 or more, or online.mode: sync"
             )
-        calls = CallSettings.of(self)
-        if self.mode == "sync" and calls != CallSettings() and not self.in_evaluation:
-            raise UserError(
-                f"env_runners.rollout_fragment_length is {self.rollout_fragment_length}, and nothing reads it with "
-                "online.mode: sync, which collects whole episodes; remove it, or set mode: async"
-            )
+        for name, value in vars(CallSettings.of(self)).items():
+            if self.mode == "sync" and value != getattr(CallSettings(), name) and not self.in_evaluation:
+                raise UserError(
+                    f"env_runners.{name} is {value}, and nothing reads it with online.mode: sync, which collects whole "
+                    "episodes; remove it, or set mode: async"
+                )
         if self.start_from is not None and self.chosen_model:
             raise UserError(
                 "rl_module.model_config and online.start_from exclude each other: the model is that of the policy "

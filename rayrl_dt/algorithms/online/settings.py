@@ -84,9 +84,15 @@ class CallSettings(Settings):
 
     Attributes:
         rollout_fragment_length: in async mode, steps of a runner's environments in one call, which also ends where an
-            episode does; a lost runner loses no more.
+            episode does, or after a second; a lost runner loses its unfinished episodes.
+        lag_timeout_s: in async mode, seconds that a runner may be silent for until the learner and the others go on
+            without it. What it then brings with weights older than `max_policy_lag` is left out, with a note.
+        call_timeout_s: in async mode, seconds of silence after which a runner is taken for one that hangs, and is
+            restarted.
     """
 
     section: ClassVar[str] = "env_runners"
 
     rollout_fragment_length: int = setting(200, count(1))
+    lag_timeout_s: float = setting(10.0, real(above=0))
+    call_timeout_s: float = setting(600.0, real(above=0))

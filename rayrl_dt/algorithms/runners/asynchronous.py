@@ -6,10 +6,14 @@ once through the object store, whoever asks for them, and only when they have mo
 
 What a result brings is counted against what its stream says it has brought. So where one is lost and its runner lives
 (its node's object store was lost, say), the stream ends and the runner begins another.
+
+A runner that is silent for long, hung or slow, holds nobody else up: its weights no longer count as those that the
+learner must not leave behind, and what it brings too late, with weights older than that, is lost as if on its way.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +28,32 @@ from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.rollout import EpisodeRecord
 
-__all__ = ["AsyncRunners", "ContinueStream", "StreamResult", "StreamTotals"]
+__all__ = ["AsyncRunners", "ContinueStream", "Patience", "StreamResult", "StreamTotals"]
 
+_LOG = logging.getLogger(__name__)
 _CALLS_PER_RUNNER = 2
+# A slow environment's call ends after so long, so that it gets newer weights.
+_CALL_S = 1.0
 _PROBE_INTERVAL_S = 2.0
 _PROBE_TIMEOUT_S = 0.2
-_NO_RUNNER_TIMEOUT_S = 120.0
-# Seconds that a runner may take for a call, and how often in a row it may be restarted for taking longer.
-_CALL_TIMEOUT_S = 600.0
+# How often in a row a runner may be restarted for its silence.
 _MAX_RESTARTS_IN_A_ROW = 3
+_NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long runners are waited for.
+
+    Attributes:
+        lag_s: seconds of silence after which a runner holds the learner up no longer.
+        call_s: after which it is restarted.
+        restart_s: that no runner may be there at all.
+    """
+
+    lag_s: float = 10.0
+    call_s: float = 600.0
+    restart_s: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,7 @@ class ContinueStream:
         policy: weights of the policy in the object store.
         weights: gradient step that they are of.
         steps: vector steps to take at most.
+        seconds: to take at most, but for the last step.
         oldest_stream: a stream that an earlier call began ends, and this call begins another.
     """
 
@@ -70,6 +92,7 @@ class ContinueStream:
     policy: ray.ObjectRef[dict[str, Any]]
     weights: int
     steps: int
+    seconds: float
     oldest_stream: int
 
     def __call__(self, runner: Any) -> StreamResult | RunnerFailure:
@@ -111,29 +134,38 @@ class AsyncRunners:
         group: RLlib's `EnvRunnerGroup`.
         steps: vector steps of a call at most.
         calls: calls made in this run so far; numbers go on from there, and streams that those calls began end.
+        patience: how long runners are waited for.
 
     Attributes:
         calls: calls made.
         streams: what each stream has brought, by the number of the call that began it.
     """
 
-    def __init__(self, group: Any, *, steps: int, calls: int) -> None:
+    def __init__(self, group: Any, *, steps: int, calls: int, patience: Patience) -> None:
         self._manager = actors_of(group)
         self._group = group
         self._steps = steps
         self._pending: dict[Any, _PendingCall] = {}  # in the order of their calls
         self._first_call = calls
         self._oldest_streams: dict[int, int] = {}  # by runner, of those that lost a stream
-        self._probed = self._last_answer = time.monotonic()
-        self._timer = SilenceTimer(_CALL_TIMEOUT_S)
+        self._probed = time.monotonic()
+        self._patience = patience
+        self._timer = SilenceTimer(patience.call_s)
+        self._nobody = SilenceTimer(patience.restart_s)
+        self._late: set[int] = set()  # runners that brought something too late
         self._timeouts: dict[int, int] = {}  # times in a row, by runner
         self.calls = calls
         self.streams: dict[int, StreamTotals] = {}
 
     @property
     def oldest_weights(self) -> int | None:
-        """Gradient step of the oldest weights that a call under way acts with."""
-        return min((call.weights for call in self._pending.values()), default=None)
+        """Gradient step of the oldest weights that a call under way acts with, those of silent runners aside."""
+        heard = (
+            call.weights
+            for call in self._pending.values()
+            if self._timer.silent(call.runner) <= self._patience.lag_s
+        )
+        return min(heard, default=None)
 
     @property
     def restarts(self) -> int:
@@ -161,22 +193,23 @@ class AsyncRunners:
             for runner, room in runners.items():
                 if room > 0:
                     oldest = self._oldest_streams.get(runner, self._first_call)
-                    call = ContinueStream(self.calls, policy_reference, weights, self._steps, oldest)
+                    call = ContinueStream(self.calls, policy_reference, weights, self._steps, _CALL_S, oldest)
                     reference = self._manager.actors()[runner].apply.remote(call)
                     self._pending[reference] = _PendingCall(runner, weights)
                     self.calls += 1
                     runners[runner] -= 1
 
-    def receive(self, *, timeout: float) -> list[StreamResult]:
+    def receive(self, *, timeout: float, oldest: int) -> list[StreamResult]:
         """Return what has arrived; wait for something if nothing has.
 
-        A runner that has not answered for ten minutes is restarted, as if it had died.
+        A runner that has been silent for too long is restarted, as if it had died.
 
         Args:
             timeout: seconds to wait at most.
+            oldest: gradient step of the oldest weights that may have acted; what older ones did is lost.
 
         Raises:
-            UserError: an environment raised, no runner has come back for two minutes, or one hangs again and again.
+            UserError: an environment raised, no runner has come back for long, or one hangs again and again.
         """
         if not self._pending:
             time.sleep(min(timeout, 0.01))
@@ -194,19 +227,15 @@ class AsyncRunners:
             if call.runner in behind or reference not in self._pending:
                 continue
             del self._pending[reference]
-            result = self._unpack(reference, call)
+            result = self._unpack(reference, call, oldest)
             if result is not None:
                 results.append(result)
                 answered.add(call.runner)
-        if results:
-            self._last_answer = time.monotonic()
-        elif (
-            time.monotonic() - self._last_answer > _NO_RUNNER_TIMEOUT_S
-            and not self._manager.healthy_actor_ids()
-        ):
+        if self._nobody.expired([] if self._manager.healthy_actor_ids() else [_NOBODY], ()):
             raise UserError(
-                f"no env runner has come back for {_NO_RUNNER_TIMEOUT_S:.0f} s; look into the runners' logs and "
-                "memory, then continue from the last checkpoint with --resume"
+                f"no env runner has come back for {self._patience.restart_s:.0f} s; look into the runners' logs and "
+                "memory (where processes start slowly, raise env_runners.restart_timeout_s), then continue from the "
+                "last checkpoint with --resume"
             )
         for runner in answered:
             self._timeouts.pop(runner, None)
@@ -220,23 +249,28 @@ class AsyncRunners:
         if self._timeouts[runner] > _MAX_RESTARTS_IN_A_ROW:
             raise UserError(
                 f"env runner {runner} has not answered for {self._timer.timeout_s:.0f} s, {self._timeouts[runner]} "
-                "times in a row; see whether its environment hangs (where it is merely slow, lower "
-                "env_runners.rollout_fragment_length), then continue from the last checkpoint with --resume"
+                "times in a row; see whether its environment hangs (where it is merely slow, raise "
+                "env_runners.call_timeout_s), then continue from the last checkpoint with --resume"
             )
         ray.kill(self._manager.actors()[runner], no_restart=False)
 
-    def _unpack(self, reference: Any, call: _PendingCall) -> StreamResult | None:
-        """Return what a call brought; None if it was lost, with its runner or alone."""
+    def _unpack(self, reference: Any, call: _PendingCall, oldest: int) -> StreamResult | None:
+        """Return what a call brought; None if it was lost, with its runner or alone, or came too late."""
         try:
             found = ray.get(reference)
         except RayTaskError:
             raise
         except RayError:  # dead, killed for its memory, or lost with its node or on the way
+            self._manager.set_actor_state(call.runner, healthy=False)
             self._drop(call.runner)
             return None
         if isinstance(found, RunnerFailure):
             raise found.error()
         assert isinstance(found, StreamResult)
+        if found.weights < oldest:
+            self._say_late(call.runner)
+            self._drop(call.runner)
+            return None
         totals = self.streams.get(found.stream, StreamTotals(call.runner))
         if found.episodes_before != totals.episodes:
             raise RuntimeError(
@@ -248,9 +282,19 @@ class AsyncRunners:
         )
         return found
 
+    def _say_late(self, runner: int) -> None:
+        if runner not in self._late:
+            self._late.add(runner)
+            _LOG.warning(
+                "Env runner %d was silent for more than %g s, and what it then brought is older than "
+                "online.max_policy_lag allows and is left out. Where its environment is slow and the others are not, "
+                "raise that, or env_runners.lag_timeout_s: then all wait for it.",
+                runner,
+                self._patience.lag_s,
+            )
+
     def _drop(self, runner: int) -> None:
-        """Take a runner out of service, and its calls under way for lost; if it lives, its stream ends here."""
-        self._manager.set_actor_state(runner, healthy=False)
+        """Take a runner's calls under way for lost; if it lives, its stream ends here."""
         self._oldest_streams[runner] = self.calls
         self._pending = {
             reference: call for reference, call in self._pending.items() if call.runner != runner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +138,10 @@ class SequenceEnvRunner(RLlibEnvRunner):
         stream = self._stream
         before, steps_before = stream.episodes, stream.collector.env_steps
         finished: list[FinishedEpisode] = []
+        end = time.monotonic() + call.seconds
         for _ in range(call.steps):
             finished = stream.collector.step()
-            if finished:
+            if finished or time.monotonic() > end:
                 break
         stream.episodes += len(finished)
         return StreamResult(

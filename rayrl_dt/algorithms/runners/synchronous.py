@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +20,7 @@ from rayrl_dt.evaluation.rollout import Rollouts, RolloutsStopped, Slot
 __all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
 
 _MAX_ATTEMPTS = 3
-# Seconds for each episode of a part; a runner that takes longer is taken for one that hangs.
-_EPISODE_TIMEOUT_S = 1800.0
 _POLL_INTERVAL_S = 0.5
-# Seconds that the process of a runner may take to start again, where there is no other runner.
-_RESTART_TIMEOUT_S = 120.0
 
 
 class RunnerCall(Protocol):
@@ -92,7 +89,8 @@ def run_on_runners(
 ) -> Rollouts:
     """Run the slots on the local runner, or in parts on the remote ones; a lost runner's part runs again.
 
-    A runner that needs more than half an hour for each episode of its part is taken for lost, and is restarted.
+    There are as many parts as runners are configured, whoever of them is there: a lost runner changes nothing but the
+    time that it takes. One that takes more than `env_runners.episode_timeout_s` for an episode is restarted.
 
     Args:
         algorithm: restores lost runners.
@@ -116,31 +114,25 @@ def run_on_runners(
         except Exception as error:
             failure = RunnerFailure.of(error)
         raise failure.error()  # whose cause is text: Ray copies causes, which this exception may not survive
-    count = max(1, runners.num_healthy_remote_workers())
+    count, config = runners.num_remote_env_runners(), algorithm.config
     waiting = {part: slots[part::count] for part in range(count) if slots[part::count]}
     done: dict[int, Rollouts] = {}
     for _ in range(_MAX_ATTEMPTS):
-        workers = list(runners.healthy_worker_ids())
-        while waiting and workers:
-            parts = [_Part(part, part_slots, call) for part, part_slots in waiting.items()]
-            calls = dict(zip(workers, parts, strict=False))  # what is left waits for the next turn
-            results = _gather(runners, calls, stop)
-            for part, result in results:
-                if isinstance(result, RunnerFailure):
-                    raise result.error()
-                done[part] = result
-                del waiting[part]
-            if len(results) < len(calls):
-                break  # a runner died: look again who is healthy
+        parts = [_Part(part, part_slots, call) for part, part_slots in waiting.items()]
+        for part, result in _gather(runners, parts, config.episode_timeout_s, stop):
+            if isinstance(result, RunnerFailure):
+                raise result.error()
+            done[part] = result
+            del waiting[part]
         if not waiting:
             break
-        _restore(algorithm, runners, stop)
+        _restore(algorithm, runners, config.restart_timeout_s, stop)
         runners.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
     if waiting:
         raise UserError(
             f"{len(waiting)} of {count} parts of the rollouts were lost with their runners, {_MAX_ATTEMPTS} times: "
-            f"these died, or took more than {_EPISODE_TIMEOUT_S / 60:.0f} minutes for an episode; check the runners' "
-            "memory and logs, then resume from the last checkpoint"
+            f"these died, or took more than {config.episode_timeout_s:g} s for an episode "
+            "(env_runners.episode_timeout_s); check the runners' memory and logs, then resume from the last checkpoint"
         )
     ordered = [done[part] for part in sorted(done)]
     return Rollouts(
@@ -150,9 +142,9 @@ def run_on_runners(
     )
 
 
-def _restore(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> None:
+def _restore(algorithm: Any, runners: Any, timeout_s: float, stop: Callable[[], bool] | None) -> None:
     """Take restarted runners back into service, and wait for one if there is no other."""
-    deadline = time.monotonic() + _RESTART_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     algorithm.restore_env_runners(runners)
     while not runners.healthy_worker_ids() and time.monotonic() < deadline:
         if stop is not None and stop():
@@ -162,22 +154,29 @@ def _restore(algorithm: Any, runners: Any, stop: Callable[[], bool] | None) -> N
 
 
 def _gather(
-    runners: Any, calls: Mapping[int, _Part], stop: Callable[[], bool] | None
+    runners: Any, parts: Sequence[_Part], episode_timeout_s: float, stop: Callable[[], bool] | None
 ) -> list[tuple[int, Rollouts | RunnerFailure]]:
-    """Return what the runners answer; one that dies or hangs answers nothing, and is taken out of service.
+    """Return what the runners answer, each of which gets a part as soon as it is free.
+
+    One that dies or hangs answers nothing, and is taken out of service.
 
     Args:
         runners: an `EnvRunnerGroup`.
-        calls: by the runner's number.
+        parts: to be run.
+        episode_timeout_s: seconds for each episode of a slot; the slots of a part run side by side.
         stop: see `run_on_runners`.
     """
     # The group's own calls wait for all of them, however long that takes.
     manager = actors_of(runners)
-    pending = {manager.actors()[runner].apply.remote(part): runner for runner, part in calls.items()}
-    episodes = max(sum(slot.episodes for slot in part.slots) for part in calls.values())
-    timer = SilenceTimer(_EPISODE_TIMEOUT_S * episodes)
+    free, waiting = deque(runners.healthy_worker_ids()), deque(parts)
+    pending: dict[Any, int] = {}
+    episodes = max((slot.episodes for part in parts for slot in part.slots), default=0)
+    timer = SilenceTimer(episode_timeout_s * episodes)
     answers: list[tuple[int, Rollouts | RunnerFailure]] = []
-    while pending:
+    while pending or (free and waiting):
+        while free and waiting:
+            runner = free.popleft()
+            pending[manager.actors()[runner].apply.remote(waiting.popleft())] = runner
         if stop is not None and stop():
             raise RolloutsStopped
         ready, _ = ray.wait(list(pending), timeout=_POLL_INTERVAL_S)
@@ -185,11 +184,12 @@ def _gather(
             runner = pending.pop(reference)
             try:
                 answers.append(ray.get(reference))
+                free.append(runner)
             except RayTaskError:
                 raise
             except RayError:  # killed for its memory, or lost with its node or on the way
                 manager.set_actor_state(runner, healthy=False)
-        for runner in timer.expired(pending.values(), ()):
+        for runner in timer.expired(pending.values(), free):
             # Its call fails then, as a dead runner's does.
             ray.kill(manager.actors()[runner], no_restart=False)
     return answers

@@ -24,6 +24,10 @@ class SilenceTimer:
         self._silent: dict[int, float] = {}
         self._last_tick = time.monotonic()
 
+    def silent(self, runner: int) -> float:
+        """Return how many seconds a runner has been silent for, as of the last count."""
+        return self._silent.get(runner, 0.0)
+
     def expired(self, awaited: Collection[int], answered: Collection[int]) -> list[int]:
         """Count the time since the last call, and return the runners that hang; their count begins anew.
 

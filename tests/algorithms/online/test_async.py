@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Collection
@@ -350,17 +351,57 @@ def test_a_runner_that_hangs_is_restarted(
 
     monkeypatch.setattr(synchronous, "SilenceTimer", Informed)
     monkeypatch.setattr(asynchronous_runners, "SilenceTimer", Informed)
-    # A process may take its time to start.
-    monkeypatch.setattr(synchronous, "_RESTART_TIMEOUT_S", 1200.0)
-    monkeypatch.setattr(asynchronous_runners, "_NO_RUNNER_TIMEOUT_S", 1200.0)
     spec = EnvSpec("Hanging-v0", f"{__name__}:hanging", kwargs={"flag": str(flag)}).to_json()
     config = asynchronous(mode=mode, runners=1, slots=1, env=spec, env_steps=400)
+    config.env_runners(restart_timeout_s=1200.0)  # a process may take its time to start
     if mode == "async":
         config.env_runners(rollout_fragment_length=50)
     algorithm = config.build_algo()
     finish(algorithm)
     assert flag.exists() and Informed.ended == 1 and algorithm.env_steps == 400
     assert mode == "sync" or algorithm.async_runners.restarts == 1
+    algorithm.stop()
+
+
+class Held(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum; the first one that steps is held until it is released."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.folder = Path(folder)
+
+    def step(self, action: Any) -> Any:
+        with contextlib.suppress(FileExistsError):
+            (self.folder / "held").touch(exist_ok=False)
+            while not (self.folder / "released").exists():
+                time.sleep(0.05)
+        return super().step(action)
+
+
+def held(folder: str) -> Held:
+    return Held(folder)
+
+
+def test_a_silent_runner_holds_nobody_up_and_what_it_brings_late_is_left_out(
+    asynchronous: Configure, tmp_path: Path
+) -> None:
+    spec = EnvSpec("Held-v0", f"{__name__}:held", kwargs={"folder": str(tmp_path)}).to_json()
+    config = asynchronous(env=spec, slots=1, env_steps=10**9, max_policy_lag=3)
+    config.env_runners(lag_timeout_s=0.5, call_timeout_s=1e6)
+    algorithm = config.build_algo()
+    while not (tmp_path / "held").exists() or algorithm.gradient_steps < 4 + 3 * 5:
+        algorithm.train()
+    assert len(algorithm.async_runners.streams) == 1, "the other one goes on alone"
+    assert algorithm.gradient_steps - min(c.weights for c in algorithm.async_runners._pending.values()) > 3
+    assert algorithm.report()["policy_lag_max"] <= 3
+    (tmp_path / "released").touch()
+    while len(algorithm.async_runners.streams) == 1:
+        algorithm.train()
+    (late,) = algorithm.async_runners._late
+    newest = {totals.runner: stream for stream, totals in algorithm.async_runners.streams.items()}
+    assert newest[late] > 3, "another stream, not the one that was held"
+    assert algorithm.report()["policy_lag_max"] <= 3
+    check_counters(algorithm, logged=8)
     algorithm.stop()
 
 

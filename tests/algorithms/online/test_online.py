@@ -617,11 +617,12 @@ def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners
         assert not same(before, after, prefix)
 
 
-def test_a_killed_runner_costs_nothing(online: Configure) -> None:
+@pytest.mark.parametrize("stays_away", [False, True])
+def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> None:
     """Episodes are functions of weights and numbers, so a lost part is run again and nothing is doubled."""
     import ray
 
-    settings = {"env_steps_per_iteration": 400, "env_steps": 400}
+    settings = {"env_steps_per_iteration": 400, "env_steps": 800}
     quiet = online(**settings).env_runners(num_env_runners=2).build_algo()
     train(quiet)
     config = online(**settings).env_runners(num_env_runners=2)
@@ -629,8 +630,11 @@ def test_a_killed_runner_costs_nothing(online: Configure) -> None:
     algorithm.train()
     group = algorithm.env_runner_group
     victim = group._worker_manager.actors()[group.healthy_worker_ids()[0]]
-    ray.kill(victim, no_restart=False)
+    ray.kill(victim, no_restart=stays_away)
     train(algorithm)
+    if stays_away:
+        assert group.num_healthy_remote_workers() == 1
+    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
     assert algorithm.replay.counts == quiet.replay.counts
     np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
     assert same(state(algorithm), state(quiet))
