@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rayrl_dt.algorithms.placement import nodes_that_may_start
+from rayrl_dt.algorithms.session import join_ray
+from rayrl_dt.cores import usable_cores
 from rayrl_dt.doctor import nodes
 from rayrl_dt.doctor.check import Check, size
 from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder
@@ -32,15 +35,11 @@ def check_ray(
         return [Check("Ray", "ok", f"{ray.__version__}, not started"), *shared_memory(None)]
     try:
         if mine:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            local = {} if address else {"include_dashboard": False, "num_cpus": usable_cores()}
+            join_ray(address or "local", **local)
         alive = [node for node in ray.nodes() if node["Alive"]]
         where = address or ("started here" if mine else "already running")
-        checks = [Check("Ray", "ok", f"{ray.__version__}, {where}: {_resources(ray.cluster_resources())}")]
+        checks = [_check_capacity(ray.cluster_resources(), f"{ray.__version__}, {where}")]
         checks += _check_nodes(alive, storage, dataset) if address else _check_nodes(alive, None, None)
         store = sum(
             node["Resources"].get("object_store_memory", 0.0)
@@ -51,6 +50,17 @@ def check_ray(
     finally:
         if mine and ray.is_initialized():
             ray.shutdown()
+
+
+def _check_capacity(resources: dict[str, float], where: str) -> Check:
+    """Check that something can run, now or on nodes that an autoscaler starts."""
+    found, may_start = f"{where}: {_resources(resources)}", nodes_that_may_start()
+    if resources.get("CPU", 0) > 0:
+        return Check("Ray", "ok", found)
+    if may_start is None or any(node.get("CPU", 0) > 0 for node in may_start):
+        return Check("Ray", "ok", f"{found}; its autoscaler starts nodes when something is to run")
+    remedy = "start nodes that have CPUs: ray start --address HEAD:6379 --num-cpus N"
+    return Check("Ray", "error", f"{found}, so nothing can run", remedy)
 
 
 def _resources(resources: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from rayrl_dt import precision as precisions
+from rayrl_dt.cores import usable_cores
 from rayrl_dt.doctor.check import GIB, Check, size, verdict
 
 __all__ = ["cpu", "cuda", "memory", "precision", "shared_memory"]
@@ -20,8 +21,7 @@ _OBJECT_STORE_SHARE = 0.3
 
 def cpu() -> list[Check]:
     """Check whether there are cores enough."""
-    cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    cores, usable = os.cpu_count() or 1, usable_cores()
     remedy = "give the process 2 cores or more: Ray shares them with training"
     return verdict("CPU", f"{usable} of {cores} cores usable", good=usable >= 2, remedy=remedy)
 

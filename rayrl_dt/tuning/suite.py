@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from rayrl_dt.cores import usable_cores
 from rayrl_dt.data import sources
 from rayrl_dt.errors import UserError, whole
 from rayrl_dt.interop.run_files import MAXIMUM, read_records, step_of
@@ -81,7 +82,7 @@ def run_suite(
     missing = {failure.run for failure in failures}
     waiting = [run for run in unfinished if run not in missing]
     active: dict[SuiteRun, tuple[Iterator[list[str]], subprocess.Popen[bytes]]] = {}
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(max(1, usable_cores() // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, "TERM": "dumb"}
     try:
         while waiting or active:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayrl_dt.algorithms.environments import chosen
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
+from rayrl_dt.algorithms.placement import check_placement, nodes_that_may_start
 from rayrl_dt.data import sources
 from rayrl_dt.doctor.check import Check
 from rayrl_dt.errors import UserError
@@ -21,13 +20,11 @@ from rayrl_dt.tuning.results import read_trials
 from rayrl_dt.tuning.space import value_at
 from rayrl_dt.tuning.sweep_spec import SweepSpec
 
-__all__ = ["can_resume", "check_data", "check_placement", "check_resources", "require_shared"]
+__all__ = ["can_resume", "check_data", "check_resources", "require_shared"]
 
-_REMEDY = (
-    "lower env_runners.num_env_runners, learners.num_learners or learners.num_gpus_per_learner, "
-    "or join a larger cluster with --address"
-)
-_Resources = Mapping[str, float]
+
+_ODD = "[]*?#%"
+"""What stands for something else in patterns and URIs."""
 
 
 def can_resume(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
@@ -38,13 +35,19 @@ def can_resume(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists already; continue it with --resume or choose another --out")
+        odd = sorted(set(str(out)) & set(_ODD))
+        if odd:
+            raise UserError(
+                f"{out} has {' '.join(odd)} in its path, and Ray Tune would not find the sweep again; choose another "
+                "--out"
+            )
         return False
     if not saved.exists():
         raise UserError(f"{out} holds no sweep to resume; start it without --resume")
     if saved.read_text() != spec.to_yaml():
         raise UserError(
-            f"{out} holds a sweep of another config ({saved}); resume with the file and --samples that began it, "
-            "or choose another --out"
+            f"{out} holds a sweep of another config ({saved}); resume it without --set and --samples, or choose "
+            "another --out"
         )
     if not tune.Tuner.can_restore(str(out)) or not any(out.glob("experiment_state-*.json")):
         return False
@@ -83,48 +86,13 @@ def check_resources(spec: SweepSpec, trainable: Any) -> None:
     """Refuse a trial that would not fit into the empty cluster; Ray Tune would wait for ever."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     requests = {
         json.dumps(trainable.default_resource_request(values).bundles, sort_keys=True)
         for values in spec.corners
     }
     for request in sorted(requests):
-        check_placement(json.loads(request), nodes)
-
-
-def check_placement(bundles: Sequence[_Resources], nodes: Sequence[_Resources]) -> None:
-    """Refuse a trial that would not fit into the empty cluster, and say what there is.
-
-    A trial that fits in sum and bundle by bundle may still not fit in practice, where bundles break badly over nodes.
-
-    Args:
-        bundles: what a trial reserves, each bundle on one node.
-        nodes: what each node has.
-    """
-    for bundle in bundles:
-        if not any(all(node.get(kind, 0) >= amount for kind, amount in bundle.items()) for node in nodes):
-            largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in bundle}
-            raise UserError(
-                f"a trial needs {_text(bundle)} on one node, the largest of {len(nodes)} has "
-                f"{_text(largest)}; {_REMEDY}"
-            )
-    needed, there = _sum(bundles), _sum(nodes)
-    if any(there[kind] < amount for kind, amount in needed.items()):
-        raise UserError(
-            f"a trial needs {_text(needed)}, the cluster has {_text({k: there[k] for k in needed})}; {_REMEDY}"
-        )
-
-
-def _sum(parts: Sequence[_Resources]) -> defaultdict[str, float]:
-    total: defaultdict[str, float] = defaultdict(float)
-    for part in parts:
-        for kind, amount in part.items():
-            total[kind] += amount
-    return total
-
-
-def _text(resources: _Resources) -> str:
-    return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))
+        check_placement(json.loads(request), alive, nodes_that_may_start())
 
 
 def _check_trials(spec: SweepSpec, out: Path) -> None:

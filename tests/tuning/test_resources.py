@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from rayrl_dt.algorithms.placement import check_placement
 from rayrl_dt.errors import UserError
-from rayrl_dt.tuning.sweep_checks import check_placement
 
 NODES = [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0, "memory": 1e9}]
+
+
+def test_what_an_autoscaler_may_start_is_let_through() -> None:
+    large = [{"CPU": 16.0, "GPU": 1.0}] * 2
+    check_placement([{"CPU": 8.0, "GPU": 1.0}] * 2, NODES, large)
+    check_placement([{"CPU": 1000.0}], NODES, None)
+    with pytest.raises(UserError, match="the cluster has 32 CPU"):
+        check_placement([{"CPU": 8.0}] * 5, NODES, large)
 
 
 def test_what_fits_is_let_through() -> None:

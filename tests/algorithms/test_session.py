@@ -1,0 +1,63 @@
+"""Starting and joining Ray: what cannot work is told in one line, with the remedy, and soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rayrl_dt import DTConfig, OnlineDTConfig, UserError
+from rayrl_dt.algorithms.placement import nodes_that_may_start, requested
+from rayrl_dt.algorithms.session import join_ray, start_ray
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere.invalid:6379", "6379", "a:b"]
+)
+def test_an_address_where_nobody_answers_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match=f"nobody answers at the Ray address {address}"):
+        join_ray(address)
+
+
+def test_a_temporary_folder_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 90)
+    with pytest.raises(UserError, match=r"has 95 bytes.*set RAY_TMPDIR"):
+        join_ray("local")
+
+
+@pytest.mark.ray
+def test_a_home_that_cannot_be_written_is_one_line() -> None:
+    code = "from rayrl_dt.algorithms.session import join_ray; join_ray('local', num_cpus=1, include_dashboard=False)"
+    environment = {**os.environ, "HOME": "/proc/nobody"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "UserError: Ray did not start (" in ended.stderr.splitlines()[-1] and "HOME" in ended.stderr
+
+
+def test_what_a_config_asks_for_is_added_up() -> None:
+    assert requested(DTConfig()) == []
+    config = OnlineDTConfig().env_runners(num_env_runners=2).evaluation(evaluation_num_env_runners=1)
+    assert requested(config.learners(num_learners=1)) == [{"CPU": 1.0}] * 4
+    assert requested(DTConfig().learners(num_learners=1, num_gpus_per_learner=1)) == [{"GPU": 1.0}]
+
+
+@pytest.mark.ray
+def test_a_run_with_more_runners_than_room_is_refused_unless_an_autoscaler_starts_nodes(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OnlineDTConfig().env_runners(num_env_runners=64)
+    assert nodes_that_may_start() == []
+    with pytest.raises(UserError, match=r"the run needs 64 CPU, the cluster has \d+ CPU; lower env_runners"):
+        start_ray(config)
+    # What Ray's cluster launcher leaves on a head node.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    worker = {"resources": {"CPU": 32}, "max_workers": 2}
+    head = {"resources": {"CPU": 0}, "max_workers": 0}
+    bootstrap = {"available_node_types": {"head": head, "worker": worker}}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(bootstrap))
+    start_ray(config)
+    with pytest.raises(UserError, match="the run needs 65 CPU, the cluster has 64 CPU"):
+        start_ray(config.copy(copy_frozen=False).env_runners(num_env_runners=65))
