@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["command_line", "console", "errors", "finish", "new_file", "quiet_libraries", "show_table"]
@@ -44,10 +45,10 @@ def quiet_libraries() -> None:
 
 def finish(what: str, where: str | Path | None = None, *, then: str | None = None) -> None:
     """End a command: what was done, where the output lies, what to type next."""
-    place = "" if where is None else f" [bold]{where}[/bold]"
+    place = "" if where is None else f" [bold]{escape(str(where))}[/bold]"
     console.print(f"[green]✓[/green] {what}{place}", soft_wrap=True)
     if then is not None:
-        console.print(f"  next: [cyan]{then}[/cyan]", soft_wrap=True)
+        console.print(f"  next: [cyan]{escape(then)}[/cyan]", soft_wrap=True)
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "Overrides",
     "Policy",
     "Resume",
+    "TrustCheckpoint",
     "TrustEnvironment",
 ]
 
@@ -40,7 +41,15 @@ TrustEnvironment = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run folder.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue from the newest checkpoint of the run folder, a pickle: it runs code of whoever wrote it.",
+    ),
+]
+TrustCheckpoint = Annotated[
+    bool,
+    typer.Option("--trust-checkpoint", help="Resume a folder that holds another user's files."),
 ]
 CheckpointMinutes = Annotated[
     float,

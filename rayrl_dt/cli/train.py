@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import command_line, console, finish
-from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustEnvironment
+from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustCheckpoint, TrustEnvironment
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
 
@@ -54,6 +54,7 @@ def train(
     ] = None,
     trust_environment: TrustEnvironment = False,
     resume: Resume = False,
+    trust_checkpoint: TrustCheckpoint = False,
     checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
     """Train on logged data. Ctrl-C saves a checkpoint, and ends with status 1.
@@ -78,6 +79,7 @@ def train(
         values,
         folder,
         resume=resume,
+        trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
         resume_command=f"rayrl-dt train {config} --out {folder} --resume",
     )
@@ -114,7 +116,13 @@ def _settings_of_run(
 
 
 def _run(
-    values: dict[str, Any], folder: Path, *, resume: bool, checkpoint_minutes: float, resume_command: str
+    values: dict[str, Any],
+    folder: Path,
+    *,
+    resume: bool,
+    trust_checkpoint: bool,
+    checkpoint_minutes: float,
+    resume_command: str,
 ) -> None:
     """Train with a live display, and say how it ended and what to type next."""
     from rayrl_dt.runs import loop as runs
@@ -127,6 +135,7 @@ def _run(
             resume=resume,
             command=command_line(),
             checkpoint_minutes=checkpoint_minutes,
+            trust_checkpoint=trust_checkpoint,
             observer=progress,
         )
     if not outcome.finished:
@@ -155,6 +164,7 @@ def finetune(
     ] = None,
     trust_environment: TrustEnvironment = False,
     resume: Resume = False,
+    trust_checkpoint: TrustCheckpoint = False,
     checkpoint_minutes: CheckpointMinutes = 10.0,
 ) -> None:
     """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay, and ends with status 1.
@@ -190,6 +200,7 @@ def finetune(
         values,
         folder,
         resume=resume,
+        trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
         resume_command=f"rayrl-dt finetune {run} --out {folder} --resume",
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import console, finish
-from rayrl_dt.cli.options import Overrides
+from rayrl_dt.cli.options import Overrides, TrustCheckpoint
 
 __all__ = ["tune"]
 
@@ -24,8 +24,14 @@ def tune(
         Path | None, typer.Option(help="Folder of the sweep; runs/CONFIG-sweep by default.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Run the trials of the folder that did not finish.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Run the trials of the folder that did not finish, with the settings it began with. Their checkpoints "
+            "are pickles, which run code of whoever wrote them.",
+        ),
     ] = False,
+    trust_checkpoint: TrustCheckpoint = False,
     address: Annotated[
         str | None,
         typer.Option(
@@ -41,34 +47,34 @@ def tune(
     Examples:
       rayrl-dt tune tune_configs/smoke.yaml
       rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out runs/alpha-sweep
-      rayrl-dt tune tune_configs/alpha_online.yaml --samples 16 --out runs/alpha-sweep --resume
+      rayrl-dt tune tune_configs/alpha_online.yaml --out runs/alpha-sweep --resume
       rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/runs/radt-sweep
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
+    from rayrl_dt.tuning.conclusion import SWEEP
     from rayrl_dt.tuning.sweep import run_sweep
     from rayrl_dt.tuning.sweep_spec import read_sweep
 
-    values = apply_overrides(read_yaml(config), overrides or [])
-    spec = read_sweep(values, default_name=config.stem, samples=samples)
     folder = out or Path("runs") / f"{config.stem}-sweep"
-    outcome = run_sweep(spec, folder, resume=resume, address=address)
+    begun = folder / SWEEP
+    values = read_yaml(begun if resume and begun.is_file() else config)
+    spec = read_sweep(apply_overrides(values, overrides or []), default_name=config.stem, samples=samples)
+    outcome = run_sweep(spec, folder, resume=resume, trust_checkpoint=trust_checkpoint, address=address)
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
     if outcome.cost is not None and outcome.cost["wall_seconds"] > 0:
         wall, inside = outcome.cost["wall_seconds"], outcome.cost["trial_seconds"]
         console.print(
             f"{wall:,.0f} s; the trials' own compute is {inside:,.0f} s, {inside / wall:.1f} trials at a time"
         )
-    console.print(f"table: {outcome.table}", soft_wrap=True)
+    console.print(f"table: {outcome.table}", soft_wrap=True, markup=False)
     if outcome.command is not None:
-        console.print(f"best policy: {outcome.bundle}", soft_wrap=True)
+        console.print(f"best policy: {outcome.bundle}", soft_wrap=True, markup=False)
         console.print(f"best trial: {outcome.command}", soft_wrap=True, markup=False)
     if not outcome.finished:
         done = sum(trial.status == "finished" for trial in outcome.trials)
         what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
-        options = [part for override in overrides or [] for part in ("--set", override)]
-        options += ["--samples", str(samples)] if samples is not None else []
-        options += ["--address", address] if address is not None else []
+        options = ["--address", address] if address is not None else []
         resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
         finish(what, outcome.page, then=shlex.join(resume_command))
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ SIGTERM (a cluster's) and SIGHUP (of a terminal that is closed) ask alike; under
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ __all__ = ["on_interrupt"]
 
 
 @contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on the first Ctrl-C (or SIGTERM, or SIGHUP); the next one interrupts as usual."""
+def on_interrupt(
+    stop: Callable[[], None], also: Sequence[signal.Signals] = (signal.SIGINT,)
+) -> Iterator[None]:
+    """Call `stop` on the first SIGTERM, SIGHUP or one of `also` (Ctrl-C); the next one interrupts as usual."""
     before: dict[int, Any] = {}
 
     def handle(number: int, _: Any) -> None:
@@ -23,7 +25,7 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, before[number])
 
     try:
-        for wanted in (signal.SIGINT, signal.SIGTERM, *_hangup()):
+        for wanted in (*also, signal.SIGTERM, *_hangup()):
             before[int(wanted)] = signal.signal(wanted, handle)
     except ValueError:  # not in the main thread: the caller handles signals
         before.clear()

@@ -18,6 +18,7 @@ from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.errors import number
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.owners import check_owner
 from rayrl_dt.interop.run_files import CONFIG
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 from rayrl_dt.runs.config_files import build_config
@@ -38,6 +39,7 @@ def train(
     resume: bool = False,
     command: str | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trust_checkpoint: bool = False,
     observer: Observer | None = None,
 ) -> RunOutcome:
     """Train one config to its last gradient step, or until Ctrl-C.
@@ -53,15 +55,18 @@ def train(
             first one.
         command: the command line, for the record.
         checkpoint_minutes: between checkpoints, at most (and one iteration).
+        trust_checkpoint: resume from another user's files; checkpoints are pickles, which run code of their writer.
         observer: told about progress.
 
     Raises:
-        UserError: the folder is taken or in use, there is nothing to resume, another version wrote it, or the disk is
-            full.
+        UserError: the folder is taken, in use or another user's, there is nothing to resume, another version wrote it,
+            or the disk is full.
         TrainingDiverged: the loss became NaN; the checkpoints before it are good.
     """
     config = build_config(values)
     number("checkpoint_minutes", checkpoint_minutes, least=0)
+    if resume and not trust_checkpoint:
+        check_owner(folder)
     with own_folder(folder, resume=resume):
         return _train(values, config, folder, command, checkpoint_minutes, observer)
 

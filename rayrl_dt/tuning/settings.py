@@ -9,9 +9,19 @@ from typing import Any, ClassVar
 from rayrl_dt.errors import UserError, one_of, suggest, whole
 from rayrl_dt.settings import Settings, choice, count, optional, setting
 
-__all__ = ["LOGGERS", "METRICS", "SCHEDULERS", "SEARCHES", "TuneSettings", "read_settings"]
+__all__ = [
+    "ALIGNMENT",
+    "LOGGERS",
+    "METRICS",
+    "RETURN",
+    "SCHEDULERS",
+    "SEARCHES",
+    "TuneSettings",
+    "read_settings",
+]
 
-METRICS = {"evaluation/return_mean": "max", "evaluation/alignment_error": "min"}
+RETURN, ALIGNMENT = "evaluation/return_mean", "evaluation/alignment_error"
+METRICS = {RETURN: "max", ALIGNMENT: "min"}
 """What every report of a trial holds, and the mode that is meant where none is given."""
 SCHEDULERS = ("none", "asha", "median", "pbt")
 SEARCHES = ("random", "optuna")
@@ -20,7 +30,7 @@ LOGGERS = ("wandb", "mlflow")
 
 
 def _metric(name: str, value: Any) -> str:
-    if value in METRICS:
+    if isinstance(value, str) and value in METRICS:
         return str(value)
     # Without the metric in its reports a sweep could not tell one trial from another.
     raise UserError(f"{name} is {value!r}, which no iteration reports.{suggest(str(value), METRICS)}")
@@ -45,7 +55,7 @@ class TuneSettings(Settings):
 
     Attributes:
         num_samples: draws from the random spaces; each is run at every point of the grids and with every seed.
-        metric: a key of `METRICS`.
+        metric: a key of `METRICS`. Policies that predict their own returns have the mean return by default.
         mode: "min" or "max"; None for what the metric means.
         scheduler: "none", "asha" (stops the worse trials early), "median" (stops those below the median), or "pbt"
             (the worse take over the better ones' weights and go on with changed values).
@@ -60,7 +70,7 @@ class TuneSettings(Settings):
     section: ClassVar[str] = "tune"
 
     num_samples: int = setting(1, count(1))
-    metric: str = setting("evaluation/alignment_error", _metric)
+    metric: str = setting(ALIGNMENT, _metric)
     mode: str | None = setting(None, optional(choice("min", "max")))
     scheduler: str = setting("none", choice(*SCHEDULERS))
     search: str = setting("random", choice(*SEARCHES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError, one_line
+from rayrl_dt.interop.owners import check_owner
+from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.search import scheduler, searcher
 from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
@@ -27,7 +30,12 @@ _KEPT_BY_DEFAULT = 2
 
 
 def run_sweep(
-    spec: SweepSpec, out: Path, *, resume: bool = False, address: str | None = None
+    spec: SweepSpec,
+    out: Path,
+    *,
+    resume: bool = False,
+    trust_checkpoint: bool = False,
+    address: str | None = None,
 ) -> SweepOutcome:
     """Run all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
 
@@ -35,11 +43,12 @@ def run_sweep(
         spec: from `read_sweep`.
         out: folder of the sweep; new, unless `resume`.
         resume: go on with the sweep in the folder; finished trials are not run again.
+        trust_checkpoint: resume from another user's files; checkpoints are pickles, which run code of their writer.
         address: of a running Ray cluster; `out` must be storage that its nodes share.
 
     Raises:
-        UserError: the folder is taken or holds another sweep, there is nothing to resume, data or an environment is
-            missing, nodes do not share the folder, or the cluster cannot hold a trial.
+        UserError: the folder is taken, another user's, or holds another sweep, there is nothing to resume, data or an
+            environment is missing, nodes do not share the folder, or the cluster cannot hold a trial.
     """
     from ray import tune
 
@@ -48,6 +57,8 @@ def run_sweep(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     # A relative path in the file means the same to a trial.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if resume and not trust_checkpoint:
+        check_owner(out)
     restored = can_resume(spec, out, resume=resume)
     check_data(spec)
     trainable = _trainable(spec)
@@ -63,8 +74,20 @@ def run_sweep(
             (out / SWEEP).write_text(spec.to_yaml())
             tuner = _tuner(spec, trainable, out, callbacks)
         begin = time.time()
-        tuner.fit()
+        with _ended_alike():
+            tuner.fit()
         return conclude(spec, out, wall=(begin, time.time()))
+
+
+@contextmanager
+def _ended_alike() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP do what Ctrl-C does: Ray Tune saves its state, and the table is written."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with on_interrupt(interrupt, also=()):
+        yield
 
 
 @contextmanager

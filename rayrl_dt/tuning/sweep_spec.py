@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import RUN, read_refinement_job
-from rayrl_dt.tuning.settings import TuneSettings, read_settings
+from rayrl_dt.tuning.settings import ALIGNMENT, RETURN, TuneSettings, read_settings
 from rayrl_dt.tuning.space import Space, find_spaces, replaced, value_at
 
 __all__ = ["SEED", "SweepSpec", "read_sweep"]
@@ -91,8 +92,10 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
         # Trials on a cluster have working folders of their own.
         content[RUN] = str(Path(content[RUN]).resolve())
     if settings.seeds is not None:
-        content = replaced(content, {SEED: {"grid": list(settings.seeds)}})
-        if isinstance(value_at(values, SEED), dict):
+        grid = {"grid": list(settings.seeds)}
+        content = replaced(content, {SEED: grid})
+        # What a sweep left has both, and says the same.
+        if isinstance(value_at(values, SEED), dict) and value_at(values, SEED) != grid:
             raise UserError(f"tune.seeds and a space at {SEED} say the same thing twice; keep tune.seeds")
     spaces = find_spaces(content)
     if not spaces:
@@ -107,10 +110,24 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
             read_refinement_job(corner)
         return spec
     configs = [build_config(corner) for corner in spec.corners]
+    if settings.metric == ALIGNMENT and any(_asked_for_nothing(config) for config in configs):
+        if "metric" in values["tune"]:
+            raise UserError(
+                f"tune.metric is {ALIGNMENT}, and policies that predict their own returns are asked for none; set "
+                f"{RETURN}"
+            )
+        spec = replace(spec, settings=replace(settings, metric=RETURN))
     if settings.scheduler == "pbt":
         for config in configs[1:]:
             _check_exploit(configs[0].fixed_settings(), config.fixed_settings())
     return spec
+
+
+def _asked_for_nothing(config: Any) -> bool:
+    """Return whether the policy predicts its own returns, so that no evaluation has an alignment error."""
+    model = config.sequence_model
+    own = BACKBONES[model.backbone].predicts_returns
+    return own and model.target_rule in ("auto", "predicted") and not config.delayed_reward
 
 
 def _check_exploit(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

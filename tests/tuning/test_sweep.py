@@ -142,6 +142,15 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_policy(
     assert list(out.glob("*/events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize("name", ["a[x]", "a#b", "100%"])
+def test_a_folder_whose_name_ray_tune_cannot_read_back_is_refused(
+    tmp_path: Path, values: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UserError, match="Ray Tune would not find the sweep again"):
+        run_sweep(read_sweep(values, default_name="tiny"), tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
     spec, out = read_sweep(values, default_name="tiny"), tmp_path / "out"
     with pytest.raises(UserError, match="no sweep to resume"):
@@ -287,14 +296,18 @@ def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """It has the settings that it began with, those of --set included."""
     reports = 30
     values["training"]["gradient_steps"] = 3 * reports
-    values["tune"] = {"max_concurrent": 1}
+    values["tune"] = {}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(values))
     spec = read_sweep(values, default_name="tiny")
-    command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
+    tune = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out"]
+    command = [*tune, str(out), "--set", "tune.max_concurrent=1"]
     # A Ray of its own, whatever the tests beside this one have started.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "log").open("wb") as log:
@@ -306,7 +319,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(tmp_path: Path, va
         driver.wait()
     before = {name: _lines(out / name) for name in (finished, begun)}
     assert len(before[finished]) == reports
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
+    out = out.rename(tmp_path / "moved")
+    done = subprocess.run([*tune, str(out), "--resume"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     trials = read_trials(out, spec)
     assert {trial.name for trial in trials} == {finished, begun}

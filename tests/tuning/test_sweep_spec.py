@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
@@ -48,6 +49,26 @@ def test_a_plan_has_the_spaces_and_evaluates_in_every_iteration() -> None:
 
 def test_the_files_own_evaluation_interval_stays() -> None:
     assert planned(evaluation={"evaluation_interval": 10}).values["evaluation"] == {"evaluation_interval": 10}
+
+
+def test_policies_that_are_asked_for_nothing_are_compared_by_their_returns() -> None:
+    reinformer = {
+        "algorithm": "Reinformer",
+        "offline_data": BASE["offline_data"],
+        "training": {"lr": {"choice": [1e-3, 1e-4]}},
+        "tune": {"scheduler": "asha"},
+    }
+    assert read_sweep(reinformer, default_name="test").settings.metric == "evaluation/return_mean"
+    asked = {**reinformer, "rl_module": {"model_config": {"target_rule": "decrement"}}}
+    assert read_sweep(asked, default_name="test").settings.metric == "evaluation/alignment_error"
+    with pytest.raises(UserError, match="are asked for none; set evaluation/return_mean"):
+        read_sweep({**reinformer, "tune": {"metric": "evaluation/alignment_error"}}, default_name="test")
+
+
+def test_what_a_sweep_left_is_the_sweep() -> None:
+    for changes in ({}, tuned(seeds=[3, 5], scheduler="asha"), {"name": "mine"}):
+        spec = planned(**changes)
+        assert read_sweep(yaml.safe_load(spec.to_yaml()), default_name="other").to_yaml() == spec.to_yaml()
 
 
 def test_seeds_are_a_grid() -> None:
