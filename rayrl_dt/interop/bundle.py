@@ -21,7 +21,7 @@ from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critic_file import read_critic
-from rayrl_dt.models.sequence_model import SequenceModel, check_architecture
+from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous
 from rayrl_dt.policy.refiner import Refiner
@@ -207,9 +207,10 @@ def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, s
     """Load weights that must fit exactly.
 
     Raises:
-        UserError: a tensor is missing, superfluous or of another shape.
+        UserError: a tensor is missing, superfluous, of another shape, or not finite.
     """
     check_architecture(model.state_dict(), weights, source=source)
+    check_finite(weights, source=source)
     model.load_state_dict(dict(weights))
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from rayrl_dt.critics.networks import IQLCritic, units_of
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.sequence_model import check_architecture
+from rayrl_dt.models.sequence_model import check_architecture, check_finite
 from rayrl_dt.models.spec import PolicySpec
 
 __all__ = ["CRITIC", "UNITS", "read_critic", "write_critic"]
@@ -69,6 +69,7 @@ def read_critic(folder: Path, spec: PolicySpec, *, path: str | os.PathLike[str])
     unsaved = (_UNSAVED,) if any(name.startswith(_VALUE) for name in weights) else (_UNSAVED, _VALUE)
     own = {name: value for name, value in critic.state_dict().items() if not name.startswith(unsaved)}
     check_architecture(own, weights, source=str(file))
+    check_finite(weights, source=str(file))
     critic.load_state_dict(weights, strict=False)
     critic.target.load_state_dict(critic.q.state_dict())
     return critic.requires_grad_(False).eval()

@@ -19,7 +19,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.types import Window
 
-__all__ = ["SequenceModel", "check_architecture"]
+__all__ = ["SequenceModel", "check_architecture", "check_finite"]
 
 
 class SequenceModel(nn.Module):
@@ -125,3 +125,17 @@ def check_architecture(expected: Mapping[str, Any], found: Mapping[str, Any], *,
         f"{source} holds another architecture: {name} is {other.get(name, 'absent')} there and "
         f"{own.get(name, 'absent')} in the model; use the model_config that it was trained with"
     )
+
+
+def check_finite(weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse weights that would act without a word, and always wrongly.
+
+    Raises:
+        UserError: one is NaN or infinite.
+    """
+    for name, values in weights.items():
+        if not bool(torch.isfinite(values).all()):
+            raise UserError(
+                f"{source} has NaN or infinite numbers in {name}: its training diverged, or the file is damaged; "
+                "take an earlier checkpoint"
+            )

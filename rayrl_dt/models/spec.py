@@ -268,7 +268,7 @@ class PolicySpec:
         # Bundles written before the American spelling have the British one.
         normalizer = values["normaliser"] if "normaliser" in values else values["normalizer"]
         return cls(
-            model=ModelConfig.from_dict(values["model"]),
+            model=ModelConfig.from_dict(values["model"]).resolved(),
             observation_space=spaces_json.from_json(values["observation_space"]),
             action_space=spaces_json.from_json(values["action_space"]),
             action_low=tuple(values["action_low"]),

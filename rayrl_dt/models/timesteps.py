@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from rayrl_dt.errors import UserError
+
 if TYPE_CHECKING:
     from rayrl_dt.models.model_config import ModelConfig
 
@@ -17,10 +19,18 @@ class TimestepTable(nn.Embedding):
 
     @classmethod
     def of(cls, model: ModelConfig) -> TimestepTable | None:
-        """Return a table from N(0, 1), as the authors' DT has it, or None with `timestep_embedding: none`."""
+        """Return a table from N(0, 1), as the authors' DT has it, or None with `timestep_embedding: none`.
+
+        Raises:
+            UserError: nobody says how long episodes are.
+        """
         if model.timestep_embedding == "none":
             return None
-        assert model.max_episode_steps is not None
+        if model.max_episode_steps is None:
+            raise UserError(
+                "model_config.max_episode_steps is null, and the table of timesteps has so many rows; set it to the "
+                "steps of the longest episode"
+            )
         return cls(model.max_episode_steps, model.embed_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:

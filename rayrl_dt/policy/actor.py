@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rayrl_dt.data.returns import next_return_to_go
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import ActingPlan
 from rayrl_dt.policy.acting.select import acting_plan
@@ -96,6 +97,9 @@ class VectorActor:
 
         Returns:
             `(N, A)` or `(N,)` actions in environment units.
+
+        Raises:
+            UserError: they are NaN or infinite.
         """
         if starting.any():
             self._context.clear(starting)
@@ -119,6 +123,11 @@ class VectorActor:
             self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)
         chosen = self._choose(outputs, observations if rows is None else observations[rows])
         actions = self.model.to_env_actions(chosen)
+        if not np.isfinite(actions).all():
+            raise UserError(
+                "the policy's actions became NaN or infinite: its weights or the observations are out of bounds; see "
+                "the observations, and evaluate an earlier checkpoint"
+            )
         if rows is None:
             self._actions = actions
         else:

@@ -81,10 +81,16 @@ class Collector:
         self._longest = max(LONGEST_EPISODE, getattr(self._spec(), "max_episode_steps", None) or 0)
 
     def reset(self, *, seed: int | list[int | None] | None = None) -> None:
-        """Start every slot afresh; running episodes are dropped."""
+        """Start every slot afresh; running episodes are dropped.
+
+        Raises:
+            UserError: the environment returned a NaN or infinite observation.
+        """
         # Gymnasium's base class declares less than its vector environments take: a seed per slot.
         observations, _ = self.env.reset(seed=seed)  # type: ignore[arg-type]
         self._observations = np.array(observations)
+        if not np.isfinite(self._observations[self.active]).all():
+            raise self._not_finite()
         self._starting[:] = True
         self._resetting[:] = False
         self._history.clear()
@@ -109,10 +115,7 @@ class Collector:
         rewards = np.array(scalar_rewards(rewards, self.env.num_envs), np.float64)
         counted = self.active
         if not (np.isfinite(rewards[counted]).all() and np.isfinite(observations[counted]).all()):
-            raise UserError(
-                f"environment {self._env_name()} returned NaN or infinite values; check its physics and its "
-                "reward"
-            )
+            raise self._not_finite()
         if self.record:
             self._history.append((self._observations, np.array(actions), rewards))
         self._return[live] += rewards[live]
@@ -140,6 +143,11 @@ class Collector:
         if self.record:
             self._forget()
         return finished
+
+    def _not_finite(self) -> UserError:
+        return UserError(
+            f"environment {self._env_name()} returned NaN or infinite values; check its physics and its reward"
+        )
 
     def _env_name(self) -> str:
         """Return the environment's id where it has one."""

@@ -100,6 +100,24 @@ def test_truncated_files_are_reported(saved: Path, name: str, keep: int) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_reported(saved: Path, value: float) -> None:
+    weights = load_file(saved / "policy.safetensors")
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = value
+    save_file(weights, saved / "policy.safetensors")
+    with pytest.raises(UserError, match=f"NaN or infinite numbers in {name}"):
+        load_model(saved)
+
+
+def test_a_table_of_timesteps_without_a_length_is_reported(saved: Path) -> None:
+    header = json.loads((saved / "policy.json").read_text())
+    del header["spec"]["model"]["max_episode_steps"]
+    (saved / "policy.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="max_episode_steps is null"):
+        load_model(saved)
+
+
 def test_missing_weights_are_reported(saved: Path) -> None:
     (saved / "policy.safetensors").unlink()
     with pytest.raises(UserError, match=r"policy.safetensors is missing or truncated"):
