@@ -146,6 +146,7 @@ class SettingsConfig(RLlibConfig):
                 value = getattr(settings, each.name)
                 if value is not getattr(self, attribute_of(each)):
                     setattr(self, attribute_of(each), value)
+        rllib_keys.check(self)
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return what must stay while a run goes on, by key: shapes and scales of its weights hang on it."""

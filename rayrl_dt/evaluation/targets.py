@@ -175,6 +175,8 @@ def _explicit(spec: str | float | Sequence[float]) -> tuple[float, ...]:
         targets = tuple(dict.fromkeys(float(part) for part in parts))
     except (TypeError, ValueError):
         raise UserError(f"cannot read the targets {spec!r}; {_REMEDY}") from None
+    if any(isinstance(part, bool) for part in parts):
+        raise UserError(f"cannot read the targets {spec!r}; {_REMEDY}")
     if not targets:
         raise UserError(f"there are no targets; {_REMEDY}")
     if not all(math.isfinite(target) for target in targets):
