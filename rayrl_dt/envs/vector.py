@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 
-__all__ = ["check_spaces", "vectorize"]
+__all__ = ["check_spaces", "rest", "vectorize"]
 
 Space = gym.Space[Any]
 
@@ -41,7 +41,7 @@ def vectorize(
     if mode == "async":
         vector = gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
     else:
-        vector = gym.vector.SyncVectorEnv(makers, autoreset_mode=autoreset)
+        vector = _RestingVectorEnv(makers, autoreset_mode=autoreset)
     if spaces is not None:
         try:
             check_spaces(vector.single_observation_space, vector.single_action_space, *spaces)
@@ -49,6 +49,40 @@ def vectorize(
             vector.close()
             raise
     return vector
+
+
+def rest(vector: gym.vector.VectorEnv[Any, Any, Any], slot: int) -> None:
+    """Have a slot take no steps until the next reset, where it would step in turn with the others."""
+    if isinstance(vector, _RestingVectorEnv):
+        vector.rest(slot)
+
+
+class _Still(gym.Wrapper[Any, Any, Any, Any]):
+    """Stands in for an environment that nobody asks for anything: it repeats its last observation."""
+
+    def __init__(self, env: gym.Env[Any, Any], observation: Any) -> None:
+        super().__init__(env)
+        self._observation = observation
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        return self._observation, 0.0, False, False, {}
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        return self._observation, {}
+
+
+class _RestingVectorEnv(gym.vector.SyncVectorEnv):
+    """Environments in turn, of which some may rest."""
+
+    def rest(self, slot: int) -> None:
+        """Step an environment no more until the next reset."""
+        if not isinstance(self.envs[slot], _Still):
+            self.envs[slot] = _Still(self.envs[slot], self._env_obs[slot])
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Wake and reset all of them."""
+        self.envs = [each.env if isinstance(each, _Still) else each for each in self.envs]
+        return super().reset(**options)
 
 
 def check_spaces(

@@ -1,7 +1,7 @@
 """Evaluating a policy on many targets in one vectorized run, with a fixed quota of episodes per slot.
 
 Counting whichever episodes finish first would favor short ones. Here each slot of the vector environment
-holds one target and runs exactly its quota; a slot that is done idles, and is left out of the forward.
+holds one target and runs exactly its quota; a slot that is done idles, takes no steps, and is left out of the forward.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ def run_slots(
     collector.targets = np.array([slot.target for slot in slots])
     collector.active = left > 0
     collector.reset(seed=[slot.seed for slot in slots])
+    for slot in np.flatnonzero(left == 0).tolist():
+        collector.rest(slot)
     while collector.active.any():
         if stop is not None and stop():
             raise RolloutsStopped
@@ -133,7 +135,7 @@ def run_slots(
             )
             left[episode.slot] -= 1
             if left[episode.slot] == 0:
-                collector.active[episode.slot] = False
+                collector.rest(episode.slot)
             if progress is not None:
                 progress(1)
     return Rollouts(

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rayrl_dt.envs.vector import rest
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Trajectory, scalar_rewards
@@ -94,6 +95,11 @@ class Collector:
         self._starting[:] = True
         self._resetting[:] = False
         self._history.clear()
+
+    def rest(self, slot: int) -> None:
+        """Leave a slot idle until the next reset; where environments step in turn, its own steps no more."""
+        self.active[slot] = False
+        rest(self.env, slot)
 
     def step(self) -> list[FinishedEpisode]:
         """Act once in every slot and return the episodes that ended.

@@ -39,7 +39,9 @@ def refused(check: Check, name: str, value: Any) -> bool:
     try:
         check(name, value)
     except UserError as error:
-        assert ("\n" not in str(error) and name.rpartition(".")[2] in str(error)) or "targets" in str(error)
+        message, key = str(error), name.rpartition(".")[2]
+        assert "\n" not in message
+        assert key in message or key.replace("_", " ") in message or "the targets" in message
         return True
     return False
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from builders import build_model, store_for
 from scripted_env import ScriptedEnv, reward_of, scripted_vector
 
 from rayrl_dt import envs
+from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import assemble, evaluate_model
 from rayrl_dt.evaluation.result import EvaluationResult
@@ -75,6 +77,30 @@ def test_each_slot_runs_its_quota_and_no_more() -> None:
     assert rollouts.seconds > 0
     assert [env.seeds[0] for env in collector.env.envs] == [100, 101, 102]
     assert not collector.active.any()
+
+
+def test_a_slot_that_is_done_takes_no_steps_and_wakes_with_the_next_reset() -> None:
+    lengths = ((2,), (30,), (5,))
+    numbers = itertools.cycle(range(3))
+
+    def make() -> ScriptedEnv:
+        number = next(numbers)
+        return ScriptedEnv(number, lengths[number])
+
+    vector = vectorize(make, 3)
+    collector = Collector(vector, VectorActor(scripted_model(), 3), record=True)
+    plain = Collector(scripted_vector(*lengths), VectorActor(scripted_model(), 3), record=True)
+    slots = [Slot(1.0, 3, 0), Slot(2.0, 1, 0), Slot(3.0, 0, 0)]
+    found, expected = run_slots(collector, slots), run_slots(plain, slots)
+    for one, other in zip(found.episodes, expected.episodes, strict=True):
+        assert (one.target, one.episode_return) == (other.target, other.episode_return)
+        assert one.trajectory is not None and other.trajectory is not None
+        np.testing.assert_array_equal(one.trajectory.actions, other.trajectory.actions)
+    again = run_slots(collector, slots)
+    assert [record.length for record in again.episodes] == [2, 2, 2, 30]
+    taken = [sum(map(len, env.unwrapped.actions_taken)) for env in vector.envs]  # type: ignore[attr-defined]
+    assert taken == [2 * 3 * 2, 2 * 30, 0]
+    assert sum(sum(map(len, env.actions_taken)) for env in plain.env.envs) > sum(taken)
 
 
 def test_a_slot_without_quota_idles_from_the_start() -> None:
