@@ -17,9 +17,10 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
+from rayrl_dt.envs.atari import is_game, preprocessed
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
-from rayrl_dt.envs.resolve import refused, registered, unknown
+from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError, whole
 
@@ -27,21 +28,6 @@ __all__ = ["ENDLESS", "RecordedEnv", "name_of", "spec_text", "time_limit"]
 
 ENDLESS = 1_000_000
 """A recorded limit of so many steps or more says that there is none."""
-
-TRUSTED = (
-    "ale_py",
-    "gymnasium",
-    "gymnasium_robotics",
-    "highway_env",
-    "metaworld",
-    "minigrid",
-    "miniworld",
-    "mo_gymnasium",
-    "panda_gym",
-    "rayrl_dt",
-    "shimmy",
-)
-"""Packages of environments whose classes a data set may name."""
 
 _SHOW = ("HumanRendering", "RecordVideo", "RenderCollection")
 """Wrappers that change nothing but what is seen."""
@@ -119,6 +105,8 @@ class RecordedEnv:
         known, creator = _known(name)
         if known is None and creator is None:
             raise unknown(name)
+        if known is not None and is_game(name):
+            known, kwargs = preprocessed(known, kwargs)
         made = cls(name, entry_point=name) if known is None else replace(cls.of(known), id=name)
         return made.changed(**{**made.kwargs, **kwargs}).trusting()
 

@@ -21,7 +21,9 @@ from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage, is_image_space
 
+from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.readers import hdf5
+from rayrl_dt.data.readers.atari_screens import FRAME_SPACE, SCREENS_NOTE, in_frames, preprocessed
 from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.readers.minari_env import env_spec_of
 from rayrl_dt.data.readers.minari_local import (
@@ -36,6 +38,7 @@ from rayrl_dt.data.readers.minari_local import (
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
+from rayrl_dt.envs.atari import is_game, is_screen
 from rayrl_dt.envs.observations import Flattening, has_numbers
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
@@ -93,9 +96,13 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         if spec is not None:
             metadata[key] = spec.id
     flattening, layout = Flattening(space), ActionLayout(storage.action_space)
+    screens = False
+    if env_spec is not None and is_game(env_spec.id) and is_screen(space):
+        screens, env_spec = True, preprocessed(env_spec)
+        metadata[NOTES] = [SCREENS_NOTE]
     info = DatasetInfo(
         source=f"minari:{dataset_id}",
-        observation_space=flattening.flat,
+        observation_space=FRAME_SPACE if screens else flattening.flat,
         action_space=layout.flat,
         env_spec=env_spec,
         metadata=metadata,
@@ -103,7 +110,8 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         evaluation_spec=evaluation_spec,
         recorded_actions=None if layout.plain else layout.space,
     )
-    return clean(_attempts(folder, storage, flattening, total), info, flattening), info
+    attempts = _attempts(folder, storage, flattening, total)
+    return clean(map(in_frames, attempts) if screens else attempts, info, flattening), info
 
 
 def write(
