@@ -23,7 +23,7 @@ from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface
 from rayrl_dt.models.backbones import BACKBONES
-from rayrl_dt.models.encoders import ENCODERS
+from rayrl_dt.models.encoders import ENCODERS, stacked
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
 from rayrl_dt.policy.actor import VectorActor
@@ -34,7 +34,9 @@ pytestmark = pytest.mark.ray
 Data = Callable[[str, str], str]
 
 # What no table says: a backbone that reads some observations only, and backbones that cannot be finetuned.
-UNREAD = {"starformer": ("discrete", "image")}
+UNREAD = {"starformer": ("discrete", "image", "frame")}
+# Images cost the most: each kind is tried where it is read in a way of its own, with actions of one kind.
+TRIED = {"image": ("convformer", "reinformer", "mlp", "starformer"), "frame": ("dt", "radt", "no-return")}
 NOT_FINETUNED = ("mlp", "reinformer")
 
 
@@ -64,8 +66,14 @@ class Case:
 
 def readable(backbone: str) -> list[str]:
     """The kinds of observations for which there is an encoder, less those that a backbone does not take."""
-    found = [kind for kind, space in contract.OBSERVATIONS.items() if encoder_for(space)]
+    found = [kind for kind in contract.OBSERVATIONS if encoder_for(seen(kind))]
     return [kind for kind in found if kind not in UNREAD.get(backbone, ())]
+
+
+def seen(kind: str) -> Any:
+    """The space of what a model sees at a step."""
+    space = contract.OBSERVATIONS[kind]
+    return stacked(space, 4 if kind == "frame" else None)
 
 
 def encoder_for(space: Any) -> str | None:
@@ -85,7 +93,14 @@ def model_of(backbone: str, **chosen: Any) -> dict[str, Any]:
     return {**sizes, "backbone": backbone, **chosen}
 
 
-CASES = [Case(*parts) for parts in product(BACKBONES, HEADS, contract.OBSERVATIONS, contract.ACTIONS)]
+CASES = [
+    case
+    for case in (Case(*parts) for parts in product(BACKBONES, HEADS, contract.OBSERVATIONS, contract.ACTIONS))
+    if case.observations not in TRIED
+    or (
+        case.backbone in TRIED[case.observations] and (case.head, case.actions) == ("categorical", "discrete")
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +297,7 @@ def test_what_does_not_fit_is_refused(ray_session: None, data: Data, running: li
 
 def test_every_row_has_a_case() -> None:
     """A new encoder or head for which there is no environment here needs one in `contract.py`."""
-    assert {encoder_for(space) for space in contract.OBSERVATIONS.values()} >= set(ENCODERS)
+    assert {encoder_for(seen(kind)) for kind in contract.OBSERVATIONS} >= set(ENCODERS)
     fitting = [case for case in CASES if case.misfits == 0]
     assert {case.backbone for case in fitting} == set(BACKBONES)
     assert {case.head for case in fitting} == set(HEADS)

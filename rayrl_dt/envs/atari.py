@@ -12,7 +12,6 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
@@ -21,7 +20,7 @@ from rayrl_dt.errors import UserError, one_of
 if TYPE_CHECKING:
     from rayrl_dt.envs.recorded import RecordedEnv
 
-__all__ = ["PREPROCESSING", "PRESETS", "frames_per_step", "is_game", "is_screen", "preprocessed", "to_frames"]
+__all__ = ["PREPROCESSING", "PRESETS", "frames_per_step", "is_game", "preprocessed", "to_frames"]
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +47,6 @@ PRESETS: dict[str, dict[str, Any] | None] = {
 replay the papers learn from (Castro et al. 2018: sticky actions, no no-ops), or the game as it is registered."""
 
 _WRAPPER = ("noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "grayscale_obs")
-_SCREEN = (210, 160, 3)
 
 
 def is_game(name: str) -> bool:
@@ -103,11 +101,6 @@ def frames_per_step(env: RecordedEnv) -> int | None:
         if each.entry_point == PREPROCESSING and each.kwargs
     )
     return own * next(skips, 1)
-
-
-def is_screen(space: gym.Space[Any]) -> bool:
-    """Return whether observations are the screens of a game in color."""
-    return space.dtype == np.uint8 and space.shape == _SCREEN
 
 
 def to_frames(screens: Array, size: int = 84) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,14 +14,20 @@ from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.envs.atari import to_frames
 from rayrl_dt.types import Trajectory
 
-__all__ = ["FRAME_SPACE", "SCREENS_NOTE", "in_frames", "preprocessed"]
+__all__ = ["FRAME_SPACE", "SCREENS_NOTE", "are_screens", "in_frames", "preprocessed"]
 
 FRAME_SPACE = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+_SCREEN = (210, 160, 3)
 SCREENS_NOTE = (
     "its screens in color are brought to gray frames of 84 x 84, as the papers' networks see them; they were recorded "
     "without the maximum of two screens, so what flickers is missing in some frames, and where they were kept as JPEG "
     "pixels are slightly off; policies are evaluated in the papers' preprocessing"
 )
+
+
+def are_screens(spec: EnvSpec, space: gym.Space[Any]) -> bool:
+    """Return whether observations are a game's screens in color; a game of any other package is none of Atari's."""
+    return spec.id.startswith("ALE/") and space.dtype == np.uint8 and space.shape == _SCREEN
 
 
 def in_frames(attempt: Callable[[], Trajectory]) -> Callable[[], Trajectory]:

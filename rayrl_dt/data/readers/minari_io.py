@@ -23,9 +23,16 @@ from minari.dataset.minari_storage import MinariStorage, is_image_space
 
 from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.readers import hdf5
-from rayrl_dt.data.readers.atari_screens import FRAME_SPACE, SCREENS_NOTE, in_frames, preprocessed
+from rayrl_dt.data.readers.atari_screens import (
+    FRAME_SPACE,
+    SCREENS_NOTE,
+    are_screens,
+    in_frames,
+    preprocessed,
+)
 from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.readers.minari_env import env_spec_of
+from rayrl_dt.data.readers.minari_frames import compress_images
 from rayrl_dt.data.readers.minari_local import (
     check_id,
     data_folder,
@@ -38,7 +45,6 @@ from rayrl_dt.data.readers.minari_local import (
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
-from rayrl_dt.envs.atari import is_game, is_screen
 from rayrl_dt.envs.observations import Flattening, has_numbers
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
@@ -97,7 +103,7 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
             metadata[key] = spec.id
     flattening, layout = Flattening(space), ActionLayout(storage.action_space)
     screens = False
-    if env_spec is not None and is_game(env_spec.id) and is_screen(space):
+    if env_spec is not None and are_screens(env_spec, space):
         screens, env_spec = True, preprocessed(env_spec)
         metadata[NOTES] = [SCREENS_NOTE]
     info = DatasetInfo(
@@ -187,6 +193,7 @@ def write(
         storage.update_episodes(_buffers(trajectories, observation_space, action_space))
         if not storage.total_episodes:
             raise UserError(f"no episodes were given for {dataset_id}; collect some first")
+        compress_images(aside / "data" / "main_data.hdf5")
         if not publish(aside, target, replace=overwrite):
             raise taken
     finally:
