@@ -334,6 +334,19 @@ def test_every_rl_gradient(
     assert (finetuned > 0) == (backbone not in NOT_FINETUNED)
 
 
+def test_frames_are_finetuned(
+    ray_session: None, data: Data, running: list[Any], acted: list[Acted], tmp_path: Path
+) -> None:
+    """The replay keeps single images, as the data do."""
+    model = model_of("dt", head="categorical")
+    values = contract.values_of("OnlineDT", data("frame", "discrete"), model, rl_gradient="none")
+    algorithm, text = built(values, running)
+    assert algorithm is not None, text
+    fitted_and_resumed(algorithm, tmp_path / "checkpoint", running)
+    assert algorithm.replay.store.observations.shape[1:] == (40, 40)
+    acts_as_evaluated(algorithm, bundled(algorithm, tmp_path / "bundle"), acted)
+
+
 def logged(algorithm: Any) -> int:
     """Steps of the logged episodes that its replay began with: the best."""
     store = algorithm.offline_data.store

@@ -14,12 +14,12 @@ import numpy as np
 
 from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.behavior import CLEAN, RANDOM, kind_of
 from rayrl_dt.data.recipes.players import BreakoutPlayer, CleanFreewayPlayer, FreewayPlayer, Player
 from rayrl_dt.data.recipes.pong import PongPlayer
 from rayrl_dt.data.recipes.rollouts import Progress
 from rayrl_dt.data.recipes.scripted import AUTHOR, requirements
+from rayrl_dt.types import RawEpisode
 
 __all__ = ["games", "play"]
 

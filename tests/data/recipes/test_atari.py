@@ -12,8 +12,8 @@ import pytest
 
 from rayrl_dt.data import recipes, sources
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.readers.minari_io import RawEpisode
 from rayrl_dt.data.recipes.atari import play
+from rayrl_dt.types import RawEpisode
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
