@@ -39,10 +39,12 @@ class WindowPositions(nn.Module):
 
     def forward(self, timesteps: Tensor, mask: Tensor | None) -> Tensor:
         """Return `(B, K, P, d)` for timesteps `(B, K)` and a mask `(B, K)`, None for no padding."""
-        steps = timesteps.shape[1] if mask is None else mask.sum(dim=1)
-        first = (timesteps[:, -1] - steps + 1)[:, None]  # (B, 1)
-        vectors: Tensor = self.slots[(timesteps - first).clamp(min=0)]  # (B, K) -> (B, K, P, d)
+        if mask is None:
+            vectors, first = self.slots[: timesteps.shape[1]], timesteps[:, :1]  # (K, P, d), (B, 1)
+        else:
+            vectors = self.slots[(mask.cumsum(dim=1) - 1).clamp(min=0)]  # (B, K) -> (B, K, P, d)
+            first = timesteps.gather(1, mask.int().argmax(dim=1, keepdim=True))  # (B, 1)
         if self.window is None:
-            return vectors
+            return vectors.expand(len(timesteps), -1, -1, -1)
         window: Tensor = self.window(first)[:, :, None]  # (B, 1, 1, d)
         return vectors + window
