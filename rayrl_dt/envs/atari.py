@@ -20,11 +20,20 @@ from rayrl_dt.errors import UserError, one_of
 if TYPE_CHECKING:
     from rayrl_dt.envs.recorded import RecordedEnv
 
-__all__ = ["PREPROCESSING", "PRESETS", "frames_per_step", "is_game", "preprocessed", "to_frames"]
+__all__ = [
+    "PREPROCESSING",
+    "PRESETS",
+    "TIME_LIMIT",
+    "frames_per_step",
+    "is_game",
+    "preprocessed",
+    "to_frames",
+]
 
 Array = np.ndarray[Any, Any]
 
 PREPROCESSING = "gymnasium.wrappers.atari_preprocessing:AtariPreprocessing"
+TIME_LIMIT = "gymnasium.wrappers.common:TimeLimit"
 _STACKING = "gymnasium.wrappers.stateful_observation:FrameStackObservation"
 
 _PAPERS = {
@@ -101,6 +110,12 @@ def frames_per_step(env: RecordedEnv) -> int | None:
         if each.entry_point == PREPROCESSING and each.kwargs
     )
     return own * next(skips, 1)
+
+
+def outer_limit(env: RecordedEnv) -> int:
+    """Return the most steps that a limit around a game's other wrappers allows; 0 if there is none."""
+    limits = (each.kwargs for each in env.wrappers if each.entry_point == TIME_LIMIT and each.kwargs)
+    return int(next(limits, {}).get("max_episode_steps", 0))
 
 
 def to_frames(screens: Array, size: int = 84) -> Array:

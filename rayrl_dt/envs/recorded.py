@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
-from rayrl_dt.envs.atari import is_game, preprocessed
+from rayrl_dt.envs.atari import PREPROCESSING, TIME_LIMIT, is_game, outer_limit, preprocessed
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
@@ -118,7 +118,7 @@ class RecordedEnv:
     @property
     def limit(self) -> int:
         """The most steps of an episode, here or in evaluations; 0 if there is no limit."""
-        return max(self.max_episode_steps or 0, self.for_evaluation.max_episode_steps or 0)
+        return max(each.max_episode_steps or outer_limit(each) for each in (self, self.for_evaluation))
 
     @property
     def needs_this_process(self) -> bool:
@@ -139,6 +139,13 @@ class RecordedEnv:
         steps = kwargs.get("max_episode_steps", self.max_episode_steps)
         if "max_episode_steps" in kwargs and steps is not None:
             steps = whole("environment.env_config.max_episode_steps", steps, least=1)
+        wrappers = self.wrappers
+        if "max_episode_steps" in kwargs and any(each.entry_point == PREPROCESSING for each in wrappers):
+            # Gymnasium's own limit stands inside of wrappers, where it would count emulated frames.
+            limit = (
+                () if steps is None else (Wrapping("TimeLimit", TIME_LIMIT, {"max_episode_steps": steps}),)
+            )
+            wrappers, steps = (*(each for each in wrappers if each.entry_point != TIME_LIMIT), *limit), None
         for name, value in arguments.items():
             try:
                 json.dumps(value)
@@ -151,6 +158,7 @@ class RecordedEnv:
             self,
             kwargs={**self.kwargs, **arguments},
             max_episode_steps=time_limit(steps),
+            wrappers=wrappers,
             evaluation=evaluation,
         )
 

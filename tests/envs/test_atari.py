@@ -44,7 +44,7 @@ def test_seeds_reach_a_game_through_its_no_ops_alone() -> None:
 
 def test_options_are_presets_modes_and_stacks() -> None:
     dopamine = RecordedEnv.named("ALE/Pong-v5", preset="dopamine", max_episode_steps=9)
-    assert dopamine.kwargs["repeat_action_probability"] == 0.25 and dopamine.max_episode_steps == 9
+    assert dopamine.kwargs["repeat_action_probability"] == 0.25 and dopamine.limit == 9
     assert dopamine.wrappers[0].kwargs is not None and dopamine.wrappers[0].kwargs["noop_max"] == 0
     stacked = RecordedEnv.named("ALE/Pong-v5", frame_stack=4, screen_size=50, mode=1, difficulty=1)
     assert stacked.make().observation_space.shape == (4, 50, 50)
@@ -53,6 +53,15 @@ def test_options_are_presets_modes_and_stacks() -> None:
     assert frames_per_step(raw) == frames_per_step(stacked) == 4
     assert frames_per_step(RecordedEnv.named("ALE/Pong-v5", frame_skip=2)) == 2
     assert frames_per_step(RecordedEnv.named("Pendulum-v1")) is None
+
+
+def test_a_limit_counts_actions_and_not_emulated_frames() -> None:
+    env = RecordedEnv.named("ALE/Breakout-v5", max_episode_steps=50).changed(max_episode_steps=7)
+    assert env.limit == 7 and len(env.wrappers) == 2
+    made = env.make()
+    made.reset(seed=0)
+    assert [made.step(0)[3] for _ in range(7)] == [False] * 6 + [True]
+    assert env.changed(max_episode_steps=None).limit == 0
 
 
 @pytest.mark.parametrize(
