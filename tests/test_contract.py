@@ -297,7 +297,8 @@ def test_what_does_not_fit_is_refused(ray_session: None, data: Data, running: li
 
 def test_every_row_has_a_case() -> None:
     """A new encoder or head for which there is no environment here needs one in `contract.py`."""
-    assert {encoder_for(seen(kind)) for kind in contract.OBSERVATIONS} >= set(ENCODERS)
+    spaces = [seen(kind) for kind in contract.OBSERVATIONS]
+    assert all(any(encoder.fits(space) for space in spaces) for encoder in ENCODERS.values())
     fitting = [case for case in CASES if case.misfits == 0]
     assert {case.backbone for case in fitting} == set(BACKBONES)
     assert {case.head for case in fitting} == set(HEADS)

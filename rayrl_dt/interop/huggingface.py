@@ -71,7 +71,7 @@ def to_huggingface(model: SequenceModel) -> Any:
     """
     transformers = _transformers()
     spec = model.spec
-    if encoder_of(spec.seen_space).raw or spec.model.embeddings == "atari":
+    if encoder_of(spec.seen_space, spec.model.encoder).raw or spec.model.embeddings == "atari":
         raise UserError(
             "Hugging Face's Decision Transformer reads no images, and has no embeddings for Atari; export a bundle "
             "instead (--format bundle)"

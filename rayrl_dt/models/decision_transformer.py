@@ -47,7 +47,7 @@ class TransformerTrunk(Trunk):
         self.with_returns = with_returns
         self.tokens_per_step = 3 if with_returns else 2
         self.embed_return = nn.Linear(1, width) if with_returns else None
-        self.embed_observation = ObservationEmbedding(spec.seen_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         self.positions: WindowPositions | None = None
         if model.embeddings == "atari":
@@ -111,7 +111,7 @@ class MLPTrunk(Trunk):
     def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
         super().__init__()
         model = spec.model
-        self.encoder = encoder_of(spec.seen_space)(spec.seen_space)
+        self.encoder = encoder_of(spec.seen_space, model.encoder)(spec.seen_space)
         layers: list[nn.Module] = [nn.Linear(model.context_length * self.encoder.features, model.embed_dim)]
         for _ in range(model.num_layers - 1):
             layers += [

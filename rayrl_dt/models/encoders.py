@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.images import SMALLEST_SIDE, ImageNetwork
+from rayrl_dt.models.impala import ImpalaNetwork
 from rayrl_dt.types import Normalizer
 
 __all__ = [
     "ENCODERS",
     "Encoder",
     "ImageEncoder",
+    "ImpalaEncoder",
     "ObservationEmbedding",
     "VectorEncoder",
     "encoder_of",
@@ -96,12 +98,13 @@ class ImageEncoder(Encoder):
     """
 
     raw = True
+    _network: ClassVar[type[ImageNetwork] | type[ImpalaNetwork]] = ImageNetwork
 
     def __init__(self, space: gym.Space[Any]) -> None:
         super().__init__(space)
         shape = space.shape or ()
         self._channels_last = shape[-1] < shape[0]
-        self.network = ImageNetwork(*(shape[-1:] + shape[:-1] if self._channels_last else shape))
+        self.network = self._network(*(shape[-1:] + shape[:-1] if self._channels_last else shape))
         self.features = self.network.features
 
     @classmethod
@@ -121,19 +124,38 @@ class ImageEncoder(Encoder):
         return features
 
 
+class ImpalaEncoder(ImageEncoder):
+    """Images as `ImageEncoder` takes them, through the deeper network of IMPALA (`rayrl_dt.models.impala`)."""
+
+    _network = ImpalaNetwork
+
+
 ENCODERS: dict[str, type[Encoder]] = {
     "vector": VectorEncoder,
     "image": ImageEncoder,
+    "impala": ImpalaEncoder,
 }
-"""By name; the first that fits a space reads its observations."""
+"""By name; where none is named, the first that fits a space reads its observations."""
 
 
-def encoder_of(space: gym.Space[Any]) -> type[Encoder]:
+def encoder_of(space: gym.Space[Any], name: str = "auto") -> type[Encoder]:
     """Return the encoder that reads observations of a space.
 
+    Args:
+        space: of what is seen at a step.
+        name: of `ENCODERS`; "auto" for the first that fits.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the named one does not fit.
     """
+    if name != "auto":
+        if ENCODERS[name].fits(space):
+            return ENCODERS[name]
+        fitting = [repr(other) for other, encoder in ENCODERS.items() if encoder.fits(space)]
+        raise UserError(
+            f"model_config.encoder is {name!r}, and observations are {space.dtype} of shape {space.shape or ()}; use "
+            f"{', '.join([*fitting, repr('auto')])}"
+        )
     for encoder in ENCODERS.values():
         if encoder.fits(space):
             return encoder
@@ -164,13 +186,14 @@ class ObservationEmbedding(nn.Linear):
     Args:
         space: of one observation.
         width: d.
+        name: of the encoder; see `encoder_of`.
 
     Raises:
         UserError: there is no encoder for the space.
     """
 
-    def __init__(self, space: gym.Space[Any], width: int) -> None:
-        encoder = encoder_of(space)(space)
+    def __init__(self, space: gym.Space[Any], width: int, name: str = "auto") -> None:
+        encoder = encoder_of(space, name)(space)
         super().__init__(encoder.features, width)
         self.encoder = encoder
 

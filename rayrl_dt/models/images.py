@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["SMALLEST_SIDE", "ImageNetwork"]
+__all__ = ["SMALLEST_SIDE", "ImageNetwork", "pixels_of"]
 
 _NETWORKS = (
     ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
@@ -69,10 +69,7 @@ class ImageNetwork(nn.Module):
         """Map bytes `(..., C, H, W)`, perhaps a view whose images overlap, to `(..., F)`."""
         first, *rest = self.layers
         assert isinstance(first, nn.Conv2d)
-        device = images.device.type
-        # Every byte is exact in bfloat16.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.weight.dtype
-        x = self._blocks(images).to(dtype)  # (N, H/s, W/s, C s s)
+        x = pixels_of(self._blocks(images), first)  # (N, H/s, W/s, C s s)
         x = x.permute(0, 3, 1, 2)  # channels come last in memory alone
         stride = first.stride[0] // self._block
         x = functional.relu(functional.conv2d(x, self._weight(first), first.bias, stride))
@@ -99,6 +96,14 @@ class ImageNetwork(nn.Module):
         weight = torch.unflatten(torch.unflatten(layer.weight / 255, -1, (-1, block)), -3, (-1, block))
         # (O, C, k/s, s, k/s, s) -> (O, C, s, s, k/s, k/s)
         return weight.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def pixels_of(images: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Return bytes `(..., C, H, W)` as one batch of numbers that a layer multiplies, `(N, C, H, W)`, from 0 to 255."""
+    device = images.device.type
+    # Every byte is exact in bfloat16.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+    return images.reshape(-1, *images.shape[-3:]).to(dtype)
 
 
 def _sides(layers: tuple[tuple[int, int, int], ...], *sides: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from rayrl_dt.errors import UserError, one_of, suggest
 from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.encoders import ENCODERS
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting
 
@@ -45,6 +46,8 @@ class ModelConfig(Settings):
         embeddings: "gym" (linear maps, each step's timestep, DT's norm), or "atari" as in the authors' networks for
             images: a tanh (DT) or SiLU (RADT, observations alone) behind the linear maps, and positions of the window
             instead of its steps (`rayrl_dt.models.positions`); of DT, transformer BC, RADT. "auto": atari for images.
+        encoder: what reads observations: "vector", "image" (the convolutions of agents on Atari), "impala" (deeper),
+            or "auto" by what they are, which is never "impala".
         frame_stack: single images `(H, W)` that the policy sees at a step, its own and those before it, as channels;
             None for 4. Images with channels of their own are not stacked.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
@@ -82,6 +85,7 @@ class ModelConfig(Settings):
     target_rule: str = setting("auto", choice(*TARGET_RULES))
     timestep_embedding: str = setting("auto", choice("auto", "learned", "none"))
     embeddings: str = setting("auto", choice("auto", "gym", "atari"))
+    encoder: str = setting("auto", lambda name, value: one_of(name, value, ("auto", *ENCODERS)))
     frame_stack: int | None = setting(None, optional(count(1)))
     max_episode_steps: int | None = setting(None, optional(count(1)))
     use_seqra: bool = setting(True, flag())

@@ -192,7 +192,7 @@ class RADTTrunk(Trunk):
         width = model.embed_dim
         self.inverted_mask = model.padding_mask == "inverted"
         self.embed_return = nn.Linear(1, width)
-        self.embed_observation = ObservationEmbedding(spec.seen_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         assert model.max_episode_steps is not None
         self.window_positions: WindowPositions | None = None

@@ -40,7 +40,7 @@ class SequenceModel(nn.Module):
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
         self.spec = spec
-        self._raw = encoder_of(spec.seen_space).raw
+        self._raw = encoder_of(spec.seen_space, spec.model.encoder).raw
         self._dropout_source = DropoutSource()
         self.trunk = spec.backbone.build(spec, self._dropout_source)
         self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)

@@ -229,7 +229,7 @@ class PolicySpec:
             action_space=space,
             action_low=tuple(map(float, low)),
             action_high=tuple(map(float, high)),
-            normalizer=encoder_of(seen).normalizer(store),
+            normalizer=encoder_of(seen, model.encoder).normalizer(store),
             return_scale=float(scale),
             env=env,
             dataset=store.info.source,
@@ -316,7 +316,7 @@ def _seen(model: ModelConfig, info: DatasetInfo) -> tuple[gym.Space[Any], dict[s
     seen = stacked(space, frames)
     choices: dict[str, Any] = {"frame_stack": frames}
     if "embeddings" in BACKBONES[model.backbone].options:
-        automatic = "atari" if encoder_of(seen).raw else "gym"
+        automatic = "atari" if encoder_of(seen, model.encoder).raw else "gym"
         choices["embeddings"] = automatic if model.embeddings == "auto" else model.embeddings
         if choices["embeddings"] == "atari" and model.activation == "auto":
             choices["activation"] = "gelu"

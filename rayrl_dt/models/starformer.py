@@ -119,7 +119,7 @@ class StARformerTrunk(Trunk):
         super().__init__()
         model = spec.model
         width = model.embed_dim
-        self.embed_observation = ObservationEmbedding(spec.seen_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_local = LocalEmbedding(spec)
         self.local_dropout = Dropout(model.dropout, source)
         self.global_dropout = Dropout(model.dropout, source)

@@ -73,7 +73,7 @@ class ContextBuffer:
             slots,
             context_length,
             observation_shape=space.shape or (),
-            observation_dtype=encoder_of(seen).dtype(seen),
+            observation_dtype=encoder_of(seen, spec.model.encoder).dtype(seen),
             action_shape=head.shape,
             action_dtype=head.dtype,
             frame_stack=spec.model.frame_stack,

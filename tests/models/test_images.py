@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from rayrl_dt.data import windows
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.encoders import ImageEncoder, encoder_of
+from rayrl_dt.models.encoders import ImageEncoder, ImpalaEncoder, encoder_of
 from rayrl_dt.models.images import ImageNetwork
+from rayrl_dt.models.impala import ImpalaNetwork
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -97,6 +98,41 @@ def test_channels_may_come_last() -> None:
     first.load_state_dict(encoder.state_dict())
     images = bytes_of(2, 5, 40, 50, 3)
     torch.testing.assert_close(encoder(images), first(images.movedim(-1, -3)), rtol=0, atol=0)
+
+
+def plain_impala(network: Any, images: Tensor) -> Tensor:
+    """IMPALA's network from its description, layer by layer."""
+    x = images.reshape(-1, *images.shape[-3:]).double() / 255
+    for layer, blocks in zip(network.layers, network.blocks, strict=True):
+        x = functional.max_pool2d(functional.conv2d(x, layer.weight, layer.bias, padding=1), 3, 2, 1)
+        for block in blocks:
+            y = functional.conv2d(x.clamp(min=0), block.first.weight, block.first.bias, padding=1)
+            x = x + functional.conv2d(y.clamp(min=0), block.second.weight, block.second.bias, padding=1)
+    return x.clamp(min=0).flatten(1)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 33, 40)])
+def test_impalas_network_equals_its_description(shape: tuple[int, ...]) -> None:
+    network = ImpalaNetwork(*shape).double()
+    images = bytes_of(2, 2, *shape)
+    found = network(images)
+    assert found.shape == (2, 2, network.features)
+    torch.testing.assert_close(found.flatten(0, 1), plain_impala(network, images), rtol=1e-6, atol=1e-9)
+
+
+def test_the_encoder_is_a_choice() -> None:
+    store = image_store()
+    model = model_of(store, encoder="impala")
+    trunk: Any = model.trunk
+    assert type(trunk.embed_observation.encoder) is ImpalaEncoder and model.spec.model.embeddings == "atari"
+    with torch.no_grad():
+        assert model(full_windows(store, model)).shape == (4, 5, 3)
+    with pytest.raises(
+        UserError, match=r"encoder is 'vector', and observations .*use 'image', 'impala', 'auto'"
+    ):
+        model_of(store, encoder="vector")
+    with pytest.raises(UserError, match="encoder is 'resnet'"):
+        ModelConfig(encoder="resnet")
 
 
 def test_what_cannot_be_read_is_refused() -> None:
