@@ -140,7 +140,8 @@ class Window(Generic[ArrayT]):
         observations: `(B, K, *obs)`.
         actions: `(B, K, A)` or `(B, K)`.
         timesteps: `(B, K)` absolute episode steps.
-        mask: `(B, K)` bool, True at real steps. Padding comes first and holds zeros.
+        mask: `(B, K)` bool, True at real steps. Padding comes first and holds zeros; but stacks of images in padding
+            may hold images of earlier steps (`rayrl_dt.data.windows.gather`).
         rewards: `(B, K)` raw rewards, only in windows sampled with their successor.
         terminated: `(B, K)` bool, True where the step ended the episode in a terminal state.
         next: the same windows shifted by one step: observations s_{t+1}, actions a_{t+1} with a zero in

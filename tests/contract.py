@@ -22,7 +22,8 @@ STEPS = 12
 OBSERVATIONS: dict[str, gym.Space[Any]] = {
     "vector": gym.spaces.Box(-np.inf, np.inf, (3,), np.float32),
     "discrete": gym.spaces.Discrete(5),
-    "image": gym.spaces.Box(0, 255, (4, 84, 84), np.uint8),
+    "image": gym.spaces.Box(0, 255, (3, 36, 36), np.uint8),
+    "frame": gym.spaces.Box(0, 255, (40, 40), np.uint8),  # stacked by the model
 }
 ACTIONS: dict[str, gym.Space[Any]] = {
     "box": gym.spaces.Box(-2.0, 2.0, (2,), np.float32),

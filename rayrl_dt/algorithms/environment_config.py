@@ -9,6 +9,7 @@ import gymnasium as gym
 
 from rayrl_dt.algorithms.builders import SettingsConfig
 from rayrl_dt.envs import RecordedEnv
+from rayrl_dt.envs.atari import is_game
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 
@@ -61,6 +62,7 @@ class EnvironmentConfig(SettingsConfig):
             UserError: nothing reads a key.
         """
         super().set_values(section, values)
-        if isinstance(self.env, str) and self.env in gym.registry:
+        # Games are known in every process, and made with options that have to be read together.
+        if isinstance(self.env, str) and self.env in gym.registry and not is_game(self.env):
             self.known_env = RecordedEnv.named(self.env).to_json()
         return self

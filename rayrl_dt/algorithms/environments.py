@@ -10,6 +10,7 @@ from ray.rllib.env.env_context import EnvContext
 from rayrl_dt.algorithms.rllib_internals import registered_with_ray
 from rayrl_dt.data.info import DatasetInfo
 from rayrl_dt.envs import RecordedEnv, vectorize
+from rayrl_dt.envs.atari import frames_per_step
 from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.envs.resolve import refused
 from rayrl_dt.errors import UserError
@@ -36,7 +37,15 @@ def chosen(config: Any, info: DatasetInfo) -> RecordedEnv | None:
         return RecordedEnv(config.env)
     if config.known_env is not None and config.known_env["id"] == config.env:
         return RecordedEnv.from_json(config.known_env).changed(**config.env_config).trusting()
-    return RecordedEnv.named(config.env, **config.env_config)
+    named = RecordedEnv.named(config.env, **config.env_config)
+    recorded = info.environment
+    theirs, ours = None if recorded is None else frames_per_step(recorded), frames_per_step(named)
+    if theirs != ours and None not in (theirs, ours):
+        raise UserError(
+            f"an action of {info.source} lasts {theirs} frames, and one of {config.env} here {ours}; set "
+            "environment.env_config.frame_skip to the data's, or leave environment.env out to play as recorded"
+        )
+    return named
 
 
 def why_none(config: Any, spec: PolicySpec) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rayrl_dt import precision
 from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
+from rayrl_dt.algorithms.policy_optimizer import optimizer_arguments, parameters_of
 from rayrl_dt.algorithms.rllib_internals import RLlibLearner
 from rayrl_dt.algorithms.step_means import StepMeans
 from rayrl_dt.errors import TrainingDiverged
@@ -41,19 +42,26 @@ _MEANS = "step_means"
 
 
 def scheduled_lr(
-    lr: float, gradient_step: int, *, warmup_steps: int, schedule: str = "constant", total_steps: int = 0
+    lr: float,
+    gradient_step: int,
+    *,
+    warmup_steps: int,
+    schedule: str = "constant",
+    total_steps: int = 0,
+    floor: float = 0.0,
 ) -> float:
-    """Return the learning rate of a gradient step (from 0): linear warm-up, then constant or a cosine to zero.
+    """Return the learning rate of a gradient step (from 0): linear warm-up, then constant or a cosine to a floor.
 
     The warm-up is `lr * min((step + 1) / warmup_steps, 1)`, as in Decision Transformer's released code, which then
     stays constant. The cosine falls from the end of the warm-up to zero at `total_steps`: with few steps the last
-    checkpoint is then worth more than whichever one the noise of a constant rate happens to end on.
+    checkpoint is then worth more than whichever one the noise of a constant rate happens to end on. The rate never
+    falls below the share `floor`, as in that code for Atari.
     """
     warm = min((gradient_step + 1) / max(warmup_steps, 1), 1.0)
     if schedule == "constant" or gradient_step < warmup_steps:
         return lr * warm
     progress = min((gradient_step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return lr * max(floor, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 class SequenceLearner(RLlibLearner):
@@ -84,15 +92,15 @@ class SequenceLearner(RLlibLearner):
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register AdamW with decay on every parameter, LayerNorms and biases included, as the paper's code."""
+        """Register AdamW; see `TrainingSettings` for what decays."""
         # A frozen critic is no business of the optimizer.
-        found = self.get_parameters(self.module[module_id])
-        parameters = [parameter for parameter in found if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=self.device.type == "cpu"
-        )
+        arguments = optimizer_arguments(self.module[module_id], config)
+        optimizer = torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")
         self.register_optimizer(
-            module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
+            module_id=module_id,
+            optimizer=optimizer,
+            params=parameters_of(optimizer),
+            lr_or_lr_schedule=config.lr,
         )
 
     def batches(self, source: BatchSource, count: int) -> Iterator[Window[Tensor]]:
@@ -174,6 +182,7 @@ class SequenceLearner(RLlibLearner):
             warmup_steps=self.config.warmup_steps,
             schedule=self.config.lr_decay,
             total_steps=self._policy_steps(self.config.gradient_steps),
+            floor=self.config.lr_floor,
         )
 
     def _policy_steps(self, gradient_steps: int) -> int:

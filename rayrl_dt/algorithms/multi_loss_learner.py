@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rayrl_dt import losses
 from rayrl_dt.algorithms.critic_module import CriticRLModule
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
+from rayrl_dt.algorithms.policy_optimizer import optimizer_arguments, parameters_of
 from rayrl_dt.algorithms.rllib_internals import SeveralLosses
 from rayrl_dt.critics.guard import check_values
 from rayrl_dt.errors import TrainingDiverged
@@ -55,7 +56,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register an optimizer for the policy, and AdamW for all else that is trained."""
-        policy = self._policy_optimizer(self.networks.model.parameters())
+        policy = self._policy_optimizer(optimizer_arguments(self.networks.model, self.config))
         found = {POLICY: (policy, config.lr)}
         for name, parameters, lr, decay in self._trained():
             adam = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=self.device.type == "cpu")
@@ -65,14 +66,12 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
                 module_id=module_id,
                 optimizer_name=name,
                 optimizer=optimizer,
-                params=optimizer.param_groups[0]["params"],
+                params=parameters_of(optimizer),
                 lr_or_lr_schedule=lr,
             )
 
-    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        config = self.config
-        fused = self.device.type == "cpu"
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")
 
     @abstractmethod
     def _trained(self) -> Iterable[Trained]:
@@ -141,8 +140,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         return norm
 
     def _parameters(self, optimizer: str) -> list[nn.Parameter]:
-        groups = self.get_optimizer(DEFAULT_MODULE_ID, optimizer).param_groups
-        return [parameter for group in groups for parameter in group["params"]]
+        return parameters_of(self.get_optimizer(DEFAULT_MODULE_ID, optimizer))
 
     def _averaged(self, gradients: list[Tensor], loss: Tensor) -> tuple[list[Tensor], Tensor]:
         """Gradients and loss, averaged over the learners: a loss that diverges in one of them stops them all."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayrl_dt import precision
 from rayrl_dt.algorithms.multi_loss_learner import MultiLossLearner
@@ -30,8 +31,8 @@ class RLGradientLearner(MultiLossLearner):
         self.rl_gradient = self.config.gradient
         super().build()
 
-    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(**arguments)
 
     def _trained(self) -> Iterable[Trained]:
         return self.rl_gradient.trained(self.networks)

@@ -82,7 +82,7 @@ class DataSettings(Settings):
     """The logged data.
 
     Attributes:
-        dataset: source id: "minari:ID", "d4rl:FILE.hdf5", "recipe:NAME" or "store:DIR".
+        dataset: source id: "minari:ID", "d4rl:FILE.hdf5", "recipe:NAME", "dqn-replay:DIR" or "store:DIR".
         top_percent: train on the best episodes that make up this share of the steps; None for all.
         below_return: know only the episodes whose raw return lies below it; None for all.
         delayed_reward: pay each episode's return at its end, and hold targets constant in rollouts.
@@ -113,7 +113,11 @@ class TrainingSettings(Settings):
         lr: learning rate of the policy, after the warm-up.
         warmup_steps: linear warm-up of the learning rate, in steps of the policy.
         lr_decay: after the warm-up: "constant", or "cosine" to zero at the last gradient step.
-        weight_decay: AdamW's, on every parameter.
+        lr_floor: share of `lr` that the cosine does not fall below.
+        weight_decay: AdamW's.
+        decayed: "all" parameters, as in Decision Transformer's code for Gym, or the "weights" of linear maps and
+            convolutions alone, as in that for Atari.
+        adam_beta2: how slowly AdamW forgets the size of gradients.
         grad_clip: largest norm of the policy's whole gradient; None for any.
         return_scale: raw returns are divided by it; None for the largest absolute one of the data, so that the rewards'
             unit changes nothing.
@@ -128,7 +132,10 @@ class TrainingSettings(Settings):
     lr: float = setting(3e-4, real(above=0))
     warmup_steps: int = setting(500, count())
     lr_decay: str = setting("constant", choice("constant", "cosine"))
+    lr_floor: float = setting(0.0, real(least=0, below=1))
     weight_decay: float = setting(1e-4, real(least=0))
+    decayed: str = setting("all", choice("all", "weights"))
+    adam_beta2: float = setting(0.999, real(least=0, below=1))
     grad_clip: float | None = setting(0.25, optional(real(above=0)))
     return_scale: float | None = setting(None, optional(real(above=0)), fixed=whole_value)
     precision: str = setting("auto", choice(*PRECISIONS))

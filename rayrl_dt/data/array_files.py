@@ -15,7 +15,7 @@ import numpy as np
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ArraySpace", "read_arrays"]
+__all__ = ["ArraySpace", "read_arrays", "read_header"]
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +41,7 @@ def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace)
     shapes = {}
     for name, member in members.items():
         with archive.open(member) as stream:
-            shape, dtype = shapes[name] = _read_header(stream)
+            shape, dtype = shapes[name] = read_header(stream)
             size = stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
         info = archive.getinfo(member)
         # Before there is room for what the header claims.
@@ -50,7 +50,7 @@ def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace)
     arrays = space.zeros(shapes)
     for name, array in arrays.items():
         with archive.open(members[name]) as stream:
-            _read_header(stream)
+            read_header(stream)
             content = array.reshape(-1).view(np.uint8)
             for begin in range(0, len(content), _PIECE_BYTES):
                 there = content[begin : begin + _PIECE_BYTES]
@@ -61,8 +61,12 @@ def read_arrays(archive: ZipFile, members: Mapping[str, str], space: ArraySpace)
     return arrays
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read up to the first byte of the content; return shape and dtype."""
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the header of an array up to the first byte of its content; return shape and dtype.
+
+    Raises:
+        ValueError: it is no plain array of rows.
+    """
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"array format {version}")

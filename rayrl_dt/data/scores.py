@@ -16,7 +16,7 @@ import numpy as np
 
 from rayrl_dt.data.store import DatasetInfo
 
-__all__ = ["D4RL_SCORES", "ReferenceScore", "normalized", "parse_env_id", "reference_for"]
+__all__ = ["D4RL_SCORES", "GAMER_SCORES", "ReferenceScore", "normalized", "parse_env_id", "reference_for"]
 
 Number = TypeVar("Number", float, np.ndarray[Any, Any])
 
@@ -50,6 +50,19 @@ D4RL_SCORES: dict[str, ReferenceScore] = {
     )
 }
 """By environment id."""
+
+_GAMER = "gamer-normalized as in Decision Transformer (Chen et al., 2021), random play and a human gamer"
+
+GAMER_SCORES: dict[str, ReferenceScore] = {
+    score.environment: score
+    for score in (
+        ReferenceScore(2.0, 30.0, "ALE/Breakout-v5", _GAMER),
+        ReferenceScore(164.0, 13455.0, "ALE/Qbert-v5", _GAMER),
+        ReferenceScore(-21.0, 15.0, "ALE/Pong-v5", _GAMER),
+        ReferenceScore(68.0, 42055.0, "ALE/Seaquest-v5", _GAMER),
+    )
+}
+"""By environment id; of games without sticky actions, whatever the id's own default."""
 
 
 def reference_for(
@@ -120,7 +133,8 @@ def _own_scores(info: DatasetInfo) -> ReferenceScore | None:
 def _from_table(env_id: str) -> ReferenceScore | None:
     """Return the table's entry for the environment, if need be for another version of it."""
     family, _ = parse_env_id(env_id)
-    return next((s for s in D4RL_SCORES.values() if parse_env_id(s.environment)[0] == family), None)
+    known = (*D4RL_SCORES.values(), *GAMER_SCORES.values())
+    return next((score for score in known if parse_env_id(score.environment)[0] == family), None)
 
 
 def _number(value: Any) -> float | None:

@@ -3,6 +3,7 @@
     minari:mujoco/hopper/medium-v0     a Minari data set, local or downloaded (the prefix may be left out)
     d4rl:FILE.hdf5                     a file as D4RL published it
     recipe:NAME                        a data set made on this machine, at first use
+    dqn-replay:FOLDER                  shards of Atari's DQN replay, 1% of them (FOLDER#steps=500000,seed=123)
     store:FOLDER                       a store saved with `TrajectoryStore.save`
 
 Data sets are laid out as flat arrays once, in a cache folder, and mapped from there: every run, Tune trial
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from rayrl_dt.data import filters
 from rayrl_dt.data.info import NOTES, DatasetInfo
-from rayrl_dt.data.readers import d4rl, minari_io
+from rayrl_dt.data.readers import d4rl, dqn_replay, minari_io
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.data.store_files import FORMAT
 from rayrl_dt.data.writer import StoreWriter
@@ -37,10 +38,11 @@ _READERS = 2
 
 @dataclass(frozen=True)
 class _Origin:
-    """Files, and how to read the trajectories in them."""
+    """Files, how to read the trajectories in them, and which of them are read if not all."""
 
     files: tuple[Path, ...]
     stream: Callable[[], tuple[Iterator[Trajectory], DatasetInfo]]
+    part: tuple[object, ...] = ()
 
 
 def load(
@@ -87,6 +89,7 @@ def locate(source: str) -> list[Path]:
         from rayrl_dt.data import recipes
 
         kind, rest = "minari", recipes.dataset_id(rest)
+    rest = rest.partition("#")[0] if kind == "dqn-replay" else rest
     place = minari_io.data_folder(rest) if kind == "minari" else Path(rest).expanduser()
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     if not files:
@@ -107,8 +110,6 @@ def _parse(source: str) -> tuple[str, str]:
         if source.endswith((".hdf5", ".h5")):
             raise UserError(f"the source {source!r} has no prefix; write d4rl:{source} for a D4RL file")
         kind, rest = "minari", source
-    if kind == "dqn-replay":
-        raise UserError(f"dqn-replay sources are not built yet; use one of {', '.join(kinds)}")
     if kind not in kinds:
         raise UserError(f"unknown prefix {kind!r} of the source {source!r}.{suggest(kind, kinds)}")
     if not rest:
@@ -128,6 +129,16 @@ def _d4rl(path: str) -> _Origin:
     return _Origin((file,) if file.is_file() else (), lambda: d4rl.stream(file))
 
 
+def _dqn_replay(text: str) -> _Origin:
+    folder, sample = dqn_replay.Sample.parse(text)
+    # A missing folder is the reader's to report.
+    return _Origin(
+        tuple(dqn_replay.files(folder)),
+        lambda: dqn_replay.stream(folder, sample),
+        (sample.steps, sample.seed),
+    )
+
+
 def _recipe(name: str) -> _Origin:
     # Late: recipes bring environments and, for some, training.
     from rayrl_dt.data import recipes
@@ -135,11 +146,16 @@ def _recipe(name: str) -> _Origin:
     return _minari(recipes.ensure(name))
 
 
-_ORIGINS: dict[str, Callable[[str], _Origin]] = {"minari": _minari, "d4rl": _d4rl, "recipe": _recipe}
+_ORIGINS: dict[str, Callable[[str], _Origin]] = {
+    "minari": _minari,
+    "d4rl": _d4rl,
+    "recipe": _recipe,
+    "dqn-replay": _dqn_replay,
+}
 
 
 def _through_cache(source: str, origin: _Origin) -> TrajectoryStore:
-    folder, siblings = _cache_folder(origin.files)
+    folder, siblings = _cache_folder(origin.files, origin.part)
     if os.path.exists(folder):  # unlike Path.exists, False where access is denied
         try:
             return TrajectoryStore.open(folder)
@@ -165,7 +181,7 @@ def _in_memory(source: str, origin: _Origin) -> TrajectoryStore:
     return TrajectoryStore.from_trajectories(trajectories, info)
 
 
-def _cache_folder(files: Iterable[Path]) -> tuple[Path, str]:
+def _cache_folder(files: Iterable[Path], part: tuple[object, ...] = ()) -> tuple[Path, str]:
     """Return the cache folder of the files as they are now, and a pattern that also matches those of older states.
 
     The folder's name says everything that the arrays depend on, so a folder never changes its content and
@@ -173,7 +189,7 @@ def _cache_folder(files: Iterable[Path]) -> tuple[Path, str]:
     """
     paths = [path.resolve() for path in files]
     stats = [path.stat() for path in paths]
-    identity = _digest([str(path) for path in paths])
+    identity = _digest([*(str(path) for path in paths), *part])
     state = _digest([FORMAT, _READERS, *((stat.st_size, stat.st_mtime_ns) for stat in stats)])
     return cache_root() / f"{identity}-{state}", f"{identity}-*"
 

@@ -20,7 +20,7 @@ import numpy as np
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.types import Window
 
-__all__ = ["WINDOW_STARTS", "gather", "sample"]
+__all__ = ["WINDOW_STARTS", "gather", "sample", "stacks"]
 
 WINDOW_STARTS = ("any", "full")
 
@@ -36,6 +36,7 @@ def sample(
     starts: str = "any",
     law: Array | None = None,
     successors: bool = False,
+    frame_stack: int | None = None,
 ) -> Window[Array]:
     """Draw `batch_size` windows.
 
@@ -47,6 +48,7 @@ def sample(
         starts: "any" or "full"; see above.
         law: `(E,)` cumulative probabilities of the episodes; None for proportional to their length.
         successors: also return rewards, terminal flags and the window shifted by one step.
+        frame_stack: as for `gather`.
     """
     if law is None:
         episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
@@ -56,7 +58,7 @@ def sample(
     if starts == "full":
         last = np.maximum(store.lengths[episodes] - context_length, 0)
         offsets = rng.integers(last + 1)
-    return gather(store, episodes, offsets, context_length, successors=successors)
+    return gather(store, episodes, offsets, context_length, successors=successors, frame_stack=frame_stack)
 
 
 def gather(
@@ -66,6 +68,7 @@ def gather(
     context_length: int,
     *,
     successors: bool = False,
+    frame_stack: int | None = None,
 ) -> Window[Array]:
     """Cut the windows that start at step `offsets[i]` of episode `episodes[i]`.
 
@@ -75,6 +78,9 @@ def gather(
         offsets: `(B,)` first step within the episode, from 0 to its length - 1.
         context_length: K.
         successors: as for `sample`.
+        frame_stack: S, images of which the observation of a step is made, its own and those before it; zeros where
+            there is none in the episode. The stacks are views that share their images. Those of padding may hold
+            images of steps before the window, which the first stacks of the window need. None for no stacks.
     """
     remaining = store.lengths.take(episodes) - offsets
     real = np.minimum(remaining, context_length)
@@ -92,9 +98,17 @@ def gather(
         values: Array = flat.take(where, axis=0, mode="clip")
         return blank(values)
 
+    if frame_stack is None:
+        observations = cut(store.observations, index)
+    else:
+        # One step more than the window, for the stacks after each action.
+        earlier = np.arange(1 - frame_stack, context_length + 1) + (offsets + real - context_length)[:, None]
+        frames = store.observations.take(earlier + store.starts.take(episodes)[:, None], axis=0, mode="clip")
+        frames[earlier < 0] = 0
+        observations = stacks(frames[:, :-1], frame_stack)
     window: Window[Array] = Window(
         returns_to_go=cut(store.returns_to_go, index)[..., None],
-        observations=cut(store.observations, index),
+        observations=observations,
         actions=cut(store.actions, index),
         timesteps=blank(timesteps),
         mask=mask,
@@ -107,8 +121,12 @@ def gather(
     ended = episodes[ends]
     terminated = np.zeros_like(mask)
     terminated[ends, -1] = store.terminated[ended]
-    next_observations = cut(store.observations, index + 1)
-    next_observations[ends, -1] = store.final_observations[ended]
+    if frame_stack is None:
+        next_observations = cut(store.observations, index + 1)
+        next_observations[ends, -1] = store.final_observations[ended]
+    else:
+        frames[ends, -1] = store.final_observations[ended]
+        next_observations = stacks(frames[:, 1:], frame_stack)
     next_returns = cut(store.returns_to_go, index + 1)
     next_returns[ends, -1] = 0
     next_actions = np.zeros_like(window.actions)
@@ -125,3 +143,13 @@ def gather(
             mask=mask,
         ),
     )
+
+
+def stacks(frames: Array, count: int) -> Array:
+    """Return views `(B, K, S, H, W)` of S consecutive ones of the images `(B, K + S - 1, H, W)`, oldest first."""
+    batch, steps, *shape = frames.shape
+    over_batch, over_steps, *rest = frames.strides
+    view: Array = np.lib.stride_tricks.as_strided(
+        frames, (batch, steps - count + 1, count, *shape), (over_batch, over_steps, over_steps, *rest)
+    )
+    return view

@@ -137,7 +137,9 @@ def _training(
     trained = copy.deepcopy(model).train()
     device = trained.head.weight.device
     rng = numpy_generator(seed, "cost/training")
-    window = windows.sample(store, rng, batch_size, model.spec.model.context_length).to_torch(device)
+    chosen = model.spec.model
+    drawn = windows.sample(store, rng, batch_size, chosen.context_length, frame_stack=chosen.frame_stack)
+    window = drawn.to_torch(device)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5, fused=device.type == "cpu")
 
     def call() -> None:

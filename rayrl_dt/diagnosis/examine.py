@@ -160,7 +160,7 @@ def examine(
         costs = cost.measure(named, store, precision=precision, seed=seed)
         for (label, model), measured in zip(named, costs, strict=True):
             say(f"{label}: attention and sensitivity", 0, 0)
-            batches = list(_batches(store, num_windows, model.spec.acts_on, seed))
+            batches = list(_batches(store, num_windows, model.spec, seed))
             looked, felt, remarks = _inspect(model, batches, store)
             courses: tuple[Course, ...] = ()
             if episodes > 0:
@@ -234,11 +234,12 @@ def _roll(
     return courses, remarks
 
 
-def _batches(store: TrajectoryStore, count: int, context_length: int, seed: int) -> Iterator[Window[Tensor]]:
+def _batches(store: TrajectoryStore, count: int, spec: PolicySpec, seed: int) -> Iterator[Window[Tensor]]:
     """Windows of the data, the same for all policies that see as many steps; few at a time, to spare memory."""
     rng = numpy_generator(seed, "diagnosis/windows")
     for begin in range(0, count, _BATCH):
-        yield windows.sample(store, rng, min(_BATCH, count - begin), context_length).to_torch()
+        size = min(_BATCH, count - begin)
+        yield windows.sample(store, rng, size, spec.acts_on, frame_stack=spec.model.frame_stack).to_torch()
 
 
 def _load(source: str, delayed: bool, specs: Sequence[PolicySpec]) -> TrajectoryStore:

@@ -17,9 +17,10 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
+from rayrl_dt.envs.atari import PREPROCESSING, TIME_LIMIT, is_game, outer_limit, preprocessed
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
-from rayrl_dt.envs.resolve import refused, registered, unknown
+from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError, whole
 
@@ -27,21 +28,6 @@ __all__ = ["ENDLESS", "RecordedEnv", "name_of", "spec_text", "time_limit"]
 
 ENDLESS = 1_000_000
 """A recorded limit of so many steps or more says that there is none."""
-
-TRUSTED = (
-    "ale_py",
-    "gymnasium",
-    "gymnasium_robotics",
-    "highway_env",
-    "metaworld",
-    "minigrid",
-    "miniworld",
-    "mo_gymnasium",
-    "panda_gym",
-    "rayrl_dt",
-    "shimmy",
-)
-"""Packages of environments whose classes a data set may name."""
 
 _SHOW = ("HumanRendering", "RecordVideo", "RenderCollection")
 """Wrappers that change nothing but what is seen."""
@@ -119,6 +105,8 @@ class RecordedEnv:
         known, creator = _known(name)
         if known is None and creator is None:
             raise unknown(name)
+        if known is not None and is_game(name):
+            known, kwargs = preprocessed(known, kwargs)
         made = cls(name, entry_point=name) if known is None else replace(cls.of(known), id=name)
         return made.changed(**{**made.kwargs, **kwargs}).trusting()
 
@@ -130,7 +118,7 @@ class RecordedEnv:
     @property
     def limit(self) -> int:
         """The most steps of an episode, here or in evaluations; 0 if there is no limit."""
-        return max(self.max_episode_steps or 0, self.for_evaluation.max_episode_steps or 0)
+        return max(each.max_episode_steps or outer_limit(each) for each in (self, self.for_evaluation))
 
     @property
     def needs_this_process(self) -> bool:
@@ -151,6 +139,13 @@ class RecordedEnv:
         steps = kwargs.get("max_episode_steps", self.max_episode_steps)
         if "max_episode_steps" in kwargs and steps is not None:
             steps = whole("environment.env_config.max_episode_steps", steps, least=1)
+        wrappers = self.wrappers
+        if "max_episode_steps" in kwargs and any(each.entry_point == PREPROCESSING for each in wrappers):
+            # Gymnasium's own limit stands inside of wrappers, where it would count emulated frames.
+            limit = (
+                () if steps is None else (Wrapping("TimeLimit", TIME_LIMIT, {"max_episode_steps": steps}),)
+            )
+            wrappers, steps = (*(each for each in wrappers if each.entry_point != TIME_LIMIT), *limit), None
         for name, value in arguments.items():
             try:
                 json.dumps(value)
@@ -163,6 +158,7 @@ class RecordedEnv:
             self,
             kwargs={**self.kwargs, **arguments},
             max_episode_steps=time_limit(steps),
+            wrappers=wrappers,
             evaluation=evaluation,
         )
 

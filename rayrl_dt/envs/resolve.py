@@ -12,7 +12,22 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["refused", "registered", "unknown"]
+__all__ = ["TRUSTED", "refused", "registered", "unknown"]
+
+TRUSTED = (
+    "ale_py",
+    "gymnasium",
+    "gymnasium_robotics",
+    "highway_env",
+    "metaworld",
+    "minigrid",
+    "miniworld",
+    "mo_gymnasium",
+    "panda_gym",
+    "rayrl_dt",
+    "shimmy",
+)
+"""Packages of environments whose classes a data set may name."""
 
 # Packages that register environments when imported, the ids by which to recognize them when they are
 # missing, and the remedy.

@@ -27,6 +27,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
+from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
@@ -70,6 +71,11 @@ def to_huggingface(model: SequenceModel) -> Any:
     """
     transformers = _transformers()
     spec = model.spec
+    if encoder_of(spec.seen_space, spec.model.encoder).raw or spec.model.embeddings == "atari":
+        raise UserError(
+            "Hugging Face's Decision Transformer reads no images, and has no embeddings for Atari; export a bundle "
+            "instead (--format bundle)"
+        )
     if spec.model.backbone != "dt" or spec.model.head != "deterministic":
         raise UserError(
             f"Hugging Face has no model for backbone {spec.model.backbone!r} with "

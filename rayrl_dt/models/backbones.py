@@ -58,12 +58,13 @@ BACKBONES: dict[str, Backbone] = {
     "dt": Backbone(
         TransformerTrunk,
         arguments={"with_returns": True},
+        options=("embeddings",),
         timestep_table=True,
         attends_to=("return", "state", "action"),
     ),
     "radt": Backbone(
         RADTTrunk,
-        options=("use_seqra", "use_stepra", "adaptive_scaling", "norm", "padding_mask"),
+        options=("use_seqra", "use_stepra", "adaptive_scaling", "norm", "padding_mask", "embeddings"),
         activation="gelu",
         attends_to=("state", "action"),
     ),
@@ -78,6 +79,7 @@ BACKBONES: dict[str, Backbone] = {
     "no-return": Backbone(
         TransformerTrunk,
         arguments={"with_returns": False},
+        options=("embeddings",),
         timestep_table=True,
         attends_to=("state", "action"),
     ),

@@ -101,7 +101,7 @@ class ConvFormerTrunk(Trunk):
         model = spec.model
         width = model.embed_dim
         self.embed_return = nn.Linear(1, width)
-        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         self.embed_timestep = TimestepTable.of(model)
         self.embed_norm = nn.LayerNorm(width)

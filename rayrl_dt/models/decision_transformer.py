@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rayrl_dt.models.blocks import Block, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding, encoder_of
+from rayrl_dt.models.positions import WindowPositions
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
@@ -46,10 +47,15 @@ class TransformerTrunk(Trunk):
         self.with_returns = with_returns
         self.tokens_per_step = 3 if with_returns else 2
         self.embed_return = nn.Linear(1, width) if with_returns else None
-        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
-        self.embed_timestep = TimestepTable.of(model)
-        self.embed_norm = nn.LayerNorm(width)
+        self.positions: WindowPositions | None = None
+        if model.embeddings == "atari":
+            self.positions = WindowPositions(model, self.tokens_per_step)
+            self.embed_action.apply(initialize_normal)
+        else:
+            self.embed_timestep = TimestepTable.of(model)
+            self.embed_norm = nn.LayerNorm(width)
         self.embed_dropout = Dropout(model.dropout, source)
         self.blocks = nn.ModuleList(
             Block(width, model.num_heads, model.dropout, model.activation, source)
@@ -59,11 +65,23 @@ class TransformerTrunk(Trunk):
         for block in self.blocks:
             block.apply(initialize_normal)
 
+    def initialize_head(self, head: nn.Linear) -> None:
+        """Initialize the head of Atari's networks as their authors do: N(0, 0.02), without a bias."""
+        if self.positions is not None:
+            initialize_normal(head)
+            head.register_parameter("bias", None)
+
     def embed(self, inputs: TrunkInputs) -> Tensor:
-        """Return the P tokens of each step, `(B, K, P, d)`, a function of that step alone; without returns P is 2."""
+        """Return the P tokens of each step, `(B, K, P, d)`; without returns P is 2.
+
+        Each is a function of its step alone, but for positions of the window where embeddings are those for Atari.
+        """
         tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
         if self.embed_return is not None:
             tokens.insert(0, self.embed_return(inputs.returns_to_go))
+        if self.positions is not None:
+            positions: Tensor = self.positions(inputs.timesteps, inputs.mask)  # (B, K, P, d)
+            return torch.stack(tokens, dim=2).tanh() + positions
         # The last action token is seen by nobody: its action is what is asked for.
         # P x (B, K, d) -> (B, K, P, d)
         x = add_timesteps(torch.stack(tokens, dim=2), self.embed_timestep, inputs.timesteps)
@@ -93,7 +111,7 @@ class MLPTrunk(Trunk):
     def __init__(self, spec: PolicySpec, *, source: DropoutSource) -> None:
         super().__init__()
         model = spec.model
-        self.encoder = encoder_of(spec.observation_space)(spec.observation_space)
+        self.encoder = encoder_of(spec.seen_space, model.encoder)(spec.seen_space)
         layers: list[nn.Module] = [nn.Linear(model.context_length * self.encoder.features, model.embed_dim)]
         for _ in range(model.num_layers - 1):
             layers += [

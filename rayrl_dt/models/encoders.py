@@ -9,17 +9,29 @@ Shape legend: B batch, K steps, S observation dimensions, F features, d width of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.images import SMALLEST_SIDE, ImageNetwork
+from rayrl_dt.models.impala import ImpalaNetwork
 from rayrl_dt.types import Normalizer
 
-__all__ = ["ENCODERS", "Encoder", "ObservationEmbedding", "VectorEncoder", "encoder_of"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "ImageEncoder",
+    "ImpalaEncoder",
+    "ObservationEmbedding",
+    "VectorEncoder",
+    "encoder_of",
+    "stacked",
+]
 
 
 class Encoder(nn.Module, ABC):
@@ -30,9 +42,11 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         features: F.
+        raw: whether it takes observations as they came, in their own type, instead of normalized.
     """
 
     features: int
+    raw: ClassVar[bool] = False
 
     def __init__(self, space: gym.Space[Any]) -> None:
         super().__init__()
@@ -74,25 +88,96 @@ class VectorEncoder(Encoder):
         return observations
 
 
-ENCODERS: dict[str, type[Encoder]] = {
-    "vector": VectorEncoder,
-}
-"""By name; the first that fits a space reads its observations."""
+class ImageEncoder(Encoder):
+    """Images of bytes, `(C, H, W)` or `(H, W, C)`, through convolutions (`rayrl_dt.models.images`).
 
-
-def encoder_of(space: gym.Space[Any]) -> type[Encoder]:
-    """Return the encoder that reads observations of a space.
+    The axis of channels is the shorter one of the first and the last.
 
     Raises:
-        UserError: there is none.
+        UserError: the image is too small.
     """
+
+    raw = True
+    _network: ClassVar[type[ImageNetwork] | type[ImpalaNetwork]] = ImageNetwork
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        super().__init__(space)
+        shape = space.shape or ()
+        self._channels_last = shape[-1] < shape[0]
+        self.network = self._network(*(shape[-1:] + shape[:-1] if self._channels_last else shape))
+        self.features = self.network.features
+
+    @classmethod
+    def fits(cls, space: gym.Space[Any]) -> bool:
+        """Return whether observations are bytes with an axis of channels."""
+        return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+    @classmethod
+    def normalizer(cls, store: TrajectoryStore) -> Normalizer:
+        """Return the normalizer that changes nothing: bytes are divided by 255 in the first layer."""
+        return Normalizer.identity(())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map bytes `(..., C, H, W)` or `(..., H, W, C)` to `(..., F)`."""
+        images = observations.movedim(-1, -3) if self._channels_last else observations
+        features: Tensor = self.network(images)
+        return features
+
+
+class ImpalaEncoder(ImageEncoder):
+    """Images as `ImageEncoder` takes them, through the deeper network of IMPALA (`rayrl_dt.models.impala`)."""
+
+    _network = ImpalaNetwork
+
+
+ENCODERS: dict[str, type[Encoder]] = {
+    "vector": VectorEncoder,
+    "image": ImageEncoder,
+    "impala": ImpalaEncoder,
+}
+"""By name; where none is named, the first that fits a space reads its observations."""
+
+
+def encoder_of(space: gym.Space[Any], name: str = "auto") -> type[Encoder]:
+    """Return the encoder that reads observations of a space.
+
+    Args:
+        space: of what is seen at a step.
+        name: of `ENCODERS`; "auto" for the first that fits.
+
+    Raises:
+        UserError: there is none, or the named one does not fit.
+    """
+    if name != "auto":
+        if ENCODERS[name].fits(space):
+            return ENCODERS[name]
+        fitting = [repr(other) for other, encoder in ENCODERS.items() if encoder.fits(space)]
+        raise UserError(
+            f"model_config.encoder is {name!r}, and observations are {space.dtype} of shape {space.shape or ()}; use "
+            f"{', '.join([*fitting, repr('auto')])}"
+        )
     for encoder in ENCODERS.values():
         if encoder.fits(space):
             return encoder
     raise UserError(
-        f"observations of shape {space.shape or ()} are not supported yet; allowed are vectors: wrap the environment "
-        "with gymnasium.wrappers.FlattenObservation"
+        f"observations {space.dtype} of shape {space.shape or ()} cannot be read; allowed are vectors, and images "
+        f"uint8 of {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels or more: wrap the environment with "
+        "gymnasium.wrappers.FlattenObservation"
     )
+
+
+def stacked(space: gym.Space[Any], frames: int | None) -> gym.Space[Any]:
+    """Return the space of what a policy sees at a step: of single images `(H, W)` the newest `frames`, as channels.
+
+    Args:
+        space: of one observation.
+        frames: None where observations are seen as they are.
+    """
+    if frames is None:
+        return space
+    assert isinstance(space, gym.spaces.Box)
+    low, high = (np.stack([bound] * frames) for bound in (space.low, space.high))
+    return gym.spaces.Box(low, high, dtype=np.uint8)
 
 
 class ObservationEmbedding(nn.Linear):
@@ -101,16 +186,19 @@ class ObservationEmbedding(nn.Linear):
     Args:
         space: of one observation.
         width: d.
+        name: of the encoder; see `encoder_of`.
 
     Raises:
         UserError: there is no encoder for the space.
     """
 
-    def __init__(self, space: gym.Space[Any], width: int) -> None:
-        encoder = encoder_of(space)(space)
+    def __init__(self, space: gym.Space[Any], width: int, name: str = "auto") -> None:
+        encoder = encoder_of(space, name)(space)
         super().__init__(encoder.features, width)
         self.encoder = encoder
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Map `(B, K, *obs)` to `(B, K, d)`."""
+        """Map `(B, K, *obs)` to `(B, K, d)`; images that were mapped already, `(B, K, d)`, stay as they are."""
+        if self.encoder.raw and observations.dtype != torch.uint8:
+            return observations
         return super().forward(self.encoder(observations))  # (B, K, *obs) -> (B, K, F) -> (B, K, d)

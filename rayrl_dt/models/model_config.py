@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from rayrl_dt.errors import UserError, one_of, suggest
 from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.encoders import ENCODERS
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, whole_value
 
@@ -31,8 +32,8 @@ class ModelConfig(Settings):
         num_layers: transformer blocks, or hidden layers of the MLP.
         num_heads: attention heads; divides `embed_dim`. ConvFormer has none.
         dropout: probability on embeddings, attention weights and residual branches.
-        activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer, StARformer and Reinformer, relu for
-            the others.
+        activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer, StARformer, Reinformer and the embeddings of
+            Atari, relu for the others.
         head: "deterministic" (tanh) or "gaussian" (tanh of a normal variable, to be sampled in training: stochastic
             ODT) for continuous actions, "categorical" for discrete ones, "multi-categorical" for several choices at
             once; "auto" is never "gaussian".
@@ -42,6 +43,13 @@ class ModelConfig(Settings):
         timestep_embedding: "learned" as in DT, or "none" as in Online DT (Zheng et al. 2022, their code's default),
             where a window knows its order from the causal mask alone; of DT, transformer BC, ConvFormer, Reinformer.
             "auto" is "none" for algorithm OnlineDT, unless it starts from a policy, and "learned" for all others.
+        embeddings: "gym" (linear maps, each step's timestep, DT's norm), or "atari" as in the authors' networks for
+            images: a tanh (DT) or SiLU (RADT, observations alone) behind the linear maps, and positions of the window
+            instead of its steps (`rayrl_dt.models.positions`); of DT, transformer BC, RADT. "auto": atari for images.
+        encoder: what reads observations: "vector", "image" (the convolutions of agents on Atari), "impala" (deeper),
+            or "auto" by what they are, which is never "impala".
+        frame_stack: single images `(H, W)` that the policy sees at a step, its own and those before it, as channels;
+            None for 4. Images with channels of their own are not stacked.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
             environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
         use_seqra: RADT's cross-attention to the returns.
@@ -76,6 +84,11 @@ class ModelConfig(Settings):
     head: str = setting("auto", lambda name, value: one_of(name, value, ("auto", *HEADS)), fixed=whole_value)
     target_rule: str = setting("auto", choice(*TARGET_RULES))
     timestep_embedding: str = setting("auto", choice("auto", "learned", "none"), fixed=whole_value)
+    embeddings: str = setting("auto", choice("auto", "gym", "atari"), fixed=whole_value)
+    encoder: str = setting(
+        "auto", lambda name, value: one_of(name, value, ("auto", *ENCODERS)), fixed=whole_value
+    )
+    frame_stack: int | None = setting(None, optional(count(1)), fixed=whole_value)
     max_episode_steps: int | None = setting(None, optional(count(1)), fixed=whole_value)
     use_seqra: bool = setting(True, flag(), fixed=whole_value)
     use_stepra: bool = setting(True, flag(), fixed=whole_value)

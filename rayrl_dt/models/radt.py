@@ -31,6 +31,7 @@ from rayrl_dt.models.blocks import (
 )
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding
+from rayrl_dt.models.positions import WindowPositions
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 if TYPE_CHECKING:
@@ -191,14 +192,26 @@ class RADTTrunk(Trunk):
         width = model.embed_dim
         self.inverted_mask = model.padding_mask == "inverted"
         self.embed_return = nn.Linear(1, width)
-        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
-        self.embed_position = nn.Linear(width, width)
         assert model.max_episode_steps is not None
-        table = sinusoids(model.max_episode_steps + model.context_length, width)
-        self.register_buffer("positions", table, persistent=False)
+        self.window_positions: WindowPositions | None = None
+        self.embed_dropout: nn.Module = nn.Identity()
+        if model.embeddings == "atari":
+            self.window_positions = WindowPositions(model, 1)
+            self.embed_dropout = Dropout(model.dropout, source)
+        else:
+            self.embed_position = nn.Linear(width, width)
+            table = sinusoids(model.max_episode_steps + model.context_length, width)
+            self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(RADTBlock(spec, source) for _ in range(model.num_layers))
         self.apply(initialize_normal)
+        if self.window_positions is not None:
+            # As in the code that the authors started from, Decision Transformer's for Atari.
+            self.embed_return.reset_parameters()
+            self.embed_observation.reset_parameters()
+            if self.window_positions.window is not None:
+                nn.init.zeros_(self.window_positions.window.weight)
         for block in self.blocks:
             assert isinstance(block, RADTBlock)
             # lambda, gamma and beta start at zero.
@@ -232,9 +245,18 @@ class RADTTrunk(Trunk):
 
     def embed(self, inputs: TrunkInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
-        position = self.embed_position(self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)])
+        observed = self.embed_observation(inputs.observations)  # (B, K, d)
+        if self.window_positions is None:
+            position = self.embed_position(
+                self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)]
+            )
+        else:
+            observed = functional.silu(observed)
+            position = self.window_positions(inputs.timesteps, inputs.mask)[
+                :, :, 0
+            ]  # (B, K, 1, d) -> (B, K, d)
         embedded = self.embed_return(inputs.returns_to_go)  # (B, K, d)
-        tokens = [self.embed_observation(inputs.observations), self.embed_action(inputs.actions)]
+        tokens = [observed, self.embed_action(inputs.actions)]
         x = torch.stack(tokens, dim=2) + position[:, :, None]  # 2 x (B, K, d) -> (B, K, 2, d)
         width = embedded.shape[-1:]
         keys = functional.layer_norm(embedded + position, width)
@@ -243,7 +265,7 @@ class RADTTrunk(Trunk):
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, K, d)` at the state tokens, or `(B, 1, d)` for the last step only."""
         tokens, gates, keys, values = self.embed(inputs)
-        x = tokens.flatten(1, 2)  # (B, K, 2, d) -> (B, T, d)
+        x = self.embed_dropout(tokens.flatten(1, 2))  # (B, K, 2, d) -> (B, T, d)
         count = x.shape[1]
         returns = ReturnStream(
             gates=gates,

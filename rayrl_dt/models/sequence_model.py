@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.dropout import DropoutSource
+from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.types import Window
@@ -39,6 +40,7 @@ class SequenceModel(nn.Module):
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
         self.spec = spec
+        self._raw = encoder_of(spec.seen_space, spec.model.encoder).raw
         self._dropout_source = DropoutSource()
         self.trunk = spec.backbone.build(spec, self._dropout_source)
         self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
@@ -85,7 +87,9 @@ class SequenceModel(nn.Module):
         )
 
     def to_model_observations(self, observations: Tensor) -> Tensor:
-        """Normalize raw observations `(..., *obs)`."""
+        """Normalize raw observations `(..., *obs)`; images stay bytes."""
+        if self._raw:
+            return observations
         normalized = (observations - self.observation_mean) / self.observation_std
         return normalized.to(self.head.weight.dtype)
 

@@ -18,7 +18,7 @@ from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
-from rayrl_dt.models.encoders import encoder_of
+from rayrl_dt.models.encoders import encoder_of, stacked
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.models.model_config import ModelConfig
@@ -28,6 +28,7 @@ __all__ = ["ACTION_SELECTIONS", "PolicySpec", "evaluated_in"]
 
 _LOG = logging.getLogger(__name__)
 ACTION_SELECTIONS = ("mode", "sample")
+_FRAMES = 4  # of a stack (Mnih et al. 2015), as both papers have it
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ class PolicySpec:
             recorded_space=self.recorded_space,
             recorded_actions=self.recorded_actions,
         )
+
+    @cached_property
+    def seen_space(self) -> gym.Space[Any]:
+        """Of what the model sees at a step: `observation_space`, or a stack of single images."""
+        return stacked(self.observation_space, self.model.frame_stack)
 
     @property
     def backbone(self) -> Backbone:
@@ -193,6 +199,7 @@ class PolicySpec:
                 f"model_config.head is {model.head!r}, but the actions of {store.info.source} are {space}; "
                 f"use {', '.join(map(repr, heads))} or 'auto'"
             )
+        seen, choices = _seen(model, store.info)
         rule = "constant" if store.delayed_reward else "decrement"
         if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
@@ -216,12 +223,13 @@ class PolicySpec:
                 head=head,
                 target_rule=rule if model.target_rule == "auto" else model.target_rule,
                 max_episode_steps=model.max_episode_steps or limit,
+                **choices,
             ),
             observation_space=store.info.observation_space,
             action_space=space,
             action_low=tuple(map(float, low)),
             action_high=tuple(map(float, high)),
-            normalizer=encoder_of(store.info.observation_space).normalizer(store),
+            normalizer=encoder_of(seen, model.encoder).normalizer(store),
             return_scale=float(scale),
             env=env,
             dataset=store.info.source,
@@ -289,6 +297,30 @@ class PolicySpec:
             recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),
             reward_scale=values.get("reward_scale"),
         )
+
+
+def _seen(model: ModelConfig, info: DatasetInfo) -> tuple[gym.Space[Any], dict[str, Any]]:
+    """Return the space of what a policy sees at a step, and the choices of a model that hang on it.
+
+    Raises:
+        UserError: there are no single images to stack, or nothing can read them.
+    """
+    space = info.observation_space
+    single = space.dtype == np.uint8 and len(space.shape or ()) == 2
+    if model.frame_stack is not None and not single:
+        raise UserError(
+            f"model_config.frame_stack is {model.frame_stack}, and the observations of {info.source} are no single "
+            f"images (H, W) of uint8 but {space.dtype} of shape {space.shape}; remove it"
+        )
+    frames = (model.frame_stack or _FRAMES) if single else None
+    seen = stacked(space, frames)
+    choices: dict[str, Any] = {"frame_stack": frames}
+    if "embeddings" in BACKBONES[model.backbone].options:
+        automatic = "atari" if encoder_of(seen, model.encoder).raw else "gym"
+        choices["embeddings"] = automatic if model.embeddings == "auto" else model.embeddings
+        if choices["embeddings"] == "atari" and model.activation == "auto":
+            choices["activation"] = "gelu"
+    return seen, choices
 
 
 def evaluated_in(spec: PolicySpec, env: str | RecordedEnv | None = None) -> RecordedEnv:

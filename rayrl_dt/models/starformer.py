@@ -49,7 +49,7 @@ class LocalEmbedding(nn.Module):
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
-        width, shape = spec.model.local_dim, spec.observation_space.shape or ()
+        width, shape = spec.model.local_dim, spec.seen_space.shape or ()
         if len(shape) != 1:
             raise UserError(
                 f"backbone starformer reads the components of vectors, not observations of shape {shape}; choose "
@@ -119,7 +119,7 @@ class StARformerTrunk(Trunk):
         super().__init__()
         model = spec.model
         width = model.embed_dim
-        self.embed_observation = ObservationEmbedding(spec.observation_space, width)
+        self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_local = LocalEmbedding(spec)
         self.local_dropout = Dropout(model.dropout, source)
         self.global_dropout = Dropout(model.dropout, source)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rayrl_dt.data.windows import stacks
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Window
@@ -30,6 +31,8 @@ class ContextBuffer:
         observation_dtype: float32, or uint8 for images.
         action_shape: `(A,)`, or `()` for discrete actions.
         action_dtype: float32 or int64.
+        frame_stack: S, images of which the observation of a step is made (`rayrl_dt.data.windows.gather`); None for no
+            stacks.
         slack: steps between two moves of the window to the front of the memory.
 
     Attributes:
@@ -45,29 +48,35 @@ class ContextBuffer:
         observation_dtype: Any,
         action_shape: tuple[int, ...],
         action_dtype: Any,
+        frame_stack: int | None = None,
         slack: int = 256,
     ) -> None:
         self.context_length = context_length
         self.appended = 0
-        capacity = context_length + slack
+        self._frame_stack = frame_stack
+        # The first stack of a window reaches back behind it.
+        self._reach = context_length + (frame_stack or 1) - 1
+        capacity = self._reach + slack
         self._returns = np.zeros((slots, capacity, 1), np.float32)
         self._observations = np.zeros((slots, capacity, *observation_shape), observation_dtype)
         self._actions = np.zeros((slots, capacity, *action_shape), action_dtype)
         self._timesteps = np.zeros((slots, capacity), np.int64)
         self._mask = np.zeros((slots, capacity), bool)
-        self._end = context_length  # the window is [end - K, end)
+        self._end = self._reach  # the window is [end - K, end)
 
     @classmethod
     def of(cls, spec: PolicySpec, slots: int, context_length: int) -> ContextBuffer:
         """Return the windows that a policy acts on."""
         space, head = spec.observation_space, spec.head
+        seen = spec.seen_space
         return cls(
             slots,
             context_length,
             observation_shape=space.shape or (),
-            observation_dtype=encoder_of(space).dtype(space),
+            observation_dtype=encoder_of(seen, spec.model.encoder).dtype(seen),
             action_shape=head.shape,
             action_dtype=head.dtype,
+            frame_stack=spec.model.frame_stack,
         )
 
     @property
@@ -76,7 +85,7 @@ class ContextBuffer:
 
     def clear(self, slots: Array) -> None:
         """Forget the steps of some slots (index array or boolean mask): their windows are all padding."""
-        begin = self._end - self.context_length
+        begin = self._end - self._reach
         for values in self._fields:
             values[slots, begin : self._end] = 0
 
@@ -89,7 +98,7 @@ class ContextBuffer:
             timesteps: `(N,)`.
         """
         if self._end == self._mask.shape[1]:
-            keep = self.context_length - 1
+            keep = self._reach - 1
             for values in self._fields:
                 values[:, :keep] = values[:, self._end - keep :].copy()
             self._end = keep
@@ -114,7 +123,12 @@ class ContextBuffer:
         """Return the windows `(N, K, ...)` of all slots as views, or copy for the given slots."""
         span = slice(self._end - self.context_length, self._end)
         rows: Any = slice(None) if slots is None else slots
-        returns, observations, actions, timesteps, mask = (values[rows, span] for values in self._fields)
+        spans = {id(self._observations): slice(self._end - self._reach, self._end)}
+        returns, observations, actions, timesteps, mask = (
+            values[rows, spans.get(id(values), span)] for values in self._fields
+        )
+        if self._frame_stack is not None:
+            observations = stacks(observations, self._frame_stack)
         return Window(
             returns_to_go=returns, observations=observations, actions=actions, timesteps=timesteps, mask=mask
         )

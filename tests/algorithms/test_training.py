@@ -52,6 +52,26 @@ def test_warm_up_is_linear_then_constant_or_a_cosine() -> None:
     assert cosine(600) == pytest.approx(0.5)
     assert cosine(1_100) == pytest.approx(0.0, abs=1e-12)
     assert cosine(5_000) == pytest.approx(0.0, abs=1e-12)
+    floored = [
+        scheduled_lr(1.0, step, warmup_steps=100, schedule="cosine", total_steps=1_100, floor=0.1)
+        for step in (0, 600, 1_050)
+    ]
+    assert floored == pytest.approx([0.01, 0.5, 0.1])
+
+
+def test_what_decays_and_how_gradients_are_remembered(tiny: Callable[..., Any], pendulum_data: str) -> None:
+    """As in the authors' code for Atari: weights of linear maps decay, and nothing else."""
+    config = tiny(pendulum_data).training(decayed="weights", adam_beta2=0.95, weight_decay=0.1)
+    learner = config.build_algo().learner_group._learner
+    model = learner.sequence_module.model
+    decayed, spared = learner.get_optimizer("default_policy").param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert decayed["betas"] == spared["betas"] == (0.9, 0.95)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    shown = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {"head.weight", "trunk.embed_observation.weight", "trunk.blocks.0.attention.qkv.weight"} <= shown
+    assert not any("norm" in name or name.endswith("bias") or "timestep" in name for name in shown)
 
 
 def test_the_loss_falls(tiny: Callable[..., Any], pendulum_data: str) -> None:

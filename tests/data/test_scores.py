@@ -110,3 +110,11 @@ def test_normalized() -> None:
 )
 def test_parse_env_id(env_id: str, expected: tuple[str, int | None]) -> None:
     assert scores.parse_env_id(env_id) == expected
+
+
+def test_games_are_normalized_by_gamers() -> None:
+    info = DatasetInfo("games", gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(4))
+    reference, clause = scores.reference_for(info, "ALE/Breakout-v5")
+    assert reference is not None and "gamer-normalized" in clause
+    assert scores.normalized(reference, 76.9) == pytest.approx(267.5, abs=0.1)  # Decision Transformer's table
+    assert scores.reference_for(info, "ALE/Freeway-v5")[0] is None

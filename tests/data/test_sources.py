@@ -109,7 +109,8 @@ def test_store_source(make_store: Any, tmp_path: Path) -> None:
     [
         ("minar:toy/test-v0", "Did you mean 'minari'"),
         ("what:toy", "Allowed: d4rl, minari, recipe, store"),
-        ("dqn-replay:Pong", "not built yet"),
+        ("dqn-replay:Pong", "there are no shards in Pong"),
+        ("dqn-replay:Pong#steps=x", "the option 'steps=x'; allowed are steps and seed"),
         ("minari:", "names nothing"),
         ("", "names nothing"),
         ("file.hdf5", "write d4rl:file.hdf5"),

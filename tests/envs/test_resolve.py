@@ -75,7 +75,7 @@ def test_makes_robotics_and_atari_ids_without_an_import() -> None:
     pytest.importorskip("gymnasium_robotics")
     assert envs.make("PointMaze_UMaze-v3").observation_space.shape == (8,)
     pytest.importorskip("ale_py")
-    assert envs.make("ALE/Pong-v5").observation_space.shape == (210, 160, 3)
+    assert envs.make("ALE/Pong-v5", preset="raw").observation_space.shape == (210, 160, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.multi_loss_learner import ENTROPY, TEMPERATURE
@@ -25,9 +26,8 @@ _OPTIMIZERS = {"lamb": Lamb, "adamw": torch.optim.AdamW}
 class OnlineLearner(RLGradientLearner):
     """Adds the entropy of a Gaussian head, and holds actions near those that finetuning began with."""
 
-    def _policy_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        config = self.config
-        return _OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
+    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        return _OPTIMIZERS[self.config.optimizer](**arguments)
 
     def _trained(self) -> Iterable[Trained]:
         yield from super()._trained()

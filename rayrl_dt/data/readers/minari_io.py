@@ -21,9 +21,18 @@ from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage, is_image_space
 
+from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.readers import hdf5
+from rayrl_dt.data.readers.atari_screens import (
+    FRAME_SPACE,
+    SCREENS_NOTE,
+    are_screens,
+    in_frames,
+    preprocessed,
+)
 from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.readers.minari_env import env_spec_of
+from rayrl_dt.data.readers.minari_frames import compress_images
 from rayrl_dt.data.readers.minari_local import (
     check_id,
     data_folder,
@@ -93,9 +102,13 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         if spec is not None:
             metadata[key] = spec.id
     flattening, layout = Flattening(space), ActionLayout(storage.action_space)
+    screens = False
+    if env_spec is not None and are_screens(env_spec, space):
+        screens, env_spec = True, preprocessed(env_spec)
+        metadata[NOTES] = [SCREENS_NOTE]
     info = DatasetInfo(
         source=f"minari:{dataset_id}",
-        observation_space=flattening.flat,
+        observation_space=FRAME_SPACE if screens else flattening.flat,
         action_space=layout.flat,
         env_spec=env_spec,
         metadata=metadata,
@@ -103,7 +116,8 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         evaluation_spec=evaluation_spec,
         recorded_actions=None if layout.plain else layout.space,
     )
-    return clean(_attempts(folder, storage, flattening, total), info, flattening), info
+    attempts = _attempts(folder, storage, flattening, total)
+    return clean(map(in_frames, attempts) if screens else attempts, info, flattening), info
 
 
 def write(
@@ -179,6 +193,7 @@ def write(
         storage.update_episodes(_buffers(trajectories, observation_space, action_space))
         if not storage.total_episodes:
             raise UserError(f"no episodes were given for {dataset_id}; collect some first")
+        compress_images(aside / "data" / "main_data.hdf5")
         if not publish(aside, target, replace=overwrite):
             raise taken
     finally:

@@ -87,6 +87,22 @@ _RECIPES = {
             )
             for size, walks in (("1k", 1000), ("10k", 10_000))
         ),
+        *(
+            Recipe(
+                f"{game.lower()}-mixed",
+                f"rayrl_dt/{game.lower()}/mixed-v0",
+                f"ALE/{game}-v5: games of a scripted player of graded skill, returns from {low} to {high}",
+                "rayrl_dt.data.recipes.atari:games",
+                episodes=episodes,
+                settings={"game": game},
+                extra="atari",
+            )
+            for game, episodes, low, high in (
+                ("Breakout", 60, 0, 80),
+                ("Freeway", 20, 0, 20),
+                ("Pong", 24, -21, 19),
+            )
+        ),
         Recipe(
             "trained",
             "rayrl_dt/{}/replay-v0",

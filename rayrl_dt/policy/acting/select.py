@@ -6,6 +6,7 @@ from rayrl_dt.models.decision_transformer import TransformerTrunk
 from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.decision_transformer import TransformerPlan
+from rayrl_dt.policy.acting.images import KeptImagesPlan, image_embedding
 from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan
 from rayrl_dt.policy.acting.predicted import PredictedReturnPlan
 from rayrl_dt.policy.acting.radt import RADTPlan
@@ -30,6 +31,8 @@ def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) ->
     """
     if model.spec.model.target_rule == "predicted":
         return PredictedReturnPlan(model, context, precision)
+    if can_be_watched(model) and image_embedding(model.trunk) is not None:
+        return KeptImagesPlan(model, context, precision)
     if not _can_be_cached(model):
         return WholeWindowPlan(model, context, precision, lambda: not _can_be_cached(model))
     plan: CachedPlan = _PLANS[type(model.trunk)](model, context, precision)
@@ -38,4 +41,6 @@ def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) ->
 
 def _can_be_cached(model: SequenceModel) -> bool:
     """Return whether there is a plan for the model's trunk, not a user's own variety, and without hooks."""
-    return type(model) is SequenceModel and type(model.trunk) in _PLANS and can_be_watched(model)
+    keeps = type(model) is SequenceModel and type(model.trunk) in _PLANS
+    # Positions of the window change with it.
+    return keeps and model.spec.model.embeddings != "atari" and can_be_watched(model)
