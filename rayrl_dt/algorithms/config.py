@@ -26,7 +26,8 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.offline import OBJECTIVES, Objective
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+from rayrl_dt.policy.refinement import Refinement, choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.settings import Settings
 
 __all__ = ["SequenceConfig"]
@@ -182,7 +183,7 @@ class SequenceConfig(EnvironmentConfig):
         return False
 
     @property
-    def refinement(self) -> ActionGradient | SampledActions | None:
+    def refinement(self) -> Refinement | None:
         """How a critic improves the actions of evaluations, or None.
 
         Raises:
