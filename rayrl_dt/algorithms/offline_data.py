@@ -88,6 +88,7 @@ class Sampling:
         window_starts: law of the windows' starts, "any" or "full".
         return_balance: how far rare returns are drawn more often, 0 (not at all) to 1 (all returns alike).
         successors: also sample the shifted windows.
+        episode_returns: also sample the returns of the windows' episodes.
     """
 
     batch_size: int
@@ -96,6 +97,7 @@ class Sampling:
     window_starts: str = "any"
     return_balance: float = 0.0
     successors: bool = False
+    episode_returns: bool = False
 
     def batches(
         self, store: TrajectoryStore, *, rank: int, first_step: int, count: int
@@ -111,6 +113,7 @@ class Sampling:
                 starts=self.window_starts,
                 law=law,
                 successors=self.successors,
+                episode_returns=self.episode_returns,
             )
 
 
@@ -189,4 +192,5 @@ class SequenceOfflineData(OfflineData):
             window_starts=self.config.window_starts,
             return_balance=self.config.return_balance,
             successors=self.config.samples_successors,
+            episode_returns=self.config.training_objective.reads_episode_returns,
         )
