@@ -73,7 +73,7 @@ class SequenceModel(nn.Module):
     ) -> Tensor:
         """Predict the actions of each step for several courses of returns, with the same dropout masks.
 
-        One forward serves them all where the trunk reads no return; elsewhere each takes one of its own.
+        One pass of the trunk serves them all where it reads no return; elsewhere each takes one of its own.
 
         Args:
             window: raw window; its own returns are not read.
@@ -90,6 +90,11 @@ class SequenceModel(nn.Module):
         if isinstance(self.trunk, ReturnBlindTrunk):
             context = self.trunk.context(inputs, last_only=last_only)  # (B, P, d)
             return self.read_out(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))
+        if not self.training:
+            # Nothing is drawn, and one forward of many windows takes less than many of few.
+            together = inputs.repeated(len(scaled), scaled.flatten(0, 1))  # (M B, K, ...)
+            outputs = self.read_out(self.trunk(together, last_only=last_only))  # (M B, P, O)
+            return torch.unflatten(outputs, 0, (len(scaled), -1))
         start, found = self._dropout_source.position(), []
         for each in scaled:
             self._dropout_source.rewind(start)

@@ -32,6 +32,17 @@ class TrunkInputs:
     timesteps: Tensor
     mask: Tensor | None
 
+    def repeated(self, times: int, returns_to_go: Tensor) -> TrunkInputs:
+        """Return the windows M = `times` times over, one block after the other, with other returns `(M B, K, 1)`."""
+
+        def again(values: Tensor) -> Tensor:
+            return values.repeat(times, *[1] * (values.dim() - 1))
+
+        mask = None if self.mask is None else again(self.mask)
+        return TrunkInputs(
+            returns_to_go, again(self.observations), again(self.actions), again(self.timesteps), mask
+        )
+
 
 class Trunk(nn.Module, ABC):
     """A backbone: everything between normalized inputs and the action head.

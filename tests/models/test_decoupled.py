@@ -124,6 +124,10 @@ def test_elsewhere_several_returns_are_several_forwards(
         assert torch.equal(output, model(replace(window, returns_to_go=each)))
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[0], found[1]) == (not BACKBONES[backbone].reads_returns)
+    model.eval()
+    with torch.no_grad():  # without masks all go through together
+        wanted = torch.stack([model(replace(window, returns_to_go=each)) for each in returns])
+        torch.testing.assert_close(model.outputs_for(window, returns), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_modulation_is_the_decoupled_backbones() -> None:
