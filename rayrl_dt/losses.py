@@ -196,7 +196,7 @@ def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: `(B, K)`.
     """
     error = (values.float() - target.float()).where(mask, 0.0)  # (2, B, K)
-    return error.square().sum() / mask.sum()
+    return error.square().sum() / mask.sum().clamp(min=1)
 
 
 def td3_actor_loss(values: Tensor, mask: Tensor, *, normalize: bool) -> Tensor:

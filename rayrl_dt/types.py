@@ -146,6 +146,7 @@ class Window(Generic[ArrayT]):
         terminated: `(B, K)` bool, True where the step ended the episode in a terminal state.
         next: the same windows shifted by one step: observations s_{t+1}, actions a_{t+1} with a zero in
             the last slot, hindsight returns-to-go R_{t+1} (0 past the end), timesteps t+1.
+        episode_returns: `(B, K)` raw return of the whole episode that a window is of, only where it is asked for.
     """
 
     returns_to_go: ArrayT
@@ -156,6 +157,7 @@ class Window(Generic[ArrayT]):
     rewards: ArrayT | None = None
     terminated: ArrayT | None = None
     next: Window[ArrayT] | None = None
+    episode_returns: ArrayT | None = None
 
     __repr__ = _repr
 

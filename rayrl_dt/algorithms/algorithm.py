@@ -217,7 +217,9 @@ class SequenceAlgorithm(Algorithm):
         place = None if companions is None else companions.kept_under
         if place is not None:
             weights = {f"{place}{name}": value for name, value in _below("critic.", networks).items()}
-            record = {"trained": "with the policy", "reward_scale": vars(self.config)["reward_scale"]}
+            own = vars(self.config).get("reward_scale")
+            scale = self.policy_spec.reward_scale or 1.0 if own is None else own
+            record = {"trained": "with the policy", "reward_scale": scale}
             save_critic(Bundle.open(bundle), weights, record=record)
 
     def restore_from_path(

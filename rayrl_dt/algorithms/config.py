@@ -16,6 +16,7 @@ from rayrl_dt.algorithms.environment_config import EnvironmentConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
+from rayrl_dt.algorithms.rl_gradient_learner import ObjectiveLearner
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
@@ -24,9 +25,12 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.objectives.offline import OBJECTIVES, Objective
+from rayrl_dt.objectives.gradient import RLGradient
+from rayrl_dt.objectives.objective import Objective
+from rayrl_dt.objectives.offline import OBJECTIVES
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+from rayrl_dt.policy.refinement import Refinement, choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.settings import Settings
 
 __all__ = ["SequenceConfig"]
@@ -138,6 +142,7 @@ class SequenceConfig(EnvironmentConfig):
             bundle = Bundle.open(self.objective_critic)
             self.critic_hidden = bundle.critic_for(spec).hidden
             bundle.check_scale(spec)
+        self.training_objective.check_policy(spec)
 
     def critic_scale(self, section: str, chosen: float | str) -> float:
         """Return what critics divide rewards by: the scale of a config, or the policy's for "auto".
@@ -181,12 +186,20 @@ class SequenceConfig(EnvironmentConfig):
         return self.resolved_spec.data_returns["p95"]
 
     @property
-    def samples_successors(self) -> bool:
-        """Whether batches carry rewards and the window shifted by one step, for TD targets."""
-        return False
+    def gradient(self) -> RLGradient | None:
+        """What pushes the policy beside its data, where a loss of its outputs is not all."""
+        hidden = self.critic_hidden
+        if hidden is None and self.objective_critic is not None:
+            hidden = 1  # of one that is not read yet
+        return self.training_objective.gradient(hidden)
 
     @property
-    def refinement(self) -> ActionGradient | SampledActions | None:
+    def samples_successors(self) -> bool:
+        """Whether batches carry rewards and the window shifted by one step, for TD targets."""
+        return self.gradient is not None and self.gradient.successors
+
+    @property
+    def refinement(self) -> Refinement | None:
         """How a critic improves the actions of evaluations, or None.
 
         Raises:
@@ -199,8 +212,8 @@ class SequenceConfig(EnvironmentConfig):
         )
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Return the supervised learner."""
-        return SequenceLearner
+        """Return the supervised learner, or the one with a gradient beside it."""
+        return SequenceLearner if self.gradient is None else ObjectiveLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of `SequenceRLModule`, or of one with company."""
@@ -208,7 +221,9 @@ class SequenceConfig(EnvironmentConfig):
 
     @property
     def companions(self) -> Companions | None:
-        """What a learner keeps beside the policy: a frozen critic if the objective asks one."""
+        """What a learner keeps beside the policy: what its gradient needs, or a frozen critic."""
+        if self.gradient is not None:
+            return self.gradient.companions
         if not self.training_objective.asks_critic:
             return None
         return Companions(critic="iql", shape={"hidden": self.critic_hidden}, critic_trains=False)
@@ -260,9 +275,11 @@ class SequenceConfig(EnvironmentConfig):
                         f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
                         f"{self.objective}; remove it, or set training.objective: {name}"
                     )
-        asks = self.training_objective.asks_critic
+        if self.gradient is not None:
+            self.gradient.check_model(self.sequence_model)
+        asks, trains = self.training_objective.asks_critic, self.training_objective.trains_critic
         has = (self.objective_critic, self.critic_hidden) != (None, None)
-        if asks and not has:
+        if asks and not (has or trains):
             raise UserError(
                 f"training.objective {self.objective} asks a critic, and there is none; train one beside any policy of "
                 "the same data with rayrl-dt critic RUN, and set training.critic_from: RUN"
@@ -270,5 +287,5 @@ class SequenceConfig(EnvironmentConfig):
         if has and not asks:
             raise UserError(
                 f"training.critic_from is given, and training.objective {self.objective} asks no critic; remove it, or "
-                "set training.objective: pg or awac (evaluation.critic_from is for acting)"
+                "set training.objective: pg, awac or q_align (evaluation.critic_from is for acting)"
             )

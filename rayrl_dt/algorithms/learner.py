@@ -18,7 +18,7 @@ from rayrl_dt.algorithms.rllib_internals import RLlibLearner
 from rayrl_dt.algorithms.step_means import StepMeans
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.objectives.imitation import return_loss
-from rayrl_dt.objectives.offline import Objective
+from rayrl_dt.objectives.objective import Objective
 from rayrl_dt.precision import keep_freed_memory
 from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window

@@ -89,6 +89,7 @@ class Sampling:
         return_balance: how far rare returns are drawn more often, 0 (not at all) to 1 (all returns alike).
         successors: also sample the shifted windows.
         frame_stack: images of which the observation of a step is made; None for no stacks.
+        episode_returns: also sample the returns of the windows' episodes.
     """
 
     batch_size: int
@@ -98,6 +99,7 @@ class Sampling:
     return_balance: float = 0.0
     successors: bool = False
     frame_stack: int | None = None
+    episode_returns: bool = False
 
     def batches(
         self, store: TrajectoryStore, *, rank: int, first_step: int, count: int
@@ -114,6 +116,7 @@ class Sampling:
                 law=law,
                 successors=self.successors,
                 frame_stack=self.frame_stack,
+                episode_returns=self.episode_returns,
             )
 
 
@@ -193,4 +196,5 @@ class SequenceOfflineData(OfflineData):
             return_balance=self.config.return_balance,
             successors=self.config.samples_successors,
             frame_stack=self.config.resolved_spec.model.frame_stack,
+            episode_returns=self.config.training_objective.reads_episode_returns,
         )

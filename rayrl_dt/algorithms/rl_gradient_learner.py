@@ -12,9 +12,9 @@ from rayrl_dt import precision
 from rayrl_dt.algorithms.multi_loss_learner import MultiLossLearner
 from rayrl_dt.objectives.gradient import Batch, RLGradient, Trained
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.offline import BC_LOSS
+from rayrl_dt.objectives.objective import BC_LOSS
 
-__all__ = ["RLGradientLearner"]
+__all__ = ["ObjectiveLearner", "RLGradientLearner"]
 
 
 class RLGradientLearner(MultiLossLearner):
@@ -49,13 +49,28 @@ class RLGradientLearner(MultiLossLearner):
         return self.gradient_step
 
     def _policy_step(self, batch: Batch) -> None:
-        networks = self.networks
+        networks, window = self.networks, batch.window
+        returns = self.rl_gradient.asked_returns(networks, batch)
         with precision.autocast(self.device, networks.precision):
-            outputs = networks.model(batch.window)  # (B, K, O)
-        fit = imitation_loss(networks.model, outputs, batch.window)
+            if returns is None:
+                outputs = networks.model(window)  # (B, K, O)
+            else:
+                every = torch.cat([window.returns_to_go[None], returns])  # (1 + M, B, K, 1)
+                outputs, batch.asked = networks.model.outputs_for(window, every).tensor_split([1])
+                outputs = outputs[0]
+        fit = imitation_loss(networks.model, outputs, window)
         self.log(BC_LOSS, fit.detach())
-        self.descend_policy(self._policy_loss(fit, outputs, batch))
+        loss = self._policy_loss(fit, outputs, batch)
+        for name, value in batch.logged.items():
+            self.log(name, value)
+        self.descend_policy(loss)
 
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Return what the policy descends; see `RLGradient.policy_loss`."""
         return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=True)
+
+
+class ObjectiveLearner(RLGradientLearner):
+    """The same for an objective's gradient: where that adds nothing, each step is that of `SequenceLearner`."""
+
+    _policy_optimizer = MultiLossLearner._policy_optimizer

@@ -147,10 +147,11 @@ class ObjectiveSettings(Settings):
 
     Attributes:
         objective: "imitation" fits the data's actions; "pg" also climbs a critic, "awac" weighs the data's actions
-            by their advantage (`rayrl_dt.objectives.offline`). Both need continuous actions.
-        critic_from: run or bundle with the critic that "pg" or "awac" asks (`rayrl-dt critic` trains it); it stays
-            as it is. Its policy must have learned from the same data: critics are for one normalizer. Evaluations
-            have a critic of their own.
+            by their advantage (`rayrl_dt.objectives.offline`); "q_align" has actions rise in the critic's values with
+            the return that is asked for (`rayrl_dt.objectives.q_align`). All three need continuous actions.
+        critic_from: run or bundle with the critic that these ask (`rayrl-dt critic` trains it); it stays as it is. Its
+            policy must have learned from the same data: critics are for one normalizer. Without it, "q_align" trains a
+            critic beside the policy. Evaluations have a critic of their own.
     """
 
     section: ClassVar[str] = "training"

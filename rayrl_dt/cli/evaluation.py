@@ -59,12 +59,19 @@ def evaluate(
             help="Also take the best of so many sampled actions by the bundle's critic, as in 50 or n=50,noise=0.1."
         ),
     ] = None,
+    double_check: Annotated[
+        str | None,
+        typer.Option(
+            help="Also ask for n returns around the target and take the action that the bundle's critic chooses, as in "
+            "n=32,spread=0.25,mode=align (or max)."
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
     It acts as it was evaluated in training: on as many steps, with actions selected alike.
-    With an action gradient, or sampled actions, the same checkpoint is always evaluated without, too.
+    With an action gradient, sampled actions or a double check, the same checkpoint is always evaluated without, too.
 
     Examples:
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
@@ -72,11 +79,14 @@ def evaluate(
     """
     from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.policy.action_gradient import ActionGradient
-    from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+    from rayrl_dt.policy.double_check import DoubleCheck
+    from rayrl_dt.policy.refinement import choose_refinement
+    from rayrl_dt.policy.sampled_actions import SampledActions
 
     gradient = None if action_gradient is None else ActionGradient.parse(action_gradient)
     sampled = None if sampled_actions is None else SampledActions.parse(sampled_actions)
-    settings = choose_refinement(gradient, sampled)
+    checked = None if double_check is None else DoubleCheck.parse(double_check)
+    settings = choose_refinement(gradient, sampled, checked)
     whole("--episodes", episodes, least=1)
     bundle = Bundle.open(run)
     if trust_environment:
@@ -92,16 +102,17 @@ def evaluate(
     }
     if settings is not None:
         # First what needs a critic: without one it fails at once.
-        refined = _evaluate(bundle, action_gradient=gradient, sampled_actions=sampled, **options)
+        ways = {"action_gradient": gradient, "sampled_actions": sampled, "double_check": checked}
+        refined = _evaluate(bundle, **ways, **options)
     result = _evaluate(bundle, **options)
     values = result.to_json()
     if settings is not None:
         console.print("[bold]n = 0[/bold]")
     show(result)
     if settings is not None:
-        console.print(f"[bold]{escape(action_gradient or sampled_actions or '')}[/bold]")
+        console.print(f"[bold]{escape(action_gradient or sampled_actions or double_check or '')}[/bold]")
         show(refined)
-        how = "sampled_actions" if gradient is None else "action_gradient"
+        how = next(name for name, way in ways.items() if way is not None)
         values = {**refined.to_json(), how: settings.to_json(), "unrefined": values}
     for warning in result.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)

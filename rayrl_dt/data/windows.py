@@ -37,6 +37,7 @@ def sample(
     law: Array | None = None,
     successors: bool = False,
     frame_stack: int | None = None,
+    episode_returns: bool = False,
 ) -> Window[Array]:
     """Draw `batch_size` windows.
 
@@ -49,6 +50,7 @@ def sample(
         law: `(E,)` cumulative probabilities of the episodes; None for proportional to their length.
         successors: also return rewards, terminal flags and the window shifted by one step.
         frame_stack: as for `gather`.
+        episode_returns: also return those of the windows' episodes.
     """
     if law is None:
         episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
@@ -58,7 +60,11 @@ def sample(
     if starts == "full":
         last = np.maximum(store.lengths[episodes] - context_length, 0)
         offsets = rng.integers(last + 1)
-    return gather(store, episodes, offsets, context_length, successors=successors, frame_stack=frame_stack)
+    window = gather(store, episodes, offsets, context_length, successors=successors, frame_stack=frame_stack)
+    if not episode_returns:
+        return window
+    returns = store.episode_returns[episodes].astype(np.float32)
+    return replace(window, episode_returns=np.repeat(returns[:, None], context_length, axis=1))
 
 
 def gather(

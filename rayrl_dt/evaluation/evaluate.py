@@ -12,13 +12,16 @@ from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.critics import refiner_of
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import evaluated_in
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
+from rayrl_dt.policy.double_check import DoubleCheck
+from rayrl_dt.policy.refinement import choose_refinement
 from rayrl_dt.policy.refiner import Refiner
-from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.seeding import derive_seed, torch_generator
 
 __all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
@@ -136,6 +139,7 @@ def evaluate_bundle(
     seed: int = 0,
     action_gradient: ActionGradient | None = None,
     sampled_actions: SampledActions | None = None,
+    double_check: DoubleCheck | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Evaluate the policy of a bundle, checkpoint or run folder, by default as its training did.
@@ -151,6 +155,8 @@ def evaluate_bundle(
         seed: of environments and sampled actions.
         action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
         sampled_actions: take the best of several actions, as that critic sees them, instead.
+        double_check: take the action of one of several returns, as that critic chooses, instead; reads the policy's
+            data.
         progress: called with (episodes done, episodes in total).
 
     Raises:
@@ -159,8 +165,8 @@ def evaluate_bundle(
     """
     bundle = Bundle.open(path)
     model, spec = bundle.model, bundle.spec
-    settings = choose_refinement(action_gradient, sampled_actions)
-    refiner = None if settings is None else bundle.refiner(settings)
+    settings = choose_refinement(action_gradient, sampled_actions, double_check)
+    refiner = None if settings is None else refiner_of(bundle, settings)
     asked = policy_targets(spec, targets)
     total, done = len(asked.targets) * episodes_per_target, 0
 

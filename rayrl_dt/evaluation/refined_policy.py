@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.critics import refiner_of
 from rayrl_dt.models.spec import evaluated_in
-from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
-from rayrl_dt.policy.sampled_actions import SampledActions
+from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.seeding import derive_seed
 
 __all__ = ["RefinedPolicy"]
@@ -67,16 +67,14 @@ class RefinedPolicy:
         self._actor = VectorActor(model, len(self._slots))
         self._collector = Collector(self._vector, self._actor, record=False)
 
-    def run(
-        self, settings: ActionGradient | SampledActions, *, progress: Callable[[int], None] | None = None
-    ) -> Rollouts:
-        """Play the episodes with an action gradient or sampled actions; with n = 0 the policy acts alone.
+    def run(self, settings: Refinement, *, progress: Callable[[int], None] | None = None) -> Rollouts:
+        """Play the episodes with a way to act with the critic; with n = 0 the policy acts alone.
 
         Args:
-            settings: of either.
+            settings: of the way.
             progress: called with the number of episodes that just ended.
         """
-        self._actor.refiner = self.bundle.refiner(settings)
+        self._actor.refiner = refiner_of(self.bundle, settings)
         return run_slots(self._collector, self._slots, progress=progress)
 
     def close(self) -> None:

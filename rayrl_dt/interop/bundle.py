@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rayrl_dt.critics.calibration import Calibration
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
@@ -23,7 +24,9 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.critic_file import read_critic
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.policy.action_gradient import ActionGradient, ActionRefiner, check_continuous
+from rayrl_dt.policy.action_gradient import ActionRefiner, check_continuous
+from rayrl_dt.policy.double_check import DoubleCheck, DoubleCheckRefiner, check_asked
+from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
 from rayrl_dt.versions import package_versions
@@ -131,23 +134,32 @@ class Bundle:
             warn_if_far(f"the reward scale of the critic in {self.folder}", scale, spec.reward_scale)
 
     def refiner(
-        self, settings: ActionGradient | SampledActions, spec: PolicySpec | None = None
+        self,
+        settings: Refinement,
+        spec: PolicySpec | None = None,
+        *,
+        calibration: Calibration | None = None,
     ) -> Refiner | None:
         """Return what refines a policy's actions with the critic; None where the settings are idle.
 
         Args:
-            settings: of the action gradient, or of the sampled actions.
+            settings: of the action gradient, the sampled actions or the double check.
             spec: of the policy that acts; None for the bundle's own.
+            calibration: of the critic, where a double check needs one.
 
         Raises:
             UserError: as `critic_for`; discrete actions are refused even if the settings are idle.
         """
         acting = self.spec if spec is None else spec
         check_continuous(acting)
+        if isinstance(settings, DoubleCheck):
+            check_asked(acting)
         if settings.idle:
             return None
         critic = self.critic if spec is None else self.critic_for(spec)
         self.check_scale(acting)
+        if isinstance(settings, DoubleCheck):
+            return DoubleCheckRefiner(settings, critic, acting, calibration)
         if isinstance(settings, SampledActions):
             return SamplingRefiner(settings, critic, acting)
         return ActionRefiner(settings, critic, acting)

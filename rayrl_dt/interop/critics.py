@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rayrl_dt.critics.calibration import Calibration, fit_calibration
 from rayrl_dt.critics.networks import IQLCritic, units_of
 from rayrl_dt.critics.training import CriticTraining, fit_critic
 from rayrl_dt.data import filters, sources
@@ -18,8 +20,11 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import HEADER, Bundle
 from rayrl_dt.interop.critic_file import CRITIC, UNITS, write_critic
 from rayrl_dt.interop.run_files import run_settings
+from rayrl_dt.policy.double_check import DoubleCheck, check_asked
+from rayrl_dt.policy.refinement import Refinement
+from rayrl_dt.policy.refiner import Refiner
 
-__all__ = ["add_critic", "carry_critic", "run_data", "save_critic"]
+__all__ = ["add_critic", "carry_critic", "refiner_of", "run_data", "save_critic"]
 
 
 def add_critic(
@@ -56,6 +61,25 @@ def add_critic(
     critic = fit_critic(bundle.model, store, training, seed=seed, progress=progress)
     record = {**training.to_json(), "seed": seed, "dataset": store.info.source, "command": command}
     return save_critic(bundle, critic.state_dict(), record=record)
+
+
+def refiner_of(bundle: Bundle, settings: Refinement) -> Refiner | None:
+    """Return what refines the actions of a bundle's policy, calibrated on the policy's data where that is needed.
+
+    Raises:
+        UserError: as `Bundle.refiner`; the data are needed and not here, or the critic does not tell returns apart.
+    """
+    if not (isinstance(settings, DoubleCheck) and settings.calibrated):
+        return bundle.refiner(settings)
+    check_asked(bundle.spec)
+    return bundle.refiner(settings, calibration=_calibration(bundle))
+
+
+@lru_cache(maxsize=1)
+def _calibration(bundle: Bundle) -> Calibration:
+    """Fit the calibration of a bundle's critic, once for a sweep over the ways to act with it."""
+    critic = bundle.critic  # before the data, which take longer to load than to refuse
+    return fit_calibration(critic, bundle.model, run_data(bundle))
 
 
 def save_critic(bundle: Bundle, weights: Mapping[str, Any], *, record: Mapping[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayrl_dt.models.convformer import ConvFormerTrunk
 from rayrl_dt.models.decision_transformer import MLPTrunk, TransformerTrunk
+from rayrl_dt.models.decoupled import DecoupledTrunk
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.reinformer import ReinformerTrunk
@@ -34,6 +35,7 @@ class Backbone:
             can be read (`rayrl_dt.diagnosis.attention`); empty otherwise.
         every_step: whether it has an output for every step of windows of up to K steps; otherwise it takes windows of
             K steps alone, and has an output for the last.
+        reads_returns: whether its actions hang on the returns-to-go.
     """
 
     trunk: type[Trunk]
@@ -43,6 +45,7 @@ class Backbone:
     timestep_table: bool = False
     attends_to: tuple[str, ...] = ()
     every_step: bool = True
+    reads_returns: bool = True
 
     @property
     def predicts_returns(self) -> bool:
@@ -82,6 +85,13 @@ BACKBONES: dict[str, Backbone] = {
         options=("embeddings",),
         timestep_table=True,
         attends_to=("state", "action"),
+        reads_returns=False,
     ),
-    "mlp": Backbone(MLPTrunk, every_step=False),
+    "decoupled": Backbone(
+        DecoupledTrunk,
+        options=("modulation",),
+        timestep_table=True,
+        attends_to=("state", "action"),
+    ),
+    "mlp": Backbone(MLPTrunk, every_step=False, reads_returns=False),
 }

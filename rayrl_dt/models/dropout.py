@@ -35,6 +35,20 @@ class DropoutSource:
         for generator in self._generators.values():
             generator.manual_seed(seed)
 
+    def position(self) -> Any:
+        """Return where the masks are, for `rewind`."""
+        on_devices = {device: generator.get_state() for device, generator in self._generators.items()}
+        return self._words.state, on_devices
+
+    def rewind(self, position: Any) -> None:
+        """Draw the masks after a `position` once more."""
+        self._words.state, on_devices = position
+        for device, generator in self._generators.items():
+            if device in on_devices:
+                generator.set_state(on_devices[device])
+            else:  # not there yet
+                generator.manual_seed(self._seed)
+
     def lanes(self, count: int) -> Tensor:
         """Return `(count,)` random int16 in CPU memory, uniform over all their values."""
         words = self._words.random_raw((count + 3) // 4)

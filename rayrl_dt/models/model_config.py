@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from rayrl_dt.errors import UserError, one_of, suggest
 from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.decoupled import MODULATIONS
 from rayrl_dt.models.encoders import ENCODERS
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, whole_value
@@ -26,7 +27,8 @@ class ModelConfig(Settings):
             returns in every layer), "convformer" (DT's tokens, mixed by short convolutions instead of
             attention), "starformer" (attention within each step, then among the steps), "reinformer" (state, return and
             action tokens, and a prediction of each step's return), "no-return" (transformer BC: state and action
-            tokens), "mlp" (BC on the last `context_length` states).
+            tokens), "decoupled" (those, and the newest return modulates what comes out), "mlp" (BC on the last
+            `context_length` states).
         context_length: K, steps that the policy sees.
         embed_dim: width d of the tokens, or of the MLP's hidden layers.
         num_layers: transformer blocks, or hidden layers of the MLP.
@@ -61,6 +63,8 @@ class ModelConfig(Settings):
         conv_window: tokens that a filter of ConvFormer spans, its own included (a step has three).
         local_dim: width of StARformer's tokens within a step.
         local_heads: attention heads within a step of StARformer; divides `local_dim`.
+        modulation: of "decoupled", from a return to scale and shift: "linear" as in the paper, or "mlp" with a hidden
+            layer.
         shared_networks: of Reinformer: one network for returns and actions instead of one each.
         return_expectile: tau of Reinformer's return prediction; towards 1 it predicts the best return of the data.
         context_rule: steps that Reinformer acts on with target rule "predicted": as many as its predictions fell,
@@ -98,6 +102,9 @@ class ModelConfig(Settings):
     conv_window: int = setting(6, count(1), fixed=whole_value)
     local_dim: int = setting(16, count(1), fixed=whole_value)
     local_heads: int = setting(4, count(1), fixed=whole_value)
+    modulation: str = setting(
+        "linear", lambda name, value: one_of(name, value, MODULATIONS), fixed=whole_value
+    )
     shared_networks: bool = setting(False, flag(), fixed=whole_value)
     return_expectile: float = setting(0.99, real(above=0.0, below=1.0))
     context_rule: str = setting("consecutive", choice(*CONTEXT_RULES))

@@ -7,6 +7,7 @@ dimensions; `*obs` observation shape. Discrete actions have no axis A.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.models.trunk import TrunkInputs
+from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
 from rayrl_dt.types import Window
 
 __all__ = ["SequenceModel", "check_architecture", "check_finite"]
@@ -68,6 +69,40 @@ class SequenceModel(nn.Module):
             and for the MLP, else K.
         """
         return self.read_out(self.trunk(self.inputs(window), last_only=last_only))  # (B, P, d) -> (B, P, O)
+
+    def outputs_for(
+        self, window: Window[Tensor], returns_to_go: Tensor, *, last_only: bool = False
+    ) -> Tensor:
+        """Predict the actions of each step for several courses of returns, with the same dropout masks.
+
+        One pass of the trunk serves them all where it reads no return; elsewhere each takes one of its own.
+
+        Args:
+            window: raw window; its own returns are not read.
+            returns_to_go: `(M, B, K, 1)` raw.
+            last_only: as for `forward`.
+
+        Returns:
+            `(M, B, P, O)`, in each course what `forward` returns for a window with those returns.
+        """
+        inputs = self.inputs(window)
+        scaled = (returns_to_go / self.spec.return_scale).to(inputs.returns_to_go.dtype)  # (M, B, K, 1)
+        if inputs.mask is not None:
+            scaled = scaled.masked_fill(~inputs.mask[..., None], 0)
+        if isinstance(self.trunk, ReturnBlindTrunk):
+            context = self.trunk.context(inputs, last_only=last_only)  # (B, P, d)
+            return self.read_out(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))
+        if not self.training:
+            # Nothing is drawn, and one forward of many windows takes less than many of few.
+            together = inputs.repeated(len(scaled), scaled.flatten(0, 1))  # (M B, K, ...)
+            outputs = self.read_out(self.trunk(together, last_only=last_only))  # (M B, P, O)
+            return torch.unflatten(outputs, 0, (len(scaled), -1))
+        start, found = self._dropout_source.position(), []
+        for each in scaled:
+            self._dropout_source.rewind(start)
+            features = self.trunk(replace(inputs, returns_to_go=each), last_only=last_only)
+            found.append(self.read_out(features))  # (B, P, O)
+        return torch.stack(found)
 
     def read_out(self, features: Tensor) -> Tensor:
         """Return the outputs, see `forward`, for features `(..., d)` of the trunk."""

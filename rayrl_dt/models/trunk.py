@@ -11,7 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from rayrl_dt.models.model_config import ModelConfig
 
-__all__ = ["ReturnPredictor", "Trunk", "TrunkInputs"]
+__all__ = ["ReturnBlindTrunk", "ReturnPredictor", "Trunk", "TrunkInputs"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,17 @@ class TrunkInputs:
     actions: Tensor
     timesteps: Tensor
     mask: Tensor | None
+
+    def repeated(self, times: int, returns_to_go: Tensor) -> TrunkInputs:
+        """Return the windows M = `times` times over, one block after the other, with other returns `(M B, K, 1)`."""
+
+        def again(values: Tensor) -> Tensor:
+            return values.repeat(times, *[1] * (values.dim() - 1))
+
+        mask = None if self.mask is None else again(self.mask)
+        return TrunkInputs(
+            returns_to_go, again(self.observations), again(self.actions), again(self.timesteps), mask
+        )
 
 
 class Trunk(nn.Module, ABC):
@@ -59,6 +70,34 @@ class Trunk(nn.Module, ABC):
     def decided(cls, model: ModelConfig) -> dict[str, Any]:
         """Return the backbone's own choices that are "auto" in a model, decided."""
         return {}
+
+
+class ReturnBlindTrunk(Trunk):
+    """A backbone whose dear part reads no return: what is asked for enters at its end.
+
+    Other returns for the same windows then cost `ask` alone (`SequenceModel.outputs_for`).
+    """
+
+    @abstractmethod
+    def context(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Return what the windows are without their returns, `(B, P, d)`; P as for `forward`."""
+
+    @abstractmethod
+    def ask(self, context: Tensor, returns_to_go: Tensor) -> Tensor:
+        """Return features for returns.
+
+        Args:
+            context: `(B, P, d)`.
+            returns_to_go: `(B, P, 1)` scaled, or `(M, B, P, 1)` for several courses of them.
+
+        Returns:
+            `(B, P, d)`, or `(M, B, P, d)`.
+        """
+
+    def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
+        """Return features `(B, P, d)`, each for its own step's return."""
+        context = self.context(inputs, last_only=last_only)
+        return self.ask(context, inputs.returns_to_go[:, -context.shape[1] :])
 
 
 class ReturnPredictor(Trunk):

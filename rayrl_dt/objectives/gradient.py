@@ -35,6 +35,10 @@ class Networks(Protocol):
     target_critic: TwinCritic
     precision: str
 
+    @property
+    def judge(self) -> TwinCritic | None:
+        """The twin Q that may be asked about actions."""
+
     def move_targets(self, polyak: float) -> None:
         """Move the slow copies by `polyak` of the way."""
 
@@ -46,13 +50,22 @@ class Batch:
         window: raw windows, on the learner's device.
         model: the policy.
         noise: generator of the step; the same numbers on every device.
+        progress: share of the run's gradient steps that are over.
 
     Attributes:
-        window, noise: as given.
+        window, noise, progress: as given.
+        shift: `(B,)`, how far the returns of `asked` lie from those of the windows, raw; None without them.
+        asked: outputs `(M, B, K, O)` of the policy for `RLGradient.asked_returns`; None without them.
+        logged: what the policy's loss leaves for the log, detached.
     """
 
-    def __init__(self, window: Window[Tensor], model: SequenceModel, noise: torch.Generator) -> None:
-        self.window, self.noise, self._model = window, noise, model
+    def __init__(
+        self, window: Window[Tensor], model: SequenceModel, noise: torch.Generator, progress: float = 0.0
+    ) -> None:
+        self.window, self.noise, self.progress, self._model = window, noise, progress, model
+        self.shift: Tensor | None = None
+        self.asked: Tensor | None = None
+        self.logged: dict[str, Tensor] = {}
 
     @cached_property
     def inputs(self) -> TrunkInputs:
@@ -176,6 +189,13 @@ class RLGradient:
 
     def critic_step(self, bench: Bench, batch: Batch) -> None:
         """Take the steps of what it trains beside the policy."""
+
+    def asked_returns(self, networks: Networks, batch: Batch) -> Tensor | None:
+        """Return what else the policy is asked for, `(M, B, K, 1)` raw; None for nothing but the data's returns.
+
+        The outputs are `Batch.asked`, when the policy's loss is asked for.
+        """
+        return None
 
     def policy_loss(
         self, fit: Tensor, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool

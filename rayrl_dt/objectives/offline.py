@@ -13,84 +13,23 @@ Shape legend: B batch, P predicted steps, A action dimensions.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rayrl_dt import losses
 from rayrl_dt.critics.networks import TwinCritic
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.settings import Settings, real, setting
+from rayrl_dt.objectives.objective import BC_LOSS, Q_MEAN, Imitation, Objective, Terms, mean_of_steps
+from rayrl_dt.objectives.q_align import QAligned
+from rayrl_dt.settings import choice, real, setting
 from rayrl_dt.types import Window
 
-__all__ = [
-    "BC_LOSS",
-    "OBJECTIVES",
-    "Q_MEAN",
-    "AdvantageWeighted",
-    "Imitation",
-    "Objective",
-    "PolicyGradient",
-    "Terms",
-]
-
-BC_LOSS = "bc_loss"
-Q_MEAN = "q_mean"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a batch says.
-
-    Attributes:
-        loss: `()`, to be minimized.
-        logged: what else is worth a line in the log, detached: the supervised part of the loss under `BC_LOSS`, the
-            mean Q of the policy's actions under `Q_MEAN`.
-    """
-
-    loss: Tensor
-    logged: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Objective(Settings):
-    """The loss of a policy's outputs.
-
-    Attributes:
-        asks_critic: whether it needs a frozen critic, and so continuous actions.
-    """
-
-    section: ClassVar[str] = "training"
-    asks_critic: ClassVar[bool] = True
-
-    @abstractmethod
-    def __call__(
-        self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
-    ) -> Terms:
-        """Judge a batch.
-
-        Args:
-            model: the policy network; with continuous actions, where a critic is asked.
-            critic: in its units, frozen; None only where it is not asked.
-            outputs: `(B, P, ...)` of the policy's forward, for the last P steps of the window.
-            window: raw window.
-        """
-
-
-@dataclass(frozen=True)
-class Imitation(Objective):
-    """The supervised loss alone."""
-
-    asks_critic: ClassVar[bool] = False
-
-    def __call__(
-        self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
-    ) -> Terms:
-        """Fit the actions of the data, whatever a critic thinks."""
-        return Terms(imitation_loss(model, outputs, window))
+__all__ = ["OBJECTIVES", "AdvantageWeighted", "PolicyGradient"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +38,57 @@ class PolicyGradient(Objective):
 
     The denominator is detached: with it, the ratio is 1 wherever all Q are positive, and has no gradient.
 
+    Adaptive (Kim et al. 2024, QCS), the weight is that of a window, max(pg_weight (best - return), floor), where the
+    return is that of the window's whole episode, from 0 at the 5th percentile of the data's to 1 at the 95th: good
+    episodes are cloned, poor ones follow Q. The denominator is then |E[Q(s, a)]| of the logged actions.
+
+    Differs from QCS: its returns are D4RL's scores, and its weight is a hundredth of ours; the mean of Q is that of the
+    batch, there of the data.
+
     Attributes:
         pg_weight: alpha, the critic's share; at 0 the policy is trained as without a critic. QT, which the papers take
-            it from, uses 0.4 to 5.
+            it from, uses 0.4 to 5; adaptive, QCS has 1 to 100.
+        pg_weighting: "normalized", the same for all windows, or "adaptive", by the return of each window's episode.
+        pg_best: adaptive, the return from which on nothing but the floor follows Q. QCS: 0.9 to 1.1.
+        pg_floor: adaptive, the least weight. QCS: 10 on Walker2d medium-expert.
     """
 
     pg_weight: float = setting(1.0, real(least=0))
+    pg_weighting: str = setting("normalized", choice("normalized", "adaptive"))
+    pg_best: float = setting(1.0, real())
+    pg_floor: float = setting(0.0, real(least=0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, unset in (("pg_best", 1.0), ("pg_floor", 0.0)):
+            if self.pg_weighting != "adaptive" and getattr(self, name) != unset:
+                raise UserError(
+                    f"training.{name} is {getattr(self, name)}, and nothing reads it with pg_weighting "
+                    f"{self.pg_weighting}; remove it, or set training.pg_weighting: adaptive"
+                )
+
+    @property
+    def reads_episode_returns(self) -> bool:
+        """Whether the weights follow from them."""
+        return self.pg_weighting == "adaptive"
+
+    def check_policy(self, spec: PolicySpec) -> None:
+        """Check that there are returns to tell apart.
+
+        Raises:
+            UserError: all are the same.
+        """
+        if self.reads_episode_returns and spec.data_returns["p5"] == spec.data_returns["p95"]:
+            raise UserError(
+                f"training.pg_weighting adaptive tells good episodes from poor ones, and all returns of {spec.dataset} "
+                f"are about {spec.data_returns['p50']:.6g}; set training.pg_weighting: normalized"
+            )
+
+    def weights(self, spec: PolicySpec, episode_returns: Tensor) -> Tensor:
+        """Return the adaptive weights of raw episode returns, in their shape."""
+        low, high = spec.data_returns["p5"], spec.data_returns["p95"]
+        quality = (episode_returns - low) / (high - low)
+        return (self.pg_weight * (self.pg_best - quality)).clamp(min=self.pg_floor)
 
     def __call__(
         self, model: SequenceModel, critic: TwinCritic | None, outputs: Tensor, window: Window[Tensor]
@@ -117,9 +101,26 @@ class PolicyGradient(Objective):
         values = critic(observations, actions).amin(dim=0)  # (2, B, P) -> (B, P)
         fit = imitation_loss(model, outputs, window)
         loss = fit
-        if self.pg_weight > 0:
+        if self.reads_episode_returns:
+            loss = fit + self._adaptive(model, critic, values, read)
+        elif self.pg_weight > 0:
             loss = fit + self.pg_weight * losses.td3_actor_loss(values, read.mask, normalize=True)
-        return Terms(loss, {BC_LOSS: fit.detach(), Q_MEAN: _mean(values, read.mask)})
+        return Terms(loss, {BC_LOSS: fit.detach(), Q_MEAN: mean_of_steps(values, read.mask)})
+
+    def _adaptive(
+        self, model: SequenceModel, critic: TwinCritic, values: Tensor, read: Window[Tensor]
+    ) -> Tensor | float:
+        """Return minus the weighted mean of values `(B, P)`, in units of those of the logged actions."""
+        assert read.episode_returns is not None
+        weights = self.weights(model.spec, read.episode_returns)  # (B, P)
+        if self.pg_weight == 0 and self.pg_floor == 0:
+            return 0.0
+        inputs = model.inputs(read)
+        with torch.no_grad():
+            logged = critic(inputs.observations, inputs.actions).amin(dim=0)  # (B, P)
+        size = mean_of_steps(logged, read.mask).abs()
+        loss = losses.td3_actor_loss(weights * values, read.mask, normalize=False)
+        return loss / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -147,17 +148,13 @@ class AdvantageWeighted(Objective):
         logged = critic(inputs.observations, inputs.actions).amin(dim=0)
         weights = losses.advantage_weights(logged - own, temperature=self.awac_temperature, cap=self.awac_cap)
         loss = imitation_loss(model, outputs, window, weights)
-        return Terms(loss, {BC_LOSS: loss.detach(), Q_MEAN: _mean(own, read.mask)})
+        return Terms(loss, {BC_LOSS: loss.detach(), Q_MEAN: mean_of_steps(own, read.mask)})
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "imitation": Imitation,
     "pg": PolicyGradient,
     "awac": AdvantageWeighted,
+    "q_align": QAligned,
 }
 """By their names in `training.objective`; another one is a class and a row here."""
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over real steps, detached."""
-    return values.detach().where(mask, 0.0).sum() / mask.sum()

@@ -34,7 +34,7 @@ from rayrl_dt.objectives.gradient import (
     RLGradient,
     Trained,
 )
-from rayrl_dt.objectives.offline import Q_MEAN
+from rayrl_dt.objectives.objective import Q_MEAN
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, count, flag, real, setting, whole_value

@@ -34,7 +34,7 @@ from rayrl_dt.critics.passes import Layers, forward, input_gradients, layers_of,
 from rayrl_dt.errors import UserError, number
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.policy.refiner import Draw
+from rayrl_dt.policy.refiner import Asked, Draw
 from rayrl_dt.settings import Settings, choice, count, real, setting
 from rayrl_dt.types import ACTION_LIMIT
 
@@ -115,7 +115,11 @@ class ActionRefiner:
         self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
-        self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
+        self,
+        observations: np.ndarray[Any, Any],
+        actions: Tensor,
+        draw: Draw | None = None,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Return better actions; see `Refiner`.
 
@@ -123,11 +127,12 @@ class ActionRefiner:
             observations: `(N, S)` raw.
             actions: `(N, A)` of the policy, in [-1, 1].
             draw: not asked.
+            asked: not read.
 
         Returns:
             `(N, A)` float32; the same tensor where nothing is to be done (n = 0 or eta = 0).
         """
-        del draw
+        del draw, asked
         if self.settings.idle:
             return actions
         with torch.no_grad():

@@ -19,7 +19,7 @@ from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import ActingPlan
 from rayrl_dt.policy.acting.select import acting_plan
 from rayrl_dt.policy.context import ContextBuffer
-from rayrl_dt.policy.refiner import Refiner
+from rayrl_dt.policy.refiner import Asked, Refiner
 from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = ["VectorActor"]
@@ -121,7 +121,7 @@ class VectorActor:
         outputs = self._plan.outputs(rows)  # (n, O)
         if self._predicted:
             self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)
-        chosen = self._choose(outputs, observations if rows is None else observations[rows])
+        chosen = self._choose(outputs, observations, rows)
         actions = self.model.to_env_actions(chosen)
         if not np.isfinite(actions).all():
             raise UserError(
@@ -136,8 +136,8 @@ class VectorActor:
         self._context.set_actions(self._actions)
         return self._actions
 
-    def _choose(self, outputs: Tensor, observations: Array) -> Tensor:
-        """Return the actions to take, `(n, A)` or `(n,)` in model units, for outputs `(n, O)`."""
+    def _choose(self, outputs: Tensor, observations: Array, rows: Array | None) -> Tensor:
+        """Return the actions to take, `(n, A)` or `(n,)` in model units, for outputs `(n, O)` of some slots."""
         head = self.model.spec.head
         actions = head.choose(outputs, self.sample)
         if self.noise > 0:
@@ -145,5 +145,10 @@ class VectorActor:
             actions = (actions.float() + self.noise * noise).clamp(-ACTION_LIMIT, ACTION_LIMIT)
         if self.refiner is not None:
             draw = partial(head.sample, outputs) if head.stochastic else None
-            actions = self.refiner(observations, actions.float(), draw=draw)
+            plan, wanted = self._plan, slice(None) if rows is None else rows
+            assert plan is not None
+            asked = Asked(
+                self._return_to_go[wanted], lambda shifts: head.mode(plan.outputs_for(shifts, rows)).float()
+            )
+            actions = self.refiner(observations[wanted], actions.float(), draw=draw, asked=asked)
         return actions

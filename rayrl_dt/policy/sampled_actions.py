@@ -24,13 +24,13 @@ from torch import Tensor
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.policy.action_gradient import ActionGradient, check_continuous
-from rayrl_dt.policy.refiner import Draw
+from rayrl_dt.policy.action_gradient import check_continuous
+from rayrl_dt.policy.refiner import Asked, Draw
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.settings import Settings, count, real, setting
 from rayrl_dt.types import ACTION_LIMIT
 
-__all__ = ["SampledActions", "SamplingRefiner", "choose_refinement"]
+__all__ = ["SampledActions", "SamplingRefiner"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ class SamplingRefiner:
         self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
-        self, observations: np.ndarray[Any, Any], actions: Tensor, draw: Draw | None = None
+        self,
+        observations: np.ndarray[Any, Any],
+        actions: Tensor,
+        draw: Draw | None = None,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Return the candidate with the highest Q for each row; see `Refiner`."""
         settings = self.settings
@@ -131,16 +135,3 @@ class SamplingRefiner:
             # A value that is NaN is no improvement.
             best = values.nan_to_num(nan=-math.inf).argmax(dim=0)  # (N,)
             return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
-
-
-def choose_refinement(
-    action_gradient: ActionGradient | None, sampled_actions: SampledActions | None
-) -> ActionGradient | SampledActions | None:
-    """Return the one that is given, or None.
-
-    Raises:
-        UserError: both are.
-    """
-    if action_gradient is not None and sampled_actions is not None:
-        raise UserError("an action gradient and sampled actions exclude each other; choose one")
-    return action_gradient if action_gradient is not None else sampled_actions

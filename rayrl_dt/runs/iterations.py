@@ -14,6 +14,7 @@ from rayrl_dt.algorithms.baselines.cql import CONSERVATIVE_GAP
 from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.online.learner import online_metrics
+from rayrl_dt.objectives.q_align import ALIGN_LOGS
 from rayrl_dt.runs.checkpoints import prune_checkpoints, write_checkpoint, writing
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.run_log import RunLog
@@ -150,7 +151,11 @@ class Iterations:
             "steps_per_s": steps / max(self.algorithm.last_update_seconds, 1e-9),
             "time_total_s": self.seconds,
             "done": self.algorithm.done,
-            **{key: float(learner[key]) for key in (*online_metrics(), CONSERVATIVE_GAP) if key in learner},
+            **{
+                key: float(learner[key])
+                for key in (*online_metrics(), CONSERVATIVE_GAP, *ALIGN_LOGS)
+                if key in learner
+            },
             **self.algorithm.report(),
         }
 

@@ -13,8 +13,9 @@ from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.refinement import choose_refinement
 from rayrl_dt.policy.refiner import Refiner
-from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import scalar_rewards
 

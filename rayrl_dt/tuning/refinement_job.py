@@ -9,14 +9,17 @@ from typing import Any
 from rayrl_dt.errors import UserError, suggest, truth, whole
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions, choose_refinement
+from rayrl_dt.policy.double_check import DoubleCheck
+from rayrl_dt.policy.refinement import Refinement, choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions
 
 __all__ = ["RUN", "RefinementJob", "read_refinement_job"]
 
 RUN = "run"
+_WAYS = ("action_gradient", "sampled_actions", "double_check")
 _KEYS: dict[str, tuple[str, ...]] = {
     "environment": ("env", "trust_environment"),
-    "evaluation": ("target_returns", "episodes_per_target", "action_gradient", "sampled_actions"),
+    "evaluation": ("target_returns", "episodes_per_target", *_WAYS),
     "debugging": ("seed",),
 }
 _TOP_LEVEL = ("name", "description", RUN, *_KEYS, "tune")
@@ -33,7 +36,7 @@ class RefinementJob:
         env: overrides the policy's environment.
         trust_environment: run code of any package that the policy names as its environment.
         seed: of the episodes.
-        settings: of the action gradient, or of the sampled actions.
+        settings: of the action gradient, the sampled actions or the double check.
     """
 
     run: str
@@ -42,7 +45,7 @@ class RefinementJob:
     env: str | None
     trust_environment: bool
     seed: int
-    settings: ActionGradient | SampledActions
+    settings: Refinement
 
     @property
     def policy(self) -> Bundle:
@@ -53,7 +56,7 @@ class RefinementJob:
     @property
     def command(self) -> str:
         """The command that evaluates the same on its own."""
-        option = "--sampled-actions" if isinstance(self.settings, SampledActions) else "--action-gradient"
+        option = f"--{self.settings.section.replace('_', '-')}"
         how = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
         place = "" if self.env is None else f" --env {self.env}"
         place += " --trust-environment" if self.trust_environment else ""
@@ -93,15 +96,16 @@ def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
             "environment.trust_environment", chosen["environment"].get("trust_environment", False)
         ),
         seed=whole("debugging.seed", chosen["debugging"].get("seed", 0), least=0),
-        settings=_settings(evaluation.get("action_gradient"), evaluation.get("sampled_actions")),
+        settings=_settings(*(evaluation.get(way) for way in _WAYS)),
     )
 
 
-def _settings(gradient: Any, sampled: Any) -> ActionGradient | SampledActions:
+def _settings(gradient: Any, sampled: Any, checked: Any) -> Refinement:
     """How to act; an action gradient by its defaults if neither is given."""
     found = choose_refinement(
         None if gradient is None else ActionGradient.read(gradient),
         None if sampled is None else SampledActions.from_value(sampled),
+        None if checked is None else DoubleCheck.read(checked),
     )
     return ActionGradient() if found is None else found
 

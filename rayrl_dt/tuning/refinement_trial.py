@@ -11,14 +11,14 @@ from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
 from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.sampled_actions import SampledActions
+from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.tuning.refinement_job import RefinementJob, read_refinement_job
 
 __all__ = ["RefinementTrial"]
 
 
 class RefinementTrial(tune.Trainable):
-    """Evaluates the action gradient, or the sampled actions, that Ray Tune drew, in one report.
+    """Evaluates the action gradient, sampled actions or double check that Ray Tune drew, in one report.
 
     Policy, critic and environments stay where they are from one trial to the next; only another seed, target or run
     loads them anew. What the same episodes give without a critic stands beside each report under
@@ -63,7 +63,7 @@ class RefinementTrial(tune.Trainable):
         """Close the environments."""
         self.policy.close()
 
-    def _evaluate(self, settings: ActionGradient | SampledActions) -> dict[str, float | None]:
+    def _evaluate(self, settings: Refinement) -> dict[str, float | None]:
         policy = self.policy
         result = assemble(
             policy.run(settings),

@@ -65,7 +65,14 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("backbone", ["DT", "RADT", "Reinformer"])
-@pytest.mark.parametrize("objective", [{"objective": "pg"}, {"objective": "awac", "awac_temperature": 0.5}])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"objective": "pg"},
+        {"objective": "pg", "pg_weighting": "adaptive"},
+        {"objective": "awac", "awac_temperature": 0.5},
+    ],
+)
 def test_it_counts_and_a_checkpoint_needs_nothing_but_itself(
     tiny: Callable[..., Any],
     pendulum_data: str,
@@ -108,6 +115,35 @@ def test_a_weight_of_zero_is_no_critic(tiny: Callable[..., Any], pendulum_data: 
     plain = finish(tiny(pendulum_data, steps=4).build_algo())
     silent = tiny(pendulum_data, steps=4).training(objective="pg", pg_weight=0, critic_from=critic)
     assert same(plain, finish(silent.build_algo()))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_q_align_counts_and_resumes_and_its_critic_is_the_bundles(
+    tiny: Callable[..., Any], pendulum_data: str, tmp_path: Path, critic: str, frozen: bool
+) -> None:
+    """With a critic that is given, which stays; or with one that is trained, which acting finds beside the policy."""
+    options = {"align_start": 0.25, **({"critic_from": critic} if frozen else {"align_critic_width": 16})}
+
+    def configured(weight: float) -> Any:
+        return tiny(pendulum_data, steps=8).training(objective="q_align", align_weight=weight, **options)
+
+    plain = finish(tiny(pendulum_data, steps=8).build_algo())
+    assert same(plain, finish(configured(0.0).build_algo()))
+    half = configured(3.0).build_algo()
+    before = critic_weights(half)
+    logged = half.train()["learners"]["default_policy"]
+    assert {"bc_loss", "q_mean", "align_loss", "align_agreement", "align_slope"} <= logged.keys()
+    assert ("critic_loss" in logged) != frozen
+    half.save_to_path(str(tmp_path / "half"))
+    assert same(before, critic_weights(half)) == frozen
+    bundle = Bundle.open(tmp_path / "half")
+    if not frozen:
+        assert bundle.header["critic"]["reward_scale"] == half.policy_spec.reward_scale
+        own = {name: value.numpy() for name, value in bundle.critic.q.state_dict().items()}
+        assert same(own, {name[7:]: value for name, value in critic_weights(half).items()})
+    resumed = type(half).from_checkpoint(str(tmp_path / "half"))
+    after = finish(half)
+    assert same(after, finish(resumed)) and not same(after, plain)
 
 
 def test_two_learners_leave_the_critic_alone(
@@ -160,6 +196,17 @@ def test_a_run_keeps_its_own_copy(ray_session: None, pendulum_data: str, critic:
         ({"objective": "awac", "critic_from": "runs/x", "awac_temperature": 0}, "awac_temperature is 0"),
         ({"objective": "awac", "critic_from": "runs/x", "awac_cap": "big"}, "awac_cap is 'big'"),
         ({"objective": "pg", "critic_from": "runs/gone"}, "runs/gone does not exist"),
+        (
+            {"objective": "pg", "critic_from": "x", "pg_floor": 0.5},
+            "pg_floor is 0.5.*set training.pg_weighting: adaptive",
+        ),
+        ({"objective": "q_align", "align_weight": -1}, "align_weight is -1"),
+        ({"objective": "q_align", "align_shift": "far"}, "align_shift is 'far'.*or auto"),
+        ({"objective": "q_align", "align_low": 5.0, "align_high": 1.0}, "align_low is 5 and align_high 1"),
+        (
+            {"align_margin": 0.5},
+            "align_margin is 0.5, and nothing reads it with .*set training.objective: q_align",
+        ),
     ],
 )
 def test_bad_values_are_refused(
@@ -175,8 +222,12 @@ def test_what_does_not_fit_is_refused(
     objective = {"objective": "pg", "critic_from": critic}
     with pytest.raises(UserError, match=r"objective pg needs continuous actions.*objective: imitation"):
         tiny(cartpole_data).training(**objective).build_algo()
+    with pytest.raises(UserError, match=r"objective q_align needs continuous actions.*objective: imitation"):
+        tiny(cartpole_data).training(objective="q_align").build_algo()
     data = load(pendulum_data)
     half = data.__class__.from_trajectories([data.trajectory(1)], data.info)
+    with pytest.raises(UserError, match=r"they are all about .*align_shift"):
+        tiny(f"store:{half.save(tmp_path / 'one')}").training(objective="q_align").build_algo()
     with pytest.raises(UserError, match="another normalizer"):
         tiny(f"store:{half.save(tmp_path / 'other')}").training(**objective).build_algo()
     online = OnlineDTConfig().offline_data(dataset=pendulum_data).training(**objective)

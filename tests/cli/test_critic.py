@@ -79,6 +79,17 @@ def test_eval_takes_the_best_of_sampled_actions(run: Run, with_critic: Path, tmp
     assert status == 2 and "choose one" in err
 
 
+def test_eval_checks_the_target_twice(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    file = tmp_path / "checked.json"
+    shared = ("eval", str(with_critic), "--targets=-300", "--episodes", "1", "--json", str(file))
+    assert run(*shared, "--double-check", "n=5,spread=0.5")[0] == 0
+    result = json.loads(file.read_text())
+    assert result["double_check"] == {"n": 5, "spread": 0.5, "mode": "align"}
+    assert result["unrefined"]["targets"] != result["targets"]
+    status, _, err = run(*shared, "--double-check", "n=5", "--sampled-actions", "3")
+    assert status == 2 and "choose one" in err
+
+
 def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     arguments = ("eval", str(bundle), "--targets=-300", "--episodes", "1", "--action-gradient", "n=0")
@@ -94,6 +105,9 @@ def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None
         (("eval", "{bundle}", "--action-gradient", "n=-3"), "n is -3"),
         (("eval", "{bundle}", "--sampled-actions", "n=3"), "has no critic"),
         (("eval", "{bundle}", "--sampled-actions", "n=-3"), "n is -3"),
+        (("eval", "{bundle}", "--double-check", "n=3"), "has no critic"),
+        (("eval", "{bundle}", "--double-check", "n=0"), "n is 0"),
+        (("eval", "{bundle}", "--double-check", "mode=min"), "Allowed: align, max"),
         (("eval", "{bundle}", "--action-gradient", "eta=nan"), "eta is nan"),
         (("eval", "{bundle}", "--action-gradient", "rule=plane"), "Did you mean 'plain'"),
         (("eval", "{bundle}", "--action-gradient", "fast"), "cannot be read"),

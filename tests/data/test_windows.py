@@ -140,3 +140,18 @@ def test_types_and_shapes(make_store: Any) -> None:
     assert window.next is not None and window.next.actions.dtype == np.int64
     tensors = window.to_torch()
     assert tensors.next is not None and tensors.next.observations.shape == (8, 4, 3)
+
+
+def test_windows_may_tell_of_their_whole_episode(make_store: Any) -> None:
+    store = make_store()
+    plain, told = (
+        windows.sample(store, np.random.default_rng(0), 50, 4, episode_returns=asked)
+        for asked in (False, True)
+    )
+    assert plain.episode_returns is None and told.episode_returns is not None
+    assert np.array_equal(plain.observations, told.observations)
+    # Dimension 0 numbers the observations; an episode has one more than steps.
+    first = np.cumsum([0, *(store.lengths[:-1] + 1)])
+    episodes = first.searchsorted(told.observations[:, -1, 0], side="right") - 1
+    wanted = np.repeat(store.episode_returns[episodes, None], 4, axis=1)
+    np.testing.assert_allclose(told.episode_returns, wanted, rtol=1e-6)

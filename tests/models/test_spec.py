@@ -189,7 +189,7 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
         ({"backbone": "no_return"}, "backbone is 'no_return'.*Did you mean 'no-return'"),
         (
             {"backbone": "gpt2"},
-            "backbone.*Allowed: convformer, dt, mlp, no-return, radt, reinformer, starformer",
+            "backbone.*Allowed: convformer, decoupled, dt, mlp, no-return, radt, reinformer, starformer",
         ),
         ({"head": "determinstic"}, "Did you mean 'deterministic'"),
         ({"target_rule": "decrementing"}, "Did you mean 'decrement'"),
@@ -204,7 +204,7 @@ def test_actions_with_two_axes_are_refused(make_store: MakeStore) -> None:
         ({"timestep_embedding": None}, "timestep_embedding is None. Did you mean 'none'"),
         (
             {"backbone": "radt", "timestep_embedding": "none"},
-            "'none' is for backbones dt, convformer, reinformer, no-return, not 'radt'; remove it",
+            "'none' is for backbones dt, convformer, reinformer, no-return, decoupled, not 'radt'; remove it",
         ),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": "0.1"}, "dropout is '0.1'"),

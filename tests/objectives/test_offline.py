@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +16,8 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.losses import advantage_weights, td3_actor_loss
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.offline import (
-    BC_LOSS,
-    Q_MEAN,
-    AdvantageWeighted,
-    Imitation,
-    Objective,
-    PolicyGradient,
-)
+from rayrl_dt.objectives.objective import BC_LOSS, Q_MEAN, Imitation, Objective
+from rayrl_dt.objectives.offline import AdvantageWeighted, PolicyGradient
 from rayrl_dt.types import Window
 
 REAL = (6, 3, 1, 5)
@@ -152,6 +147,47 @@ def test_padding_has_no_influence_and_the_critic_no_gradient(
     found = gradient(objective, model, critic, window)
     torch.testing.assert_close(gradient(objective, model, critic, pad(window, 1e6)), found)
     assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+def with_returns(window: Window[Tensor], returns: tuple[float, ...]) -> Window[Tensor]:
+    """The window, of episodes of these raw returns."""
+    steps = window.context_length
+    return replace(window, episode_returns=torch.tensor(returns)[:, None].expand(-1, steps))
+
+
+def test_adaptive_weights_fall_with_the_return_of_the_episode(model: SequenceModel) -> None:
+    data = {**model.spec.data_returns, "p5": -10.0, "p95": 30.0}
+    spec = replace(model.spec, data_returns=data)
+    objective = PolicyGradient(8.0, "adaptive", pg_best=1.1, pg_floor=0.5)
+    weights = objective.weights(spec, torch.tensor([-30.0, -10.0, 10.0, 30.0, 31.5, 60.0]))
+    expected = [8 * 1.6, 8 * 1.1, 8 * 0.6, 8 * 0.1, 0.5, 0.5]
+    torch.testing.assert_close(weights, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_adaptive_pg_is_a_weight_for_each_window(
+    model: SequenceModel, critic: TwinCritic, window: Window[Tensor]
+) -> None:
+    window = with_returns(window, (-30.0, 2.0, 11.0, 40.0))
+    objective = PolicyGradient(3.0, "adaptive", pg_floor=0.25)
+    outputs = model(window).detach().requires_grad_()
+    steps = outputs.shape[1]
+    inputs, mask = model.inputs(window), window.mask[:, -steps:]
+    observations = inputs.observations[:, -steps:]
+    values = critic(observations, model.spec.head.mode(outputs)).amin(dim=0)
+    size = critic(observations, inputs.actions[:, -steps:]).amin(dim=0)[mask].mean().abs()
+    low, high = model.spec.data_returns["p5"], model.spec.data_returns["p95"]
+    total = torch.zeros(())
+    for row, episode in enumerate((-30.0, 2.0, 11.0, 40.0)):
+        weight = max(3.0 * (1 - (episode - low) / (high - low)), 0.25)
+        total = total + weight * values[row][mask[row]].sum()
+    expected = imitation_loss(model, outputs, window) - total / mask.sum() / size.detach()
+    found = objective(model, critic, outputs, window).loss
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, outputs)[0] for loss in (found, expected)))
+    plain = gradient(Imitation(), model, None, window)
+    assert torch.equal(gradient(PolicyGradient(0.0, "adaptive"), model, critic, window), plain)
+    scaled = gradient(objective, model, Scaled(critic, 64.0), window)
+    torch.testing.assert_close(scaled, gradient(objective, model, critic, window), rtol=1e-4, atol=1e-6)
 
 
 def test_weights_are_finite_bounded_and_detached() -> None:

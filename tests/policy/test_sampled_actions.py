@@ -18,7 +18,8 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
-from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner, choose_refinement
+from rayrl_dt.policy.refinement import choose_refinement
+from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
 
 MakeStore = Callable[..., TrajectoryStore]
 N = 32

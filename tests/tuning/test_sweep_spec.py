@@ -13,6 +13,7 @@ import yaml
 from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
+from rayrl_dt.policy.double_check import DoubleCheck
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import read_refinement_job
@@ -163,11 +164,15 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
     assert ActionGradient.parse(options[-1]) == job.settings
     with pytest.raises(UserError, match="rayrl-dt tune"):
         build_config(spec.corners[0])
-    sampled = read_refinement_job(
-        {"run": "runs/x", "evaluation": {"sampled_actions": {"n": 5, "noise": 0.2}}}
-    )
-    how, text = shlex.split(sampled.command)[-2:]
-    assert how == "--sampled-actions" and SampledActions.parse(text) == sampled.settings
+    others: list[tuple[Any, dict[str, Any]]] = [
+        (SampledActions, {"n": 5, "noise": 0.2}),
+        (DoubleCheck, {"n": 5, "spread": 0.1, "mode": "max"}),
+    ]
+    for way, values in others:
+        other = read_refinement_job({"run": "runs/x", "evaluation": {way.section: values}})
+        how, text = shlex.split(other.command)[-2:]
+        assert how == f"--{way.section.replace('_', '-')}"
+        assert way.parse(text) == other.settings == way.read(values)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +184,7 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
         ({"evaluation": {"action_gradient": {"ruel": {"grid": ["adam"]}}}}, "Did you mean 'rule'"),
         ({"evaluation": {"sampled_actions": {"grid": [1, -2]}}}, "n is -2"),
         ({"evaluation": {"sampled_actions": {"grid": [1, 2]}, "action_gradient": {"n": 1}}}, "choose one"),
+        ({"evaluation": {"double_check": {"n": {"grid": [1, 0]}}}}, "double_check.n is 0"),
         ({"evaluation": {"action_gradient": 3}, "debugging": {"seed": 0}}, "action_gradient is 3"),
         ({"evaluation": {"interval": 2}}, "no key 'interval' beside run"),
         ({"evaluation": {"episodes_per_target": {"grid": [1, 0]}}}, "episodes_per_target is 0"),

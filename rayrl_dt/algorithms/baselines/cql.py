@@ -18,7 +18,7 @@ from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
-from rayrl_dt.objectives.offline import Q_MEAN
+from rayrl_dt.objectives.objective import Q_MEAN
 from rayrl_dt.settings import Settings, count, real, setting
 from rayrl_dt.types import Window
 

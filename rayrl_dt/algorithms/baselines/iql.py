@@ -20,7 +20,7 @@ from rayrl_dt.critics.transitions import Transitions
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.offline import Q_MEAN
+from rayrl_dt.objectives.objective import Q_MEAN
 from rayrl_dt.settings import Settings, real, setting
 
 __all__ = ["IQL", "IQLConfig", "IQLLearner"]

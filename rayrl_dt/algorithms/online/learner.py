@@ -14,7 +14,7 @@ from rayrl_dt.algorithms.multi_loss_learner import ENTROPY, TEMPERATURE
 from rayrl_dt.algorithms.online.lamb import Lamb
 from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.objectives.gradient import Batch, Trained
-from rayrl_dt.objectives.offline import BC_LOSS
+from rayrl_dt.objectives.objective import BC_LOSS
 from rayrl_dt.objectives.rl_gradients import logged
 
 __all__ = ["OnlineLearner", "online_metrics"]

@@ -30,7 +30,16 @@ Array = np.ndarray[Any, Any]
 
 
 class ActingPlan(ABC):
-    """Computes a policy's outputs at the newest step of N windows."""
+    """Computes a policy's outputs at the newest step of N windows.
+
+    Args:
+        model: the policy network.
+        context: the windows.
+        precision: "fp32" or "bf16".
+    """
+
+    def __init__(self, model: SequenceModel, context: ContextBuffer, precision: str) -> None:
+        self._model, self._context, self._precision = model, context, precision
 
     @abstractmethod
     def holds(self) -> bool:
@@ -48,6 +57,20 @@ class ActingPlan(ABC):
             rows: indices of the slots that are wanted; None for all.
         """
 
+    def outputs_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
+        """Return the outputs had other returns been asked for, `(M, n, O)`.
+
+        Args:
+            shifts: `(M, n)` raw, what is added to every return-to-go of a window; so the rewards that the window tells
+                of stay what they were.
+            rows: as for `outputs`.
+        """
+        device = self._model.head.weight.device
+        window = self._context.window(rows).to_torch(device)
+        returns = window.returns_to_go + shifts.to(device, torch.float32)[..., None, None]  # (M, n, K, 1)
+        with torch.no_grad(), autocast(device, self._precision):
+            return self._model.outputs_for(window, returns, last_only=True)[:, :, -1]  # (M, n, 1, O)
+
 
 class WholeWindowPlan(ActingPlan):
     """Calls the model on the whole windows: for every backbone and device, and where hooks are to see them.
@@ -62,7 +85,7 @@ class WholeWindowPlan(ActingPlan):
     def __init__(
         self, model: SequenceModel, context: ContextBuffer, precision: str, holds: Callable[[], bool]
     ) -> None:
-        self._model, self._context, self._precision = model, context, precision
+        super().__init__(model, context, precision)
         self._holds = holds
 
     def holds(self) -> bool:
@@ -97,8 +120,9 @@ class CachedPlan(ActingPlan):
     def __init__(
         self, model: SequenceModel, context: ContextBuffer, precision: str, tokens_per_step: int
     ) -> None:
+        super().__init__(model, context, precision)
         self.dtype = dtype_of(precision)
-        self._model, self._context, self._tokens_per_step = model, context, tokens_per_step
+        self._tokens_per_step = tokens_per_step
         self._watch = ModelWatch(model)
         self._cache: StepCache | None = None
         self._synced = 0  # steps of the context that the cache has seen
@@ -130,10 +154,13 @@ class CachedPlan(ActingPlan):
     def outputs(self, rows: Array | None) -> Tensor:
         """Return the outputs; see `ActingPlan.outputs`."""
         with torch.inference_mode():
-            kept = self._catch_up().window(rows)
-            mask = self._context.window(rows).mask
-            features = self.features(kept, None if mask.all() else torch.from_numpy(mask))
-            return self._model.read_out(features[:, -1])  # (N, 1, d) -> (N, O)
+            return self._model.read_out(self.newest(rows)[:, -1])  # (N, 1, d) -> (N, O)
+
+    def newest(self, rows: Array | None) -> Tensor:
+        """Return the trunk's features `(n, 1, d)` at the newest step of some slots."""
+        kept = self._catch_up().window(rows)
+        mask = self._context.window(rows).mask
+        return self.features(kept, None if mask.all() else torch.from_numpy(mask))
 
     def bias(self, mask: Tensor | None, tokens_per_step: int) -> Tensor:
         """Return `attention_bias` without its dimension of heads, `(1 or B, T, T)`, in the acting precision."""

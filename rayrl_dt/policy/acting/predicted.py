@@ -68,7 +68,7 @@ class PredictedReturnPlan(ActingPlan):
     """
 
     def __init__(self, model: SequenceModel, context: ContextBuffer, precision: str) -> None:
-        self._model, self._context, self._precision = model, context, precision
+        super().__init__(model, context, precision)
         self._rule = model.spec.model.context_rule
 
     def holds(self) -> bool:

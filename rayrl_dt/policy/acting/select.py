@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rayrl_dt.models.decision_transformer import TransformerTrunk
+from rayrl_dt.models.decoupled import DecoupledTrunk
 from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.decision_transformer import TransformerPlan
+from rayrl_dt.policy.acting.decoupled import DecoupledPlan
 from rayrl_dt.policy.acting.images import KeptImagesPlan, image_embedding
 from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan
 from rayrl_dt.policy.acting.predicted import PredictedReturnPlan
@@ -17,6 +19,7 @@ __all__ = ["acting_plan"]
 
 _PLANS: dict[type, type[TransformerPlan] | type[RADTPlan]] = {
     TransformerTrunk: TransformerPlan,
+    DecoupledTrunk: DecoupledPlan,
     RADTTrunk: RADTPlan,
 }
 

@@ -26,6 +26,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "dt": {"backbone": "dt"},
     "no-return": {"backbone": "no-return"},
     "one-layer": {"backbone": "dt", "num_layers": 1},
+    "decoupled": {"backbone": "decoupled"},
+    "decoupled-mlp": {"backbone": "decoupled", "modulation": "mlp", "num_layers": 1},
     "radt": {"backbone": "radt"},
     "radt-one-layer": {"backbone": "radt", "num_layers": 1},
     "radt-pre": {"backbone": "radt", "norm": "pre"},
