@@ -143,6 +143,7 @@ class Window(Generic[ArrayT]):
         mask: `(B, K)` bool, True at real steps. Padding comes first and holds zeros.
         rewards: `(B, K)` raw rewards, only in windows sampled with their successor.
         terminated: `(B, K)` bool, True where the step ended the episode in a terminal state.
+        discounted_returns: `(B, K)` raw discounted returns from each step on, where a critic asks for them.
         next: the same windows shifted by one step: observations s_{t+1}, actions a_{t+1} with a zero in
             the last slot, hindsight returns-to-go R_{t+1} (0 past the end), timesteps t+1.
     """
@@ -154,6 +155,7 @@ class Window(Generic[ArrayT]):
     mask: ArrayT
     rewards: ArrayT | None = None
     terminated: ArrayT | None = None
+    discounted_returns: ArrayT | None = None
     next: Window[ArrayT] | None = None
 
     __repr__ = _repr
@@ -194,12 +196,19 @@ class Window(Generic[ArrayT]):
 
     def last(self, steps: int) -> Window[ArrayT]:
         """Return the window of the last `steps` steps (at most K)."""
+        return self._cut((slice(None), slice(-steps, None)))
+
+    def rows(self, begin: int, end: int) -> Window[ArrayT]:
+        """Return the windows `begin` to `end - 1` of the batch."""
+        return self._cut((slice(begin, end),))
+
+    def _cut(self, where: tuple[slice, ...]) -> Window[ArrayT]:
         cut = {
-            f.name: getattr(self, f.name)[:, -steps:]
+            f.name: getattr(self, f.name)[where]
             for f in fields(self)
             if f.name != "next" and getattr(self, f.name) is not None
         }
-        return replace(self, **cut, next=None if self.next is None else self.next.last(steps))
+        return replace(self, **cut, next=None if self.next is None else self.next._cut(where))
 
 
 @dataclass(frozen=True)

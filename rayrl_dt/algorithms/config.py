@@ -182,6 +182,11 @@ class SequenceConfig(EnvironmentConfig):
         return False
 
     @property
+    def samples_discount(self) -> float | None:
+        """The discount of the returns that come with successors; None where nothing asks for them."""
+        return None
+
+    @property
     def refinement(self) -> ActionGradient | SampledActions | None:
         """How a critic improves the actions of evaluations, or None.
 

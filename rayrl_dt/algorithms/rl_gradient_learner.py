@@ -43,6 +43,11 @@ class RLGradientLearner(MultiLossLearner):
             self.rl_gradient.policy_moved(self.networks)
 
     @property
+    def online(self) -> bool:
+        """Whether pretraining is over; here there is none."""
+        return True
+
+    @property
     def _phase_step(self) -> int:
         """The gradient steps of this phase; its first one moves the policy."""
         return self.gradient_step
@@ -51,10 +56,11 @@ class RLGradientLearner(MultiLossLearner):
         networks = self.networks
         with precision.autocast(self.device, networks.precision):
             outputs = networks.model(batch.window)  # (B, K, O)
-        fit = imitation_loss(networks.model, outputs, batch.window)
+        weights = self.rl_gradient.imitation_weights(outputs, networks, batch, online=self.online)
+        fit = imitation_loss(networks.model, outputs, batch.window, weights)
         self.log(BC_LOSS, fit.detach())
         self.descend_policy(self._policy_loss(fit, outputs, batch))
 
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Return what the policy descends; see `RLGradient.policy_loss`."""
-        return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=True)
+        return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=self.online)

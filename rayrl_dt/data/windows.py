@@ -36,6 +36,7 @@ def sample(
     starts: str = "any",
     law: Array | None = None,
     successors: bool = False,
+    discounted: Array | None = None,
 ) -> Window[Array]:
     """Draw `batch_size` windows.
 
@@ -47,6 +48,7 @@ def sample(
         starts: "any" or "full"; see above.
         law: `(E,)` cumulative probabilities of the episodes; None for proportional to their length.
         successors: also return rewards, terminal flags and the window shifted by one step.
+        discounted: `(N,)` discounted returns of the store's steps, to be returned with successors; None for none.
     """
     if law is None:
         episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
@@ -56,7 +58,7 @@ def sample(
     if starts == "full":
         last = np.maximum(store.lengths[episodes] - context_length, 0)
         offsets = rng.integers(last + 1)
-    return gather(store, episodes, offsets, context_length, successors=successors)
+    return gather(store, episodes, offsets, context_length, successors=successors, discounted=discounted)
 
 
 def gather(
@@ -66,6 +68,7 @@ def gather(
     context_length: int,
     *,
     successors: bool = False,
+    discounted: Array | None = None,
 ) -> Window[Array]:
     """Cut the windows that start at step `offsets[i]` of episode `episodes[i]`.
 
@@ -75,6 +78,7 @@ def gather(
         offsets: `(B,)` first step within the episode, from 0 to its length - 1.
         context_length: K.
         successors: as for `sample`.
+        discounted: as for `sample`.
     """
     remaining = store.lengths.take(episodes) - offsets
     real = np.minimum(remaining, context_length)
@@ -117,6 +121,7 @@ def gather(
         window,
         rewards=cut(store.rewards, index),
         terminated=terminated,
+        discounted_returns=None if discounted is None else cut(discounted, index),
         next=Window(
             returns_to_go=next_returns[..., None],
             observations=next_observations,
