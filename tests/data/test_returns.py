@@ -65,7 +65,7 @@ def test_discounted_returns_are_the_recursion_of_a_critic(episodes: list[Any], g
     for start, length in zip(starts, lengths, strict=True):
         total = 0.0
         for step in reversed(range(start, start + length)):
-            total = rewards[step] + gamma * total
+            total = float(rewards[step]) + gamma * total
             assert result[step] == np.float32(total)
     if gamma == 1.0:
         np.testing.assert_array_equal(result, returns.returns_to_go(rewards, starts, lengths))

@@ -248,7 +248,7 @@ def test_cql_takes_the_steps_of_the_paper(
     for found, wanted in ((module.model, policy), (module.critic, critic), (module.target_critic, slow)):
         assert_same_weights(found, wanted)
     assert log_temperature != 0
-    assert not calibrated or 0.1 < np.mean(raised) < 0.9
+    assert not calibrated or 0.05 < np.mean(raised) < 0.95
     torch.testing.assert_close(module.log_temperature, log_temperature)
     algorithm.stop()
 
