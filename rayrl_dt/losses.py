@@ -19,6 +19,7 @@ from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = [
     "advantage_weights",
+    "calibrated",
     "conservative_gap",
     "cross_entropy",
     "expectile_loss",
@@ -152,20 +153,20 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 
 
 def td3_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma: float) -> Tensor:
-    """One-step target of both critics, r + gamma * min(Q1', Q2'), without the last term at terminal states.
+    """One-step target of all critics, r + gamma * min(Q1', Q2'), without the last term at terminal states.
 
-    TD3+ODT, equation 3. Time limits are not terminal states.
+    TD3+ODT, equation 3; REDQ and RLPD give the values of a few of an ensemble. Time limits are not terminal states.
 
     Args:
         rewards: `(B, K)` in the critics' units.
         terminated: `(B, K)` bool.
-        next_values: `(2, B, K)` of the target critics at the next step.
+        next_values: `(M, B, K)` of the target critics at the next step.
         gamma: discount.
 
     Returns:
         `(B, K)`, detached.
     """
-    lower = next_values.detach().float().amin(dim=0)  # (2, B, K) -> (B, K)
+    lower = next_values.detach().float().amin(dim=0)  # (M, B, K) -> (B, K)
     return rewards.detach().float() + gamma * lower.masked_fill(terminated.bool(), 0.0)
 
 
@@ -186,16 +187,16 @@ def smooth_actions(actions: Tensor, noise: Tensor, *, scale: float = 0.2, clip: 
 
 
 def td3_critic_loss(values: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Squared errors of both critics, summed over the critics, averaged over real steps (TD3+ODT, equation 3).
+    """Squared errors of all critics, summed over the critics, averaged over real steps (TD3+ODT, equation 3).
 
     Differs from the released code, which divides by B * K: there batches with much padding teach less.
 
     Args:
-        values: `(2, B, K)`.
+        values: `(E, B, K)`.
         target: `(B, K)` from `td3_target`.
         mask: `(B, K)`.
     """
-    error = (values.float() - target.float()).where(mask, 0.0)  # (2, B, K)
+    error = (values.float() - target.float()).where(mask, 0.0)  # (E, B, K)
     return error.square().sum() / mask.sum().clamp(min=1)
 
 
@@ -317,6 +318,24 @@ def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Te
     weighted = sampled.float() - log_density.detach().float()  # (2, B, M)
     soft_maximum = weighted.logsumexp(dim=-1) - math.log(sampled.shape[-1])  # (2, B)
     return (soft_maximum - logged.float()).mean(dim=-1).sum()
+
+
+def calibrated(values: Tensor, returns: Tensor, *, of_policy: int) -> Tensor:
+    """Raise the values of the policy's actions to the return that the data achieved (Cal-QL, Nakamoto et al. 2023).
+
+    What is floored is pushed down no further, so that critics keep the scale of real returns, and finetuning does not
+    begin by unlearning values that are too low. Random actions are not floored.
+
+    Args:
+        values: `(2, B, M)` of sampled actions.
+        returns: `(B, 1)` discounted returns from the state on, in the critics' units.
+        of_policy: how many of the M are the policy's; they come first.
+
+    Returns:
+        `(2, B, M)`; what is floored has no gradient.
+    """
+    floored = torch.maximum(values[..., :of_policy], returns.to(values.dtype))  # (2, B, n) with (B, 1)
+    return torch.cat([floored, values[..., of_policy:]], dim=-1)
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:

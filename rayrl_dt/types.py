@@ -144,6 +144,7 @@ class Window(Generic[ArrayT]):
             may hold images of earlier steps (`rayrl_dt.data.windows.gather`).
         rewards: `(B, K)` raw rewards, only in windows sampled with their successor.
         terminated: `(B, K)` bool, True where the step ended the episode in a terminal state.
+        discounted_returns: `(B, K)` raw discounted returns from each step on, where a critic asks for them.
         next: the same windows shifted by one step: observations s_{t+1}, actions a_{t+1} with a zero in
             the last slot, hindsight returns-to-go R_{t+1} (0 past the end), timesteps t+1.
         episode_returns: `(B, K)` raw return of the whole episode that a window is of, only where it is asked for.
@@ -156,6 +157,7 @@ class Window(Generic[ArrayT]):
     mask: ArrayT
     rewards: ArrayT | None = None
     terminated: ArrayT | None = None
+    discounted_returns: ArrayT | None = None
     next: Window[ArrayT] | None = None
     episode_returns: ArrayT | None = None
 
@@ -197,12 +199,19 @@ class Window(Generic[ArrayT]):
 
     def last(self, steps: int) -> Window[ArrayT]:
         """Return the window of the last `steps` steps (at most K)."""
+        return self._cut((slice(None), slice(-steps, None)))
+
+    def rows(self, begin: int, end: int) -> Window[ArrayT]:
+        """Return the windows `begin` to `end - 1` of the batch."""
+        return self._cut((slice(begin, end),))
+
+    def _cut(self, where: tuple[slice, ...]) -> Window[ArrayT]:
         cut = {
-            f.name: getattr(self, f.name)[:, -steps:]
+            f.name: getattr(self, f.name)[where]
             for f in fields(self)
             if f.name != "next" and getattr(self, f.name) is not None
         }
-        return replace(self, **cut, next=None if self.next is None else self.next.last(steps))
+        return replace(self, **cut, next=None if self.next is None else self.next._cut(where))
 
 
 @dataclass(frozen=True)

@@ -304,8 +304,15 @@ def test_every_row_has_a_case() -> None:
     assert {case.head for case in fitting} == set(HEADS)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("rl_gradient", RL_GRADIENTS)
+# All of them on DT; what they ask of a backbone, its actions and their gradient, TD3 asks of the others.
+FINETUNED = [
+    (rl_gradient, backbone)
+    for rl_gradient, backbone in product(RL_GRADIENTS, BACKBONES)
+    if backbone == "dt" or rl_gradient in ("td3", "none")
+]
+
+
+@pytest.mark.parametrize(("rl_gradient", "backbone"), FINETUNED)
 def test_every_rl_gradient(
     ray_session: None,
     data: Data,

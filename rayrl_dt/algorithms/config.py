@@ -199,6 +199,11 @@ class SequenceConfig(EnvironmentConfig):
         return self.gradient is not None and self.gradient.successors
 
     @property
+    def samples_discount(self) -> float | None:
+        """The discount of the returns that come with successors; None where nothing asks for them."""
+        return None
+
+    @property
     def refinement(self) -> Refinement | None:
         """How a critic improves the actions of evaluations, or None.
 

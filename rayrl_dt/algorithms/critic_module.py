@@ -71,7 +71,10 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
 
     def begin_training(self) -> None:
         """Prepare the weights, where they are to stay, for moving the targets."""
-        self._slow_copies = [SlowCopy(target, source) for target, source in self._copies()]
+        self._slow_copies = {
+            name: SlowCopy(target, source)
+            for name, (target, source) in zip(self.companions.slow, self._copies(), strict=True)
+        }
 
     def begin_finetuning(self) -> None:
         """Make all copies equal to what they are copies of."""
@@ -84,10 +87,11 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
         for target, source in self._copies():
             target.load_state_dict(source.state_dict())
 
-    def move_targets(self, polyak: float) -> None:
-        """Move the targets by `polyak` of the way to what they follow."""
-        for copied in self._slow_copies:
-            copied.move(polyak)
+    def move_targets(self, polyak: float, *, only: str | None = None) -> None:
+        """Move the targets by `polyak` of the way to what they follow; `only` names one, such as "critic"."""
+        for name, copied in self._slow_copies.items():
+            if only in (None, name):
+                copied.move(polyak)
 
     def get_non_inference_attributes(self) -> list[str]:
         """Names what env runners do without."""

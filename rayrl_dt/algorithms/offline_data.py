@@ -20,12 +20,13 @@ from ray.rllib.offline.offline_data import OfflineData
 from rayrl_dt.data import sources, windows
 from rayrl_dt.data.balance import episode_law
 from rayrl_dt.data.filters import below_return, top_percent
+from rayrl_dt.data.returns import discounted_returns
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
 
-__all__ = ["BatchSource", "Sampling", "SequenceOfflineData", "SharedStore", "StoreIterator"]
+__all__ = ["BatchSource", "LoggedShare", "Sampling", "SequenceOfflineData", "SharedStore", "StoreIterator"]
 
 _BIG_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
 
@@ -78,6 +79,26 @@ class SharedStore:
 
 
 @dataclass(frozen=True)
+class LoggedShare:
+    """The exact part of each batch that comes from logged data, the rest being what was collected.
+
+    Attributes:
+        fraction: of the windows, rounded to whole ones.
+        first_step: gradient step from which on it falls.
+        anneal_steps: gradient steps in which it falls linearly to 0; None for one that stays.
+    """
+
+    fraction: float
+    first_step: int
+    anneal_steps: int | None = None
+
+    def windows(self, step: int, batch_size: int) -> int:
+        """Return how many windows of a gradient step's batch are logged."""
+        gone = 0.0 if self.anneal_steps is None else (step - self.first_step) / self.anneal_steps
+        return round(self.fraction * min(1.0, max(0.0, 1.0 - gone)) * batch_size)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How batches of windows are drawn; batch n is a pure function of the data and (seed, rank, n).
 
@@ -90,6 +111,9 @@ class Sampling:
         successors: also sample the shifted windows.
         frame_stack: images of which the observation of a step is made; None for no stacks.
         episode_returns: also sample the returns of the windows' episodes.
+        discount: of the returns that come with them; None for none.
+        share: of logged data, where a batch is drawn in two parts; this samples one of them.
+        logged: whether it is the logged one.
     """
 
     batch_size: int
@@ -100,23 +124,37 @@ class Sampling:
     successors: bool = False
     frame_stack: int | None = None
     episode_returns: bool = False
+    discount: float | None = None
+    share: LoggedShare | None = None
+    logged: bool = False
+
+    def size(self, step: int) -> int:
+        """Return how many windows it draws for a gradient step."""
+        if self.share is None:
+            return self.batch_size
+        logged = self.share.windows(step, self.batch_size)
+        return logged if self.logged else self.batch_size - logged
 
     def batches(
         self, store: TrajectoryStore, *, rank: int, first_step: int, count: int
     ) -> Iterator[Window[np.ndarray[Any, Any]]]:
         """Yield the batches of gradient steps `first_step` to `first_step + count - 1`."""
         law = episode_law(store, self.return_balance) if self.return_balance else None
+        discounted = None
+        if self.discount is not None:
+            discounted = discounted_returns(store.rewards, store.starts, store.lengths, self.discount)
         for step in range(first_step, first_step + count):
             yield windows.sample(
                 store,
-                numpy_generator(self.seed, "batch", rank, step),
-                self.batch_size,
+                numpy_generator(self.seed, "logged-batch" if self.logged else "batch", rank, step),
+                self.size(step),
                 self.context_length,
                 starts=self.window_starts,
                 law=law,
                 successors=self.successors,
                 frame_stack=self.frame_stack,
                 episode_returns=self.episode_returns,
+                discounted=discounted,
             )
 
 
@@ -173,17 +211,19 @@ class SequenceOfflineData(OfflineData):
         self._shared: ray.ObjectRef[SharedStore] | None = None
         config.resolve(self.full)
 
-    def iterators(self, num_learners: int) -> list[BatchSource]:
+    def iterators(self, num_learners: int, sampling: Sampling | None = None) -> list[BatchSource]:
         """Return one source per learner; they hold the same data and draw different batches.
 
         Args:
             num_learners: learners in other processes; 0 for the one in this process.
+            sampling: how; None for the config's.
         """
+        sampling = self.sampling if sampling is None else sampling
         if num_learners == 0:
-            return [StoreIterator(self.store, self.sampling)]
+            return [StoreIterator(self.store, sampling)]
         if self._shared is None:
             self._shared = ray.put(SharedStore.publish(self.store))
-        return [StoreIterator(self._shared, self.sampling)] * num_learners
+        return [StoreIterator(self._shared, sampling)] * num_learners
 
     @property
     def sampling(self) -> Sampling:
@@ -197,4 +237,5 @@ class SequenceOfflineData(OfflineData):
             successors=self.config.samples_successors,
             frame_stack=self.config.resolved_spec.model.frame_stack,
             episode_returns=self.config.training_objective.reads_episode_returns,
+            discount=self.config.samples_discount,
         )

@@ -44,6 +44,11 @@ class RLGradientLearner(MultiLossLearner):
             self.rl_gradient.policy_moved(self.networks)
 
     @property
+    def online(self) -> bool:
+        """Whether pretraining is over; here there is none."""
+        return True
+
+    @property
     def _phase_step(self) -> int:
         """The gradient steps of this phase; its first one moves the policy."""
         return self.gradient_step
@@ -58,7 +63,8 @@ class RLGradientLearner(MultiLossLearner):
                 every = torch.cat([window.returns_to_go[None], returns])  # (1 + M, B, K, 1)
                 outputs, batch.asked = networks.model.outputs_for(window, every).tensor_split([1])
                 outputs = outputs[0]
-        fit = imitation_loss(networks.model, outputs, window)
+        weights = self.rl_gradient.imitation_weights(outputs, networks, batch, online=self.online)
+        fit = imitation_loss(networks.model, outputs, window, weights)
         self.log(BC_LOSS, fit.detach())
         loss = self._policy_loss(fit, outputs, batch)
         for name, value in batch.logged.items():
@@ -67,7 +73,7 @@ class RLGradientLearner(MultiLossLearner):
 
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Return what the policy descends; see `RLGradient.policy_loss`."""
-        return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=True)
+        return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=self.online)
 
 
 class ObjectiveLearner(RLGradientLearner):

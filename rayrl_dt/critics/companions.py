@@ -46,10 +46,11 @@ class Companions:
     def kept_under(self) -> str | None:
         """Where the critic stands in an `IQLCritic`, as bundles keep critics; None for one that they do not keep.
 
-        One that does not train is another bundle's. One with layer norm serves training alone: acting has fast passes
-        of plain networks.
+        One that does not train is another bundle's. One with layer norm, or with more than two members, serves
+        training alone: acting has fast passes of two plain networks.
         """
-        kept = self.critic_trains and not self.shape.get("layer_norm")
+        shape = self.shape
+        kept = self.critic_trains and not shape.get("layer_norm") and shape.get("ensemble", 2) == 2
         return _PLACES[self.critic] if kept and self.critic is not None else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -26,9 +27,11 @@ _SECOND = 3
 
 
 class TwinCritic(nn.Module):
-    """Two independent value functions Q1, Q2 of single steps (TD3+ODT, equation 3: "reflexive" critics).
+    """Independent value functions Q1, Q2, ... of single steps (TD3+ODT, equation 3: "reflexive" critics).
 
-    Each is an MLP [observation; action] -> hidden -> hidden -> 1 with ReLU and PyTorch's own initialization. Two
+    Two as in TD3, or more as in REDQ and RLPD (Ball et al. 2023, section 4), whose targets ask a random few.
+
+    Each is an MLP [observation; action] -> hidden -> hidden -> 1 with ReLU and PyTorch's own initialization. They are
     plain networks: stacking their weights for batched products takes longer on a CPU (27.5 to 31 ms instead of 26 ms
     for forward and backward of 1,280 rows, 2 x 256).
 
@@ -40,17 +43,22 @@ class TwinCritic(nn.Module):
         hidden: width of both hidden layers.
         layer_norm: normalize the hidden layers before the ReLU, without learned scale and shift. The authors do so
             everywhere but on MuJoCo.
+        ensemble: E, how many; `q1` and `q2` are there in any case.
 
     Attributes:
         layer_norm: as given.
+        ensemble: as given.
 
     Raises:
         UserError: the actions are discrete, or the observations are not vectors.
     """
 
-    def __init__(self, spec: PolicySpec, *, hidden: int = 256, layer_norm: bool = False) -> None:
+    def __init__(
+        self, spec: PolicySpec, *, hidden: int = 256, layer_norm: bool = False, ensemble: int = 2
+    ) -> None:
         super().__init__()
         self.layer_norm = layer_norm
+        self.ensemble = ensemble
         if not spec.head.continuous:
             raise UserError(
                 f"a critic takes continuous actions, and those of {spec.dataset} are {spec.action_space}; "
@@ -65,26 +73,43 @@ class TwinCritic(nn.Module):
         widths = (shape[0] + spec.action_size, hidden, hidden)
         self.q1 = _mlp(widths, layer_norm)
         self.q2 = _mlp(widths, layer_norm)
+        for number in range(3, ensemble + 1):
+            self.add_module(f"q{number}", _mlp(widths, layer_norm))
 
-    def forward(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Values actions.
+    @property
+    def networks(self) -> list[nn.Sequential]:
+        """Q1, Q2, ..., in order."""
+        return [self.get_submodule(f"q{number}") for number in range(1, self.ensemble + 1)]  # type: ignore[misc]
+
+    def forward(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        dtype: torch.dtype = torch.float32,
+        *,
+        members: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Value actions.
 
         Args:
             observations: `(..., S)` normalized.
             actions: `(..., A)` in [-1, 1].
             dtype: of the products of the second layers, nearly all of the work; all else is float32, since a value of
                 300 in bf16 would be off by 1.
+            members: which of them to ask, from 0; None for all.
 
         Returns:
-            `(2, ...)`, Q1 and Q2.
+            `(M, ...)` of the M that are asked; Q1 and Q2 where there are no more.
         """
         inputs = torch.cat([observations, actions], dim=-1)  # (..., S + A)
-        rows, networks = inputs.flatten(0, -2), (self.q1, self.q2)  # (N, S + A)
+        rows, networks = inputs.flatten(0, -2), self.networks  # (N, S + A)
+        if members is not None:
+            networks = [networks[member] for member in members]
         if self.layer_norm:
             values = [_normed_values(network, rows, dtype) for network in networks]
         else:
             values = [values_of(Layers(*network.parameters()), rows, dtype) for network in networks]
-        return torch.stack(values).view(2, *inputs.shape[:-1])  # (2, N) -> (2, ...)
+        return torch.stack(values).view(len(networks), *inputs.shape[:-1])  # (M, N) -> (M, ...)
 
     def first(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return Q1 alone, `(...)`, at half the cost: the actor's loss asks for no more (TD3).
@@ -92,11 +117,20 @@ class TwinCritic(nn.Module):
         Gradients are for the actions; the weights are taken as they are.
         """
         inputs = torch.cat([observations, actions], dim=-1)  # (..., S + A)
-        rows, net = inputs.flatten(0, -2), self.q1  # (N, S + A)
-        values = (
-            _normed_values(net, rows, dtype) if self.layer_norm else values_of(layers_of(net), rows, dtype)
-        )
-        return values.view(inputs.shape[:-1])  # (N,) -> (...)
+        return self._held(self.q1, inputs.flatten(0, -2), dtype).view(inputs.shape[:-1])  # (N,) -> (...)
+
+    def held(self, observations: Tensor, actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values of all, `(E, ...)`, as `forward` does, with gradients for the actions alone."""
+        inputs = torch.cat([observations, actions], dim=-1)  # (..., S + A)
+        rows = inputs.flatten(0, -2)  # (N, S + A)
+        values = [self._held(network, rows, dtype) for network in self.networks]
+        return torch.stack(values).view(len(values), *inputs.shape[:-1])  # (E, N) -> (E, ...)
+
+    def _held(self, network: nn.Sequential, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the values `(N,)` of a network whose weights need no gradient."""
+        if self.layer_norm:
+            return _normed_values(network, rows, dtype)
+        return values_of(layers_of(network), rows, dtype)
 
 
 class IQLCritic(nn.Module):

@@ -2,11 +2,13 @@
 
 Episodes leave in the order in which they came: the logged ones from the lowest return upwards, then the collected ones,
 oldest first (Online Decision Transformer, section 5 and its code). Returns-to-go are those that the episodes achieved
-(hindsight), computed once when they come in; the target that a rollout was asked for is never stored.
+(hindsight), computed once when they come in. What a rollout was asked for is kept beside them: its actions were drawn
+under that, so what weighs them by their probability has to ask for it again.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -27,7 +29,7 @@ __all__ = ["ReplayCounts", "TrajectoryReplay", "best_episodes"]
 Array = np.ndarray[Any, Any]
 
 _STEP_ARRAYS = ("observations", "actions", "rewards", "returns_to_go")
-_EPISODE_ARRAYS = ("lengths", "terminated", "final_observations", "numbers")
+_EPISODE_ARRAYS = ("lengths", "terminated", "final_observations", "numbers", "asked")
 _FIRST_ROWS = 1024
 # Of the names of arrays in a saved replay.
 _STEPS, _EPISODES, _COUNTS = "steps/", "episodes/", "counts"
@@ -148,17 +150,21 @@ class TrajectoryReplay:
         for episode in best.tolist():
             self.add([store.trajectory(episode)])
 
-    def add(self, episodes: Sequence[Trajectory]) -> None:
+    def add(self, episodes: Sequence[Trajectory], asked: Sequence[float] | None = None) -> None:
         """Take in finished episodes; the oldest leave to make room.
+
+        Args:
+            episodes: they may be logged or collected.
+            asked: the raw return that each was asked for at its first step; None for logged ones.
 
         Raises:
             UserError: an episode does not fit the spaces; those before it are in, it and those after it are not.
         """
-        for episode in episodes:
-            self._append(episode)
+        for episode, target in zip(episodes, asked or [math.nan] * len(episodes), strict=True):
+            self._append(episode, target)
             self._evict()
 
-    def _append(self, episode: Trajectory) -> None:
+    def _append(self, episode: Trajectory, asked: float) -> None:
         rows = episode_arrays(episode, self._info, self.counts.added_episodes)
         length = len(episode)
         zero, lengths = np.zeros(1, np.int64), np.array([length], np.int64)
@@ -168,6 +174,7 @@ class TrajectoryReplay:
             "terminated": np.array([episode.terminated]),
             "final_observations": rows["final_observations"],
             "numbers": np.array([self.counts.added_episodes], np.int64),
+            "asked": np.array([asked], np.float64),
         }
         self._begin, self._end = _make_room(
             self._steps, {name: rows[name] for name in _STEP_ARRAYS}, self._begin, self._end, self._space
@@ -201,6 +208,20 @@ class TrajectoryReplay:
             self._episodes["numbers"][self._first : self._last].copy() if len(self) else np.zeros(0)
         )
         return numbers
+
+    def episode_returns(self) -> Array:
+        """`(E,)` raw returns of the episodes, a copy; the replay must not be empty."""
+        return self.store.episode_returns
+
+    def asked_returns_to_go(self) -> Array:
+        """`(N,)` raw returns-to-go that the steps of `store` were asked for: NaN in logged episodes.
+
+        That of the first step is the target, and each reward is taken off the next one, as in a rollout.
+        """
+        store, asked = self.store, self._episodes["asked"][self._first : self._last]
+        earned = np.repeat(store.episode_returns, store.lengths) - store.returns_to_go  # before each step
+        returns: Array = (np.repeat(asked, store.lengths) - earned).astype(np.float32)
+        return returns
 
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs: plain arrays (copies) and numbers."""
@@ -246,8 +267,10 @@ class TrajectoryReplay:
                     }
                     parts[prefix] = read_arrays(archive, members, space)
             steps, episodes = parts[_STEPS], parts[_EPISODES]
+            if episodes:  # files of versions that kept no targets
+                episodes.setdefault("asked", np.full(len(episodes["lengths"]), np.nan))
             counts = ReplayCounts(*parts[_COUNTS][""].tolist())
-            self._check(steps, episodes)
+            _check(steps, episodes, self._info)
         except UserError:
             raise
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -255,31 +278,6 @@ class TrajectoryReplay:
                 f"the replay {file} is missing or broken ({error}); resume from an earlier checkpoint"
             ) from error
         self._replace(steps, episodes, counts)
-
-    def _check(self, steps: dict[str, Array], episodes: dict[str, Array]) -> None:
-        """Raise ValueError where saved arrays do not fit one another or the spaces."""
-        if not steps and not episodes:
-            return
-        count, number = len(steps["rewards"]), len(episodes["lengths"])
-        observation, action = (
-            space.shape or () for space in (self._info.observation_space, self._info.action_space)
-        )
-        shapes = {
-            "observations": (count, *observation),
-            "actions": (count, *action),
-            "final_observations": (number, *observation),
-        }
-        for name, array in (*steps.items(), *episodes.items()):
-            shape = shapes.get(name, (count,) if name in steps else (number,))
-            if array.shape != shape or array.dtype.kind not in "fiub":
-                raise ValueError(
-                    f"{name} are {array.dtype} of shape {array.shape}, not numbers of shape {shape}"
-                )
-        if {*steps} != {*_STEP_ARRAYS} or {*episodes} != {*_EPISODE_ARRAYS}:
-            raise ValueError(f"it holds {', '.join((*steps, *episodes))}")
-        lengths = episodes["lengths"]
-        if (lengths < 1).any() or lengths.sum() != count:
-            raise ValueError("its episodes do not add up to its steps")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the content by a saved one; windows drawn afterwards equal those that would have been drawn."""
@@ -296,6 +294,28 @@ class TrajectoryReplay:
         self.counts = counts
         self._view = None
         self._evict()
+
+
+def _check(steps: dict[str, Array], episodes: dict[str, Array], info: DatasetInfo) -> None:
+    """Raise ValueError where saved arrays do not fit one another or the spaces."""
+    if not steps and not episodes:
+        return
+    count, number = len(steps["rewards"]), len(episodes["lengths"])
+    observation, action = (space.shape or () for space in (info.observation_space, info.action_space))
+    shapes = {
+        "observations": (count, *observation),
+        "actions": (count, *action),
+        "final_observations": (number, *observation),
+    }
+    for name, array in (*steps.items(), *episodes.items()):
+        shape = shapes.get(name, (count,) if name in steps else (number,))
+        if array.shape != shape or array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} are {array.dtype} of shape {array.shape}, not numbers of shape {shape}")
+    if {*steps} != {*_STEP_ARRAYS} or {*episodes} != {*_EPISODE_ARRAYS}:
+        raise ValueError(f"it holds {', '.join((*steps, *episodes))}")
+    lengths = episodes["lengths"]
+    if (lengths < 1).any() or lengths.sum() != count:
+        raise ValueError("its episodes do not add up to its steps")
 
 
 def _make_room(
@@ -319,4 +339,4 @@ def _make_room(
 
 
 # `TrajectoryStore` and this module must agree on what an episode consists of.
-assert {*_STEP_ARRAYS, *_EPISODE_ARRAYS} - {"numbers"} == {*ARRAYS} - {"starts"}
+assert {*_STEP_ARRAYS, *_EPISODE_ARRAYS} - {"numbers", "asked"} == {*ARRAYS} - {"starts"}

@@ -38,6 +38,7 @@ def sample(
     successors: bool = False,
     frame_stack: int | None = None,
     episode_returns: bool = False,
+    discounted: Array | None = None,
 ) -> Window[Array]:
     """Draw `batch_size` windows.
 
@@ -51,6 +52,7 @@ def sample(
         successors: also return rewards, terminal flags and the window shifted by one step.
         frame_stack: as for `gather`.
         episode_returns: also return those of the windows' episodes.
+        discounted: `(N,)` discounted returns of the store's steps, to be returned with successors; None for none.
     """
     if law is None:
         episodes, offsets = store.locate(rng.integers(store.num_steps, size=batch_size))
@@ -60,7 +62,15 @@ def sample(
     if starts == "full":
         last = np.maximum(store.lengths[episodes] - context_length, 0)
         offsets = rng.integers(last + 1)
-    window = gather(store, episodes, offsets, context_length, successors=successors, frame_stack=frame_stack)
+    window = gather(
+        store,
+        episodes,
+        offsets,
+        context_length,
+        successors=successors,
+        frame_stack=frame_stack,
+        discounted=discounted,
+    )
     if not episode_returns:
         return window
     returns = store.episode_returns[episodes].astype(np.float32)
@@ -75,6 +85,7 @@ def gather(
     *,
     successors: bool = False,
     frame_stack: int | None = None,
+    discounted: Array | None = None,
 ) -> Window[Array]:
     """Cut the windows that start at step `offsets[i]` of episode `episodes[i]`.
 
@@ -87,6 +98,7 @@ def gather(
         frame_stack: S, images of which the observation of a step is made, its own and those before it; zeros where
             there is none in the episode. The stacks are views that share their images. Those of padding may hold
             images of steps before the window, which the first stacks of the window need. None for no stacks.
+        discounted: as for `sample`.
     """
     remaining = store.lengths.take(episodes) - offsets
     real = np.minimum(remaining, context_length)
@@ -141,6 +153,7 @@ def gather(
         window,
         rewards=cut(store.rewards, index),
         terminated=terminated,
+        discounted_returns=None if discounted is None else cut(discounted, index),
         next=Window(
             returns_to_go=next_returns[..., None],
             observations=next_observations,

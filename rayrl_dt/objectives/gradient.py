@@ -33,14 +33,15 @@ class Networks(Protocol):
     critic: TwinCritic
     target_model: SequenceModel
     target_critic: TwinCritic
+    log_temperature: Tensor
     precision: str
 
     @property
     def judge(self) -> TwinCritic | None:
         """The twin Q that may be asked about actions."""
 
-    def move_targets(self, polyak: float) -> None:
-        """Move the slow copies by `polyak` of the way."""
+    def move_targets(self, polyak: float, *, only: str | None = None) -> None:
+        """Move the slow copies by `polyak` of the way; `only` names one, such as "critic"."""
 
 
 class Batch:
@@ -72,6 +73,14 @@ class Batch:
         """The windows in model units."""
         return self._model.inputs(self.window)
 
+    def parts(self, count: int) -> list[Batch]:
+        """Return `count` equal batches without a window in common; the noise goes on through them."""
+        if count == 1:
+            return [self]
+        size = self.window.batch_size // count
+        windows = (self.window.rows(begin * size, (begin + 1) * size) for begin in range(count))
+        return [Batch(window, self._model, self.noise) for window in windows]
+
     def normal(self, like: Tensor) -> Tensor:
         """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
         return torch.randn(like.shape, generator=self.noise).to(like.device)
@@ -81,6 +90,10 @@ class Bench(Protocol):
     """What a learner lends to an RL gradient."""
 
     gradient_step: int
+
+    @property
+    def online(self) -> bool:
+        """Whether finetuning has begun; always where nothing is pretrained."""
 
     @property
     def networks(self) -> Networks:
@@ -194,6 +207,22 @@ class RLGradient:
         """Return what else the policy is asked for, `(M, B, K, 1)` raw; None for nothing but the data's returns.
 
         The outputs are `Batch.asked`, when the policy's loss is asked for.
+        """
+        return None
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse batches of a size that it cannot use.
+
+        Raises:
+            UserError: with another choice.
+        """
+
+    def imitation_weights(
+        self, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool
+    ) -> Tensor | None:
+        """Return how much each step counts where the policy fits its data, `(B, K)`; None for 1 each.
+
+        The arguments are those of `policy_loss`.
         """
         return None
 

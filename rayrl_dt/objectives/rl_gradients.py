@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from rayrl_dt.objectives.gradient import GradientSettings, RLGradient
+from rayrl_dt.objectives.online_weighted import OnlineAWAC, OnlinePG
+from rayrl_dt.objectives.sac import SAC
 from rayrl_dt.objectives.td3 import TD3
 
 __all__ = ["RL_GRADIENTS", "gradient_settings", "logged"]
 
-RL_GRADIENTS: dict[str, type[RLGradient]] = {"td3": TD3, "none": RLGradient}
+RL_GRADIENTS: dict[str, type[RLGradient]] = {
+    "td3": TD3,
+    "sac": SAC,
+    "pg": OnlinePG,
+    "awac": OnlineAWAC,
+    "none": RLGradient,
+}
 
 
 def gradient_settings() -> tuple[type[GradientSettings], ...]:

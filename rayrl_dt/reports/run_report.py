@@ -25,6 +25,7 @@ from rayrl_dt.reports.document import (
     number,
 )
 from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, describe, metrics, places_of
+from rayrl_dt.reports.finetuning import finetuning
 from rayrl_dt.reports.learning_curve import learning_curve
 from rayrl_dt.reports.page import write_page
 from rayrl_dt.reports.run_folder import RunFolder, load_runs
@@ -69,6 +70,7 @@ def _run(run: RunFolder, prefix: str) -> list[Block]:
         blocks.append(Paragraph("The last checkpoint has not been evaluated; rayrl-dt eval does it."))
     else:
         blocks += _evaluation(run, run.last, prefix)
+    blocks += finetuning(run.records, run.name, prefix)
     if run.records:
         figure = learning_curve({run.algorithm: run.records}, data_max=run.data_max)
         alt = f"Learning curves of {run.name} over gradient steps"

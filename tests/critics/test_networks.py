@@ -67,6 +67,28 @@ def test_values_are_those_of_two_networks(critic: TwinCritic, shape: tuple[int, 
     torch.testing.assert_close(critic.first(observations, actions), values[0])
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_an_ensemble_begins_with_the_twins_and_answers_in_part(spec: PolicySpec, layer_norm: bool) -> None:
+    """The first two are those of TD3 bit for bit; a gradient through `held` reaches the actions alone."""
+    critics = []
+    for ensemble in (2, 5):
+        torch.manual_seed(0)
+        critics.append(TwinCritic(spec, hidden=H, layer_norm=layer_norm, ensemble=ensemble))
+    twins, five = critics
+    observations, actions = inputs(4, 3)
+    actions.requires_grad_()
+    values = five(observations, actions)
+    assert values.shape == (5, 4, 3) and torch.equal(values[:2], twins(observations, actions))
+    assert len({round(float(each.sum()), 6) for each in values.detach()}) == 5
+    assert torch.equal(five(observations, actions, members=[3, 1]), values[[3, 1]])
+    torch.testing.assert_close(five.held(observations, actions), values)
+    inner = five.held(observations, actions).mean()
+    (slope,) = torch.autograd.grad(inner, actions, retain_graph=True)
+    (wanted,) = torch.autograd.grad(values.mean(), actions)
+    torch.testing.assert_close(slope, wanted)
+    assert {"q1", "q2", "q3", "q4", "q5"} == {name for name, _ in five.named_children()}
+
+
 def test_layer_norm_is_an_option_without_parameters(spec: PolicySpec) -> None:
     plain, normalized = (TwinCritic(spec, hidden=H, layer_norm=on) for on in (False, True))
     assert {n: p.shape for n, p in plain.q1[0].named_parameters()} == {"weight": (H, S + A), "bias": (H,)}

@@ -58,6 +58,19 @@ def test_long_episodes_are_summed_in_double_precision() -> None:
     assert result[0] == pytest.approx(len(rewards) * float(np.float32(0.1)), rel=1e-7)
 
 
+@given(episodes_of_rewards, st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+def test_discounted_returns_are_the_recursion_of_a_critic(episodes: list[Any], gamma: float) -> None:
+    rewards, starts, lengths = _table(episodes)
+    result = returns.discounted_returns(rewards, starts, lengths, gamma)
+    for start, length in zip(starts, lengths, strict=True):
+        total = 0.0
+        for step in reversed(range(start, start + length)):
+            total = float(rewards[step]) + gamma * total
+            assert result[step] == np.float32(total)
+    if gamma == 1.0:
+        np.testing.assert_array_equal(result, returns.returns_to_go(rewards, starts, lengths))
+
+
 def test_decrement_in_a_rollout() -> None:
     target, rewards = np.array([10.0]), [1.0, 2.5, -3.0]
     to_go = target

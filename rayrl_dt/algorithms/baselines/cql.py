@@ -16,10 +16,11 @@ from rayrl_dt.algorithms.baselines.config import MemorylessConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
 from rayrl_dt.critics.companions import Companions
+from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
 from rayrl_dt.objectives.objective import Q_MEAN
-from rayrl_dt.settings import Settings, count, real, setting
+from rayrl_dt.settings import Settings, count, flag, real, setting
 from rayrl_dt.types import Window
 
 __all__ = ["CONSERVATIVE_GAP", "CQL", "CQLConfig", "CQLLearner"]
@@ -34,6 +35,10 @@ class CQLSettings(Settings):
     Attributes:
         alpha: weight of the conservative gap beside the critics' squared error, both in units of `reward_scale`; 0 is
             soft actor-critic.
+        calibrated: value the policy's actions no lower, in the gap, than what the data went on to achieve from the same
+            state (Nakamoto et al. 2023, "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning"):
+            for critics that finetuning is to begin with. An episode that ran out of time counts as if nothing came
+            after it.
         num_actions: sampled actions of each of the three kinds, for every transition.
         temperature_lr: learning rate of the entropy's temperature.
         initial_temperature: its first value, in units of Q (those of `reward_scale`) for a nat.
@@ -42,9 +47,18 @@ class CQLSettings(Settings):
     section: ClassVar[str] = "training"
 
     alpha: float = setting(10.0, real(least=0))
+    calibrated: bool = setting(False, flag())
     num_actions: int = setting(4, count(1))
     temperature_lr: float = setting(3e-5, real(above=0))
     initial_temperature: float = setting(1.0, real(above=0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibrated and self.alpha == 0:
+            raise UserError(
+                "training.calibrated floors values in the gap that training.alpha weighs, and alpha is 0; set alpha, "
+                "such as 10, or calibrated: false"
+            )
 
 
 class CQLConfig(MemorylessConfig):
@@ -89,6 +103,24 @@ class CQLConfig(MemorylessConfig):
         return Companions(
             critic="twin", shape=shape, slow=("critic",), initial_temperature=self.initial_temperature
         )
+
+    @property
+    def samples_discount(self) -> float | None:
+        """The critics' discount, where they are calibrated."""
+        return self.gamma if self.calibrated else None
+
+    def resolve(self, store: TrajectoryStore) -> None:
+        """Fill in what the data decides.
+
+        Raises:
+            UserError: the actions of the data are discrete, or there are no returns to calibrate with.
+        """
+        if self.calibrated and not store.rewards.any():
+            raise UserError(
+                f"training.calibrated floors values at the returns of the data, and {store.info.source} has none: all "
+                "rewards are 0; set training.calibrated: false, or choose data with rewards"
+            )
+        super().resolve(store)
 
     def validate(self) -> None:
         """Check the head, too.
@@ -151,6 +183,10 @@ class CQLLearner(MultiLossLearner):
         observations = inputs.observations.expand(-1, actions.shape[1], -1)
         values = networks.critic(observations, actions)  # (2, B, 1 + M)
         logged, sampled = values[..., :1], values[..., 1:]
+        if config.calibrated:
+            assert window.discounted_returns is not None
+            returns = window.discounted_returns / config.reward_scale  # (B, 1)
+            sampled = losses.calibrated(sampled, returns, of_policy=2 * count)
         gap = losses.conservative_gap(sampled, log_density, logged[..., 0])
         loss = losses.td3_critic_loss(logged, target, window.mask) + config.alpha * gap
         self.descend(CRITIC, loss, "the critic's loss")

@@ -13,9 +13,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.online.config import OnlineConfig
-from rayrl_dt.algorithms.online.shared_replay import SharedReplay, new_replay, sources
+from rayrl_dt.algorithms.online.mixture import batch_sources
+from rayrl_dt.algorithms.online.shared_replay import SharedReplay, episode_targets, new_replay
 from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners, Patience
 from rayrl_dt.algorithms.runners.synchronous import Collect, run_on_runners
 from rayrl_dt.data.replay import TrajectoryReplay
@@ -28,7 +28,16 @@ __all__ = ["ENV_STEPS", "OnlineDT", "OnlineDTConfig"]
 
 ENV_STEPS = "env_steps"
 _EPISODES = "collected_episodes"
-_COUNTERS = (ENV_STEPS, _EPISODES, "rounds", "round_steps", "updates_due", "collected_return", "stream_calls")
+_COUNTERS = (
+    ENV_STEPS,
+    _EPISODES,
+    "rounds",
+    "round_steps",
+    "updates_due",
+    "collected_return",
+    "asked_return",
+    "stream_calls",
+)
 _REPLAY = "replay.npz"
 # Between two looks at what the runners have sent: long enough to cost nothing, short enough that none runs dry.
 _SECONDS_OF_UPDATES = 0.1
@@ -47,6 +56,7 @@ class OnlineDTConfig(OnlineConfig):
     | TD3 alone | `online(bc_weight=0, alpha=1)` |
     | deterministic ODT | `online(rl_gradient="none")` |
     | ODT | `online(rl_gradient="none")`, `rl_module(model_config={"head": "gaussian"})` |
+    | soft actor-critic | `online(rl_gradient="sac", bc_weight=0, alpha=1)`, the same head |
 
     Differences from the papers and their code: returns-to-go are relabeled once, when an episode enters the replay,
     not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does
@@ -68,6 +78,7 @@ class OnlineDT(SequenceAlgorithm):
         round_steps: environment steps of the next one so far (saved).
         updates_due: online updates that what is collected asks for (saved).
         collected_return: mean raw return of the episodes collected last (saved).
+        asked_return: mean raw return that they were asked for (saved).
         stream_calls: calls made to runners in async mode (saved).
         replay: the trajectories that online updates draw from (saved); None while pretraining. In this process, or in
             one of its own when runners or learners are remote.
@@ -89,6 +100,7 @@ class OnlineDT(SequenceAlgorithm):
         self.round_steps = 0
         self.updates_due = 0
         self.collected_return: float | None = None
+        self.asked_return: float | None = None
         self.stream_calls = 0
         self.replay: TrajectoryReplay | SharedReplay | None = None
         self.async_runners: AsyncRunners | None = None
@@ -141,20 +153,17 @@ class OnlineDT(SequenceAlgorithm):
             return
         if self.replay is None:
             self.replay = new_replay(self.config, self.offline_data.full.info, self.policy_spec.normalizer)
-            self.replay.fill(self.offline_data.store)
+            if self.config.logged_share is None:
+                self.replay.fill(self.offline_data.store)
         if self.config.mode == "async":
             self._collect_and_update(self.replay)
             return
-        if self._updates_left <= 0:
-            try:
+        try:
+            while self._updates_left <= 0:  # rounds before the first update allow none
                 self._collect(self.replay)
-            except RolloutsStopped:
-                return  # the round is collected anew, and is the same
-        self._update(self._sources(self.replay), self._updates_left)
-
-    def _sources(self, replay: TrajectoryReplay | SharedReplay) -> list[BatchSource]:
-        ahead = self.config.mode == "async"
-        return sources(replay, self.offline_data.sampling, self.config.num_learners, ahead=ahead)
+        except RolloutsStopped:
+            return  # the round is collected anew, and is the same
+        self._update(batch_sources(self.config, self.offline_data, self.replay), self._updates_left)
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Run whole episodes until a round is complete; each is a function of the weights and its number."""
@@ -165,13 +174,13 @@ class OnlineDT(SequenceAlgorithm):
         else:
             call = Collect(ray.put(self.policy_state()))
         at_once = max(1, config.num_env_runners) * config.num_envs_per_env_runner
-        target = config.rollout_target()
+        target = episode_targets(config, replay, self.offline_data.store)
         collected: list[EpisodeRecord] = []
         left = max(1, config.env_steps_per_iteration - self.round_steps)
         while sum(episode.length for episode in collected) < left:
             first = self.collected_episodes + len(collected)
             slots = [
-                Slot(target, 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
+                Slot(target(first + j), 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
                 for j in range(at_once)
             ]
             collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
@@ -180,10 +189,11 @@ class OnlineDT(SequenceAlgorithm):
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
         """Add finished episodes to the replay and count them, and the updates of the rounds that they complete."""
-        trajectories = [episode.trajectory for episode in episodes if episode.trajectory is not None]
+        recorded = [episode for episode in episodes if episode.trajectory is not None]
+        trajectories = [episode.trajectory for episode in recorded if episode.trajectory is not None]
         if self.config.timeout_is_terminal:
             trajectories = [replace(each, terminated=True) for each in trajectories]
-        replay.add(trajectories)
+        replay.add(trajectories, [episode.target for episode in recorded])
         for episode in episodes:
             if self._collects:
                 self.round_steps += episode.length
@@ -191,9 +201,11 @@ class OnlineDT(SequenceAlgorithm):
             if self.round_steps >= self.config.env_steps_per_iteration:
                 self.rounds += 1
                 self.round_steps = 0
-                self.updates_due += self.config.updates_per_iteration
+                if self.env_steps > self.config.collect_before_update:
+                    self.updates_due += self.config.updates_per_iteration
         self.collected_episodes += len(episodes)
         self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
+        self.asked_return = sum(episode.target for episode in episodes) / len(episodes)
 
     def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Take one iteration's updates while the runners go on collecting.
@@ -211,7 +223,7 @@ class OnlineDT(SequenceAlgorithm):
             if allowed <= 0:
                 continue
             before, seconds = self.gradient_steps, self.last_update_seconds
-            self._update(self._sources(replay), allowed)
+            self._update(batch_sources(config, self.offline_data, replay), allowed)
             if self.gradient_steps < before + allowed:
                 break  # an observer wants to stop
             seconds = self.last_update_seconds - seconds
@@ -261,6 +273,7 @@ class OnlineDT(SequenceAlgorithm):
             ENV_STEPS: self.env_steps,
             _EPISODES: self.collected_episodes,
             "collected_return": self.collected_return,
+            "asked_return": self.asked_return,
             "env_steps_per_s": collected / seconds if seconds else None,
             "update_to_data": updates / self.env_steps if self.env_steps else None,
             "replay_episodes": 0 if replay is None else len(replay),

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.offline_data import LoggedShare
+from rayrl_dt.algorithms.online.exploration import EXPLORATION, Exploration
 from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
@@ -59,7 +61,8 @@ class OnlineConfig(SequenceConfig):
     @property
     def total_gradient_steps(self) -> int:
         """Gradient steps of the whole run at most, if collected episodes are as long as the logged ones or longer."""
-        rounds = math.ceil(self.env_steps / max(self.env_steps_per_iteration, self.logged_episode_steps))
+        steps = max(self.env_steps_per_iteration, self.logged_episode_steps)
+        rounds = math.ceil(self.env_steps / steps) - math.floor(self.collect_before_update / steps)
         return self.pretrain_steps + rounds * self.updates_per_iteration
 
     @property
@@ -151,6 +154,22 @@ class OnlineConfig(SequenceConfig):
         """Whether batches carry what a TD target needs."""
         return self.gradient.successors
 
+    @property
+    def logged_share(self) -> LoggedShare | None:
+        """The share of logged data in batches online; None where the replay begins with them."""
+        if self.offline_fraction is None:
+            return None
+        return LoggedShare(self.offline_fraction, self.pretrain_steps, self.offline_fraction_steps)
+
+    @property
+    def exploration(self) -> Exploration | None:
+        """What the targets of collection follow; None for a constant one."""
+        kind = EXPLORATION[self.exploration_targets]
+        if kind is None:
+            return None
+        returns = self.resolved_spec.data_returns
+        return kind(returns["max"] - returns["min"], self.exploration_margin, self.exploration_quantile)
+
     def rollout_target(self) -> float:
         """Return the target return of training rollouts (raw): the one given, or the highest evaluation target."""
         if self.exploration_target is not None:
@@ -181,6 +200,11 @@ class OnlineConfig(SequenceConfig):
         Raises:
             UserError: a value is out of range or unknown, or parts do not go together.
         """
+        if self.offline_fraction and self.dataset is None:
+            raise UserError(
+                f"online.offline_fraction is {self.offline_fraction}, and there are no logged data to draw that share "
+                "of a batch from; set offline_data.dataset, or online.offline_fraction: 0"
+            )
         self.check_settings()
         if self.mode == "async" and self.num_env_runners == 0 and not self.in_evaluation:
             raise UserError(
@@ -215,6 +239,7 @@ class OnlineConfig(SequenceConfig):
         """Refuse models that cannot be finetuned: the config's own, or that of the policy to start from."""
         model = self.sequence_model
         self.gradient.check_model(model)
+        self.gradient.check_batch(self.train_batch_size_per_learner)
         if not BACKBONES[model.backbone].every_step:
             raise UserError(
                 f"model_config.backbone {model.backbone} has one output per window; finetune a sequence backbone"

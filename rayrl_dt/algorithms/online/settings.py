@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rayrl_dt.errors import one_of
+from rayrl_dt.algorithms.online.exploration import EXPLORATION
+from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
 from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text, whole_value
 
@@ -26,7 +27,9 @@ class OnlineSettings(Settings):
             arrives; the learner waits otherwise. None for two iterations' updates.
         max_rounds_ahead: in async mode, iterations that runners may be ahead of the updates; a learner that keeps
             up never has them wait.
-        rl_gradient: "td3" adds the critic's gradient to a deterministic policy; "none" leaves it out.
+        rl_gradient: "td3" adds the critic's gradient to a deterministic policy, "sac" to a Gaussian one through its
+            draws, "pg" normalized to either; "awac" weighs the actions of the data by their advantage; "none" leaves
+            critics out.
         bc_weight: weight of the supervised loss online; 0 is TD3 alone.
         action_regularization: weight of the mean squared distance between the policy's actions and those of the
             policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
@@ -43,6 +46,17 @@ class OnlineSettings(Settings):
         exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
             head "gaussian" samples instead and ignores it.
         exploration_target: raw return asked for while collecting; None for the highest evaluation target.
+        exploration_targets: "constant" as above, as the papers have it; "best" asks for the best return in the replay
+            and a margin; "quantiles" for a quantile of its returns that each episode draws anew, and the margin. The
+            last two in sync mode.
+        exploration_margin: in spans between the worst and the best logged return.
+        exploration_quantile: the lowest that "quantiles" draws.
+        collect_before_update: environment steps that the policy collects as pretraining left it, before the first
+            update online (WSRL: 5000).
+        offline_fraction: exact share of each batch that is drawn from the logged data, the replay then holding nothing
+            but what was collected (RLPD: 0.5, WSRL: 0); None for a replay that begins with the best logged episodes,
+            as the papers of ODT and TD3+ODT have it.
+        offline_fraction_steps: gradient steps online in which it falls linearly to 0; None for one that stays.
         replay_capacity_trajectories: episodes in the replay, the best logged ones first.
         replay_capacity_steps: bound on its steps; None for none.
         replay_memory_gib: a larger replay is mapped from temporary files (TMPDIR); None keeps all of it in memory.
@@ -72,10 +86,41 @@ class OnlineSettings(Settings):
     updates_per_iteration: int = setting(150, count(1))
     exploration_noise: float = setting(0.1, real(least=0))
     exploration_target: float | None = setting(None, optional(real()))
+    exploration_targets: str = setting("constant", lambda name, value: one_of(name, value, EXPLORATION))
+    exploration_margin: float = setting(0.1, real(least=0))
+    exploration_quantile: float = setting(0.8, real(least=0, most=1))
+    collect_before_update: int = setting(0, count())
+    offline_fraction: float | None = setting(None, optional(real(least=0, most=1)))
+    offline_fraction_steps: int | None = setting(None, optional(count(1)))
     replay_capacity_trajectories: int = setting(500, count(1))
     replay_capacity_steps: int | None = setting(None, optional(count(1)))
     replay_memory_gib: float | None = setting(4.0, optional(real(least=0)))
     timeout_is_terminal: bool = setting(False, flag())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.collect_before_update >= self.env_steps > 0:
+            raise UserError(
+                f"online.collect_before_update is {self.collect_before_update}, and nothing would be learned from the "
+                f"{self.env_steps} of online.env_steps; set it lower, or env_steps higher"
+            )
+        if self.offline_fraction is None and self.offline_fraction_steps is not None:
+            raise UserError(
+                f"online.offline_fraction_steps is {self.offline_fraction_steps}, and there is no offline_fraction to "
+                "fall; set online.offline_fraction, such as 0.5"
+            )
+        if self.exploration_targets == "constant":
+            return
+        if self.exploration_target is not None:
+            raise UserError(
+                f"online.exploration_target is {self.exploration_target:g}, and nothing reads it with "
+                f"exploration_targets: {self.exploration_targets}; remove it, or set exploration_targets: constant"
+            )
+        if self.mode == "async":
+            raise UserError(
+                f"online.exploration_targets {self.exploration_targets} follows the replay from round to round, and "
+                "runners of mode async keep their target; set online.mode: sync, or exploration_targets: constant"
+            )
 
 
 @dataclass(frozen=True)

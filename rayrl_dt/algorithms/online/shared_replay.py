@@ -8,7 +8,7 @@ last checkpoint holds a replay that fits its weights, and a replay pieced togeth
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,9 +24,10 @@ from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.data.replay import ReplayCounts, TrajectoryReplay
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
+from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Normalizer, Trajectory, Window
 
-__all__ = ["ReplayIterator", "SharedReplay", "new_replay", "sources"]
+__all__ = ["ReplayIterator", "SharedReplay", "episode_targets", "new_replay", "sources"]
 
 Array = np.ndarray[Any, Any]
 
@@ -98,9 +99,14 @@ class SharedReplay:
         """Take in the best logged episodes; see `TrajectoryReplay.fill`."""
         _get(self.actor.fill.remote(SharedStore.publish(store)))
 
-    def add(self, episodes: Sequence[Trajectory]) -> None:
+    def add(self, episodes: Sequence[Trajectory], asked: Sequence[float] | None = None) -> None:
         """Take in finished episodes; see `TrajectoryReplay.add`."""
-        self._ask("add", episodes)
+        self._ask("add", episodes, asked)
+
+    def episode_returns(self) -> Array:
+        """Return the raw returns of the episodes; see `TrajectoryReplay.episode_returns`."""
+        returns: Array = self._ask("episode_returns")
+        return returns
 
     def numbers(self) -> Array:
         """Return the serial numbers of the episodes; see `TrajectoryReplay.numbers`."""
@@ -201,6 +207,25 @@ def new_replay(
     }
     shared = config.num_env_runners > 0 or config.num_learners > 0
     return SharedReplay(arguments) if shared else TrajectoryReplay(**arguments)
+
+
+def episode_targets(
+    config: OnlineConfig, replay: TrajectoryReplay | SharedReplay, logged: TrajectoryStore
+) -> Callable[[int], float]:
+    """Return what gives each episode of a round, by its number, the raw return that it is asked for.
+
+    Args:
+        config: says which law.
+        replay: as it is before the round.
+        logged: what the law knows while the replay is empty.
+    """
+    exploration = config.exploration
+    if exploration is None:
+        constant = config.rollout_target()
+        return lambda episode: constant
+    returns = replay.episode_returns() if len(replay) else logged.episode_returns
+    seed = config.seed or 0
+    return lambda episode: exploration.target(returns, numpy_generator(seed, "exploration-target", episode))
 
 
 def sources(

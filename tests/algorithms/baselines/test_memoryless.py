@@ -182,11 +182,22 @@ def test_iql_takes_the_steps_of_the_paper(configure: Callable[..., Any], head: s
     algorithm.stop()
 
 
-@pytest.mark.parametrize("alpha", [0.0, 10.0])
-def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: float) -> None:
-    """Kumar et al. 2020, equation 4 with appendix F, on soft actor-critic; alpha 0 is that alone, written out."""
-    rates = {"lr": 3e-4, "temperature_lr": 3e-4}
-    algorithm = configure("CQL", steps=4, alpha=alpha, num_actions=3, reward_scale=2.0, **rates).build_algo()
+@pytest.mark.parametrize(
+    ("alpha", "scale", "calibrated"), [(0.0, 2, False), (10.0, 2, False), (10.0, 400, True)]
+)
+def test_cql_takes_the_steps_of_the_paper(
+    configure: Callable[..., Any], alpha: float, scale: int, calibrated: bool
+) -> None:
+    """Kumar et al. 2020, equation 4 with appendix F, on soft actor-critic; alpha 0 is that alone, written out.
+
+    Calibrated as in Nakamoto et al. 2023 (invariant 21): the policy's actions are valued at the return of the data at
+    least, and random ones are not; `scale` brings returns to where these critics' values are.
+    """
+    rates = {"lr": 3e-4, "temperature_lr": 3e-4, "calibrated": calibrated}
+    algorithm = configure(
+        "CQL", steps=4, alpha=alpha, num_actions=3, reward_scale=scale, **rates
+    ).build_algo()
+    raised: list[bool] = []
     module = algorithm.learner_group._learner.networks
     policy, critic, slow = scrambled(module.model, module.critic, module.target_critic)
     log_temperature = torch.zeros((), requires_grad=True)
@@ -208,13 +219,17 @@ def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: 
         uniform = (2 * torch.rand(8, 3, 1, generator=generator) - 1).transpose(0, 1)
         with torch.no_grad():
             lower = slow(following, draw(following, ahead[0])[0]).amin(dim=0)
-            target = window.rewards[:, 0] / 2 + 0.99 * lower * ~window.terminated[:, 0]
+            target = window.rewards[:, 0] / scale + 0.99 * lower * ~window.terminated[:, 0]
             own, own_density = draw(observations, here)
             later, later_density = draw(following, there)
             density = torch.cat([own_density, later_density, torch.full((3, 8), math.log(0.5))]).exp()
             candidates = torch.cat([own, later, uniform])
         values = critic(observations.expand(9, 8, 3), candidates)
         logged = critic(observations, actions)
+        if calibrated:
+            floor = window.discounted_returns[:, 0] / scale
+            raised += (values < floor).flatten().tolist()
+            values = torch.cat([torch.where(values > floor, values, floor)[:, :6], values[:, 6:]], dim=1)
         integral = (values.exp() / density).mean(dim=1)
         gap = (integral.log() - logged).mean(dim=1).sum()
         critic_adam.zero_grad()
@@ -233,6 +248,7 @@ def test_cql_takes_the_steps_of_the_paper(configure: Callable[..., Any], alpha: 
     for found, wanted in ((module.model, policy), (module.critic, critic), (module.target_critic, slow)):
         assert_same_weights(found, wanted)
     assert log_temperature != 0
+    assert not calibrated or 0.05 < np.mean(raised) < 0.95
     torch.testing.assert_close(module.log_temperature, log_temperature)
     algorithm.stop()
 
@@ -352,6 +368,7 @@ def test_the_values_are_those_of_the_papers(name: str) -> None:
         ("IQL", {"critic_lr": "fast"}, "critic_lr is 'fast'"),
         ("CQL", {"alpha": float("nan")}, "alpha is nan"),
         ("CQL", {"num_actions": 0}, "num_actions is 0"),
+        ("CQL", {"calibrated": True, "alpha": 0}, "alpha is 0; set alpha, such as 10, or calibrated: false"),
         ("CQL", {"num_actions": 2.5}, "num_actions is 2.5"),
         ("CQL", {"initial_temperature": 0}, "initial_temperature is 0"),
     ],
