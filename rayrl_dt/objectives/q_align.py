@@ -16,7 +16,7 @@ Traps, and what is done about them:
   following the return leads to: it orders, and does not calibrate.
 
 Differs from the released code: shift and range follow from the data unless they are given (there they are written down
-for each data set), and so do the rewards' units; the critic is that of TD3 here (two hidden layers, ReLU; there three,
+for each data set), and so do the weight's units; the critic is that of TD3 here (two hidden layers, ReLU; there three,
 Mish), and is not trained before, so the order counts from the middle of the training on; slow copies move at each step;
 a window outside of the range is not drawn into it. Not here: its other penalties, and its backbone.
 
@@ -53,13 +53,14 @@ from rayrl_dt.objectives.objective import Q_MEAN, Imitation, mean_of_steps
 from rayrl_dt.objectives.return_shift import ReturnShift, shifted
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import automatic, choice, count, real, setting
+from rayrl_dt.settings import automatic, choice, count, flag, real, setting
 
 __all__ = ["ALIGN_LOGS", "CoTrainedQAlign", "QAlign", "QAligned", "ordering_loss"]
 
 ALIGN_LOSS, AGREEMENT, SLOPE = ALIGN_LOGS = ("align_loss", "align_agreement", "align_slope")
 # Of the first shifts' deviation, what it falls to; as on most of the authors' data sets.
 _LAST = 1 / 3
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class QAligned(Imitation):
     """The supervised loss, and beside it a gradient that orders the actions by their returns.
 
     Attributes:
-        align_weight: lambda, per unit of Q, which are rewards divided by the critic's own scale; at 0 the policy is
-            trained as by imitation. The authors' example (HalfCheetah) has 5.
+        align_weight: lambda; at 0 the policy is trained as by imitation. The authors' example (HalfCheetah) has 5, and
+            does not normalize.
+        align_normalize: divide lambda by the mean of |Q|, detached, as PG does; otherwise it is per unit of Q, which
+            are rewards divided by the critic's own scale.
         align_start: share of the gradient steps before the order counts: a critic that knows nothing yet, and a policy
             that does not look at its return yet, teach each other to leave it at that. The authors' critic is trained
             before, and counts at once.
@@ -93,6 +96,7 @@ class QAligned(Imitation):
     trains_critic: ClassVar[bool] = True
 
     align_weight: float = setting(1.0, real(least=0))
+    align_normalize: bool = setting(True, flag())
     align_start: float = setting(0.5, real(least=0, below=1))
     align_shift: float | str = setting("auto", automatic(real(above=0)))
     align_shift_end: float | str = setting("auto", automatic(real(above=0)))
@@ -225,6 +229,9 @@ class QAlign(RLGradient):
         counts = window.mask & (shift != 0)  # (B, K)
         margin = self.align.align_margin * shift.abs()
         loss = ordering_loss(gaps, counts, twins=self.align.align_twins, margin=margin)
+        weight: float | Tensor = self.align.align_weight
+        if self.align.align_normalize:
+            weight = weight / mean_of_steps(anchor.abs().mean(dim=0), window.mask).clamp(min=_TINY)
         rises = gaps.detach()
         batch.logged |= {
             Q_MEAN: mean_of_steps(anchor.amin(dim=0), window.mask),
@@ -232,7 +239,7 @@ class QAlign(RLGradient):
             AGREEMENT: mean_of_steps((rises > 0).float().mean(dim=0), counts),
             SLOPE: mean_of_steps(rises.mean(dim=0) / shift.abs().where(shift != 0, 1.0), counts),
         }
-        return fit + self.align.align_weight * loss
+        return fit + weight * loss
 
 
 class CoTrainedQAlign(QAlign):

@@ -89,6 +89,12 @@ def step(
     return batch, gradient.policy_loss(fit, outputs[0], networks, batch, online=True), fit
 
 
+def model_outputs(model: SequenceModel, window: Window[Tensor]) -> Tensor:
+    """The outputs with the masks that `step` draws."""
+    model.reseed(3)
+    return model(window).detach()
+
+
 def gradients(loss: Tensor, model: SequenceModel) -> Tensor:
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     return torch.cat([each.flatten() for each in found if each is not None])
@@ -97,7 +103,7 @@ def gradients(loss: Tensor, model: SequenceModel) -> Tensor:
 def test_the_loss_is_the_description(model: SequenceModel) -> None:
     """Written out step by step, twin by twin, with masks drawn anew for each forward."""
     critic, window = critic_of(model), random_window(model, REAL)
-    batch, loss, fit = step(QAligned(align_weight=2.5), model, critic, window)
+    batch, loss, fit = step(QAligned(align_weight=2.5, align_normalize=False), model, critic, window)
     assert batch.shift is not None
     model.reseed(3)
     plain = model(window)
@@ -155,7 +161,9 @@ def test_only_a_wrong_order_in_both_twins_counts(model: SequenceModel) -> None:
     pairs = (((orders, orders), 0.0, 0.0), ((orders, wrong), 0.0, 0.5), ((wrong, wrong), 1.0, 1.0))
     for functions, least, mean in pairs:
         for twins, expected in (("min", least), ("mean", mean)):
-            batch, loss, fit = step(QAligned(align_twins=twins), model, Values(*functions), window, shift)
+            batch, loss, fit = step(
+                QAligned(align_twins=twins, align_normalize=False), model, Values(*functions), window, shift
+            )
             assert (loss - fit).item() == pytest.approx(expected, abs=1e-6)
             if expected == 0:
                 assert torch.equal(gradients(loss, model), gradients(fit, model))
@@ -174,15 +182,22 @@ def test_a_blind_policy_is_left_alone_and_the_log_says_so(make_store: MakeStore)
 
 def test_q_may_be_moved_and_scaled_and_the_shift_turned(model: SequenceModel) -> None:
     critic, window = critic_of(model), random_window(model, REAL)
-    _, loss, fit = step(QAligned(), model, critic, window)
+    _, loss, fit = step(QAligned(align_normalize=False), model, critic, window)
 
     def changed(factor: float, offset: float) -> Values:
         seen = model.inputs(window).observations
         return Values(*(lambda a, i=i: factor * critic(seen, a)[i] + offset for i in (0, 1)))
 
     for factor, offset in ((1.0, 50.0), (4.0, 0.0)):
-        _, other, same = step(QAligned(), model, changed(factor, offset), window)
+        _, other, same = step(QAligned(align_normalize=False), model, changed(factor, offset), window)
         torch.testing.assert_close(other - same, factor * (loss - fit), rtol=1e-3, atol=1e-5)
+    # Normalized, the unit of Q changes nothing.
+    normalized = [step(QAligned(), model, changed(factor, 0.0), window)[1] for factor in (1.0, 64.0)]
+    torch.testing.assert_close(normalized[1], normalized[0])
+    values = (
+        critic(model.inputs(window).observations, model_outputs(model, window)).abs().mean(0)[window.mask]
+    )
+    torch.testing.assert_close(normalized[0] - fit, (loss - fit) / values.mean(), rtol=1e-3, atol=1e-6)
     # Of two orders one is wrong: what a shift violates, the turned order does not.
     gaps = torch.randn(2, 4, K)
     mask = window.mask
