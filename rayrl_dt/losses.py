@@ -19,7 +19,6 @@ from rayrl_dt.types import ACTION_LIMIT
 
 __all__ = [
     "advantage_weights",
-    "calibrated",
     "conservative_gap",
     "cross_entropy",
     "expectile_loss",
@@ -318,24 +317,6 @@ def conservative_gap(sampled: Tensor, log_density: Tensor, logged: Tensor) -> Te
     weighted = sampled.float() - log_density.detach().float()  # (2, B, M)
     soft_maximum = weighted.logsumexp(dim=-1) - math.log(sampled.shape[-1])  # (2, B)
     return (soft_maximum - logged.float()).mean(dim=-1).sum()
-
-
-def calibrated(values: Tensor, returns: Tensor, *, of_policy: int) -> Tensor:
-    """Raise the values of the policy's actions to the return that the data achieved (Cal-QL, Nakamoto et al. 2023).
-
-    What is floored is pushed down no further, so that critics keep the scale of real returns, and finetuning does not
-    begin by unlearning values that are too low. Random actions are not floored.
-
-    Args:
-        values: `(2, B, M)` of sampled actions.
-        returns: `(B, 1)` discounted returns from the state on, in the critics' units.
-        of_policy: how many of the M are the policy's; they come first.
-
-    Returns:
-        `(2, B, M)`; what is floored has no gradient.
-    """
-    floored = torch.maximum(values[..., :of_policy], returns.to(values.dtype))  # (2, B, n) with (B, 1)
-    return torch.cat([floored, values[..., of_policy:]], dim=-1)
 
 
 def _log_prob(standard: Tensor, log_std: Tensor, before_tanh: Tensor) -> Tensor:

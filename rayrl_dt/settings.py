@@ -115,7 +115,21 @@ def _beside(other: Any, written: str, check: Check) -> Check:
 
 
 def described(documented: Any, heading: str = "Attributes") -> dict[str, str]:
-    """Return the names that a Google docstring describes under a heading, each with its text on one line."""
+    """Return the names that a Google docstring describes under a heading, each with its text on one line.
+
+    A group of settings that extends others need not describe what it has of them.
+    """
+    inherited: dict[str, str] = {}
+    if isinstance(documented, type) and issubclass(documented, Settings):
+        names = {each.name for each in fields(documented)}
+        for group in reversed(documented.__mro__[1:]):
+            if issubclass(group, Settings):
+                found = _described(group, heading)
+                inherited |= {name: words for name, words in found.items() if name in names}
+    return {**inherited, **_described(documented, heading)}
+
+
+def _described(documented: Any, heading: str) -> dict[str, str]:
     _, _, below = inspect.cleandoc(documented.__doc__ or "").partition(f"{heading}:\n")
     # The section ends where a line is not indented.
     section = re.split(r"^(?=\S)", below, maxsplit=1, flags=re.MULTILINE)[0]

@@ -87,8 +87,7 @@ class SettingsConfig(RLlibConfig):
         found: dict[str, str] = {}
         for part in cls.parts:
             if part.section == section:
-                for each in reversed(part.__mro__):  # a group that extends another describes what it adds
-                    found |= described(each)
+                found |= described(part)
         return {name: found[name] for name in cls.own_fields(section)}
 
     @classmethod

@@ -15,6 +15,7 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
+from rayrl_dt.critics.calibration import calibrated
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
@@ -186,7 +187,7 @@ class CQLLearner(MultiLossLearner):
         if config.calibrated:
             assert window.discounted_returns is not None
             returns = window.discounted_returns / config.reward_scale  # (B, 1)
-            sampled = losses.calibrated(sampled, returns, of_policy=2 * count)
+            sampled = calibrated(sampled, returns, of_policy=2 * count)
         gap = losses.conservative_gap(sampled, log_density, logged[..., 0])
         loss = losses.td3_critic_loss(logged, target, window.mask) + config.alpha * gap
         self.descend(CRITIC, loss, "the critic's loss")
