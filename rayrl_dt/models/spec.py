@@ -22,13 +22,13 @@ from rayrl_dt.models.encoders import encoder_of, stacked
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.seen import seen_by
 from rayrl_dt.types import Normalizer
 
 __all__ = ["ACTION_SELECTIONS", "PolicySpec", "evaluated_in"]
 
 _LOG = logging.getLogger(__name__)
 ACTION_SELECTIONS = ("mode", "sample")
-_FRAMES = 4  # of a stack (Mnih et al. 2015), as both papers have it
 
 
 @dataclass(frozen=True)
@@ -188,25 +188,14 @@ class PolicySpec:
             UserError: the head does not fit the action space, or a value is out of range.
         """
         space = store.info.action_space
-        heads = [name for name, head in HEADS.items() if head.fits(space)]
-        if not heads:
-            raise UserError(
-                f"no policy here can take the actions of {store.info.source}, {space}; wrap the environment so that "
-                "they are one vector or one number"
-            )
-        if model.head not in ("auto", *heads):
-            raise UserError(
-                f"model_config.head is {model.head!r}, but the actions of {store.info.source} are {space}; "
-                f"use {', '.join(map(repr, heads))} or 'auto'"
-            )
-        seen, choices = _seen(model, store.info)
+        head = _head(model, store.info)
+        seen, choices = seen_by(model, store.info)
         rule = "constant" if store.delayed_reward else "decrement"
         if BACKBONES[model.backbone].predicts_returns:
             rule = "predicted"
         spec = store.info.env_spec
         env = env or store.info.environment
         limit = max(int(store.lengths.max()), 0 if env is None else env.limit)
-        head = heads[0] if model.head == "auto" else model.head
         low, high = scaling.action_range(store) if HEADS[head].continuous else ((), ())
         for note in scaling.scale_notes(store):
             _LOG.warning("%s: %s", store.info.source, note)
@@ -216,7 +205,6 @@ class PolicySpec:
         if not np.isfinite(scale) or scale <= 0:
             raise UserError(f"training.return_scale is {scale}; it must be a positive number")
         scaling.warn_if_far("training.return_scale", scale, automatic)
-        quantiles = np.percentile(returns, [5, 50, 95])
         return cls(
             model=replace(
                 model.resolved(),
@@ -233,14 +221,7 @@ class PolicySpec:
             return_scale=float(scale),
             env=env,
             dataset=store.info.source,
-            data_returns={
-                "min": float(returns.min()),
-                "p5": float(quantiles[0]),
-                "p50": float(quantiles[1]),
-                "p95": float(quantiles[2]),
-                "max": float(returns.max()),
-                "mean": float(returns.mean()),
-            },
+            data_returns=_described(returns),
             collected_in=None if spec is None else spec.to_json(),
             metadata=dict(store.info.metadata),
             recorded_space=store.info.recorded_space,
@@ -299,28 +280,37 @@ class PolicySpec:
         )
 
 
-def _seen(model: ModelConfig, info: DatasetInfo) -> tuple[gym.Space[Any], dict[str, Any]]:
-    """Return the space of what a policy sees at a step, and the choices of a model that hang on it.
+def _described(returns: np.ndarray[Any, Any]) -> dict[str, float]:
+    quantiles = np.percentile(returns, [5, 50, 95])
+    return {
+        "min": float(returns.min()),
+        "p5": float(quantiles[0]),
+        "p50": float(quantiles[1]),
+        "p95": float(quantiles[2]),
+        "max": float(returns.max()),
+        "mean": float(returns.mean()),
+    }
+
+
+def _head(model: ModelConfig, info: DatasetInfo) -> str:
+    """Return the name of the head that a policy of some data has.
 
     Raises:
-        UserError: there are no single images to stack, or nothing can read them.
+        UserError: the chosen one does not fit the actions, or none does.
     """
-    space = info.observation_space
-    single = space.dtype == np.uint8 and len(space.shape or ()) == 2
-    if model.frame_stack is not None and not single:
+    space = info.action_space
+    heads = [name for name, head in HEADS.items() if head.fits(space)]
+    if not heads:
         raise UserError(
-            f"model_config.frame_stack is {model.frame_stack}, and the observations of {info.source} are no single "
-            f"images (H, W) of uint8 but {space.dtype} of shape {space.shape}; remove it"
+            f"no policy here can take the actions of {info.source}, {space}; wrap the environment so that "
+            "they are one vector or one number"
         )
-    frames = (model.frame_stack or _FRAMES) if single else None
-    seen = stacked(space, frames)
-    choices: dict[str, Any] = {"frame_stack": frames}
-    if "embeddings" in BACKBONES[model.backbone].options:
-        automatic = "atari" if encoder_of(seen, model.encoder).raw else "gym"
-        choices["embeddings"] = automatic if model.embeddings == "auto" else model.embeddings
-        if choices["embeddings"] == "atari" and model.activation == "auto":
-            choices["activation"] = "gelu"
-    return seen, choices
+    if model.head not in ("auto", *heads):
+        raise UserError(
+            f"model_config.head is {model.head!r}, but the actions of {info.source} are {space}; "
+            f"use {', '.join(map(repr, heads))} or 'auto'"
+        )
+    return heads[0] if model.head == "auto" else model.head
 
 
 def evaluated_in(spec: PolicySpec, env: str | RecordedEnv | None = None) -> RecordedEnv:

@@ -108,7 +108,7 @@ def test_store_source(make_store: Any, tmp_path: Path) -> None:
     ("source", "why"),
     [
         ("minar:toy/test-v0", "Did you mean 'minari'"),
-        ("what:toy", "Allowed: d4rl, minari, recipe, store"),
+        ("what:toy", "Allowed: d4rl, dqn-replay, minari, recipe, store"),
         ("dqn-replay:Pong", "there are no shards in Pong"),
         ("dqn-replay:Pong#steps=x", "the option 'steps=x'; allowed are steps and seed"),
         ("minari:", "names nothing"),

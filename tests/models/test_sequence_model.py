@@ -364,10 +364,10 @@ def difference_between(one: SequenceModel, other: SequenceModel, window: Window[
         return float((one(window) - other(window)).abs().max())
 
 
-def test_images_are_refused(make_store: MakeStore) -> None:
+def test_images_that_are_no_bytes_are_refused(make_store: MakeStore) -> None:
     spec = build_model(make_store()).spec
-    image: PolicySpec = replace(spec, observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"\(8, 8, 3\).*FlattenObservation"):
+    image: PolicySpec = replace(spec, observation_space=gym.spaces.Box(0, 1, (8, 8, 3), np.float32))
+    with pytest.raises(UserError, match=r"float32 of shape \(8, 8, 3\).*FlattenObservation"):
         SequenceModel(image)
 
 

@@ -146,5 +146,6 @@ def test_says_what_is_wrong() -> None:
 
 
 def test_lists_every_recipe() -> None:
-    assert {*SMALL, "pointmaze-medium", "trained"} == set(recipes.names())
+    games = {"breakout-mixed", "freeway-mixed", "pong-mixed"}
+    assert {*SMALL, *games, "pointmaze-medium", "trained"} == set(recipes.names())
     assert all(recipes.get(name).description for name in recipes.names())
