@@ -1,4 +1,3 @@
-<<<<<<< ours
 """What a critic's values are where a return is left to come: Q is discounted and a return is not, data connect them.
 
 Q says what the critic's own policy gets, discounted; a return-to-go is what an episode got, in full. The calibration is
@@ -6,16 +5,10 @@ the best function of the return-to-go, among those that never fall, for Q of the
 pooling neighbors; Barlow et al. 1972). How much is left of an episode is not told apart.
 
 Shape legend: N logged steps.
-=======
-"""Calibrated values: what keeps conservative critics at the scale of real returns.
-
-Shape legend: B batch, M sampled actions, n of them the policy's.
->>>>>>> theirs
 """
 
 from __future__ import annotations
 
-<<<<<<< ours
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,27 +102,3 @@ def fit_calibration(
             "--steps 100000), or check with mode=max"
         )
     return Calibration(returns, fitted, explained)
-=======
-import torch
-from torch import Tensor
-
-__all__ = ["calibrated"]
-
-
-def calibrated(values: Tensor, returns: Tensor, *, of_policy: int) -> Tensor:
-    """Raise the values of the policy's actions to the return that the data achieved (Cal-QL, Nakamoto et al. 2023).
-
-    What is floored is pushed down no further, so that critics keep the scale of real returns, and finetuning does not
-    begin by unlearning values that are too low. Random actions are not floored.
-
-    Args:
-        values: `(2, B, M)` of sampled actions.
-        returns: `(B, 1)` discounted returns from the state on, in the critics' units.
-        of_policy: how many of the M are the policy's; they come first.
-
-    Returns:
-        `(2, B, M)`; what is floored has no gradient.
-    """
-    floored = torch.maximum(values[..., :of_policy], returns.to(values.dtype))  # (2, B, n) with (B, 1)
-    return torch.cat([floored, values[..., of_policy:]], dim=-1)
->>>>>>> theirs

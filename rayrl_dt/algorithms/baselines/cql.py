@@ -15,8 +15,8 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
-from rayrl_dt.critics.calibration import calibrated
 from rayrl_dt.critics.companions import Companions
+from rayrl_dt.critics.return_floor import calibrated
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
