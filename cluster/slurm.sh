@@ -26,7 +26,9 @@ fail() {
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "there is no SLURM job; start it with sbatch"
 nodes=$SLURM_JOB_NUM_NODES
 # Ray waits for exactly as many nodes as there are tasks; a second task on a node is refused by Ray.
-[[ $SLURM_NTASKS -eq $nodes ]] || fail "$SLURM_NTASKS tasks on $nodes nodes; set --ntasks-per-node=1"
+# Not every SLURM says how many.
+tasks=${SLURM_NTASKS:-$nodes}
+[[ $tasks -eq $nodes ]] || fail "$tasks tasks on $nodes nodes; set --ntasks-per-node=1"
 out=$3
 mkdir -p "$(dirname "$out")" || fail "$(dirname "$out") cannot be made; name an OUT on shared storage"
 [[ -f cluster/run.sh ]] || fail "no cluster/run.sh in $PWD; submit from the root of the repository"
@@ -57,8 +59,9 @@ RAY_AUTH_TOKEN_PATH=$(dirname "$out")/.ray-token-$SLURM_JOB_ID
 finished=$(dirname "$out")/.finished-$SLURM_JOB_ID
 trap 'rm -f "$finished" "$RAY_AUTH_TOKEN_PATH"' EXIT
 
+# Without a number of CPUs a task gets one of them, however many Ray is told of.
 # shellcheck disable=SC2016  # the inner shell expands its own arguments
-srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
+srun --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="${SLURM_CPUS_ON_NODE:?}" --kill-on-bad-exit=1 \
   ray symmetric-run \
   --address "$head_ip:$port" \
   --min-nodes "$nodes" \

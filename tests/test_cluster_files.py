@@ -268,7 +268,8 @@ def test_all_nodes_get_the_same_version_of_the_package() -> None:
 
 _STUBS = {
     "scontrol": "echo node-0; echo node-1",
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "srun": '[[ "$*" == *--cpus-per-task=16* || "$*" == *hostname* ]] || exit 5\n'
+    'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "hostname": "echo ${ADDRESS-192.0.2.7} 172.17.0.1",
 }
 
@@ -286,7 +287,6 @@ def slurm(tmp_path: Path) -> Any:
         job = {
             "SLURM_JOB_ID": "123456",
             "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_NTASKS": "2",
             "SLURM_JOB_NODELIST": "node-[0-1]",
             "SLURM_CPUS_ON_NODE": "16",
         }

@@ -122,6 +122,6 @@ def _check_folder(folder: str) -> None:
     """Refuse a temporary folder that is too long for Ray."""
     if len(os.fsencode(folder)) > _LONGEST_FOLDER:
         raise UserError(
-            f"Ray keeps sockets below {folder}, and that path has {len(os.fsencode(folder))} bytes of "
-            f"{_LONGEST_FOLDER} that a socket's leaves; set RAY_TMPDIR to a shorter one, such as /tmp"
+            f"Ray keeps sockets below {folder}: that path has {len(os.fsencode(folder))} bytes, and theirs leave "
+            f"{_LONGEST_FOLDER}; set RAY_TMPDIR to a shorter one, such as /tmp"
         )

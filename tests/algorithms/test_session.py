@@ -37,6 +37,14 @@ def test_a_home_that_cannot_be_written_is_one_line() -> None:
     assert "UserError: Ray did not start (" in ended.stderr.splitlines()[-1] and "HOME" in ended.stderr
 
 
+@pytest.mark.ray
+def test_a_local_ray_listens_to_this_machine_alone() -> None:
+    code = "from rayrl_dt.algorithms.session import start_ray; start_ray(); import ray; print(ray.nodes())"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "'NodeManagerAddress': '127.0.0.1'" in ended.stdout, ended.stderr[-2000:]
+
+
 def test_what_a_config_asks_for_is_added_up() -> None:
     assert requested(DTConfig()) == []
     config = OnlineDTConfig().env_runners(num_env_runners=2).evaluation(evaluation_num_env_runners=1)
