@@ -267,30 +267,31 @@ class SequenceConfig(EnvironmentConfig):
                 f"model_config.padding_mask inverted with training.precision {self.precision!r} would round all "
                 "attention scores away; set training.precision: fp32"
             )
-        self._check_objective()
+        _check_objective(self)
         super().validate()
 
-    def _check_objective(self) -> None:
-        """Check that nothing is set for other objectives, and that there is a critic where this one asks one."""
-        for name, objective in OBJECTIVES.items():
-            for each in dataclasses.fields(objective):
-                value = getattr(self, each.name)
-                if value != each.default and name != self.objective:
-                    raise UserError(
-                        f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
-                        f"{self.objective}; remove it, or set training.objective: {name}"
-                    )
-        if self.gradient is not None:
-            self.gradient.check_model(self.sequence_model)
-        asks, trains = self.training_objective.asks_critic, self.training_objective.trains_critic
-        has = (self.objective_critic, self.critic_hidden) != (None, None)
-        if asks and not (has or trains):
-            raise UserError(
-                f"training.objective {self.objective} asks a critic, and there is none; train one beside any policy of "
-                "the same data with rayrl-dt critic RUN, and set training.critic_from: RUN"
-            )
-        if has and not asks:
-            raise UserError(
-                f"training.critic_from is given, and training.objective {self.objective} asks no critic; remove it, or "
-                "set training.objective: pg, awac or q_align (evaluation.critic_from is for acting)"
-            )
+
+def _check_objective(config: SequenceConfig) -> None:
+    """Check that nothing is set for other objectives, and that there is a critic where this one asks one."""
+    for name, objective in OBJECTIVES.items():
+        for each in dataclasses.fields(objective):
+            value = getattr(config, each.name)
+            if value != each.default and name != config.objective:
+                raise UserError(
+                    f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
+                    f"{config.objective}; remove it, or set training.objective: {name}"
+                )
+    if config.gradient is not None:
+        config.gradient.check_model(config.sequence_model)
+    asks, trains = config.training_objective.asks_critic, config.training_objective.trains_critic
+    has = (config.objective_critic, config.critic_hidden) != (None, None)
+    if asks and not (has or trains):
+        raise UserError(
+            f"training.objective {config.objective} asks a critic, and there is none; train one beside any policy of "
+            "the same data with rayrl-dt critic RUN, and set training.critic_from: RUN"
+        )
+    if has and not asks:
+        raise UserError(
+            f"training.critic_from is given, and training.objective {config.objective} asks no critic; remove it, or "
+            "set training.objective: pg, awac or q_align (evaluation.critic_from is for acting)"
+        )

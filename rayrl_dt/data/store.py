@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.data import returns
@@ -135,8 +134,7 @@ class TrajectoryStore:
         Raises:
             UserError: there is no episode, or an episode does not fit the spaces.
         """
-        arrays = isinstance(info.observation_space, gym.spaces.Box) and bool(info.observation_space.shape)
-        if not arrays or not ActionLayout(info.action_space).plain:
+        if info.observation_space.shape is None or not ActionLayout(info.action_space).plain:
             raise UserError(
                 f"{info.source}: observations {info.observation_space} and actions {info.action_space} are not both "
                 "arrays that models read; rayrl_dt.data.own.store_of_episodes lays episodes of any space out"

@@ -38,4 +38,7 @@ def _installed() -> list[Path]:
     except PackageNotFoundError:
         return []
     shipped = [file for file in recorded if file.suffix == ".yaml" and file.parent.name == FOLDER]
-    return [Path(str(file.locate())) for file in shipped]
+    found = [Path(str(file.locate())) for file in shipped]
+    # `pip install --target` puts data files beside the package, and not where it has written down.
+    beside = Path(__file__).parents[2] / "share" / "rayrl_dt" / FOLDER
+    return [path for path in found if path.exists()] or list(beside.glob("*.yaml"))

@@ -104,6 +104,9 @@ def test_what_is_no_array_is_sent_there() -> None:
         Trajectory(episode.observations, episode.actions, episode.rewards, False)
     listed = Trajectory([[0.0, 1.0]] * 2, [[0.5, 0.5]], [1.0], False)  # type: ignore[arg-type]
     assert listed.observations.shape == (2, 2)
-    for spaces_ in ((spaces.Discrete(3), ACTIONS["vector"]), (spaces.Box(-1, 1, (2,)), ACTIONS["buttons"])):
+    for spaces_ in (
+        (OBSERVATIONS["parts"], ACTIONS["vector"]),
+        (spaces.Box(-1, 1, (2,)), ACTIONS["buttons"]),
+    ):
         with pytest.raises(UserError, match=r"not both arrays that models read; .*store_of_episodes"):
             TrajectoryStore.from_trajectories([listed], DatasetInfo("x", *spaces_))

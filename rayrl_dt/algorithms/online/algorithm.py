@@ -233,13 +233,7 @@ class OnlineDT(SequenceAlgorithm):
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Take in what the runners have sent, and give them their next calls."""
         if self.async_runners is None:
-            config = self.config
-            self.async_runners = AsyncRunners(
-                self.env_runner_group,
-                steps=config.rollout_fragment_length,
-                calls=self.stream_calls,
-                patience=Patience(config.lag_timeout_s, config.call_timeout_s, config.restart_timeout_s),
-            )
+            self.async_runners = _async_runners(self)
         ahead = self._updates_left / self.config.updates_per_iteration
         if self._collects and ahead < self.config.max_rounds_ahead:
             self.async_runners.send(self._current_policy)
@@ -323,6 +317,17 @@ class OnlineDT(SequenceAlgorithm):
         # Runners that live go on with streams of this process: no number of theirs may come again.
         self.stream_calls = max(calls, self.stream_calls)
         self.async_runners = self._policy = None
+
+
+def _async_runners(algorithm: OnlineDT) -> AsyncRunners:
+    """Return the calls of an algorithm's runners, as its config has them."""
+    config = algorithm.config
+    return AsyncRunners(
+        algorithm.env_runner_group,
+        steps=config.rollout_fragment_length,
+        calls=algorithm.stream_calls,
+        patience=Patience(config.lag_timeout_s, config.call_timeout_s, config.restart_timeout_s),
+    )
 
 
 def _take_over(path: str, learners: LearnerGroup) -> None:
