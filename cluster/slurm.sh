@@ -14,6 +14,8 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
+# Two minutes before the end, so that the run writes a checkpoint; submitting the same line again resumes it.
+#SBATCH --signal=TERM@120
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
@@ -38,8 +40,13 @@ mkdir -p "$(dirname "$out")" || fail "$(dirname "$out") cannot be made; name an 
 # (No `| head -n 1`: with pipefail, a list that is cut off would end the script.)
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_node=${head_node%%$'\n'*}
+# The first one may be that of a network for management: HEAD_IP=10.1.2.3, or a prefix of it (10.1.), chooses another.
 head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname -I)
-head_ip=${head_ip%% *}
+for address in $head_ip none; do
+  [[ $address != "${HEAD_IP:-}"* ]] || break
+done
+[[ $address != none ]] || fail "$head_node has no address that begins with HEAD_IP=${HEAD_IP:-} but $head_ip"
+head_ip=$address
 [[ -n $head_ip && $head_ip != 127.* ]] || fail "$head_node has no address but '$head_ip'"
 port=$((20000 + SLURM_JOB_ID % 10000))
 

@@ -57,8 +57,11 @@ def test_the_launcher_takes_its_files(name: str) -> None:
         commands = " ".join(filled[f"{kind}_setup_commands"] + filled[f"{kind}_start_ray_commands"])
         assert "ray-wheels" not in commands, "the launcher's defaults would install a nightly Ray"
     assert filled["available_node_types"][filled["head_node_type"]]["resources"] == {"CPU": 0}
-    assert "/shared" in " ".join(config["initialization_commands"])
-    assert any("/shared:/shared" in option for option in config["docker"]["run_options"])
+    assert not any(
+        "REPLACE" in command for command in config["setup_commands"] + config["head_setup_commands"]
+    )
+    assert "/mnt/storage/rayrl-dt" in " ".join(config["initialization_commands"])
+    assert any("/mnt/storage/rayrl-dt:/shared" in option for option in config["docker"]["run_options"])
     assert any("RAY_AUTH_MODE=" in option for option in config["docker"]["run_options"])
 
 
@@ -98,6 +101,10 @@ def closed(required: str, **properties: Any) -> dict[str, Any]:
 
 
 _AMOUNTS = {"type": "object", "additionalProperties": _QUANTITY}
+_MOUNTS = {
+    "type": "array",
+    "items": closed("name mountPath", name=_NAME, mountPath={"type": "string", "pattern": "^/"}),
+}
 _POD = closed(
     "containers",
     securityContext=closed("", fsGroup=_NATURAL, runAsUser=_NATURAL, runAsGroup=_NATURAL),
@@ -117,10 +124,18 @@ _POD = closed(
                 "type": "array",
                 "items": closed("containerPort", containerPort=_NATURAL, name={**_NAME, "maxLength": 15}),
             },
-            volumeMounts={
-                "type": "array",
-                "items": closed("name mountPath", name=_NAME, mountPath={"type": "string", "pattern": "^/"}),
-            },
+            volumeMounts=_MOUNTS,
+        ),
+    },
+    initContainers={
+        "type": "array",
+        "items": closed(
+            "name image",
+            name=_NAME,
+            image={"type": "string"},
+            command={"type": "array", "items": {"type": "string"}},
+            securityContext=closed("", runAsUser=_NATURAL),
+            volumeMounts=_MOUNTS,
         ),
     },
     volumes={
@@ -181,14 +196,45 @@ _CLAIM = closed(
 )
 
 
-def kubernetes() -> tuple[dict[str, Any], dict[str, Any]]:
-    claim, job = yaml.safe_load_all((CLUSTER / "rayjob.yaml").read_text())
-    return claim, job
+_SELECTOR = closed(
+    "",
+    matchLabels=_STRINGS,
+    matchExpressions={
+        "type": "array",
+        "items": closed("key operator", key={"type": "string"}, operator={"enum": ["Exists"]}),
+    },
+)
+_PEER = closed("podSelector", podSelector=_SELECTOR, namespaceSelector=_SELECTOR)
+_POLICY = closed(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "networking.k8s.io/v1"},
+    kind={"const": "NetworkPolicy"},
+    metadata=closed("name", name=_NAME),
+    spec=closed(
+        "podSelector policyTypes ingress",
+        podSelector=_SELECTOR,
+        policyTypes={"const": ["Ingress"]},
+        ingress={
+            "type": "array",
+            "items": closed(
+                "from",
+                **{"from": {"type": "array", "items": _PEER}},
+                ports={"type": "array", "items": closed("port", port=_NATURAL)},
+            ),
+        },
+    ),
+)
+
+
+def kubernetes() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    claim, policy, job = yaml.safe_load_all((CLUSTER / "rayjob.yaml").read_text())
+    return claim, policy, job
 
 
 def test_the_ray_job_has_the_fields_of_its_definition() -> None:
-    claim, job = kubernetes()
+    claim, policy, job = kubernetes()
     jsonschema.validate(claim, _CLAIM)
+    jsonschema.validate(policy, _POLICY)
     jsonschema.validate(job, _RAY_JOB)
     spec = job["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
@@ -205,7 +251,7 @@ def test_the_ray_job_has_the_fields_of_its_definition() -> None:
 
 
 def test_the_schema_of_the_ray_job_can_fail() -> None:
-    _, job = kubernetes()
+    *_, job = kubernetes()
     for damage in (
         lambda job: job["spec"].update(shutDownAfterJobFinishes=True),
         lambda job: job["spec"].update(activeDeadlineSeconds="2d"),
@@ -252,7 +298,7 @@ def test_the_dockerfile_passes_hadolint_and_pins_what_the_package_asks_for(tmp_p
     assert match is not None and match[1] in required["ray"].specifier
     torch = re.search(r'"(torch[^"]+)"', text)
     assert torch is not None and Requirement(torch[1]).specifier == required["torch"].specifier
-    assert kubernetes()[1]["spec"]["rayClusterSpec"]["rayVersion"] == match[1]
+    assert kubernetes()[2]["spec"]["rayClusterSpec"]["rayVersion"] == match[1]
     for source in re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.MULTILINE):
         for path in source.split():
             assert (ROOT / path).exists(), path
@@ -322,6 +368,11 @@ def test_slurm_runs_the_command_on_one_ray_over_all_nodes(slurm: Any, tmp_path: 
     assert tune == (
         f"rayrl-dt tune tune_configs/smoke.yaml --out {out} --samples 4 --address {address} {address}"
     )
+    # The nodes' second address, where the first is that of a network for management.
+    assert slurm(*arguments, ray=_RUNS, command=_COMMAND, HEAD_IP="172.").returncode == 0
+    assert "--address 172.17.0.1:23456" in (tmp_path / "record").read_text().splitlines()[3]
+    refused = slurm(*arguments, ray=_RUNS, command=_COMMAND, HEAD_IP="10.")
+    assert refused.returncode == 2 and "no address that begins with HEAD_IP=10." in refused.stderr
     # Again, with something in the folder: it resumes.
     out.mkdir()
     (out / "trial").touch()

@@ -62,7 +62,7 @@ class TwinCritic(nn.Module):
         if not spec.head.continuous:
             raise UserError(
                 f"a critic takes continuous actions, and those of {spec.dataset} are {spec.action_space}; "
-                "finetune without a critic, or choose data with continuous actions"
+                "finetune without a critic (online.rl_gradient: none), or choose data with continuous actions"
             )
         shape = spec.observation_space.shape or ()
         if len(shape) != 1:

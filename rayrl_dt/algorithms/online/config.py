@@ -116,6 +116,12 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
+        if self.gradient.companions.critic is not None and not self.resolved_spec.head.continuous:
+            raise UserError(
+                f"online.rl_gradient {self.rl_gradient} trains a critic of continuous actions, and those of "
+                f"{store.info.source} are {store.info.action_space}; set online.rl_gradient: none "
+                "(--set online.rl_gradient=none)"
+            )
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "
