@@ -57,7 +57,7 @@ class SequenceAlgorithm(Algorithm):
         Raises:
             UserError: another version wrote it, and its classes have moved since.
         """
-        if isinstance(path, str | Path) and "://" not in str(path):
+        if isinstance(path, str | Path) and "://" not in str(path) and not (args or kwargs.get("filesystem")):
             path = str(Path(path).expanduser().absolute())  # RLlib would take a relative path for a URI
         check_resumable(getattr(path, "path", path))  # of Ray's own Checkpoint, too
         return super().from_checkpoint(path, *args, **kwargs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rayrl_dt.algorithms.rllib_internals import autoscaled_groups
 from rayrl_dt.errors import UserError
 
 __all__ = ["Resources", "check_placement", "check_run", "nodes_that_may_start", "requested"]
@@ -60,11 +61,8 @@ def check_run(config: Any) -> None:
 
 def nodes_that_may_start() -> list[Resources] | None:
     """Return what the nodes have that an autoscaler may start, those included that run; None for any number of any."""
-    import ray
-
-    groups = getattr(ray._private.state.state.get_cluster_config(), "node_group_configs", ())
     found: list[Resources] = []
-    for group in groups:
+    for group in autoscaled_groups():
         count = _ANY_NUMBER if group.max_count < 0 else min(group.max_count, _ANY_NUMBER)
         found += [dict(group.resources)] * count
     if not found and _BOOTSTRAP.expanduser().is_file():

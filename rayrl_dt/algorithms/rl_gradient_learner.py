@@ -79,4 +79,5 @@ class RLGradientLearner(MultiLossLearner):
 class ObjectiveLearner(RLGradientLearner):
     """The same for an objective's gradient: where that adds nothing, each step is that of `SequenceLearner`."""
 
-    _policy_optimizer = MultiLossLearner._policy_optimizer
+    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")

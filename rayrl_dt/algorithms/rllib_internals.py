@@ -26,11 +26,20 @@ __all__ = [
     "RLlibLearner",
     "SeveralLosses",
     "actors_of",
+    "autoscaled_groups",
     "local_learner",
     "refused",
     "registered_with_ray",
     "take_gradient_steps",
 ]
+
+
+def autoscaled_groups() -> Sequence[Any]:
+    """Return the groups of nodes that the autoscaler of the Ray at hand may start; none where it has not said so."""
+    import ray
+
+    groups: Sequence[Any] = getattr(ray._private.state.state.get_cluster_config(), "node_group_configs", ())
+    return groups
 
 
 def local_learner(learner_group: Any) -> Any:

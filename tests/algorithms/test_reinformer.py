@@ -112,6 +112,7 @@ def test_discrete_actions_and_elastic_contexts(configure: Callable[..., Any], ca
     algorithm.stop()
 
 
+@pytest.mark.long
 def test_two_learners_agree_with_ddp(configure: Callable[..., Any]) -> None:
     """Every weight takes part in the one forward that DDP watches."""
     algorithm = configure(steps=4).learners(num_learners=2).build_algo()

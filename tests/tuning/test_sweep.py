@@ -253,7 +253,10 @@ def test_what_the_cluster_cannot_hold_is_refused_before_anything_is_scheduled(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("scheduler", ["asha", "median", "pbt"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [pytest.param("asha", marks=pytest.mark.long), pytest.param("median", marks=pytest.mark.long), "pbt"],
+)
 def test_schedulers_run_to_the_end(
     tmp_path: Path, values: dict[str, Any], ray_session: None, scheduler: str
 ) -> None:

@@ -99,7 +99,7 @@ def test_it_collects_while_it_learns_within_both_bounds(asynchronous: Configure)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize(("least", "episodes"), [(1, 1), (300, 2)])
+@pytest.mark.parametrize(("least", "episodes"), [(1, 1), pytest.param(300, 2, marks=pytest.mark.long)])
 def test_a_round_is_whole_episodes_in_both_modes(
     asynchronous: Configure, mode: str, least: int, episodes: int
 ) -> None:
@@ -165,6 +165,7 @@ def test_a_running_algorithm_goes_back_to_its_checkpoint(asynchronous: Configure
     algorithm.stop()
 
 
+@pytest.mark.long
 def test_another_number_of_runners_and_rounds_on_resume(asynchronous: Configure, tmp_path: Path) -> None:
     algorithm = asynchronous().build_algo()
     while algorithm.env_steps < 800:
@@ -180,6 +181,7 @@ def test_another_number_of_runners_and_rounds_on_resume(asynchronous: Configure,
     local.stop()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_ten_killed_runners_lose_and_double_nothing(asynchronous: Configure) -> None:
     config = asynchronous(env_steps=10**6, updates_per_iteration=1, max_rounds_ahead=1e9)
@@ -227,6 +229,7 @@ def lost(value: Any) -> Any:
     raise AssertionError("the object outlives its owner")
 
 
+@pytest.mark.long
 def test_a_result_lost_on_its_way_ends_its_stream(asynchronous: Configure) -> None:
     """Its runner lives: the stream would go on from episodes that nobody has seen."""
     with pytest.raises(UserError, match=r"replay's process died, or .* \(OwnerDiedError\).*--resume"):
@@ -297,7 +300,10 @@ def poisoned() -> Broken:
 @pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
 @pytest.mark.parametrize(
     ("env", "message"),
-    [("raising", "JointLost: the elbow came off at 7.5 N; mend"), ("poisoned", "NaN or infinite")],
+    [
+        ("raising", "JointLost: the elbow came off at 7.5 N; mend"),
+        pytest.param("poisoned", "NaN or infinite", marks=pytest.mark.long),
+    ],
 )
 def test_a_broken_environment_stops_the_run(
     asynchronous: Configure, mode: str, runners: int, env: str, message: str
@@ -332,7 +338,7 @@ def hanging(flag: str) -> Hanging:
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", [pytest.param("sync", marks=pytest.mark.long), "async"])
 def test_a_runner_that_hangs_is_restarted(
     asynchronous: Configure, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,7 +415,9 @@ def endless() -> gym.Env[Any, Any]:
     return gym.make("Pendulum-v1").unwrapped
 
 
-@pytest.mark.parametrize(("mode", "runners"), [("sync", 0), ("sync", 1), ("async", 1)])
+@pytest.mark.parametrize(
+    ("mode", "runners"), [("sync", 0), pytest.param("sync", 1, marks=pytest.mark.long), ("async", 1)]
+)
 def test_an_episode_without_end_can_be_interrupted(
     asynchronous: Configure, mode: str, runners: int, tmp_path: Path
 ) -> None:

@@ -619,7 +619,7 @@ def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners
         assert not same(before, after, prefix)
 
 
-@pytest.mark.parametrize("stays_away", [False, True])
+@pytest.mark.parametrize("stays_away", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> None:
     """Episodes are functions of weights and numbers, so a lost part is run again and nothing is doubled."""
     import ray
@@ -842,4 +842,6 @@ def test_a_process_killed_five_times_ends_like_one_that_was_not(
             assert one["evaluation"]["targets"] == other["evaluation"]["targets"]
     with np.load(newest[0] / "replay.npz") as one, np.load(newest[1] / "replay.npz") as other:
         assert set(one.files) == set(other.files)
-        assert all(np.array_equal(one[name], other[name]) for name in one.files)
+        for name in one.files:
+            # What the logged episodes were asked for is unknown.
+            assert np.array_equal(one[name], other[name], equal_nan=one[name].dtype.kind == "f"), name

@@ -110,6 +110,7 @@ def test_with_all_of_it_on_a_run_resumes_bit_for_bit(online: Configure, method: 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_shared_replay_makes_no_difference(online: Configure) -> None:
     """Logged windows are drawn in the learner, collected ones in the replay's process."""
     found = []
