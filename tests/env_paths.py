@@ -113,7 +113,9 @@ def untrusted(case: Case) -> list[Any]:
 def finetune(case: Case) -> list[Any]:
     """`finetune RUN --trust-environment` has the bundle and its data."""
     values = apply_overrides(
-        _finetune_settings(case.bundle, None), ["environment.trust_environment=true", "online.env_steps=1"]
+        _finetune_settings(case.bundle, None),
+        # Without a critic, which takes no discrete actions.
+        ["environment.trust_environment=true", "online.env_steps=1", "online.rl_gradient=none"],
     )
     return of_runners(resolved(build_config(values)))
 
