@@ -16,7 +16,7 @@ from rayrl_dt.algorithms.environment_config import EnvironmentConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.module import INIT_SEED, POLICY_SPEC, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import SequenceOfflineData
-from rayrl_dt.algorithms.rl_gradient_learner import ObjectiveLearner
+from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
@@ -218,7 +218,7 @@ class SequenceConfig(EnvironmentConfig):
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
         """Return the supervised learner, or the one with a gradient beside it."""
-        return SequenceLearner if self.gradient is None else ObjectiveLearner
+        return SequenceLearner if self.gradient is None else RLGradientLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of `SequenceRLModule`, or of one with company."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from rayrl_dt.objectives.gradient import Batch, RLGradient, Trained
 from rayrl_dt.objectives.imitation import imitation_loss
 from rayrl_dt.objectives.objective import BC_LOSS
 
-__all__ = ["ObjectiveLearner", "RLGradientLearner"]
+__all__ = ["RLGradientLearner"]
 
 
 class RLGradientLearner(MultiLossLearner):
@@ -30,9 +29,6 @@ class RLGradientLearner(MultiLossLearner):
         """Build module and optimizers."""
         self.rl_gradient = self.config.gradient
         super().build()
-
-    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(**arguments)
 
     def _trained(self) -> Iterable[Trained]:
         return self.rl_gradient.trained(self.networks)
@@ -74,10 +70,3 @@ class RLGradientLearner(MultiLossLearner):
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Return what the policy descends; see `RLGradient.policy_loss`."""
         return self.rl_gradient.policy_loss(fit, outputs, self.networks, batch, online=self.online)
-
-
-class ObjectiveLearner(RLGradientLearner):
-    """The same for an objective's gradient: where that adds nothing, each step is that of `SequenceLearner`."""
-
-    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")

@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ class TwinCritic(nn.Module):
     @property
     def networks(self) -> list[nn.Sequential]:
         """Q1, Q2, ..., in order."""
-        return [self.get_submodule(f"q{number}") for number in range(1, self.ensemble + 1)]  # type: ignore[misc]
+        names = (f"q{number}" for number in range(1, self.ensemble + 1))
+        return [cast(nn.Sequential, self.get_submodule(name)) for name in names]
 
     def forward(
         self,

@@ -110,15 +110,16 @@ def course_of(records: Sequence[Record]) -> Course | None:
 
 def _standing(record: Record) -> Standing | None:
     evaluation = record.get("evaluation")
+    if not isinstance(evaluation, Mapping):
+        return None
     try:
-        highest = max(evaluation["targets"], key=lambda item: item["target"])  # type: ignore[index]
+        highest = max(evaluation["targets"], key=lambda item: item["target"])
         achieved = _number(highest["return_mean"])
     except (KeyError, TypeError, ValueError):
         return None
     steps, gradient_steps = _number(record.get("env_steps")), _number(record.get("gradient_steps"))
     if achieved is None or steps is None or gradient_steps is None:
         return None
-    assert isinstance(evaluation, Mapping)
     several = len(evaluation["targets"]) > 1
     error, rank = (
         _number(evaluation.get(name)) if several else None for name in ("alignment_error", "spearman")

@@ -32,8 +32,9 @@ from rayrl_dt.objectives.objective import Q_MEAN
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, count, flag, real, setting, whole_value
+from rayrl_dt.types import Window
 
-__all__ = ["CriticGradient", "CriticSettings", "judged"]
+__all__ = ["CriticGradient", "CriticSettings", "descend_critics", "judged", "judgment"]
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,9 @@ class CriticGradient(RLGradient):
             )  # (B, K)
         inputs = batch.inputs
         values = networks.critic(inputs.observations, inputs.actions, dtype)  # (E, B, K)
-        loss = losses.td3_critic_loss(values, target, window.mask)
-        bench.descend(CRITIC, loss, "the critic's loss")
-        mean = values.detach().where(window.mask, 0.0).sum() / (len(values) * window.mask.sum())
-        bench.check_values(mean, window, gamma=settings.gamma, reward_scale=scale)
-        bench.log(CRITIC_LOSS, loss.detach())
+        mean = descend_critics(
+            bench, window, values, target, known=window.mask, gamma=settings.gamma, reward_scale=scale
+        )
         bench.log(Q_MEAN, mean)
 
     def members(self, noise: torch.Generator) -> list[int] | None:
@@ -181,6 +180,44 @@ class CriticGradient(RLGradient):
     def policy_moved(self, networks: Networks) -> None:
         """Move the targets."""
         networks.move_targets(self.settings.polyak)
+
+
+def descend_critics(
+    bench: Bench,
+    window: Window[Tensor],
+    values: Tensor,
+    target: Tensor,
+    *,
+    known: Tensor,
+    gamma: float,
+    reward_scale: float,
+) -> Tensor:
+    """Take one step of the critics towards their targets, and check that their values stay possible.
+
+    Args:
+        bench: takes the step.
+        window: raw.
+        values: `(E, B, K)` of the critics.
+        target: `(B, K)`.
+        known: `(B, K)`, the steps that have a target.
+        gamma: the critics' discount.
+        reward_scale: that rewards were divided by.
+
+    Returns:
+        `()`, the mean of the values over real steps.
+    """
+    loss = losses.td3_critic_loss(values, target, known)
+    bench.descend(CRITIC, loss, "the critic's loss")
+    mean = values.detach().where(window.mask, 0.0).sum() / (len(values) * window.mask.sum())
+    bench.check_values(mean, window, gamma=gamma, reward_scale=reward_scale)
+    bench.log(CRITIC_LOSS, loss.detach())
+    return mean
+
+
+def judgment(networks: Networks, batch: Batch, actions: Tensor) -> Tensor:
+    """Return what the critics, held still, make of actions `(B, K, A)` at the steps of a batch, `(B, K)`."""
+    values = networks.critic.held(batch.inputs.observations, actions, dtype_of(networks.precision))
+    return judged(values)  # (E, B, K) -> (B, K)
 
 
 def judged(values: Tensor) -> Tensor:

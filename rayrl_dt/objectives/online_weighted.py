@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from rayrl_dt import losses
-from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings, judged
+from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings, judgment
 from rayrl_dt.objectives.gradient import Batch, Networks
 from rayrl_dt.objectives.td3 import AlphaSettings
-from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import real, setting
 
 __all__ = ["OnlineAWAC", "OnlineAWACSettings", "OnlinePG"]
@@ -41,8 +40,7 @@ class OnlinePG(CriticGradient):
         if alpha == 0:
             return fit
         actions = networks.model.spec.head.mode(outputs.float())  # (B, K, A)
-        values = networks.critic.held(batch.inputs.observations, actions, dtype_of(networks.precision))
-        values = judged(values)  # (E, B, K) -> (B, K)
+        values = judgment(networks, batch, actions)  # (B, K)
         return fit + alpha * losses.td3_actor_loss(values, batch.window.mask, normalize=True)
 
 
@@ -77,11 +75,7 @@ class OnlineAWAC(CriticGradient):
         """Return the weights `(B, K)`, detached and bounded."""
         if not online:
             return None
-        settings, inputs, dtype = self.settings, batch.inputs, dtype_of(networks.precision)
         actions = networks.model.spec.head.mode(outputs.float())  # (B, K, A)
-        own, logged = (
-            judged(networks.critic.held(inputs.observations, each, dtype))  # (E, B, K) -> (B, K)
-            for each in (actions, inputs.actions)
-        )
-        temperature, cap = settings.advantage_temperature, settings.advantage_cap
+        own, logged = (judgment(networks, batch, each) for each in (actions, batch.inputs.actions))  # (B, K)
+        temperature, cap = self.settings.advantage_temperature, self.settings.advantage_cap
         return losses.advantage_weights(logged - own, temperature=temperature, cap=cap)

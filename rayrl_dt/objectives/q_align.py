@@ -39,6 +39,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.critic_gradient import descend_critics
 from rayrl_dt.objectives.gradient import (
     CRITIC,
     CRITIC_LOSS,
@@ -299,11 +300,7 @@ class CoTrainedQAlign(QAlign):
         known = window.mask.clone()
         known[:, -1] &= window.terminated[:, -1]
         values = networks.critic(inputs.observations, inputs.actions, dtype)  # (2, B, K)
-        loss = losses.td3_critic_loss(values, target, known)
-        bench.descend(CRITIC, loss, "the critic's loss")
-        mean = mean_of_steps(values.mean(dim=0), window.mask)
-        bench.check_values(mean, window, gamma=gamma, reward_scale=scale)
-        bench.log(CRITIC_LOSS, loss.detach())
+        descend_critics(bench, window, values, target, known=known, gamma=gamma, reward_scale=scale)
 
     def policy_moved(self, networks: Networks) -> None:
         """Move the slow copies."""

@@ -21,11 +21,10 @@ from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
-from rayrl_dt.objectives.critic_gradient import CriticGradient, judged
+from rayrl_dt.objectives.critic_gradient import CriticGradient, judgment
 from rayrl_dt.objectives.gradient import Batch, Bench, Networks
 from rayrl_dt.objectives.td3 import AlphaSettings
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
-from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import flag, setting
 
 __all__ = ["SAC", "SACSettings"]
@@ -93,6 +92,5 @@ class SAC(CriticGradient):
         if alpha == 0:
             return fit
         actions, _ = networks.model.spec.head.sample_with_density(outputs.float(), batch.noise)  # (B, K, A)
-        values = networks.critic.held(batch.inputs.observations, actions, dtype_of(networks.precision))
-        values = judged(values)  # (E, B, K) -> (B, K)
+        values = judgment(networks, batch, actions)  # (B, K)
         return fit + alpha * losses.td3_actor_loss(values, batch.window.mask, normalize=False)

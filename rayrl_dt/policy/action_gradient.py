@@ -34,6 +34,7 @@ from rayrl_dt.critics.passes import Layers, forward, input_gradients, layers_of,
 from rayrl_dt.errors import UserError, number
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.policy.candidates import RawObservations
 from rayrl_dt.policy.refiner import Asked, Draw
 from rayrl_dt.settings import Settings, choice, count, real, setting
 from rayrl_dt.types import ACTION_LIMIT
@@ -110,9 +111,7 @@ class ActionRefiner:
             )
         self.settings = settings
         self._twins = layers_of(critic.q.q1), layers_of(critic.q.q2)
-        device = self._twins[0].last_bias.device
-        self._mean = torch.as_tensor(spec.normalizer.mean, device=device)
-        self._std = torch.as_tensor(spec.normalizer.std, device=device)
+        self._normalize = RawObservations(spec, self._twins[0].last_bias.device)
 
     def __call__(
         self,
@@ -136,9 +135,9 @@ class ActionRefiner:
         if self.settings.idle:
             return actions
         with torch.no_grad():
-            raw = torch.as_tensor(observations, dtype=torch.float32, device=self._mean.device)
-            start = actions.to(raw.device, torch.float32)
-            return climb(self._twins, (raw - self._mean) / self._std, start, self.settings).to(actions.device)
+            normalized = self._normalize(observations)
+            start = actions.to(normalized.device, torch.float32)
+            return climb(self._twins, normalized, start, self.settings).to(actions.device)
 
 
 def check_continuous(spec: PolicySpec) -> None:

@@ -14,7 +14,6 @@ Shape legend: M candidates, N rows (slots), S observation dimensions, A action d
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import check_continuous
+from rayrl_dt.policy.candidates import CandidateCritic, best_of
 from rayrl_dt.policy.refiner import Asked, Draw
 from rayrl_dt.settings import Settings, choice, count, real, setting
 
@@ -82,15 +82,13 @@ class DoubleCheckRefiner:
     ) -> None:
         check_asked(spec)
         assert calibration is not None or not settings.calibrated
-        self.settings, self._critic, self._calibration = settings, critic.q, calibration
+        self.settings, self._calibration = settings, calibration
+        self._judge = CandidateCritic(critic.q, spec)
         reach = settings.spread * (spec.data_returns["p95"] - spec.data_returns["p5"])
         half = settings.n // 2
         # Of an even number one more lies above the target than below. The target itself comes first, elsewhere.
         places = [place for place in range(-half, half + 1)[-settings.n :] if place != 0]
         self._shifts = torch.tensor([reach * place / half for place in places])
-        device = next(critic.q.parameters()).device
-        self._mean = torch.as_tensor(spec.normalizer.mean, device=device)
-        self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
         self,
@@ -105,20 +103,12 @@ class DoubleCheckRefiner:
         assert asked is not None
         with torch.no_grad():
             others = asked.actions_for(self._shifts[:, None].expand(-1, len(actions)))  # (M - 1, N, A)
-            device = self._mean.device
-            candidates = torch.cat([actions[None], others.to(actions.device)]).to(device, torch.float32)
-            raw = torch.as_tensor(observations, dtype=torch.float32, device=device)
-            normalized = ((raw - self._mean) / self._std).expand(
-                len(candidates), -1, -1
-            )  # (N, S) -> (M, N, S)
-            merit = self._critic(normalized, candidates).amin(dim=0)  # (2, M, N) -> (M, N)
+            candidates, merit = self._judge(observations, actions, others)  # (M, N, A) and (M, N)
             if self.settings.mode == "align":
                 assert self._calibration is not None
                 wanted = self._calibration(asked.returns_to_go)  # (N,)
-                merit = -(merit - torch.as_tensor(wanted, dtype=torch.float32, device=device)).abs()
-            # A value that is NaN is no improvement.
-            best = merit.nan_to_num(nan=-math.inf).argmax(dim=0)  # (N,)
-            return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
+                merit = -(merit - torch.as_tensor(wanted, dtype=torch.float32, device=merit.device)).abs()
+            return best_of(candidates, merit).to(actions.device)
 
 
 def check_asked(spec: PolicySpec) -> None:

@@ -12,7 +12,6 @@ Shape legend: M candidates, N rows (slots), S observation dimensions, A action d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import check_continuous
+from rayrl_dt.policy.candidates import CandidateCritic, best_of
 from rayrl_dt.policy.refiner import Asked, Draw
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.settings import Settings, count, real, setting
@@ -101,11 +101,8 @@ class SamplingRefiner:
     def __init__(self, settings: SampledActions, critic: IQLCritic, spec: PolicySpec) -> None:
         check_continuous(spec)
         self.settings = settings
-        self._critic = critic.q
+        self._judge = CandidateCritic(critic.q, spec)
         self._generator = torch_generator(settings.seed, "sampled-actions")
-        device = next(critic.q.parameters()).device
-        self._mean = torch.as_tensor(spec.normalizer.mean, device=device)
-        self._std = torch.as_tensor(spec.normalizer.std, device=device)
 
     def __call__(
         self,
@@ -125,13 +122,5 @@ class SamplingRefiner:
                 drawn = drawn.clamp(-ACTION_LIMIT, ACTION_LIMIT)
             else:
                 drawn = draw(settings.n, self._generator)
-            device = self._mean.device
-            # The policy's own comes first: of equally good ones it is taken.
-            candidates = torch.cat([actions[None], drawn]).to(device, torch.float32)  # (1 + M, N, A)
-            raw = torch.as_tensor(observations, dtype=torch.float32, device=device)
-            # (N, S) -> (1 + M, N, S)
-            normalized = ((raw - self._mean) / self._std).expand(len(candidates), -1, -1)
-            values = self._critic(normalized, candidates).amin(dim=0)  # (2, 1 + M, N) -> (1 + M, N)
-            # A value that is NaN is no improvement.
-            best = values.nan_to_num(nan=-math.inf).argmax(dim=0)  # (N,)
-            return candidates[best, torch.arange(len(actions), device=device)].to(actions.device)
+            candidates, values = self._judge(observations, actions, drawn)  # (1 + M, N, A) and (1 + M, N)
+            return best_of(candidates, values).to(actions.device)

@@ -102,7 +102,7 @@ def test_what_is_no_array_is_sent_there() -> None:
         UserError, match=r"observations are no array of numbers but list; .*store_of_episodes"
     ):
         Trajectory(episode.observations, episode.actions, episode.rewards, False)
-    listed = Trajectory([[0.0, 1.0]] * 2, [[0.5, 0.5]], [1.0], False)  # type: ignore[arg-type]
+    listed = Trajectory([[0.0, 1.0]] * 2, [[0.5, 0.5]], [1.0], False)
     assert listed.observations.shape == (2, 2)
     for spaces_ in (
         (OBSERVATIONS["parts"], ACTIONS["vector"]),

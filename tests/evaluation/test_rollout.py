@@ -98,7 +98,7 @@ def test_a_slot_that_is_done_takes_no_steps_and_wakes_with_the_next_reset() -> N
         np.testing.assert_array_equal(one.trajectory.actions, other.trajectory.actions)
     again = run_slots(collector, slots)
     assert [record.length for record in again.episodes] == [2, 2, 2, 30]
-    taken = [sum(map(len, env.unwrapped.actions_taken)) for env in vector.envs]  # type: ignore[attr-defined]
+    taken = [sum(map(len, env.unwrapped.actions_taken)) for env in vector.envs]
     assert taken == [2 * 3 * 2, 2 * 30, 0]
     assert sum(sum(map(len, env.actions_taken)) for env in plain.env.envs) > sum(taken)
 

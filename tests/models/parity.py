@@ -98,6 +98,14 @@ class Written(ABC):
         hidden = activation(self.linear(f"{name}.mlp.expand", x))
         return self.scale(f"{name}.mlp.dropout", self.linear(f"{name}.mlp.contract", hidden))
 
+    def pre_norm_blocks(self, tokens: list[Tensor], timesteps: Tensor) -> Tensor:
+        """The tokens of each step with its timestep, in turn, normed and dropped, then through all blocks."""
+        x = torch.stack([t + self.timestep("trunk.embed_timestep", timesteps) for t in tokens], 2)
+        x = self.scale("trunk.embed_dropout", self.norm("trunk.embed_norm", x.flatten(1, 2)))
+        for number in range(self.config.num_layers):
+            x = self.pre_norm_block(f"trunk.blocks.{number}", x, relu, heads=self.config.num_heads)
+        return x
+
     def pre_norm_block(
         self,
         name: str,

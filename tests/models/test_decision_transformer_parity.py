@@ -33,10 +33,7 @@ class Transformer(Written):
         ]
         if self.config.backbone == "dt":
             tokens.insert(0, self.linear("trunk.embed_return", returns))
-        x = torch.stack([t + self.timestep("trunk.embed_timestep", timesteps) for t in tokens], 2)
-        x = self.scale("trunk.embed_dropout", self.norm("trunk.embed_norm", x.flatten(1, 2)))
-        for number in range(self.config.num_layers):
-            x = self.pre_norm_block(f"trunk.blocks.{number}", x, relu, heads=self.config.num_heads)
+        x = self.pre_norm_blocks(tokens, timesteps)
         return (self.norm("trunk.final_norm", x)[:, len(tokens) - 2 :: len(tokens)],)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from builders import build_model, random_window
-from models.parity import Written, check, gelu, relu
+from models.parity import Written, check, gelu
 from torch import Tensor
 
 from rayrl_dt import UserError
@@ -35,10 +35,7 @@ class Decoupled(Written):
             self.linear("trunk.embed_observation", observations),
             self.embed("trunk.embed_action", actions),
         ]
-        x = torch.stack([t + self.timestep("trunk.embed_timestep", timesteps) for t in tokens], 2)
-        x = self.scale("trunk.embed_dropout", self.norm("trunk.embed_norm", x.flatten(1, 2)))
-        for number in range(self.config.num_layers):
-            x = self.pre_norm_block(f"trunk.blocks.{number}", x, relu, heads=self.config.num_heads)
+        x = self.pre_norm_blocks(tokens, timesteps)
         asked = self.linear("trunk.modulation.0", returns)
         if self.config.modulation == "mlp":
             asked = self.linear("trunk.modulation.2", gelu(asked))

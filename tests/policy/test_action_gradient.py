@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import build_model, scramble
+from builders import build_model
 from torch import Tensor
 
 from rayrl_dt.critics.networks import IQLCritic
@@ -31,13 +31,6 @@ ZETA1, ZETA2, EPSILON = 0.8, 0.6, 1e-3
 @pytest.fixture
 def model(make_store: MakeStore) -> SequenceModel:
     return build_model(make_store())
-
-
-@pytest.fixture
-def critic(model: SequenceModel) -> IQLCritic:
-    built = new_critic(model.spec, hidden=32, seed=0)
-    scramble(built)
-    return built
 
 
 @pytest.fixture

@@ -33,13 +33,6 @@ def model(make_store: MakeStore, request: pytest.FixtureRequest) -> SequenceMode
 
 
 @pytest.fixture
-def critic(model: SequenceModel) -> IQLCritic:
-    built = new_critic(model.spec, hidden=32, seed=0)
-    scramble(built)
-    return built
-
-
-@pytest.fixture
 def calibration() -> Calibration:
     return Calibration(np.array([-10.0, 30.0]), np.array([-2.0, 2.0]), 0.5)
 
@@ -147,7 +140,7 @@ def test_the_unit_of_rewards_chooses_nothing(make_store: MakeStore, mode: str) -
     found = []
     for unit in (1.0, 64.0):
         scaled = new_critic(spec, hidden=32, seed=0)
-        scaled.q = Scaled(critic.q, unit)  # type: ignore[assignment]
+        scaled.q = Scaled(critic.q, unit)
         data = {name: unit * value for name, value in spec.data_returns.items()}
         known = Calibration(unit * np.array([-10.0, 30.0]), unit * np.array([-2.0, 2.0]), 0.5)
         refiner = DoubleCheckRefiner(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import build_model, scramble
+from builders import build_model
 from torch import Tensor
 
 from rayrl_dt.critics.networks import IQLCritic
@@ -28,13 +28,6 @@ N = 32
 @pytest.fixture(params=["deterministic", "gaussian"])
 def model(make_store: MakeStore, request: pytest.FixtureRequest) -> SequenceModel:
     return build_model(make_store(), head=request.param)
-
-
-@pytest.fixture
-def critic(model: SequenceModel) -> IQLCritic:
-    built = new_critic(model.spec, hidden=32, seed=0)
-    scramble(built)
-    return built
 
 
 def acted(model: SequenceModel, settings: SampledActions | None, critic: IQLCritic) -> np.ndarray[Any, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
@@ -14,7 +16,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.td3 import TD3, TD3Settings
 from rayrl_dt.settings import Settings, count, flag, real, setting, whole_value
 
-__all__ = ["TD3BC", "TD3BCConfig"]
+__all__ = ["TD3BC", "TD3BCConfig", "TD3BCLearner"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class TD3BCConfig(MemorylessConfig):
         return self.gradient.companions
 
     def get_default_learner_class(self) -> type[SequenceLearner]:
-        """Return `RLGradientLearner`."""
-        return RLGradientLearner
+        """Return `TD3BCLearner`."""
+        return TD3BCLearner
 
     def validate(self) -> None:
         """Check the head, too.
@@ -82,6 +84,14 @@ class TD3BCConfig(MemorylessConfig):
                 "algorithm: IQL"
             )
         super().validate()
+
+
+class TD3BCLearner(RLGradientLearner):
+    """The learner of `TD3BCConfig`."""
+
+    def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        # Not fused: that rounds otherwise, and runs would not go on as they began.
+        return torch.optim.AdamW(**arguments)
 
 
 class TD3BC(SequenceAlgorithm):

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.policy.acting.cache import StepCache
-from rayrl_dt.policy.acting.plan import ActingPlan
-from rayrl_dt.policy.acting.watch import ModelWatch
+from rayrl_dt.policy.acting.plan import StepwisePlan
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.precision import autocast
 
@@ -34,7 +32,7 @@ def image_embedding(trunk: nn.Module) -> ObservationEmbedding | None:
     return found[0] if len(found) == 1 and found[0].encoder.raw else None
 
 
-class KeptImagesPlan(ActingPlan):
+class KeptImagesPlan(StepwisePlan):
     """Keeps the embedded images of the windows; the model computes the rest.
 
     Args:
@@ -44,23 +42,10 @@ class KeptImagesPlan(ActingPlan):
     """
 
     def __init__(self, model: SequenceModel, context: ContextBuffer, precision: str) -> None:
+        super().__init__(model, context, precision)
         embedding = image_embedding(model.trunk)
         assert embedding is not None
         self._embedding = embedding
-        self._model, self._context, self._precision = model, context, precision
-        self._watch = ModelWatch(model)
-        self._cache: StepCache | None = None
-        self._synced = 0  # steps of the context that the cache has seen
-
-    def holds(self) -> bool:
-        """Return whether the model is unchanged, and no hook wants to see its forward pass."""
-        return self._watch.unchanged()
-
-    def clear(self, slots: Array) -> None:
-        """Forget the images of some slots."""
-        if self._cache is not None:
-            with torch.inference_mode():
-                self._cache.clear(slots)
 
     def outputs(self, rows: Array | None) -> Tensor:
         """Return the outputs; see `ActingPlan.outputs`."""
@@ -70,15 +55,7 @@ class KeptImagesPlan(ActingPlan):
             outputs: Tensor = self._model(window, last_only=True)[:, -1]  # (n, 1, O) -> (n, O)
         return outputs
 
-    def _catch_up(self) -> StepCache:
-        """Embed the images of the steps that came since the last call."""
-        length = self._context.context_length
-        steps = min(self._context.appended - self._synced, length)
-        self._synced = self._context.appended
+    def _newest_values(self, steps: int) -> list[Tensor]:
+        """Embed the images of the steps that came."""
         newest = torch.as_tensor(self._context.window().observations[:, -steps:])
-        embedded = self._embedding(newest)  # (N, steps, *obs) -> (N, steps, d)
-        if self._cache is None:
-            self._cache = StepCache(len(newest), length, [embedded])
-        self._cache.advance(steps)
-        self._cache.write([embedded])
-        return self._cache
+        return [self._embedding(newest)]  # (N, steps, *obs) -> (N, steps, d)

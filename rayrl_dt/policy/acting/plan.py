@@ -24,7 +24,7 @@ from rayrl_dt.policy.acting.watch import ModelWatch
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.precision import autocast, dtype_of
 
-__all__ = ["ActingPlan", "CachedPlan", "WholeWindowPlan"]
+__all__ = ["ActingPlan", "CachedPlan", "StepwisePlan", "WholeWindowPlan"]
 
 Array = np.ndarray[Any, Any]
 
@@ -104,7 +104,49 @@ class WholeWindowPlan(ActingPlan):
         return outputs
 
 
-class CachedPlan(ActingPlan):
+class StepwisePlan(ActingPlan):
+    """Keeps values of single steps for as long as the windows hold them, and until the model changes.
+
+    Args:
+        model: the policy network, in float32 on a CPU. A change of it ends the plan.
+        context: the windows.
+        precision: "fp32" or "bf16".
+    """
+
+    def __init__(self, model: SequenceModel, context: ContextBuffer, precision: str) -> None:
+        super().__init__(model, context, precision)
+        self._watch = ModelWatch(model)
+        self._cache: StepCache | None = None
+        self._synced = 0  # steps of the context that the cache has seen
+
+    @abstractmethod
+    def _newest_values(self, steps: int) -> list[Tensor]:
+        """Compute what is to be kept of the newest steps of all windows, `(N, at least steps, *shape)` each."""
+
+    def holds(self) -> bool:
+        """Return whether the model is unchanged, and no hook wants to see its forward pass."""
+        return self._watch.unchanged()
+
+    def clear(self, slots: Array) -> None:
+        """Forget the steps of some slots. Weights of zero would hide them, but not a NaN among them."""
+        if self._cache is not None:
+            with torch.inference_mode():
+                self._cache.clear(slots)
+
+    def _catch_up(self) -> StepCache:
+        """Keep the steps that came since the last call, too."""
+        length = self._context.context_length
+        steps = min(self._context.appended - self._synced, length)
+        self._synced = self._context.appended
+        values = self._newest_values(steps)
+        if self._cache is None:
+            self._cache = StepCache(len(values[0]), length, values)
+        self._cache.advance(steps)
+        self._cache.write(values)
+        return self._cache
+
+
+class CachedPlan(StepwisePlan):
     """Keeps what is a function of single steps, and computes from it what the steps of a window make of each other.
 
     A step's values are computed when it is appended, and once more after the next one, when its action is known.
@@ -123,9 +165,6 @@ class CachedPlan(ActingPlan):
         super().__init__(model, context, precision)
         self.dtype = dtype_of(precision)
         self._tokens_per_step = tokens_per_step
-        self._watch = ModelWatch(model)
-        self._cache: StepCache | None = None
-        self._synced = 0  # steps of the context that the cache has seen
         self._causal = {steps: self._bias(None, steps) for steps in (1, tokens_per_step)}
 
     @abstractmethod
@@ -140,16 +179,6 @@ class CachedPlan(ActingPlan):
             kept: `step_values` of the windows, `(B, K, *shape)` each; anything finite where there is padding.
             mask: `(B, K)` bool, True at real steps; None if there is no padding.
         """
-
-    def holds(self) -> bool:
-        """Return whether the model is unchanged, and no hook wants to see its forward pass."""
-        return self._watch.unchanged()
-
-    def clear(self, slots: Array) -> None:
-        """Forget the steps of some slots. Weights of zero would hide them, but not a NaN among them."""
-        if self._cache is not None:
-            with torch.inference_mode():
-                self._cache.clear(slots)
 
     def outputs(self, rows: Array | None) -> Tensor:
         """Return the outputs; see `ActingPlan.outputs`."""
@@ -171,15 +200,7 @@ class CachedPlan(ActingPlan):
         # (1 or N, 1, T, T) -> (1 or N, T, T)
         return attention_bias(mask, tokens, tokens_per_step, torch.empty(0, dtype=self.dtype))[:, 0]
 
-    def _catch_up(self) -> StepCache:
-        """Compute the steps that came since the last call, and the one before, whose action is known by now."""
-        length = self._context.context_length
-        steps = min(self._context.appended - self._synced, length)
-        self._synced = self._context.appended
-        newest = self._context.window().last(min(steps + 1, length)).to_torch()
-        values = self.step_values(self._model.inputs(newest))
-        if self._cache is None:
-            self._cache = StepCache(newest.batch_size, length, values)
-        self._cache.advance(steps)
-        self._cache.write(values)
-        return self._cache
+    def _newest_values(self, steps: int) -> list[Tensor]:
+        """Compute the steps that came, and the one before, whose action is known by now."""
+        newest = self._context.window().last(min(steps + 1, self._context.context_length)).to_torch()
+        return self.step_values(self._model.inputs(newest))

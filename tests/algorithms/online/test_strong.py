@@ -226,9 +226,9 @@ def test_joined_windows_are_those_that_were_drawn(two_stores: Any) -> None:
 
 def test_targets_follow_the_replay() -> None:
     returns = np.array([-900.0, -500.0, -300.0, -100.0, -200.0])
-    best = EXPLORATION["best"](span=1000.0, margin=0.1, quantile=0.8)  # type: ignore[misc]
+    best = EXPLORATION["best"](span=1000.0, margin=0.1, quantile=0.8)
     assert best.target(returns, np.random.default_rng(0)) == -100.0 + 100.0
-    quantiles = EXPLORATION["quantiles"](span=1000.0, margin=0.0, quantile=0.5)  # type: ignore[misc]
+    quantiles = EXPLORATION["quantiles"](span=1000.0, margin=0.0, quantile=0.5)
     drawn = [quantiles.target(returns, np.random.default_rng(seed)) for seed in range(200)]
     assert -300.0 <= min(drawn) < -280.0 and -120.0 < max(drawn) <= -100.0
 
