@@ -299,7 +299,6 @@ def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.long
 def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:

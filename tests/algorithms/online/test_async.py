@@ -388,7 +388,6 @@ def held(folder: str) -> Held:
     return Held(folder)
 
 
-@pytest.mark.long
 def test_a_silent_runner_holds_nobody_up_and_what_it_brings_late_is_left_out(
     asynchronous: Configure, tmp_path: Path
 ) -> None:
