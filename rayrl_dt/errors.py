@@ -7,7 +7,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["TrainingDiverged", "UserError", "number", "one_line", "one_of", "suggest", "truth", "whole"]
+__all__ = [
+    "TrainingDiverged",
+    "UserError",
+    "is_finite",
+    "number",
+    "one_line",
+    "one_of",
+    "suggest",
+    "truth",
+    "whole",
+]
 
 
 class UserError(ValueError):
@@ -48,7 +58,7 @@ def whole(name: str, value: Any, *, least: int | None = 0, most: int | None = No
     Raises:
         UserError: it is not a whole number, or out of range.
     """
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    real = is_finite(value)
     if real and value == int(value) and (least is None or value >= least) and (most is None or value <= most):
         return int(value)
     bounds = f" of at least {least}" if most is None else f" from {least} to {most}"
@@ -70,7 +80,7 @@ def number(
     Raises:
         UserError: it is not a finite number, or out of range.
     """
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    real = is_finite(value)
     inside = real and not (
         (least is not None and value < least)
         or (above is not None and value <= above)
@@ -82,6 +92,11 @@ def number(
     parts = (("of at least", least), ("above", above), ("of at most", most), ("below", below))
     bounds = " and ".join(f"{word} {bound:g}" for word, bound in parts if bound is not None)
     raise UserError(f"{name} is {value!r}; it must be a finite number{bounds and ' '}{bounds}")
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a finite number; a boolean is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.store import TrajectoryStore
@@ -52,16 +53,8 @@ class Calibration:
 
 def isotonic(values: Array, weights: Array) -> Array:
     """Return the series `(N,)` that never falls with the least squared distance to `values (N,)`, weighted."""
-    # Of each block so far: mean, weight, length.
-    blocks: list[tuple[float, float, int]] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        mean, total, length = value, weight, 1
-        while blocks and blocks[-1][0] >= mean:
-            before, heavy, count = blocks.pop()
-            mean = (before * heavy + mean * total) / (heavy + total)
-            total, length = heavy + total, count + length
-        blocks.append((mean, total, length))
-    return np.repeat([mean for mean, _, _ in blocks], [length for _, _, length in blocks])
+    fitted: Array = isotonic_regression(values, weights=weights).x
+    return fitted
 
 
 def fit_calibration(

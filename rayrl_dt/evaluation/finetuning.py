@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Course", "Standing", "course_of"]
+from rayrl_dt.errors import is_finite
+
+__all__ = ["Course", "Standing", "course_of", "recorded_number"]
 
 Record = Mapping[str, Any]
 
@@ -91,7 +92,8 @@ def course_of(records: Sequence[Record]) -> Course | None:
     if not standings:
         return None
     collected = (
-        (_number(record.get("env_steps")), _number(record.get("collected_return"))) for record in online
+        (recorded_number(record.get("env_steps")), recorded_number(record.get("collected_return")))
+        for record in online
     )
     points = [*before[-1:], *standings]
     steps, achieved = (
@@ -114,20 +116,22 @@ def _standing(record: Record) -> Standing | None:
         return None
     try:
         highest = max(evaluation["targets"], key=lambda item: item["target"])
-        achieved = _number(highest["return_mean"])
+        achieved = recorded_number(highest["return_mean"])
     except (KeyError, TypeError, ValueError):
         return None
-    steps, gradient_steps = _number(record.get("env_steps")), _number(record.get("gradient_steps"))
+    steps, gradient_steps = (
+        recorded_number(record.get("env_steps")),
+        recorded_number(record.get("gradient_steps")),
+    )
     if achieved is None or steps is None or gradient_steps is None:
         return None
     several = len(evaluation["targets"]) > 1
     error, rank = (
-        _number(evaluation.get(name)) if several else None for name in ("alignment_error", "spearman")
+        recorded_number(evaluation.get(name)) if several else None for name in ("alignment_error", "spearman")
     )
     return Standing(steps, gradient_steps, achieved, error, rank)
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
+def recorded_number(value: Any) -> float | None:
+    """Return the value as a finite float, or None: records of a diverged or killed run hold anything."""
+    return float(value) if is_finite(value) else None

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from rayrl_dt.evaluation.finetuning import recorded_number
 from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, style_axes
 
 __all__ = ["learning_curve"]
@@ -66,7 +67,7 @@ def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | No
 def _series(records: Sequence[Record], value: Callable[[Record], Any]) -> tuple[list[float], list[float]]:
     xs, ys = [], []
     for record in records:
-        x, y = _number(record.get("gradient_steps")), _number(value(record))
+        x, y = recorded_number(record.get("gradient_steps")), recorded_number(value(record))
         if x is not None and y is not None:
             xs.append(x)
             ys.append(y)
@@ -96,7 +97,7 @@ _PANELS: dict[str, tuple[str, Callable[[Record], Any]]] = {
 
 def _online_start(records: Sequence[Record]) -> float | None:
     """Return the gradient step at which a run that also pretrained went online."""
-    phases = [(record.get("phase"), _number(record.get("gradient_steps"))) for record in records]
+    phases = [(record.get("phase"), recorded_number(record.get("gradient_steps"))) for record in records]
     offline = [step for phase, step in phases if phase not in (None, "online") and step is not None]
     return max(offline) if offline and any(phase == "online" for phase, _ in phases) else None
 
@@ -104,10 +105,3 @@ def _online_start(records: Sequence[Record]) -> float | None:
 def _power(value: float, _: int) -> str:
     """Return "1.5e-4" for 0.00015."""
     return f"{value:.1e}".replace("e-0", "e-") if value else "0"
-
-
-def _number(value: Any) -> float | None:
-    """Return the value as a finite float, or None: records of a diverged or killed run hold anything."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None

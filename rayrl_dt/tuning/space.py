@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayrl_dt.errors import UserError, suggest
+from rayrl_dt.errors import UserError, is_finite, suggest
 from rayrl_dt.runs.config_files import SECTIONS, search_spaces
 from rayrl_dt.settings import as_number
 
@@ -44,7 +44,7 @@ class Space:
             return
         numbers = 3 if self.kind == "quniform" else 2
         values = self.options
-        if len(values) != numbers or not all(_is_finite(value) for value in values):
+        if len(values) != numbers or not all(is_finite(value) for value in values):
             shape = "[low, high, step]" if numbers == 3 else "[low, high]"
             raise UserError(f"{self.path} is {{{self.kind}: {list(values)}}}; write {{{self.kind}: {shape}}}")
         if not values[0] < values[1]:
@@ -159,7 +159,3 @@ def _lonely_lists(node: Any, path: str) -> Iterator[tuple[str, str, list[Any]]]:
         if len(node) == 1 and isinstance(value, list):
             yield path, str(key), value
         yield from _lonely_lists(value, inner)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
