@@ -17,7 +17,7 @@ from gymnasium.spaces.utils import flatten_space
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["Flattening", "has_numbers"]
+__all__ = ["Flattening", "are_pixels", "has_numbers"]
 
 Array = np.ndarray[Any, Any]
 Space = gym.Space[Any]
@@ -141,13 +141,13 @@ def has_numbers(space: Space) -> bool:
     return any(isinstance(part, _PARTS) for _, part in _parts(space))
 
 
+def are_pixels(shape: tuple[int, ...], dtype: Any) -> bool:
+    """Return whether arrays of a shape and type are pictures: bytes with two axes of 32 or more."""
+    return dtype == np.uint8 and len(shape) in (2, 3) and sorted(shape)[-2] >= _PICTURE_SIDE
+
+
 def _is_picture(space: Space) -> bool:
-    return (
-        isinstance(space, gym.spaces.Box)
-        and space.dtype == np.uint8
-        and len(space.shape) in (2, 3)
-        and sorted(space.shape)[-2] >= _PICTURE_SIDE
-    )
+    return isinstance(space, gym.spaces.Box) and are_pixels(space.shape, space.dtype)
 
 
 def _parts(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:

@@ -28,6 +28,7 @@ import numpy as np
 from rayrl_dt.data.array_files import read_header
 from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.envs import RecordedEnv
+from rayrl_dt.envs.resolve import registered
 from rayrl_dt.errors import UserError, whole
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Trajectory
@@ -167,11 +168,8 @@ def _shards(folder: Path) -> list[_Shard]:
 
 def _game(folder: Path) -> RecordedEnv:
     for name in (folder.resolve().name, *(parent.name for parent in folder.resolve().parents)):
-        try:
+        if registered(f"ALE/{name}-v5") is not None:
             return RecordedEnv.named(f"ALE/{name}-v5")
-        except UserError as error:
-            if "unknown environment" not in str(error):
-                raise
     raise UserError(
         f"no folder of {folder} is named as a game; keep the published layout, Game/RUN/replay_logs"
     )

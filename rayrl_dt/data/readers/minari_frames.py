@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
+
+from rayrl_dt.envs.observations import are_pixels
 
 __all__ = ["compress_images"]
 
 _CHUNK = 64
 """Images that are compressed together: what neighbors share is kept once."""
-_SIDE = 32
 
 
 def compress_images(file: Path) -> None:
@@ -34,8 +34,7 @@ def compress_images(file: Path) -> None:
 
 
 def _is_images(node: Any) -> bool:
-    images = isinstance(node, h5py.Dataset) and node.dtype == np.uint8 and node.ndim in (3, 4)
-    return images and sorted(node.shape[1:])[-2] >= _SIDE
+    return isinstance(node, h5py.Dataset) and are_pixels(node.shape[1:], node.dtype)
 
 
 def _has_images(group: Any) -> bool:

@@ -116,7 +116,7 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         evaluation_spec=evaluation_spec,
         recorded_actions=None if layout.plain else layout.space,
     )
-    attempts = _attempts(folder, storage, flattening, total)
+    attempts = _attempts(folder, storage, flattening, layout, total)
     return clean(map(in_frames, attempts) if screens else attempts, info, flattening), info
 
 
@@ -203,13 +203,11 @@ def write(
 
 
 def _attempts(
-    folder: Path, storage: MinariStorage, flattening: Flattening, total: int
+    folder: Path, storage: MinariStorage, flattening: Flattening, layout: ActionLayout, total: int
 ) -> Iterator[Callable[[], Trajectory]]:
     try:
         for number, values in enumerate(_episodes(folder, storage, flattening.space, total)):
-            yield partial(
-                _trajectory, f"{folder}, episode_{number}", flattening, storage.action_space, values
-            )
+            yield partial(_trajectory, f"{folder}, episode_{number}", flattening, layout, values)
     except UserError:
         raise
     except Exception as error:  # h5py raises many types on damaged files
@@ -217,12 +215,12 @@ def _attempts(
 
 
 def _trajectory(
-    name: str, flattening: Flattening, action_space: gym.Space[Any], values: Mapping[str, Any]
+    name: str, flattening: Flattening, layout: ActionLayout, values: Mapping[str, Any]
 ) -> Trajectory:
     try:
         return Trajectory(
             observations=flattening.episode(values["observations"]),
-            actions=ActionLayout(action_space).episode(values["actions"]),
+            actions=layout.episode(values["actions"]),
             rewards=np.asarray(values["rewards"]),
             terminated=bool(np.any(values["terminations"][-1:])),
         )
@@ -290,12 +288,13 @@ def _buffers(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
 ) -> Iterator[EpisodeBuffer]:
+    flattening, layout = Flattening(observation_space), ActionLayout(action_space)
     for number, episode in enumerate(trajectories):
         try:
             # Written only if it reads back: right lengths and shapes, finite.
             checked = Trajectory(
-                Flattening(observation_space).episode(episode.observations),
-                ActionLayout(action_space).episode(episode.actions),
+                flattening.episode(episode.observations),
+                layout.episode(episode.actions),
                 np.asarray(episode.rewards),
                 episode.terminated,
             )
