@@ -16,7 +16,14 @@ from rayrl_dt.cli import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rayrl_dt"
-PAGES = ("README.md", "rayrl_dt/README.md", "cluster/README.md")
+PAGES = (
+    "README.md",
+    "rayrl_dt/README.md",
+    "cluster/README.md",
+    "tune_configs/README.md",
+    "tests/benchmarks/README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (PACKAGE / "docs").glob("*.md")),
+)
 # `data/store.py`, `policy/acting/`, `types.py Window`; not NAME placeholders, nor what a run writes.
 PLACE = re.compile(r"(?P<path>[\w.-]+(?:/[\w.-]+)*(?:\.py|\.yaml|/))(?: (?P<name>[A-Za-z_]\w*))?")
 
