@@ -48,7 +48,7 @@ def follow(page: str, folder: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["resume.md", "own_environment.md"])
+@pytest.mark.parametrize("page", ["resume.md", "own_environment.md", "export.md"])
 def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
     follow(page, tmp_path)
 

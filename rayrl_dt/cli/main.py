@@ -95,27 +95,35 @@ def export(
     run: Policy,
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
     format: Annotated[
-        str, typer.Option(help="Format to write: bundle (safetensors and JSON) or hf (Hugging Face).")
+        str,
+        typer.Option(
+            help="Format to write: bundle (safetensors and JSON), hf (Hugging Face) or onnx (a graph)."
+        ),
     ] = "bundle",
 ) -> None:
-    """Copy a trained policy out of its run, in our format or Hugging Face's.
+    """Copy a trained policy out of its run, in our format, Hugging Face's or as an ONNX graph.
 
     Examples:
       rayrl-dt export runs/hopper --out runs/hopper-policy
       rayrl-dt export runs/hopper --format hf --out runs/hopper-hf   (needs the extra: pip install -e ".[hf]")
+      rayrl-dt export runs/hopper --format onnx --out runs/hopper-onnx   (needs the extra: pip install -e ".[onnx]")
     """
     from rayrl_dt.errors import suggest
-    from rayrl_dt.interop import huggingface
+    from rayrl_dt.interop import huggingface, onnx
     from rayrl_dt.interop.bundle import Bundle
 
-    if format not in ("bundle", "hf"):
-        raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', 'hf'))}")
+    ways = {
+        "hf": (huggingface.export_huggingface, "Hugging Face checkpoint:"),
+        "onnx": (onnx.export_onnx, "ONNX graph:"),
+    }
+    if format not in ("bundle", *ways):
+        raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', *ways))}")
     _check_empty(out)
     bundle = Bundle.open(run)
     model = bundle.model  # a broken bundle is not worth copying
-    if format == "hf":
-        huggingface.export_huggingface(model, out)
-        finish("Hugging Face checkpoint:", out)
+    if format in ways:
+        write, name = ways[format]
+        finish(name, write(model, out))
         return
     bundle.copy_to(out)
     finish(

@@ -49,8 +49,7 @@ def attention_bias(mask: Tensor | None, tokens: int, tokens_per_step: int, like:
         return future
     pads = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, -torch.inf)
     bias = future + pads.repeat_interleave(tokens_per_step, dim=1)[:, None, None, :]  # (B, K) -> (B, 1, T, T)
-    bias.diagonal(dim1=-2, dim2=-1).zero_()
-    return bias
+    return bias.masked_fill_(torch.eye(tokens, dtype=torch.bool, device=like.device), 0.0)
 
 
 class _Attention(nn.Module):
@@ -160,7 +159,7 @@ class CausalSelfAttention(_Attention):
         q = self._split(functional.linear(x[:, read], w_q, b_q))  # (B, H, R, d/H)
         q = torch.matmul(q, torch.unflatten(w_k, 0, (self.heads, -1))).flatten(1, 2)  # (B, H R, d)
         # (1 or B, 1, R, T) -> (B, H R, T)
-        bias = bias.to(q.dtype).expand(-1, self.heads, -1, -1).flatten(1, 2).expand(len(q), -1, -1)
+        bias = bias.to(q.dtype).expand(-1, self.heads, -1, -1).flatten(1, 2).expand(q.shape[0], -1, -1)
         weights = self._weights(q, x.to(q.dtype), bias)  # (B, H R, T)
         mixed = torch.bmm(weights.to(q.dtype), x.to(q.dtype))  # (B, H R, d)
         mixed = torch.unflatten(mixed, 1, (self.heads, -1))  # (B, H, R, d)

@@ -148,8 +148,13 @@ class Head(ABC):
         return actions
 
     @abstractmethod
-    def to_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Array:
-        """Convert actions in model units, `(B, A)` or `(B,)`, to those of the environment."""
+    def in_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Tensor:
+        """Convert actions in model units, `(B, A)` or `(B,)`, to the environment's; rounding may step over a bound."""
+
+    def to_array(self, actions: Tensor) -> Array:
+        """Return actions in the environment's units, `(B, A)` or `(B,)`, as the environment takes them."""
+        found: Array = actions.cpu().numpy()
+        return found
 
     def single(self, action: Any) -> Any:
         """Return one action as a single environment takes it; it stays the caller's own."""
@@ -185,9 +190,12 @@ class ContinuousHead(Head):
         """Scale to [-1, 1], clipped; see `Head`."""
         return ((actions - middle) / half).clamp(-1.0, 1.0).to(middle.dtype)
 
-    def to_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Array:
+    def in_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Tensor:
         """Scale to the bounds; see `Head`."""
-        values = (actions.float() * half + middle).cpu().numpy()
-        # Rounding may step over a bound.
+        return actions.float() * half + middle
+
+    def to_array(self, actions: Tensor) -> Array:
+        """Return what is within the bounds; see `Head`."""
+        values = actions.cpu().numpy()
         found: Array = np.clip(values.astype(self.low.dtype), self.low, self.high)
         return found

@@ -144,10 +144,9 @@ class CategoricalHead(Head):
         """Clamp to the indices: the unread last slot holds 0 while acting, which need not be an action."""
         return actions.clamp(0, self.size - 1)
 
-    def to_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> np.ndarray[Any, Any]:
+    def in_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Tensor:
         """Count from the first action; see `Head`."""
-        found: np.ndarray[Any, Any] = actions.cpu().numpy() + self._start
-        return found
+        return actions + self._start
 
     def single(self, action: Any) -> Any:
         """Return an int."""

@@ -81,6 +81,12 @@ class ImageNetwork(nn.Module):
     def _blocks(self, images: Tensor) -> Tensor:
         """Return bytes `(..., C, H, W)` as blocks of s x s pixels, `(N, H/s, W/s, C s s)`, in one copy."""
         block = self._block
+        if torch.compiler.is_compiling():  # an exported graph cannot read bytes as longer words
+            x = torch.unflatten(torch.unflatten(images, -1, (-1, block)), -3, (-1, block))
+            x = x.movedim((-4, -2), (-5, -4)).flatten(
+                -3
+            )  # (..., C, H/s, s, W/s, s) -> (..., H/s, W/s, C s s)
+            return x.reshape(-1, *x.shape[-3:])
         whole = all(stride % block == 0 for stride in (*images.stride()[:-1], images.storage_offset()))
         if images.stride(-1) != 1 or not whole:
             images = images.clone(memory_format=torch.contiguous_format)

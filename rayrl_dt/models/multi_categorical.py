@@ -80,10 +80,9 @@ class MultiCategoricalHead(Head):
         last = torch.tensor(self._options, device=actions.device) - 1
         return actions.clamp(min=torch.zeros_like(last), max=last)
 
-    def to_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> np.ndarray[Any, Any]:
+    def in_env_units(self, actions: Tensor, middle: Tensor, half: Tensor) -> Tensor:
         """Count from the first options; see `Head`."""
-        found: np.ndarray[Any, Any] = (actions.cpu() + self._first).numpy()
-        return found
+        return actions + self._first.to(actions.device)
 
     def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Split `(..., O)` into the logits of each choice."""

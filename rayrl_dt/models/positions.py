@@ -45,6 +45,6 @@ class WindowPositions(nn.Module):
             vectors = self.slots[(mask.cumsum(dim=1) - 1).clamp(min=0)]  # (B, K) -> (B, K, P, d)
             first = timesteps.gather(1, mask.int().argmax(dim=1, keepdim=True))  # (B, 1)
         if self.window is None:
-            return vectors.expand(len(timesteps), -1, -1, -1)
+            return vectors.expand(timesteps.shape[0], -1, -1, -1)
         window: Tensor = self.window(first)[:, :, None]  # (B, 1, 1, d)
         return vectors + window

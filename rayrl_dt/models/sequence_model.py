@@ -110,7 +110,15 @@ class SequenceModel(nn.Module):
 
     def inputs(self, window: Window[Tensor]) -> TrunkInputs:
         """Convert a raw window to model units; padding becomes zero in model units."""
-        mask = None if bool(window.mask.all()) else window.mask
+        return self.masked_inputs(window, None if bool(window.mask.all()) else window.mask)
+
+    def masked_inputs(self, window: Window[Tensor], mask: Tensor | None) -> TrunkInputs:
+        """Convert a raw window as `inputs` does, without a look at what its mask holds.
+
+        Args:
+            window: raw.
+            mask: the window's, or None where no step is padding.
+        """
         dtype = self.head.weight.dtype
         actions = self.spec.head.inside(self.to_model_actions(window.actions))
         return TrunkInputs(
@@ -132,9 +140,13 @@ class SequenceModel(nn.Module):
         """Convert the environment's actions `(..., A)` or `(...)` to model units; see `Head.to_model_units`."""
         return self.spec.head.to_model_units(actions, self.action_middle, self.action_half)
 
+    def in_env_units(self, actions: Tensor) -> Tensor:
+        """Convert actions in model units, `(B, A)` or `(B,)`, to the environment's; rounding may step over a bound."""
+        return self.spec.head.in_env_units(actions, self.action_middle, self.action_half)
+
     def to_env_actions(self, actions: Tensor) -> np.ndarray[Any, Any]:
         """Convert actions in model units, `(B, A)` or `(B,)`, to those of the environment."""
-        return self.spec.head.to_env_units(actions, self.action_middle, self.action_half)
+        return self.spec.head.to_array(self.in_env_units(actions))
 
 
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
