@@ -342,12 +342,13 @@ def test_every_rl_gradient(
     assert (finetuned > 0) == (backbone not in NOT_FINETUNED)
 
 
+@pytest.mark.parametrize("rl_gradient", ["none", "expected_q"])
 def test_frames_are_finetuned(
-    ray_session: None, data: Data, running: list[Any], acted: list[Acted], tmp_path: Path
+    ray_session: None, data: Data, running: list[Any], acted: list[Acted], tmp_path: Path, rl_gradient: str
 ) -> None:
     """The replay keeps single images, as the data do."""
     model = model_of("dt", head="categorical")
-    values = contract.values_of("OnlineDT", data("frame", "discrete"), model, rl_gradient="none")
+    values = contract.values_of("OnlineDT", data("frame", "discrete"), model, rl_gradient=rl_gradient)
     algorithm, text = built(values, running)
     assert algorithm is not None, text
     fitted_and_resumed(algorithm, tmp_path / "checkpoint", running)
