@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import contract
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from rayrl_dt import SequencePolicy, UserError, load_dataset
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface
@@ -34,9 +36,13 @@ pytestmark = pytest.mark.ray
 Data = Callable[[str, str], str]
 
 # What no table says: a backbone that reads some observations only, and backbones that cannot be finetuned.
-UNREAD = {"starformer": ("discrete", "image", "frame")}
+UNREAD = {"starformer": ("discrete", "image", "frame", "mixed")}
 # Images cost the most: each kind is tried where it is read in a way of its own, with actions of one kind.
-TRIED = {"image": ("convformer", "reinformer", "mlp", "starformer"), "frame": ("dt", "radt", "no-return")}
+TRIED = {
+    "image": ("convformer", "reinformer", "mlp", "starformer"),
+    "frame": ("dt", "radt", "no-return"),
+    "mixed": ("radt", "starformer"),
+}
 NOT_FINETUNED = ("mlp", "reinformer")
 
 
@@ -73,6 +79,8 @@ def readable(backbone: str) -> list[str]:
 def seen(kind: str) -> Any:
     """The space of what a model sees at a step."""
     space = contract.OBSERVATIONS[kind]
+    if isinstance(space, gym.spaces.Dict):
+        return Flattening(space).flat
     return stacked(space, 4 if kind == "frame" else None)
 
 

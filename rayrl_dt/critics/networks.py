@@ -73,10 +73,10 @@ class TwinCritic(nn.Module):
                 "finetune without a critic (online.rl_gradient: none), or choose data with continuous actions"
             )
         shape = spec.observation_space.shape or ()
-        if len(shape) != 1:
+        if len(shape) != 1 or encoder_of(spec.seen_space, spec.model.encoder).raw:
             raise UserError(
-                f"a critic takes observations that are vectors, not of shape {shape}; wrap the environment with "
-                "gymnasium.wrappers.FlattenObservation"
+                f"a critic takes observations that are vectors, not {spec.observation_space}; wrap the environment "
+                "with gymnasium.wrappers.FlattenObservation"
             )
         return shape[0] + spec.action_size, 1
 

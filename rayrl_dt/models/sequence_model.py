@@ -45,6 +45,9 @@ class SequenceModel(nn.Module):
         self._dropout_source = DropoutSource()
         self.trunk = spec.backbone.build(spec, self._dropout_source)
         self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
+        for module in self.trunk.modules():
+            if isinstance(module, Encoder):
+                module.normalize_with(spec.normalizer)
         # Buffers, so that a checkpoint of the weights alone still acts right.
         self.register_buffer("observation_mean", torch.as_tensor(spec.normalizer.mean))
         self.register_buffer("observation_std", torch.as_tensor(spec.normalizer.std))
