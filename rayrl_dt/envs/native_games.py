@@ -3,7 +3,8 @@
 Chosen by `env_runners.gym_env_vectorize_mode: vector_entry_point`. It computes the frames, rewards and ends of
 `AtariPreprocessing`, which `tests/envs/test_native_games.py` holds it to, and takes less of the CPU. It differs in two
 ways that no option of it closes: no-ops are 0 to `noop_max` - 1, where Gymnasium has 1 to `noop_max`, so that a seed
-begins another game; and the limit of emulated frames is counted from behind them.
+begins another game; and the limit of emulated frames is counted from behind them. A slot that has done its episodes
+plays on until all have, and counts for nothing.
 """
 
 from __future__ import annotations
