@@ -13,6 +13,7 @@ import numpy as np
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.windows import gather
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.types import Trajectory
 
@@ -24,6 +25,9 @@ OBSERVATIONS: dict[str, gym.Space[Any]] = {
     "discrete": gym.spaces.Discrete(5),
     "image": gym.spaces.Box(0, 255, (3, 36, 36), np.uint8),
     "frame": gym.spaces.Box(0, 255, (40, 40), np.uint8),  # stacked by the model
+    "mixed": gym.spaces.Dict(
+        {"eye": gym.spaces.Box(0, 255, (3, 36, 36), np.uint8), "at": gym.spaces.Box(-1, 1, (2,), np.float32)}
+    ),
 }
 ACTIONS: dict[str, gym.Space[Any]] = {
     "box": gym.spaces.Box(-2.0, 2.0, (2,), np.float32),
@@ -42,13 +46,18 @@ class ContractEnv(gym.Env[Any, Any]):
 
     def _observation(self) -> Any:
         self._shown = float(self.np_random.uniform(-1, 1))
-        space = self.observation_space
+        return self._in(self.observation_space)
+
+    def _in(self, space: gym.Space[Any]) -> Any:
+        """What is shown, as an observation of a space."""
+        if isinstance(space, gym.spaces.Dict):
+            return {name: self._in(part) for name, part in space.spaces.items()}
         if isinstance(space, gym.spaces.Discrete):
             return np.int64((self._shown + 1) / 2 * int(space.n))
         assert isinstance(space, gym.spaces.Box)
         if space.dtype == np.uint8:
             return np.full(space.shape, 127.5 * (self._shown + 1), np.uint8)
-        return np.array([self._shown, self._step / STEPS, 1.0], np.float32)
+        return np.array([self._shown, self._step / STEPS, 1.0], np.float32)[: space.shape[0]]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -82,6 +91,9 @@ def make_data(folder: Path, observations: str, actions: str, *, episodes: int = 
     """Saves episodes of random actions; returns their source id."""
     env = gym.make(env_id(observations, actions), disable_env_checker=True)
     env.action_space.seed(0)
+    flattening = Flattening(
+        env.observation_space, kept=not isinstance(env.observation_space, gym.spaces.Dict)
+    )
     found = []
     for number in range(episodes):
         seen, taken, paid = [env.reset(seed=number)[0]], [], []
@@ -93,8 +105,12 @@ def make_data(folder: Path, observations: str, actions: str, *, episodes: int = 
             taken.append(action)
             paid.append(reward)
             over = terminated or truncated
+        seen = [
+            flattening(observation) if isinstance(observation, dict) else observation for observation in seen
+        ]
         found.append(Trajectory(np.stack(seen), np.stack(taken), np.array(paid, np.float32), terminated))
-    info = DatasetInfo(str(folder), env.observation_space, env.action_space, env.spec)
+    recorded = None if flattening.plain else env.observation_space
+    info = DatasetInfo(str(folder), flattening.flat, env.action_space, env.spec, recorded_space=recorded)
     TrajectoryStore.from_trajectories(found, info).save(folder)
     return f"store:{folder}"
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import contract
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from rayrl_dt import SequencePolicy, UserError, load_dataset
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface
@@ -34,9 +36,13 @@ pytestmark = pytest.mark.ray
 Data = Callable[[str, str], str]
 
 # What no table says: a backbone that reads some observations only, and backbones that cannot be finetuned.
-UNREAD = {"starformer": ("discrete", "image", "frame")}
+UNREAD = {"starformer": ("discrete", "image", "frame", "mixed")}
 # Images cost the most: each kind is tried where it is read in a way of its own, with actions of one kind.
-TRIED = {"image": ("convformer", "reinformer", "mlp", "starformer"), "frame": ("dt", "radt", "no-return")}
+TRIED = {
+    "image": ("convformer", "reinformer", "mlp", "starformer"),
+    "frame": ("dt", "radt", "no-return"),
+    "mixed": ("radt", "starformer"),
+}
 NOT_FINETUNED = ("mlp", "reinformer")
 
 
@@ -73,6 +79,8 @@ def readable(backbone: str) -> list[str]:
 def seen(kind: str) -> Any:
     """The space of what a model sees at a step."""
     space = contract.OBSERVATIONS[kind]
+    if isinstance(space, gym.spaces.Dict):
+        return Flattening(space).flat
     return stacked(space, 4 if kind == "frame" else None)
 
 
@@ -342,12 +350,13 @@ def test_every_rl_gradient(
     assert (finetuned > 0) == (backbone not in NOT_FINETUNED)
 
 
+@pytest.mark.parametrize("rl_gradient", ["none", "expected_q"])
 def test_frames_are_finetuned(
-    ray_session: None, data: Data, running: list[Any], acted: list[Acted], tmp_path: Path
+    ray_session: None, data: Data, running: list[Any], acted: list[Acted], tmp_path: Path, rl_gradient: str
 ) -> None:
     """The replay keeps single images, as the data do."""
     model = model_of("dt", head="categorical")
-    values = contract.values_of("OnlineDT", data("frame", "discrete"), model, rl_gradient="none")
+    values = contract.values_of("OnlineDT", data("frame", "discrete"), model, rl_gradient=rl_gradient)
     algorithm, text = built(values, running)
     assert algorithm is not None, text
     fitted_and_resumed(algorithm, tmp_path / "checkpoint", running)

@@ -87,7 +87,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         module.model.reseed(derive_seed(seed, "dropout", self._rank, step))
         noise = torch_generator(seed, self.noise, self._rank, step)
         window, progress = Window.from_dict(batch[DEFAULT_MODULE_ID]), step / self.config.gradient_steps
-        self._take_step(Batch(window, module.model, noise, progress))
+        self._take_step(Batch(window, module.model, noise, progress, module.precision))
         self.gradient_step += 1
         return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
 

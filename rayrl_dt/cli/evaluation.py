@@ -66,6 +66,13 @@ def evaluate(
             "n=32,spread=0.25,mode=align (or max)."
         ),
     ] = None,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames",
+            help="Also play an episode at the lowest, middle and highest target of a policy of images, for the report.",
+        ),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
@@ -104,6 +111,15 @@ def evaluate(
         # First what needs a critic: without one it fails at once.
         ways = {"action_gradient": gradient, "sampled_actions": sampled, "double_check": checked}
         refined = _evaluate(bundle, **ways, **options)
+    if frames:
+        _record(
+            bundle,
+            targets,
+            env=env,
+            seed=seed,
+            context_length=context_length,
+            action_selection=action_selection,
+        )
     result = _evaluate(bundle, **options)
     values = result.to_json()
     if settings is not None:
@@ -129,6 +145,21 @@ def _evaluate(bundle: Bundle, **options: Any) -> EvaluationResult:
 
     with progress_bar("episodes") as progress:
         return evaluate_bundle(bundle, progress=progress, **options)
+
+
+def _record(bundle: Bundle, targets: str, **options: Any) -> None:
+    """Keep what the policy sees at three targets in its run folder."""
+    from rayrl_dt.errors import UserError
+    from rayrl_dt.evaluation.frame_strip import record_strip
+    from rayrl_dt.interop.run_files import FRAMES, find_run
+
+    run = find_run(bundle.path)
+    if run is None:
+        raise UserError(
+            f"--frames are kept for the report of a run, and {bundle.path} lies in none; evaluate the run's folder"
+        )
+    record_strip(bundle, targets, **options).save(run / FRAMES)
+    finish("frames:", run / FRAMES, then=f"rayrl-dt report {run}")
 
 
 def show(result: EvaluationResult) -> None:

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from rayrl_dt.critics.networks import IQLCritic, TwinCritic
+from rayrl_dt.critics.networks import DiscreteCritic, IQLCritic, TwinCritic
 
 __all__ = ["CRITICS", "Companions", "still_copy"]
 
 CRITICS: Mapping[str, type[TwinCritic] | type[IQLCritic]] = MappingProxyType(
-    {"twin": TwinCritic, "iql": IQLCritic}
+    {"twin": TwinCritic, "discrete": DiscreteCritic, "iql": IQLCritic}
 )
 # Where each of them stands in an `IQLCritic`.
 _PLACES = {"twin": "q.", "iql": ""}
@@ -46,12 +46,12 @@ class Companions:
     def kept_under(self) -> str | None:
         """Where the critic stands in an `IQLCritic`, as bundles keep critics; None for one that they do not keep.
 
-        One that does not train is another bundle's. One with layer norm, or with more than two members, serves
-        training alone: acting has fast passes of two plain networks.
+        One that does not train is another bundle's. One with layer norm, with more than two members or of discrete
+        actions serves training alone: acting has fast passes of two plain networks.
         """
         shape = self.shape
         kept = self.critic_trains and not shape.get("layer_norm") and shape.get("ensemble", 2) == 2
-        return _PLACES[self.critic] if kept and self.critic is not None else None
+        return _PLACES.get(self.critic) if kept and self.critic is not None else None
 
 
 def still_copy(network: Network) -> Network:

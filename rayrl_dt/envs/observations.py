@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces.utils import flatten_space
 
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 
 __all__ = ["Flattening", "are_pixels", "has_numbers"]
@@ -33,15 +34,18 @@ class Flattening:
     """How observations become arrays.
 
     Pictures (bytes with two axes of 32 or more) stay as they are, all else becomes one vector of float32: Dict and
-    Tuple part by part, discrete values one-hot. Parts that are no numbers, such as text, are left out.
+    Tuple part by part, discrete values one-hot. Parts that are no numbers, such as text, are left out. Where one of
+    several parts is a picture, its bytes stand beside those of the vector (`rayrl_dt.envs.packed.Packed`).
 
     Attributes:
         space: of one observation as the environment gives it.
         kept: observations stay as they are, whatever the space.
+        packs: False for pictures among the numbers of the vector, as policies of earlier versions read them.
     """
 
     space: Space
     kept: bool = False
+    packs: bool = True
 
     @cached_property
     def flat(self) -> Space:
@@ -54,16 +58,29 @@ class Flattening:
         vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype in _FLOATS
         if vector or self.kept or _is_picture(space):
             return space
-        boxes = [flatten_space(part) for _, part in _parts(space) if isinstance(part, _PARTS)]
-        if not boxes:
+        parts = [part for _, part in _parts(space) if isinstance(part, _PARTS)]
+        if not parts:
             raise UserError(
                 f"observation space {space} has no part of numbers of a fixed size; wrap the environment first"
             )
+        boxes = [cast(gym.spaces.Box, flatten_space(part)) for part in parts if not self._packs(part)]
+        if len(boxes) < len(parts):
+            picture, *_ = (part.shape or () for part in parts if self._packs(part))
+            return Packed(sum(int(np.prod(box.shape)) for box in boxes), picture)
         low, high = (
             np.concatenate([getattr(box, bound) for box in boxes], dtype=np.float32, casting="unsafe")
             for bound in ("low", "high")
         )
         return gym.spaces.Box(low, high, dtype=np.float32)
+
+    @cached_property
+    def _has_one_picture(self) -> bool:
+        parts = [part for _, part in _parts(self.space) if isinstance(part, _PARTS)]
+        return self.packs and len(parts) > 1 and sum(map(_is_picture, parts)) == 1
+
+    def _packs(self, part: Space) -> bool:
+        """Return whether a part is a picture that stands beside the vector."""
+        return self._has_one_picture and _is_picture(part)
 
     @property
     def plain(self) -> bool:
@@ -83,7 +100,8 @@ class Flattening:
         """Return what to call a number of the vector in messages."""
         first = 0
         for name, part in _parts(self.space):
-            size = int(np.prod(flatten_space(part).shape or ())) if isinstance(part, _PARTS) else 0
+            among = isinstance(part, _PARTS) and not self._packs(part)
+            size = int(np.prod(flatten_space(part).shape or ())) if among else 0
             if index < first + size:
                 return f"{name}[{index - first}]" if name else f"feature {index}"
             first += size
@@ -96,7 +114,7 @@ class Flattening:
             values: `(T, *obs)`, or for Dict and Tuple spaces a dict or tuple of such.
 
         Returns:
-            `(T, *obs)`: uint8 for pictures, else float32 or float64.
+            `(T, *obs)`: uint8 for pictures and what is packed, else float32 or float64.
 
         Raises:
             UserError: the values do not fit the space.
@@ -104,8 +122,15 @@ class Flattening:
         if self.kept or _is_picture(self.space):
             return _numbers(values, self.space.shape or ())
         try:
-            columns = list(_columns(self.space, values))
-            return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+            leaves = list(_leaves(self.space, values))
+            columns = [
+                column for part, value in leaves if not self._packs(part) for column in _columns(part, value)
+            ]
+            numbers = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+            if not isinstance(self.flat, Packed):
+                return numbers
+            (picture,) = (np.asarray(value) for part, value in leaves if self._packs(part))
+            return self.flat.pack(numbers, picture)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -162,17 +187,23 @@ def _parts(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:
         yield name, space
 
 
-def _columns(space: Space, values: Any) -> Iterator[Array]:
-    """Yield the `(T, D)` columns of each part."""
+def _leaves(space: Space, values: Any) -> Iterator[tuple[Space, Any]]:
+    """Yield the innermost parts that are numbers, with the values of each."""
     if isinstance(space, gym.spaces.Dict):
         for key, part in space.spaces.items():
             if has_numbers(part):
-                yield from _columns(part, values[key])
+                yield from _leaves(part, values[key])
     elif isinstance(space, gym.spaces.Tuple):
         for part, value in zip(space.spaces, values, strict=True):
             if has_numbers(part):
-                yield from _columns(part, value)
-    elif isinstance(space, gym.spaces.Discrete):
+                yield from _leaves(part, value)
+    else:
+        yield space, values
+
+
+def _columns(space: Space, values: Any) -> Iterator[Array]:
+    """Yield the `(T, D)` columns of a part."""
+    if isinstance(space, gym.spaces.Discrete):
         yield _one_hot(_numbers(values).reshape(len(values)) - int(space.start), int(space.n))
     else:
         array = _numbers(values, space.shape or ())

@@ -187,7 +187,7 @@ class RecordedEnv:
         self, num_envs: int, *, flattening: Flattening | None = None, **options: Any
     ) -> gym.vector.VectorEnv[Any, Any, Any]:
         """Make `num_envs` copies; the options are those of `rayrl_dt.envs.vectorize`."""
-        return vectorize(partial(self.make, flattening), num_envs, **options)
+        return vectorize(partial(self.make, flattening), num_envs, native=self.spec, **options)
 
     def spec(self) -> EnvSpec:
         """Return Gymnasium's specification, with the entry point as it is registered here.

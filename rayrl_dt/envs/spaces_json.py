@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 
 __all__ = ["from_json", "optional_from_json", "optional_to_json", "to_json"]
@@ -55,6 +56,8 @@ def _write(space: gym.Space[Any]) -> dict[str, Any]:
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, gym.spaces.MultiBinary):
         return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
+    if isinstance(space, Packed):
+        return {"type": "Packed", "numbers": space.numbers, "picture": list(space.picture)}
     if isinstance(space, gym.spaces.Box):
         low, high = (_finite(_compact(bound)) for bound in (space.low, space.high))
         return {
@@ -83,6 +86,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], gym.Space[Any]]] = {
     "MultiDiscrete": lambda values: gym.spaces.MultiDiscrete(values["nvec"], start=values["start"]),
     "MultiBinary": lambda values: gym.spaces.MultiBinary(values["n"]),
     "Box": _box,
+    "Packed": lambda values: Packed(values["numbers"], tuple(values["picture"])),
     "Dict": lambda values: gym.spaces.Dict([(key, from_json(part)) for key, part in values["parts"]]),
     "Tuple": lambda values: gym.spaces.Tuple([from_json(part) for part in values["parts"]]),
     "Text": lambda values: gym.spaces.Text(1),

@@ -7,7 +7,9 @@ from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
+from rayrl_dt.envs.native_games import NATIVE, NativeGames
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 
@@ -20,7 +22,8 @@ def vectorize(
     maker: Callable[[], gym.Env[Any, Any]],
     num_envs: int,
     *,
-    mode: Literal["sync", "async"] = "sync",
+    mode: Literal["sync", "async", "vector_entry_point"] = "sync",
+    native: Callable[[], EnvSpec] | None = None,
     autoreset: gym.vector.AutoresetMode = gym.vector.AutoresetMode.NEXT_STEP,
     spaces: tuple[Space, Space] | None = None,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
@@ -29,7 +32,9 @@ def vectorize(
     Args:
         maker: makes one.
         num_envs: how many.
-        mode: step them in turn, or each in a process of its own (for slow environments).
+        mode: step them in turn, each in a process of its own (for slow environments), or Atari games in threads
+            (`rayrl_dt.envs.native_games`).
+        native: says what the threads are to play; None where that is not known.
         autoreset: what happens at an episode's end.
         spaces: observation and action space that a policy expects of it; None for any.
 
@@ -38,7 +43,14 @@ def vectorize(
     """
     makers = [maker] * num_envs
     vector: gym.vector.VectorEnv[Any, Any, Any]
-    if mode == "async":
+    if mode == NATIVE:
+        if native is None:
+            raise UserError(
+                f"env_runners.gym_env_vectorize_mode {NATIVE} plays Atari games by their names, and this environment "
+                "is registered with Ray; set gym_env_vectorize_mode: sync"
+            )
+        vector = NativeGames(native(), num_envs)
+    elif mode == "async":
         vector = gym.vector.AsyncVectorEnv(makers, autoreset_mode=autoreset)
     else:
         vector = _RestingVectorEnv(makers, autoreset_mode=autoreset)

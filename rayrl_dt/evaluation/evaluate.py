@@ -39,6 +39,7 @@ def evaluate_model(
     max_slots: int = 32,
     seed: int = 0,
     refiner: Refiner | None = None,
+    record: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Run a policy on every target in one vector environment.
@@ -55,6 +56,7 @@ def evaluate_model(
         max_slots: environments at a time (at least one per target).
         seed: of environments and sampled actions.
         refiner: improves each action with a critic; None leaves it.
+        record: keep the episodes' steps.
         progress: called with the number of episodes that just ended.
 
     Raises:
@@ -76,7 +78,7 @@ def evaluate_model(
             model, len(slots), sample=sample, context_length=spec.acts_on, precision=precision
         )
         actor.refiner = refiner
-        return run_slots(Collector(vector, actor, record=False), slots, progress=progress)
+        return run_slots(Collector(vector, actor, record=record), slots, progress=progress)
     finally:
         vector.close()
 

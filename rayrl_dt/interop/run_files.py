@@ -12,6 +12,7 @@ import yaml
 __all__ = [
     "BEST",
     "CONFIG",
+    "FRAMES",
     "LAST",
     "MAXIMUM",
     "METRICS",
@@ -34,6 +35,10 @@ LAST, BEST = "evaluations/last.json", "evaluations/best.json"
 """The evaluations of the last and of the best checkpoint."""
 MAXIMUM = "evaluations/maximum.json"
 """The evaluation of the last checkpoint at the data's best return (`rayrl-dt align` makes it)."""
+
+
+FRAMES = "evaluations/frames.npz"
+"""Frames of episodes at three targets (`rayrl-dt eval RUN --frames` makes it)."""
 
 
 def is_run(folder: Path) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.images import SMALLEST_SIDE, ImageNetwork
 from rayrl_dt.models.impala import ImpalaNetwork
@@ -28,6 +29,7 @@ __all__ = [
     "ImageEncoder",
     "ImpalaEncoder",
     "ObservationEmbedding",
+    "PackedEncoder",
     "VectorEncoder",
     "encoder_of",
     "stacked",
@@ -66,6 +68,9 @@ class Encoder(nn.Module, ABC):
         """Return how raw observations are kept while acting."""
         return np.uint8 if space.dtype == np.uint8 else np.float32
 
+    def normalize_with(self, normalizer: Normalizer) -> None:
+        """Take over the policy's normalizer, where what it normalizes is inside of raw observations."""
+
     @abstractmethod
     def forward(self, observations: Tensor) -> Tensor:
         """Map `(..., *obs)` to `(..., F)`."""
@@ -81,7 +86,7 @@ class VectorEncoder(Encoder):
     @classmethod
     def fits(cls, space: gym.Space[Any]) -> bool:
         """Return whether observations are vectors."""
-        return len(space.shape or ()) == 1
+        return len(space.shape or ()) == 1 and not isinstance(space, Packed)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the observations `(..., S)`."""
@@ -130,10 +135,60 @@ class ImpalaEncoder(ImageEncoder):
     _network = ImpalaNetwork
 
 
+class PackedEncoder(Encoder):
+    """A picture and numbers beside it: the features of `ImageEncoder`, and the normalized numbers.
+
+    A picture `(H, W)` has one channel. Pictures in a Dict are not stacked.
+
+    Raises:
+        UserError: the picture is too small.
+    """
+
+    mean: Tensor
+    std: Tensor
+    raw = True
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        super().__init__(space)
+        assert isinstance(space, Packed)
+        self._split, shape = space.split, space.picture
+        self._picture = (1, *shape) if len(shape) == 2 else shape
+        self.image = ImageEncoder(gym.spaces.Box(0, 255, self._picture, np.uint8))
+        self.features = space.numbers + self.image.features
+        self.register_buffer("mean", torch.zeros(space.numbers))
+        self.register_buffer("std", torch.ones(space.numbers))
+
+    @classmethod
+    def fits(cls, space: gym.Space[Any]) -> bool:
+        """Return whether observations are a picture and numbers."""
+        return isinstance(space, Packed)
+
+    @classmethod
+    def normalizer(cls, store: TrajectoryStore) -> Normalizer:
+        """Return that of the numbers; bytes of the picture are divided by 255 in the first layer."""
+        space = store.info.observation_space
+        assert isinstance(space, Packed)
+        return Normalizer.fit(space.numbers_of(store.observations))
+
+    def normalize_with(self, normalizer: Normalizer) -> None:
+        """Take over the normalizer of the numbers."""
+        self.mean.copy_(torch.as_tensor(normalizer.mean))
+        self.std.copy_(torch.as_tensor(normalizer.std))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map bytes `(..., n)` to `(..., D + F of the picture)`."""
+        # A copy, since bytes that are read as numbers have to begin at one.
+        words = observations[..., : self._split].clone(memory_format=torch.contiguous_format)
+        numbers = (words.view(torch.float32) - self.mean) / self.std  # (..., D)
+        picture = self.image(torch.unflatten(observations[..., self._split :], -1, self._picture))
+        return torch.cat([numbers, picture], dim=-1)
+
+
 ENCODERS: dict[str, type[Encoder]] = {
     "vector": VectorEncoder,
     "image": ImageEncoder,
     "impala": ImpalaEncoder,
+    "packed": PackedEncoder,
 }
 """By name; where none is named, the first that fits a space reads its observations."""
 

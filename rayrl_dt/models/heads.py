@@ -18,7 +18,7 @@ from rayrl_dt.models.head import ContinuousHead, Head
 from rayrl_dt.models.multi_categorical import MultiCategoricalHead
 from rayrl_dt.types import ACTION_LIMIT
 
-__all__ = ["HEADS"]
+__all__ = ["HEADS", "CategoricalHead"]
 
 
 class DeterministicHead(ContinuousHead):
@@ -116,6 +116,10 @@ class CategoricalHead(Head):
         """Return a table; see `Head`."""
         return nn.Embedding(self.size, width)
 
+    def law(self, outputs: Tensor) -> Tensor:
+        """Return the probabilities of the actions, `(..., n)` in float32."""
+        return outputs.float().softmax(dim=-1)
+
     def imitation_loss(
         self, outputs: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None
     ) -> Tensor:
@@ -128,7 +132,7 @@ class CategoricalHead(Head):
 
     def sample(self, outputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Draw from the softmax; see `Head`."""
-        probabilities = outputs.float().softmax(dim=-1).cpu()  # (B, n)
+        probabilities = self.law(outputs).cpu()  # (B, n)
         drawn = [torch.multinomial(probabilities, 1, generator=generator)[:, 0] for _ in range(count)]
         return torch.stack(drawn)  # (M, B)
 

@@ -1,7 +1,7 @@
 """The policy network: normalization, trunk and head in one module; raw units outside, model units inside.
 
 Shape legend: B batch, K steps of a window, P steps that are predicted, d width, O outputs of a step, A action
-dimensions; `*obs` observation shape. Discrete actions have no axis A.
+dimensions, F features of an observation; `*obs` observation shape. Discrete actions have no axis A.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.dropout import DropoutSource
-from rayrl_dt.models.encoders import encoder_of
+from rayrl_dt.models.encoders import Encoder, encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
 from rayrl_dt.types import Window
@@ -45,6 +45,9 @@ class SequenceModel(nn.Module):
         self._dropout_source = DropoutSource()
         self.trunk = spec.backbone.build(spec, self._dropout_source)
         self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
+        for module in self.trunk.modules():
+            if isinstance(module, Encoder):
+                module.normalize_with(spec.normalizer)
         # Buffers, so that a checkpoint of the weights alone still acts right.
         self.register_buffer("observation_mean", torch.as_tensor(spec.normalizer.mean))
         self.register_buffer("observation_std", torch.as_tensor(spec.normalizer.std))
@@ -135,6 +138,12 @@ class SequenceModel(nn.Module):
             return observations
         normalized = (observations - self.observation_mean) / self.observation_std
         return normalized.to(self.head.weight.dtype)
+
+    def features(self, observations: Tensor) -> Tensor:
+        """Return the encoder's features `(..., F)` of observations in model units `(..., *obs)`; vectors stay."""
+        encoder = next(module for module in self.trunk.modules() if isinstance(module, Encoder))
+        features: Tensor = encoder(observations)
+        return features
 
     def to_model_actions(self, actions: Tensor) -> Tensor:
         """Convert the environment's actions `(..., A)` or `(...)` to model units; see `Head.to_model_units`."""

@@ -16,6 +16,7 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of, stacked
@@ -81,7 +82,7 @@ class PolicySpec:
         """How observations become what the model reads."""
         if self.recorded_space is None:
             return Flattening(self.observation_space, kept=True)
-        return Flattening(self.recorded_space)
+        return Flattening(self.recorded_space, packs=isinstance(self.observation_space, Packed))
 
     @property
     def action_layout(self) -> ActionLayout:

@@ -27,7 +27,7 @@ from torch.nn import functional
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import Dropout, DropoutSource
-from rayrl_dt.models.encoders import ObservationEmbedding
+from rayrl_dt.models.encoders import ObservationEmbedding, encoder_of
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class LocalEmbedding(nn.Module):
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
         width, shape = spec.model.local_dim, spec.seen_space.shape or ()
-        if len(shape) != 1:
+        if len(shape) != 1 or encoder_of(spec.seen_space, spec.model.encoder).raw:
             raise UserError(
-                f"backbone starformer reads the components of vectors, not observations of shape {shape}; choose "
-                "another backbone"
+                f"backbone starformer reads the components of vectors, not observations {spec.seen_space.dtype} of "
+                f"shape {shape}, which have none that mean something alone; choose dt, radt, convformer or no-return"
             )
         (components,) = shape
         self.embed_action = spec.head.embedding(width)

@@ -18,6 +18,8 @@ from torch import Tensor
 from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
+from rayrl_dt.models.head import Head
+from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.gradient import (
     CRITIC,
     CRITIC_LOSS,
@@ -30,7 +32,7 @@ from rayrl_dt.objectives.gradient import (
 )
 from rayrl_dt.objectives.objective import Q_MEAN
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
-from rayrl_dt.precision import dtype_of
+from rayrl_dt.precision import autocast, dtype_of
 from rayrl_dt.settings import automatic, count, flag, real, setting, whole_value
 from rayrl_dt.types import Window
 
@@ -100,6 +102,11 @@ class CriticGradient(RLGradient):
         }
         return Companions(critic="twin", shape=shape, slow=("model", "critic"))
 
+    @classmethod
+    def fits(cls, head: Head) -> bool:
+        """Return whether actions are vectors, which its critics take."""
+        return head.continuous
+
     def check_batch(self, batch_size: int) -> None:
         """Refuse batches that cannot be cut into the critics' parts.
 
@@ -128,7 +135,10 @@ class CriticGradient(RLGradient):
         assert following is not None
         with torch.no_grad():
             actions, bonus = self.following(bench, batch)  # (B, K, A) and (B, K)
-            observations = networks.model.to_model_observations(following.observations)  # (B, K, S)
+            model = self.followed(networks)
+            with autocast(following.mask.device, networks.precision):
+                # (B, K, S)
+                observations = model.features(model.to_model_observations(following.observations))
         parts = batch.parts(self.settings.critic_updates_per_actor)
         ahead = (each.chunk(len(parts)) for each in (observations, actions, bonus))
         for number, (part, *what) in enumerate(zip(parts, *ahead, strict=True)):
@@ -150,8 +160,7 @@ class CriticGradient(RLGradient):
             target = losses.td3_target(
                 rewards, window.terminated, values + bonus, gamma=settings.gamma
             )  # (B, K)
-        inputs = batch.inputs
-        values = networks.critic(inputs.observations, inputs.actions, dtype)  # (E, B, K)
+        values = networks.critic(batch.features, batch.inputs.actions, dtype)  # (E, B, K)
         mean = descend_critics(
             bench, window, values, target, known=window.mask, gamma=settings.gamma, reward_scale=scale
         )
@@ -162,6 +171,10 @@ class CriticGradient(RLGradient):
         count, of = self.settings.critic_subset, self.settings.critic_ensemble
         return None if count == of else torch.randperm(of, generator=noise)[:count].tolist()
 
+    def followed(self, networks: Networks) -> SequenceModel:
+        """Return the policy that targets follow: the slow copy."""
+        return networks.target_model
+
     def following(self, bench: Bench, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the actions `(B, K, A)` that targets assume next, and what their values get beside `(B, K)`.
 
@@ -170,7 +183,7 @@ class CriticGradient(RLGradient):
         networks, head = bench.networks, bench.networks.model.spec.head
         following = batch.window.next
         assert following is not None
-        outputs = outputs_at_every_step(networks.target_model, following, networks.precision).float()
+        outputs = outputs_at_every_step(self.followed(networks), following, networks.precision).float()
         if head.stochastic:
             actions = head.sample_with_density(outputs, batch.noise)[0]
         else:
@@ -216,7 +229,7 @@ def descend_critics(
 
 def judgment(networks: Networks, batch: Batch, actions: Tensor) -> Tensor:
     """Return what the critics, held still, make of actions `(B, K, A)` at the steps of a batch, `(B, K)`."""
-    values = networks.critic.held(batch.inputs.observations, actions, dtype_of(networks.precision))
+    values = networks.critic.held(batch.features, actions, dtype_of(networks.precision))
     return judged(values)  # (E, B, K) -> (B, K)
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.critics.networks import TwinCritic
+from rayrl_dt.models.head import Head
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.trunk import TrunkInputs
+from rayrl_dt.precision import autocast
 from rayrl_dt.settings import Settings, count, setting
 from rayrl_dt.types import Window
 
@@ -52,6 +54,7 @@ class Batch:
         model: the policy.
         noise: generator of the step; the same numbers on every device.
         progress: share of the run's gradient steps that are over.
+        precision: "fp32" or "bf16", of the encoder's products.
 
     Attributes:
         window, noise, progress: as given.
@@ -61,9 +64,15 @@ class Batch:
     """
 
     def __init__(
-        self, window: Window[Tensor], model: SequenceModel, noise: torch.Generator, progress: float = 0.0
+        self,
+        window: Window[Tensor],
+        model: SequenceModel,
+        noise: torch.Generator,
+        progress: float = 0.0,
+        precision: str = "fp32",
     ) -> None:
-        self.window, self.noise, self.progress, self._model = window, noise, progress, model
+        self.window, self.noise, self.progress = window, noise, progress
+        self._model, self._precision = model, precision
         self.shift: Tensor | None = None
         self.asked: Tensor | None = None
         self.logged: dict[str, Tensor] = {}
@@ -73,13 +82,22 @@ class Batch:
         """The windows in model units."""
         return self._model.inputs(self.window)
 
+    @cached_property
+    def features(self) -> Tensor:
+        """What critics see of the observations, `(B, K, F)`: vectors as they are, images through the policy's encoder.
+
+        Without gradients: the encoder learns from the policy's loss.
+        """
+        with torch.no_grad(), autocast(self.window.mask.device, self._precision):
+            return self._model.features(self.inputs.observations)
+
     def parts(self, count: int) -> list[Batch]:
         """Return `count` equal batches without a window in common; the noise goes on through them."""
         if count == 1:
             return [self]
         size = self.window.batch_size // count
         windows = (self.window.rows(begin * size, (begin + 1) * size) for begin in range(count))
-        return [Batch(window, self._model, self.noise) for window in windows]
+        return [Batch(window, self._model, self.noise, self.progress, self._precision) for window in windows]
 
     def normal(self, like: Tensor) -> Tensor:
         """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
@@ -188,6 +206,11 @@ class RLGradient:
     def companions(self) -> Companions:
         """The networks it needs beside the policy."""
         return Companions()
+
+    @classmethod
+    def fits(cls, head: Head) -> bool:
+        """Return whether it can train policies with a head."""
+        return True
 
     def check_model(self, model: ModelConfig) -> None:
         """Refuse policies that it cannot train.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rayrl_dt.objectives.expected_q import ExpectedQ
 from rayrl_dt.objectives.gradient import GradientSettings, RLGradient
 from rayrl_dt.objectives.online_weighted import OnlineAWAC, OnlinePG
 from rayrl_dt.objectives.sac import SAC
@@ -14,6 +15,7 @@ RL_GRADIENTS: dict[str, type[RLGradient]] = {
     "sac": SAC,
     "pg": OnlinePG,
     "awac": OnlineAWAC,
+    "expected_q": ExpectedQ,
     "none": RLGradient,
 }
 

@@ -21,6 +21,7 @@ from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.critic_gradient import CriticGradient, judgment
 from rayrl_dt.objectives.gradient import Batch, Bench, Networks
 from rayrl_dt.objectives.td3 import AlphaSettings
@@ -67,6 +68,10 @@ class SAC(CriticGradient):
                 "head: gaussian, or rl_gradient: td3"
             )
 
+    def followed(self, networks: Networks) -> SequenceModel:
+        """Return the policy as it is."""
+        return networks.model
+
     def following(self, bench: Bench, batch: Batch) -> tuple[Tensor, Tensor]:
         """Draw the next actions `(B, K, A)` of the policy as it is, and return the worth of their entropy `(B, K)`.
 
@@ -75,7 +80,7 @@ class SAC(CriticGradient):
         """
         networks, following = bench.networks, batch.window.next
         assert following is not None
-        model = networks.model.eval()  # without dropout, as slow copies act
+        model = self.followed(networks).eval()  # without dropout, as slow copies act
         outputs = outputs_at_every_step(model, following, networks.precision).float()
         model.train()
         actions, log_density = model.spec.head.sample_with_density(outputs, batch.noise)

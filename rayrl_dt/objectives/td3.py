@@ -89,7 +89,7 @@ class TD3(CriticGradient):
             return fit
         dtype, observations, actions = (
             dtype_of(networks.precision),
-            batch.inputs.observations,
+            batch.features,
             outputs.float(),
         )
         if settings.critic_ensemble == 2:

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from rayrl_dt.errors import UserError, one_line
+from rayrl_dt.evaluation.frame_strip import FrameStrip
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.interop.run_files import BEST, CONFIG, LAST, MAXIMUM, METRICS, RECORD, read_records
+from rayrl_dt.interop.run_files import BEST, CONFIG, FRAMES, LAST, MAXIMUM, METRICS, RECORD, read_records
 
 __all__ = ["RunFolder", "group_seeds", "load_runs", "short_names"]
 
@@ -33,6 +34,7 @@ class RunFolder:
         last: the evaluation of the last checkpoint.
         best: the evaluation of the best checkpoint, never to be shown without `last`.
         maximum: the last checkpoint asked for the data's best return, if that was evaluated.
+        frames: what a policy of images saw at three targets, if that was recorded.
         problems: one line for each piece that is missing or broken.
     """
 
@@ -44,6 +46,7 @@ class RunFolder:
     last: EvaluationResult | None = None
     best: EvaluationResult | None = None
     maximum: EvaluationResult | None = None
+    frames: FrameStrip | None = None
     problems: tuple[str, ...] = ()
 
     def section(self, name: str) -> dict[str, Any]:
@@ -132,11 +135,12 @@ def _load(path: Path, name: str) -> RunFolder:
     records = _records(path, problems)
     last, best = piece(LAST, _evaluation), piece(BEST, _evaluation)
     maximum = piece(MAXIMUM, _evaluation) if (path / MAXIMUM).exists() else None
+    frames = piece(FRAMES, FrameStrip.open) if (path / FRAMES).exists() else None
     if last is None:
         last = _last_recorded(records, problems)
     if last is None and best is not None:
         problems.append("no evaluation of the last checkpoint: the best one is not shown alone")
-    return RunFolder(path, name, info, config_text, records, last, best, maximum, tuple(problems))
+    return RunFolder(path, name, info, config_text, records, last, best, maximum, frames, tuple(problems))
 
 
 def _text(path: Path) -> str:

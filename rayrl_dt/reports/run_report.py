@@ -26,6 +26,7 @@ from rayrl_dt.reports.document import (
 )
 from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, describe, metrics, places_of
 from rayrl_dt.reports.finetuning import finetuning
+from rayrl_dt.reports.frames import frame_figure
 from rayrl_dt.reports.learning_curve import learning_curve
 from rayrl_dt.reports.page import write_page
 from rayrl_dt.reports.run_folder import RunFolder, load_runs
@@ -70,6 +71,9 @@ def _run(run: RunFolder, prefix: str) -> list[Block]:
         blocks.append(Paragraph("The last checkpoint has not been evaluated; rayrl-dt eval does it."))
     else:
         blocks += _evaluation(run, run.last, prefix)
+    if run.frames is not None:
+        alt = f"Frames that {run.name} saw at {len(run.frames.targets)} targets, from the first step to the last"
+        blocks += [Heading("What it saw", 3), Picture(f"{prefix}frames.png", frame_figure(run.frames), alt)]
     blocks += finetuning(run.records, run.name, prefix)
     if run.records:
         figure = learning_curve({run.algorithm: run.records}, data_max=run.data_max)

@@ -34,6 +34,10 @@ SPACES: dict[str, gym.Space[Any]] = {
     "vector": Box(-1, 1, (3,), np.float64),
     "dict": spaces.Dict(OrderedDict(z=Box(-1, 1, (2,)), a=spaces.Discrete(3))),
     "tuple": spaces.Tuple([spaces.MultiBinary(2), Box(-1, 1, (1, 2))]),
+    "picture beside numbers": spaces.Dict(
+        {"at": Box(-1, 1, (2,)), "eye": Box(0, 255, (36, 40, 3), np.uint8), "held": spaces.Discrete(3)}
+    ),
+    "grey picture beside numbers": spaces.Tuple([Box(0, 255, (36, 36), np.uint8), Box(-1, 1, (1,))]),
     "text beside numbers": spaces.Dict({"say": spaces.Text(4), "at": Box(-1, 1, (2,))}),
 }
 

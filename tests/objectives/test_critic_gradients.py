@@ -273,7 +273,11 @@ def test_steps_of_the_critics_share_no_window(build: Callable[..., Any]) -> None
             "deterministic",
             r"sac needs .* 'deterministic'; set head: gaussian, or rl_gradient",
         ),
-        ({"rl_gradient": "ppo"}, "auto", "rl_gradient is 'ppo'. Allowed: awac, none, pg, sac, td3"),
+        (
+            {"rl_gradient": "ppo"},
+            "auto",
+            "rl_gradient is 'ppo'. Allowed: awac, expected_q, none, pg, sac, td3",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(online: dict[str, Any], head: str, message: str) -> None:

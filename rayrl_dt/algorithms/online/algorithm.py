@@ -53,6 +53,7 @@ class OnlineDTConfig(OnlineConfig):
     | method | set |
     |---|---|
     | TD3+ODT | nothing |
+    | the same for discrete actions | `online(rl_gradient="expected_q")` |
     | TD3 alone | `online(bc_weight=0, alpha=1)` |
     | deterministic ODT | `online(rl_gradient="none")` |
     | ODT | `online(rl_gradient="none")`, `rl_module(model_config={"head": "gaussian"})` |

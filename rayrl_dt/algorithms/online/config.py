@@ -116,11 +116,13 @@ class OnlineConfig(SequenceConfig):
                     "name data of its own task"
                 ) from error
         super().resolve(store)
-        if self.gradient.companions.critic is not None and not self.resolved_spec.head.continuous:
+        head = self.resolved_spec.head
+        if not self.gradient.fits(head):
+            fitting = [name for name, gradient in RL_GRADIENTS.items() if gradient.fits(head)]
             raise UserError(
-                f"online.rl_gradient {self.rl_gradient} trains a critic of continuous actions, and those of "
-                f"{store.info.source} are {store.info.action_space}; set online.rl_gradient: none "
-                "(--set online.rl_gradient=none)"
+                f"online.rl_gradient {self.rl_gradient} does not take the actions of {store.info.source}, "
+                f"{store.info.action_space}; set online.rl_gradient: {' or '.join(fitting)} "
+                f"(--set online.rl_gradient={fitting[0]})"
             )
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(

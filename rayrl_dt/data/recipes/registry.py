@@ -58,6 +58,14 @@ _RECIPES = {
             settings={"env_id": "Pendulum-v1"},
         ),
         Recipe(
+            "cartpole-mixed",
+            "rayrl_dt/cartpole/mixed-v0",
+            "CartPole-v1: linear balancing of graded skill, returns from 8 to 500, discrete actions",
+            f"{_SCRIPTED}:graded",
+            episodes=500,
+            settings={"env_id": "CartPole-v1"},
+        ),
+        Recipe(
             "reacher-mixed",
             "rayrl_dt/reacher/mixed-v0",
             "Reacher-v5: Jacobian-transpose reaching of graded skill, returns from -55 to -1",

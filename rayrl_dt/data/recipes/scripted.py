@@ -12,7 +12,7 @@ import numpy as np
 
 from rayrl_dt import envs, seeding
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.recipes import pendulum, point_maze, reacher
+from rayrl_dt.data.recipes import cart_pole, pendulum, point_maze, reacher
 from rayrl_dt.data.recipes.behavior import CLEAN, RANDOM, kind_of
 from rayrl_dt.data.recipes.rollouts import Progress, graded_episodes
 from rayrl_dt.types import RawEpisode
@@ -44,6 +44,7 @@ def _maze(env_id: str) -> _Behavior:
 
 
 _BEHAVIORS: dict[str, _Behavior] = {
+    "CartPole-v1": ("linear balancing", cart_pole.play, ("gymnasium",)),
     "Pendulum-v1": ("energy swing-up", pendulum.play, ("gymnasium",)),
     "Reacher-v5": (
         "Jacobian transpose",

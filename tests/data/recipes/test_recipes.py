@@ -20,12 +20,13 @@ from rayrl_dt.types import Trajectory
 
 SMALL = {
     "pendulum-mixed": 20,
+    "cartpole-mixed": 20,
     "reacher-mixed": 18,
     "pointmaze-umaze": 4,
     "key-to-door-1k": 30,
     "key-to-door-10k": 30,
 }
-GRADED = ("pendulum-mixed", "reacher-mixed", "pointmaze-umaze")
+GRADED = ("pendulum-mixed", "cartpole-mixed", "reacher-mixed", "pointmaze-umaze")
 
 
 def made(name: str, **options: Any) -> tuple[list[Trajectory], Any]:
