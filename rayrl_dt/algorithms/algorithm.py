@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from rayrl_dt.models.spec import PolicySpec
 __all__ = ["SequenceAlgorithm"]
 
 _SECONDS_TO_END = 5.0
+# Of the time that a runner is away for, which may be for good: the share in which it is asked whether it is back.
+_SHARE_OF_PROBES = 0.1
 
 
 class SequenceAlgorithm(Algorithm):
@@ -68,6 +71,8 @@ class SequenceAlgorithm(Algorithm):
         self.last_update_seconds = 0.0
         self.command: str | None = None
         self.stop_asked: Callable[[], bool] = lambda: False
+        self._next_probe = 0.0
+        self._told_steps: int | None = None
         self.config = self.config.copy(copy_frozen=False)
         super().setup(self.config)
         if self.config.objective_critic is not None:
@@ -98,6 +103,9 @@ class SequenceAlgorithm(Algorithm):
             TrainingDiverged: a loss, a gradient or the critic's values did; all learners have stopped.
         """
         begin = time.perf_counter()
+        if self.expected_gradient_steps != self._told_steps:
+            self._told_steps = self.expected_gradient_steps
+            self.learner_group.foreach_learner(partial(_expect, steps=self._told_steps))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             try:
                 results = take_gradient_steps(self.learner_group, iterators, steps)
@@ -153,6 +161,11 @@ class SequenceAlgorithm(Algorithm):
         return self.gradient_steps >= self.config.gradient_steps
 
     @property
+    def expected_gradient_steps(self) -> int:
+        """Gradient steps of the whole run, as far as they are known."""
+        return self.config.gradient_steps
+
+    @property
     def at_milestone(self) -> bool:
         """Whether the policy is to be evaluated, whatever the interval says: the final one is."""
         return self.done
@@ -178,6 +191,16 @@ class SequenceAlgorithm(Algorithm):
         result[GRADIENT_STEPS] = self.gradient_steps
         result["done"] = self.done
         return result
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Take restarted runners back into service; where others are there, one that stays away is not waited for."""
+        begin = time.monotonic()
+        if begin < self._next_probe and env_runner_group.num_healthy_remote_workers() > 0:
+            return []
+        restored: list[int] = super().restore_env_runners(env_runner_group)
+        end = time.monotonic()
+        self._next_probe = end + (end - begin) * (1 / _SHARE_OF_PROBES - 1)
+        return restored
 
     def cleanup(self) -> None:
         """End everything; a runner that does not answer, in an episode without end say, is not waited for."""
@@ -250,6 +273,12 @@ class SequenceAlgorithm(Algorithm):
         """Restore RLlib's state and the gradient steps."""
         super().set_state(state)
         self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))
+        self._told_steps = None
+
+
+def _expect(learner: Any, *, steps: int) -> None:
+    """Tell a learner how long the run is."""
+    learner.expected_steps = steps
 
 
 def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,9 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from pyarrow import fs
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -636,6 +642,74 @@ def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> N
     train(algorithm)
     if stays_away:
         assert group.num_healthy_remote_workers() == 1
+    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
+    assert algorithm.replay.counts == quiet.replay.counts
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
+    assert same(state(algorithm), state(quiet))
+    quiet.stop()
+    algorithm.stop()
+
+
+class Dying(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum whose process is killed in the middle of an episode when a file asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.folder, self.steps = folder, 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 100 and (self.folder / "kill").exists():
+            with contextlib.suppress(FileNotFoundError):  # another one was quicker
+                (self.folder / "kill").unlink()
+                (self.folder / "away").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+_first_here = True
+
+
+def dying(folder: str) -> Dying:
+    """Makes one; the first one of a new process has to wait until processes may come back."""
+    global _first_here
+    while _first_here and (Path(folder) / "away").exists():
+        time.sleep(0.05)
+    _first_here = False
+    return Dying(Path(folder))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_ten_killed_runners_that_stay_away_for_a_round_cost_nothing(
+    online: Configure, tmp_path: Path
+) -> None:
+    """Each dies in its episode, and the other one does its part, also that of the whole next round."""
+    spec = EnvSpec("Dying-v0", f"{__name__}:dying", kwargs={"folder": str(tmp_path)}).to_json()
+
+    def build() -> Any:
+        config = online(env_steps_per_iteration=400, env_steps=21 * 400, replay_capacity_trajectories=50)
+        config.environment(spec).env_runners(num_env_runners=2)
+        return config.fault_tolerance(restart_failed_env_runners=True).build_algo()
+
+    quiet = build()
+    train(quiet)
+    algorithm = build()
+    group, manager = algorithm.env_runner_group, algorithm.env_runner_group._worker_manager
+    algorithm.train()
+    for _ in range(10):
+        (tmp_path / "kill").touch()
+        algorithm.train()
+        assert not (tmp_path / "kill").exists() and (tmp_path / "away").exists()
+        algorithm.train()
+        assert group.num_healthy_remote_workers() == 1
+        (tmp_path / "away").unlink()
+        while group.num_healthy_remote_workers() < 2:
+            algorithm.restore_env_runners(group)
+            time.sleep(0.05)
+    assert manager.total_num_restarts() == 10
+    train(algorithm)
+    assert algorithm.rounds == quiet.rounds == 21
     assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
     assert algorithm.replay.counts == quiet.replay.counts
     np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
