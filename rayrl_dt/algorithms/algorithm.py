@@ -19,6 +19,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.fixed_settings import check_fixed, keep_fixed
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.algorithms.lost_learners import naming_lost_learners
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.remote_paths import fetched, sent
@@ -152,8 +153,9 @@ class SequenceAlgorithm(Algorithm):
         """
         del parallel_train_future
         runners = self.eval_env_runner_group or self.env_runner_group
-        runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        return evaluate_alignment(self, runners)
+        with naming_lost_learners(self):
+            runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            return evaluate_alignment(self, runners)
 
     @property
     def done(self) -> bool:
@@ -187,7 +189,8 @@ class SequenceAlgorithm(Algorithm):
     def step(self) -> dict[str, Any]:
         """One training iteration with its evaluation, marked done at the last gradient step."""
         self.last_update_seconds = 0.0
-        result: dict[str, Any] = super().step()
+        with naming_lost_learners(self):
+            result: dict[str, Any] = super().step()
         result[GRADIENT_STEPS] = self.gradient_steps
         result["done"] = self.done
         return result
@@ -220,7 +223,7 @@ class SequenceAlgorithm(Algorithm):
         `SequencePolicy.load`, `rayrl-dt eval` and `online.start_from` read any such checkpoint.
         """
         path = tempfile.mkdtemp() if path is None else path
-        with sent(path, filesystem) as folder:
+        with naming_lost_learners(self), sent(path, filesystem) as folder:
             super().save_to_path(str(folder.resolve()), **kwargs)
             self.save_beside(folder)
         return str(path)

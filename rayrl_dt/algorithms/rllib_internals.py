@@ -27,6 +27,7 @@ __all__ = [
     "SeveralLosses",
     "actors_of",
     "autoscaled_groups",
+    "learners_lost",
     "local_learner",
     "refused",
     "registered_with_ray",
@@ -50,6 +51,12 @@ def local_learner(learner_group: Any) -> Any:
 def actors_of(runners: Any) -> Any:
     """Return what manages the actors of an `EnvRunnerGroup`, whose own calls wait for all of them at once."""
     return runners._worker_manager
+
+
+def learners_lost(learner_group: Any) -> int:
+    """Return how many remote learners are known to have died."""
+    manager = learner_group._worker_manager
+    return 0 if manager is None else int(manager.num_actors() - manager.num_healthy_actors())
 
 
 def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) -> Any:

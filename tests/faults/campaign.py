@@ -35,7 +35,7 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.types import Trajectory
 
 Rng = np.random.Generator
-LOGGED, ROUNDS, UPDATES, PRETRAINED = 8, 12, 3, 4
+LOGGED, ROUNDS, UPDATES, PRETRAINED = 8, 8, 3, 4
 PER_ROUND = 400
 """Two episodes, one on each runner."""
 RECORDS = 1 + ROUNDS
@@ -79,7 +79,7 @@ class Place:
             "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
             "training": {"gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8},
             "learners": {"num_learners": kind.learners},
-            "env_runners": {"num_env_runners": 2, **resources, **kind.waits.get(mode, {})},
+            "env_runners": {"num_env_runners": kind.runners(mode), **resources, **kind.waits.get(mode, {})},
             "online": {
                 "mode": mode,
                 "pretrain_steps": PRETRAINED,
@@ -97,13 +97,10 @@ class Place:
 
     def reference(self, kind: Kind) -> Run:
         """Return a run in rounds to which nothing happened."""
-        name = f"quiet-{kind.learners}-learners"
+        name = f"quiet-{kind.runners('sync')}-runners-{kind.learners}-learners"
         if name not in self.references:
-            quiet = Run(
-                self.folder / name,
-                self.values(Kind(quiet_strike, learners=kind.learners), "sync"),
-                self.machines.address,
-            )
+            same = Kind(quiet_strike, learners=kind.learners, at_home=kind.at_home)
+            quiet = Run(self.folder / name, self.values(same, "sync"), self.machines.address)
             quiet.start()
             if quiet.wait() != 0:
                 raise SystemExit(f"a run to which nothing happened failed:\n{''.join(quiet.errors)[-3000:]}")
@@ -185,6 +182,7 @@ class Kind:
         learners: remote ones that the run has.
         workers: its runners live on worker nodes.
         alone: it starts a Ray of its own.
+        at_home: in rounds it collects in its own process.
         waits: by mode, how long its runners are waited for.
         modes: in which it may happen.
     """
@@ -194,25 +192,30 @@ class Kind:
     learners: int = 0
     workers: bool = False
     alone: bool = False
+    at_home: bool = False
     waits: dict[str, dict[str, float]] = field(default_factory=dict)
     modes: tuple[str, ...] = ("sync", "async")
+
+    def runners(self, mode: str) -> int:
+        """Return how many remote runners the run has."""
+        return 0 if self.at_home and mode == "sync" else 2
 
 
 _SHORT = {"sync": {"episode_timeout_s": 8.0}, "async": {"call_timeout_s": 8.0, "lag_timeout_s": 2.0}}
 KINDS = {
-    "driver killed": Kind(kill_driver, (KILLED,)),
+    "driver killed": Kind(kill_driver, (KILLED,), at_home=True),
     "runner killed": Kind(partial(kill_process, "SequenceEnvRunner")),
     "replay killed": Kind(partial(kill_process, "_ReplayHost"), (REFUSED,)),
     "learner killed": Kind(
         partial(kill_process, "_WrappedExecutable"), (REFUSED,), learners=2, modes=("sync",)
     ),
-    "raylet killed": Kind(kill_raylet, (REFUSED, 1), alone=True, modes=("sync",)),
+    "raylet killed": Kind(kill_raylet, (REFUSED, 1), alone=True, at_home=True, modes=("sync",)),
     "node lost": Kind(lose_node, workers=True),
     "environment hangs": Kind(hang, waits=_SHORT),
     "environments slow": Kind(dawdle),
-    "signal": Kind(ask, ASKED),
-    "disk full": Kind(fill_disk, (REFUSED,)),
-    "folder moved": Kind(move_folder, (KILLED,)),
+    "signal": Kind(ask, ASKED, at_home=True),
+    "disk full": Kind(fill_disk, (REFUSED,), at_home=True),
+    "folder moved": Kind(move_folder, (KILLED,), at_home=True),
 }
 
 
@@ -390,13 +393,15 @@ def main() -> int:
                 if sum(row.strikes for row in rows.values()) >= kills or time.monotonic() > end:
                     break
                 name, seed = names[number % len(names)], chosen.seed + number // len(names)
+                before = rows[name].strikes
                 try:
                     endure(place, name, seed, rows[name])
                     outcome = "ok"
                 except Violation as error:
                     failed += 1
                     outcome = str(error)
-                print(f"--kind {name!r} --kills 1 --seed {seed}: {outcome}", flush=True)
+                times = rows[name].strikes - before
+                print(f"--kind {name!r} --kills 1 --seed {seed}: {times} times, {outcome}", flush=True)
         finally:
             machines.close()
     print("\n".join(table(rows)))

@@ -852,6 +852,27 @@ def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learner
     assert type(raised.value) is TrainingDiverged and "\n" not in str(raised.value)
 
 
+def test_a_dead_learner_stops_the_run_in_one_line(online: Configure, tmp_path: Path) -> None:
+    import ray
+
+    config = online().learners(num_learners=2, num_cpus_per_learner=0)
+    algorithm = config.build_algo()
+    algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    ray.kill(algorithm.learner_group._workers[1])
+    for act in (algorithm.train, algorithm.evaluate, lambda: algorithm.save_to_path(str(tmp_path / "late"))):
+        with pytest.raises(
+            UserError, match=r"^1 of 2 learners died \(.*continue .* with --resume$"
+        ) as raised:
+            act()
+        assert "\n" not in str(raised.value)
+    algorithm.stop()
+    resumed = online(env_steps=200).build_algo()
+    resumed.restore_from_path(str(tmp_path / "saved"))
+    train(resumed)
+    resumed.stop()
+
+
 def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     algorithm = online(env_steps=200).build_algo()
     train(algorithm)
