@@ -35,11 +35,10 @@ from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.types import Trajectory
 
 Rng = np.random.Generator
-LOGGED, ROUNDS, UPDATES, PRETRAINED = 8, 8, 3, 4
+LOGGED, ROUNDS, UPDATES, PRETRAINED = 8, 16, 3, 4
 PER_ROUND = 400
 """Two episodes, one on each runner."""
-RECORDS = 1 + ROUNDS
-MOST_STRIKES = 3
+MOST_STRIKES, MOST_RECORDS_BETWEEN = 6, 4
 KILLED, REFUSED = -signal.SIGKILL, 2
 ASKED = (1, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP, 130)
 """Saved and stopped; or stopped before there was anything to save."""
@@ -253,7 +252,7 @@ def endure(place: Place, name: str, seed: int, row: Row, *, most: int = MOST_STR
     strikes = 0
     try:
         for _ in range(int(rng.integers(1, most + 1))):
-            moment = int(rng.integers(run.progress(), RECORDS)) if run.progress() < RECORDS else RECORDS
+            moment = run.progress() + int(rng.integers(MOST_RECORDS_BETWEEN))
             wait_for(f"{moment} records", lambda moment=moment: run.over or run.progress() >= moment)
             time.sleep(rng.uniform(0, 1))
             if run.over:
