@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
-    ray.init(num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     with tempfile.TemporaryDirectory() as folder:
         hopper = arguments.what in ("hopper", "falling")
         model = {

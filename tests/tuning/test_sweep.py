@@ -397,6 +397,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_its_table_and_goes_on(
         driver.kill()
     said = log.read_text()
     assert status == 1 and "Traceback" not in said and "--resume" in said, (status, said[-3000:])
+    assert "! 1 of 2 trials finished" in said and "✓" not in said
     table = json.loads((out / "results.json").read_text())
     assert {trial["trial"]: trial["status"] for trial in table["trials"]} == {
         finished: "finished",
