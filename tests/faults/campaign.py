@@ -38,7 +38,7 @@ Rng = np.random.Generator
 LOGGED, ROUNDS, UPDATES, PRETRAINED = 8, 16, 3, 4
 PER_ROUND = 400
 """Two episodes, one on each runner."""
-MOST_STRIKES, MOST_RECORDS_BETWEEN = 6, 4
+MOST_STRIKES, MOST_RECORDS_BETWEEN = 5, 4
 KILLED, REFUSED = -signal.SIGKILL, 2
 ASKED = (1, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP, 130)
 """Saved and stopped; or stopped before there was anything to save."""
@@ -202,19 +202,19 @@ class Kind:
 
 _SHORT = {"sync": {"episode_timeout_s": 8.0}, "async": {"call_timeout_s": 8.0, "lag_timeout_s": 2.0}}
 KINDS = {
+    "signal": Kind(ask, ASKED, at_home=True),
+    "disk full": Kind(fill_disk, (REFUSED,), at_home=True),
+    "raylet killed": Kind(kill_raylet, (REFUSED, 1), alone=True, at_home=True, modes=("sync",)),
+    "learner killed": Kind(
+        partial(kill_process, "_WrappedExecutable"), (REFUSED,), learners=2, at_home=True, modes=("sync",)
+    ),
+    "environment hangs": Kind(hang, waits=_SHORT),
+    "environments slow": Kind(dawdle),
+    "node lost": Kind(lose_node, workers=True),
+    "folder moved": Kind(move_folder, (KILLED,), at_home=True),
     "driver killed": Kind(kill_driver, (KILLED,), at_home=True),
     "runner killed": Kind(partial(kill_process, "SequenceEnvRunner")),
     "replay killed": Kind(partial(kill_process, "_ReplayHost"), (REFUSED,)),
-    "learner killed": Kind(
-        partial(kill_process, "_WrappedExecutable"), (REFUSED,), learners=2, modes=("sync",)
-    ),
-    "raylet killed": Kind(kill_raylet, (REFUSED, 1), alone=True, at_home=True, modes=("sync",)),
-    "node lost": Kind(lose_node, workers=True),
-    "environment hangs": Kind(hang, waits=_SHORT),
-    "environments slow": Kind(dawdle),
-    "signal": Kind(ask, ASKED, at_home=True),
-    "disk full": Kind(fill_disk, (REFUSED,), at_home=True),
-    "folder moved": Kind(move_folder, (KILLED,), at_home=True),
 }
 
 
