@@ -25,9 +25,10 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refinement_grid import evaluate_grid
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
+from rayrl_dt.runs.inputs import locked
 from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import _locked, run_sweep
+from rayrl_dt.tuning.sweep import run_sweep
 from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
 from rayrl_dt.types import Trajectory
 
@@ -193,10 +194,20 @@ def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any
         run_sweep(spec, out)
     with pytest.raises(UserError, match="a sweep of another config"):
         run_sweep(spec, out, resume=True)
-    with _locked(out), pytest.raises(UserError, match="another sweep is running in"), _locked(out):
+    with (
+        locked(out, what="sweep"),
+        pytest.raises(UserError, match="a sweep is under way in"),
+        locked(out, what="sweep"),
+    ):
         pass
-    with _locked(out):
+    with locked(out, what="sweep"):
         pass  # the lock has ended with the sweep
+
+
+def test_a_sweep_needs_no_module_that_windows_lacks() -> None:
+    script = "import sys; sys.modules['fcntl'] = None; import rayrl_dt.tuning.sweep"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_sweep_of_another_version_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
