@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayrl_dt.algorithms.rllib_internals import learners_lost
-from rayrl_dt.errors import TrainingDiverged, UserError, one_line
+from rayrl_dt.errors import TrainingDiverged, UserError
 
 __all__ = ["naming_lost_learners"]
 
@@ -33,6 +33,6 @@ def naming_lost_learners(algorithm: Any) -> Iterator[None]:
         if lost == 0:
             raise
         raise UserError(
-            f"{lost} of {algorithm.config.num_learners} learners died ({one_line(error)}); look into the memory and "
-            "the logs of their nodes, then continue from the last checkpoint with --resume"
+            f"{lost} of {algorithm.config.num_learners} learners died; look into the memory and the logs of their "
+            "nodes, then continue from the last checkpoint with --resume"
         ) from error

@@ -39,6 +39,8 @@ _NOISY = (
     "gymnasium",
     "minari",
 )
+# Of what happens to learners and runners, it prints what they raised; the one line that the command ends with says it.
+_SILENT = ("ray.rllib.utils.actor_manager",)
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -52,6 +54,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def finish(what: str, where: str | Path | None = None, *, then: str | None = None) -> None:

@@ -47,6 +47,8 @@ class Machines:
     def __init__(self) -> None:
         # Processes of the cluster import what the configs of the tests name.
         paths = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # Ray's processes would give way to everything else that the machine does.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         self.cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False}

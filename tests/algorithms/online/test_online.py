@@ -861,9 +861,7 @@ def test_a_dead_learner_stops_the_run_in_one_line(online: Configure, tmp_path: P
     algorithm.save_to_path(str(tmp_path / "saved"))
     ray.kill(algorithm.learner_group._workers[1])
     for act in (algorithm.train, algorithm.evaluate, lambda: algorithm.save_to_path(str(tmp_path / "late"))):
-        with pytest.raises(
-            UserError, match=r"^1 of 2 learners died \(.*continue .* with --resume$"
-        ) as raised:
+        with pytest.raises(UserError, match=r"^1 of 2 learners died; .*continue .* with --resume$") as raised:
             act()
         assert "\n" not in str(raised.value)
     algorithm.stop()
