@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "EnvironmentFailed",
     "TrainingDiverged",
     "UserError",
     "is_finite",
@@ -25,6 +26,10 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class EnvironmentFailed(UserError):
+    """An environment raised something, or returned what no environment returns."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.fixed_settings import check_fixed, keep_fixed
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.algorithms.lost_learners import naming_lost_learners
 from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.remote_paths import fetched, sent
@@ -31,6 +33,8 @@ from rayrl_dt.models.spec import PolicySpec
 __all__ = ["SequenceAlgorithm"]
 
 _SECONDS_TO_END = 5.0
+# Of the time that a runner is away for, which may be for good: the share in which it is asked whether it is back.
+_SHARE_OF_PROBES = 0.1
 
 
 class SequenceAlgorithm(Algorithm):
@@ -68,6 +72,8 @@ class SequenceAlgorithm(Algorithm):
         self.last_update_seconds = 0.0
         self.command: str | None = None
         self.stop_asked: Callable[[], bool] = lambda: False
+        self._next_probe = 0.0
+        self._told_steps: int | None = None
         self.config = self.config.copy(copy_frozen=False)
         super().setup(self.config)
         if self.config.objective_critic is not None:
@@ -98,6 +104,9 @@ class SequenceAlgorithm(Algorithm):
             TrainingDiverged: a loss, a gradient or the critic's values did; all learners have stopped.
         """
         begin = time.perf_counter()
+        if self.expected_gradient_steps != self._told_steps:
+            self._told_steps = self.expected_gradient_steps
+            self.learner_group.foreach_learner(partial(_expect, steps=self._told_steps))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             try:
                 results = take_gradient_steps(self.learner_group, iterators, steps)
@@ -144,13 +153,19 @@ class SequenceAlgorithm(Algorithm):
         """
         del parallel_train_future
         runners = self.eval_env_runner_group or self.env_runner_group
-        runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        return evaluate_alignment(self, runners)
+        with naming_lost_learners(self):
+            runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            return evaluate_alignment(self, runners)
 
     @property
     def done(self) -> bool:
         """Whether all gradient steps have been taken."""
         return self.gradient_steps >= self.config.gradient_steps
+
+    @property
+    def expected_gradient_steps(self) -> int:
+        """Gradient steps of the whole run, as far as they are known."""
+        return self.config.gradient_steps
 
     @property
     def at_milestone(self) -> bool:
@@ -174,10 +189,21 @@ class SequenceAlgorithm(Algorithm):
     def step(self) -> dict[str, Any]:
         """One training iteration with its evaluation, marked done at the last gradient step."""
         self.last_update_seconds = 0.0
-        result: dict[str, Any] = super().step()
+        with naming_lost_learners(self):
+            result: dict[str, Any] = super().step()
         result[GRADIENT_STEPS] = self.gradient_steps
         result["done"] = self.done
         return result
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Take restarted runners back into service; where others are there, one that stays away is not waited for."""
+        begin = time.monotonic()
+        if begin < self._next_probe and env_runner_group.num_healthy_remote_workers() > 0:
+            return []
+        restored: list[int] = super().restore_env_runners(env_runner_group)
+        end = time.monotonic()
+        self._next_probe = end + (end - begin) * (1 / _SHARE_OF_PROBES - 1)
+        return restored
 
     def cleanup(self) -> None:
         """End everything; a runner that does not answer, in an episode without end say, is not waited for."""
@@ -197,7 +223,7 @@ class SequenceAlgorithm(Algorithm):
         `SequencePolicy.load`, `rayrl-dt eval` and `online.start_from` read any such checkpoint.
         """
         path = tempfile.mkdtemp() if path is None else path
-        with sent(path, filesystem) as folder:
+        with naming_lost_learners(self), sent(path, filesystem) as folder:
             super().save_to_path(str(folder.resolve()), **kwargs)
             self.save_beside(folder)
         return str(path)
@@ -250,6 +276,12 @@ class SequenceAlgorithm(Algorithm):
         """Restore RLlib's state and the gradient steps."""
         super().set_state(state)
         self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))
+        self._told_steps = None
+
+
+def _expect(learner: Any, *, steps: int) -> None:
+    """Tell a learner how long the run is."""
+    learner.expected_steps = steps
 
 
 def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class SequenceConfig(EnvironmentConfig):
         # Our runners have no connectors: there is no state to merge, and asking for it would wait for every runner.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
+        # A runner that is there answers at once, and without one that is not, the others do its part.
+        self.env_runner_health_probe_timeout_s = 1.0
         # Our learner checks the total gradient norm instead of each parameter.
         self.torch_skip_nan_gradients = True
         # Iterations are counted in gradient steps, never in seconds: time is not reproducible.

@@ -70,6 +70,7 @@ class SequenceLearner(RLlibLearner):
     Attributes:
         gradient_step: gradient steps taken; saved, and the only clock of warm-up, batches and dropout.
         observer: called with (gradient step, loss) after each step; returning False ends the iteration.
+        expected_steps: gradient steps of the whole run, as far as they are known: where the cosine ends.
     """
 
     observer: Callable[[int, float], bool] | None = None
@@ -79,6 +80,7 @@ class SequenceLearner(RLlibLearner):
         super().build()
         keep_freed_memory()
         self.gradient_step = 0
+        self.expected_steps: int = self.config.gradient_steps
         self._rank = torch.distributed.get_rank() if self.config.num_learners > 1 else 0
         self._means = StepMeans()
         self._last_loss = torch.zeros(())
@@ -181,7 +183,7 @@ class SequenceLearner(RLlibLearner):
             self._policy_steps(gradient_step),
             warmup_steps=self.config.warmup_steps,
             schedule=self.config.lr_decay,
-            total_steps=self._policy_steps(self.config.gradient_steps),
+            total_steps=self._policy_steps(self.expected_steps),
             floor=self.config.lr_floor,
         )
 

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -27,17 +29,18 @@ __all__ = [
     "SeveralLosses",
     "actors_of",
     "autoscaled_groups",
+    "learners_lost",
     "local_learner",
     "refused",
     "registered_with_ray",
     "take_gradient_steps",
 ]
 
+_PING_S = 5.0
+
 
 def autoscaled_groups() -> Sequence[Any]:
     """Return the groups of nodes that the autoscaler of the Ray at hand may start; none where it has not said so."""
-    import ray
-
     groups: Sequence[Any] = getattr(ray._private.state.state.get_cluster_config(), "node_group_configs", ())
     return groups
 
@@ -50,6 +53,19 @@ def local_learner(learner_group: Any) -> Any:
 def actors_of(runners: Any) -> Any:
     """Return what manages the actors of an `EnvRunnerGroup`, whose own calls wait for all of them at once."""
     return runners._worker_manager
+
+
+def learners_lost(learner_group: Any) -> int:
+    """Return how many remote learners have died; RLlib counts those too that miss them in what they do together."""
+    lost = 0
+    for worker in () if learner_group.is_local else learner_group._workers:
+        try:
+            ray.get(worker.ping.remote(), timeout=_PING_S)
+        except RayActorError:
+            lost += 1
+        except GetTimeoutError:
+            pass  # it waits for the dead
+    return lost
 
 
 def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) -> Any:

@@ -9,12 +9,23 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["command_line", "console", "errors", "finish", "new_file", "quiet_libraries", "show_table"]
+__all__ = [
+    "command_line",
+    "console",
+    "errors",
+    "finish",
+    "leave_unfinished",
+    "new_file",
+    "quiet_libraries",
+    "show_table",
+]
 
 # Ray resets the levels of its top loggers when it is imported; those of their children stay.
 _NOISY = (
@@ -28,6 +39,8 @@ _NOISY = (
     "gymnasium",
     "minari",
 )
+# Of what happens to learners and runners, it prints what they raised; the one line that the command ends with says it.
+_SILENT = ("ray.rllib.utils.actor_manager",)
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -41,12 +54,24 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def finish(what: str, where: str | Path | None = None, *, then: str | None = None) -> None:
     """End a command: what was done, where the output lies, what to type next."""
+    _last_lines("[green]✓[/green]", what, where, then)
+
+
+def leave_unfinished(what: str, where: str | Path | None = None, *, then: str | None = None) -> NoReturn:
+    """End a command that was stopped, or of which a part failed, with status 1: what there is, and how to go on."""
+    _last_lines("[yellow]![/yellow]", what, where, then)
+    raise typer.Exit(1)
+
+
+def _last_lines(mark: str, what: str, where: str | Path | None, then: str | None) -> None:
     place = "" if where is None else f" [bold]{escape(str(where))}[/bold]"
-    console.print(f"[green]✓[/green] {what}{place}", soft_wrap=True)
+    console.print(f"{mark} {what}{place}", soft_wrap=True)
     if then is not None:
         console.print(f"  next: [cyan]{escape(then)}[/cyan]", soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from rayrl_dt.cli.console import command_line, console, finish
+from rayrl_dt.cli.console import command_line, console, finish, leave_unfinished
 from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustCheckpoint, TrustEnvironment
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
@@ -38,8 +38,8 @@ def quickstart(
 
     page = story.run(out, seed=seed, progress=TrainingProgress, say=console.print, command=command_line())
     if page is None:
-        finish("stopped; checkpoints saved in", out, then=f"rayrl-dt quickstart --out {out} --seed {seed}")
-        raise typer.Exit(1)
+        again = f"rayrl-dt quickstart --out {out} --seed {seed}"
+        leave_unfinished("stopped; checkpoints saved in", out, then=again)
     finish("report:", page, then=f"rayrl-dt eval {out / 'radt'} --targets=-1500,-800,-200")
 
 
@@ -139,12 +139,11 @@ def _run(
             observer=progress,
         )
     if not outcome.finished:
-        finish(
+        leave_unfinished(
             f"stopped at gradient step {outcome.gradient_steps:,}; checkpoint saved in",
             folder,
             then=resume_command,
         )
-        raise typer.Exit(1)
     finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rayrl_dt.cli.console import console, finish
+from rayrl_dt.cli.console import console, finish, leave_unfinished
 from rayrl_dt.cli.options import Overrides, TrustCheckpoint
 
 __all__ = ["tune"]
@@ -76,7 +76,6 @@ def tune(
         what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
         options = ["--address", address] if address is not None else []
         resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
-        finish(what, outcome.page, then=shlex.join(resume_command))
-        raise typer.Exit(1)
+        leave_unfinished(what, outcome.page, then=shlex.join(resume_command))
     evaluate = f"rayrl-dt eval {outcome.bundle}" if spec.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

@@ -21,7 +21,7 @@ from rayrl_dt.data import returns
 from rayrl_dt.data.array_files import ArraySpace, read_arrays
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.data.store_files import ARRAYS
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import Normalizer, Trajectory
 
 __all__ = ["ReplayCounts", "TrajectoryReplay", "best_episodes"]
@@ -275,7 +275,7 @@ class TrajectoryReplay:
             raise
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"the replay {file} is missing or broken ({error}); resume from an earlier checkpoint"
+                f"the replay {file} is missing or broken ({one_line(error)}); resume from an earlier checkpoint"
             ) from error
         self._replace(steps, episodes, counts)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data.info import DatasetInfo
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import Normalizer
 
 __all__ = ["ARRAYS", "FORMAT", "HEADER", "checksum", "read", "write_header"]
@@ -57,7 +57,7 @@ def read(folder: Path) -> tuple[dict[str, Array], DatasetInfo, Normalizer, bool]
         return arrays, info, normalizer, bool(header["delayed_reward"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, TokenError) as error:
         raise UserError(
-            f"{folder} is not a whole trajectory store ({error}); delete it and load again"
+            f"{folder} is not a whole trajectory store ({one_line(error)}); delete it and load again"
         ) from error
 
 

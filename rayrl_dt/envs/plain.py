@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -10,10 +11,12 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import scalar_rewards
 
 __all__ = ["PlainEnv"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -45,7 +48,7 @@ class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._flat(observation), info
+        return self._flat(observation), _info(info)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment."""
@@ -53,10 +56,41 @@ class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(taken)
         if not isinstance(reward, float | int):
             reward = float(scalar_rewards(np.asarray(reward), 1)[0])
-        return self._flat(observation), reward, terminated, truncated, info
+        ends = _truth("terminated", terminated), _truth("truncated", truncated)
+        return self._flat(observation), reward, *ends, _info(info)
+
+    def close(self) -> None:
+        """Close the environment; one that cannot be closed has done its work all the same."""
+        try:
+            self.env.close()
+        except Exception as error:  # anybody's code
+            _LOG.warning("An environment could not be closed: %s", one_line(error))
 
     def _flat(self, observation: Any) -> Any:
-        return observation if self._flattening is None else self._flattening(observation)
+        if self._flattening is not None:
+            return self._flattening(observation)
+        space = self.observation_space
+        if isinstance(space, gym.spaces.Box) and np.shape(observation) != space.shape:
+            raise TypeError(
+                f"an observation of shape {np.shape(observation)}, where its space has {space.shape}"
+            )
+        return observation
+
+
+def _truth(name: str, value: Any) -> bool:
+    """Return whether an episode has ended, also from arrays of one number."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biu":
+        raise TypeError(f"{name} is {value!r}, and must be true or false")
+    return bool(array.item())
+
+
+def _info(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise TypeError(f"info is {value!r}, and must be a dictionary")
 
 
 def _layout(space: gym.Space[Any]) -> ActionLayout | None:

@@ -22,7 +22,7 @@ from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
 from rayrl_dt.envs.vector import vectorize
-from rayrl_dt.errors import UserError, whole
+from rayrl_dt.errors import UserError, one_line, whole
 
 __all__ = ["ENDLESS", "RecordedEnv", "name_of", "spec_text", "time_limit"]
 
@@ -316,7 +316,7 @@ def _from_json(text: str) -> EnvSpec:
         return EnvSpec.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"not an environment specification ({error}); give an id such as Hopper-v5, or the output of "
+            f"not an environment specification ({one_line(error)}); give an id such as Hopper-v5, or the output of "
             "env.spec.to_json()"
         ) from error
 
@@ -333,8 +333,8 @@ def _imported(module: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a module is anybody's code
         raise UserError(
-            f"the environment {name} needs {module}, which cannot be imported ({error}); install it, or put it on "
-            "PYTHONPATH"
+            f"the environment {name} needs {module}, which cannot be imported ({one_line(error)}); install it, or put "
+            "it on PYTHONPATH"
         ) from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.evaluation.statistics import Interval, stratified_bootstrap
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
@@ -208,7 +208,7 @@ class EvaluationResult:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"not an evaluation result ({type(error).__name__}: {error}); "
+                f"not an evaluation result ({type(error).__name__}: {one_line(error)}); "
                 "write it with rayrl-dt eval --json"
             ) from error
 

@@ -20,7 +20,7 @@ from rayrl_dt.critics.calibration import Calibration
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.critic_file import read_critic
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite
 from rayrl_dt.models.spec import PolicySpec
@@ -104,7 +104,9 @@ class Bundle:
         try:
             weights = load_file(str(file))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} is missing or truncated ({error}); export the policy again") from error
+            raise UserError(
+                f"{file} is missing or truncated ({one_line(error)}); export the policy again"
+            ) from error
         if self.header["format"] == 1:
             weights = {name.replace(*_RENAMED_IN_2): value for name, value in weights.items()}
         load_weights(model, weights, source=str(self.folder))
@@ -212,7 +214,9 @@ def read_spec(header: Mapping[str, Any], source: Path) -> PolicySpec:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source} is not a whole policy ({error}); export the policy again") from error
+        raise UserError(
+            f"{source} is not a whole policy ({one_line(error)}); export the policy again"
+        ) from error
 
 
 def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
@@ -242,7 +246,9 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / HEADER} cannot be read ({error}); export the policy again") from error
+        raise UserError(
+            f"{folder / HEADER} cannot be read ({one_line(error)}); export the policy again"
+        ) from error
     found = header.get("format") if isinstance(header, dict) else None
     if not isinstance(found, int) or "spec" not in header:
         raise UserError(

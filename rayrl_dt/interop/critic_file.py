@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rayrl_dt.critics.networks import IQLCritic, units_of
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.models.sequence_model import check_architecture, check_finite
 from rayrl_dt.models.spec import PolicySpec
 
@@ -58,7 +58,9 @@ def read_critic(folder: Path, spec: PolicySpec, *, path: str | os.PathLike[str])
             units = (opened.metadata() or {}).get(UNITS)
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is truncated ({error}); train it again: rayrl-dt critic {path}") from error
+        raise UserError(
+            f"{file} is truncated ({one_line(error)}); train it again: rayrl-dt critic {path}"
+        ) from error
     if units != units_of(spec):
         raise UserError(
             f"the critic in {folder} has units {units}, the policy has {units_of(spec)}: it was trained with another "

@@ -215,7 +215,9 @@ def _saved_spec(path: Path) -> PolicySpec:
     try:
         header = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not a whole policy ({error}); export the policy again") from error
+        raise UserError(
+            f"{path} is not a whole policy ({one_line(error)}); export the policy again"
+        ) from error
     return read_spec(header, path)
 
 

@@ -7,6 +7,7 @@ reward 0. It is not a transition, and is never counted or recorded as one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.envs.vector import rest
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import EnvironmentFailed, UserError
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Trajectory, scalar_rewards
 
@@ -22,6 +23,13 @@ __all__ = ["LONGEST_EPISODE", "Collector", "FinishedEpisode"]
 
 # Steps after which an episode is taken for one that never ends, where the environment itself allows no longer ones.
 LONGEST_EPISODE = 1_000_000
+_LONGEST_REASON = 300
+# Of what Python says where an environment follows Gym as it was before version 0.26.
+_OLD_API = ("values to unpack", "argument 'seed'", "argument 'options'")
+_NEW_API = (
+    "mend the environment: as Gymnasium has it, reset takes seed and options and returns (observation, info), and step "
+    "returns (observation, reward, terminated, truncated, info)"
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +96,7 @@ class Collector:
             UserError: the environment returned a NaN or infinite observation.
         """
         # Gymnasium's base class declares less than its vector environments take: a seed per slot.
-        observations, _ = self.env.reset(seed=seed)  # type: ignore[arg-type]
+        observations, _ = self._ask(self.env.reset, seed=seed)
         self._observations = np.array(observations)
         if not np.isfinite(self._observations[self.active]).all():
             raise self._not_finite()
@@ -115,7 +123,7 @@ class Collector:
         self._first[starting] = len(self._history)
         acting = live & self.active
         actions = self.actor.act(self._observations, self._rewards, starting, self.targets, acting)
-        observations, rewards, terminated, truncated, _ = self.env.step(actions)
+        observations, rewards, terminated, truncated, _ = self._ask(self.env.step, actions)
         # Vector environments may hand out the same buffers at every step.
         observations = np.array(observations)
         rewards = np.array(scalar_rewards(rewards, self.env.num_envs), np.float64)
@@ -149,6 +157,20 @@ class Collector:
         if self.record:
             self._forget()
         return finished
+
+    def _ask(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call the environment, which may be anybody's code; what it raises is told in one line."""
+        try:
+            return method(*arguments, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            what = " ".join(str(error).split())[:_LONGEST_REASON]
+            old = any(sign in what for sign in _OLD_API)
+            remedy = _NEW_API if old else "mend the environment"
+            raise EnvironmentFailed(
+                f"environment {self._env_name()} raised {type(error).__name__}: {what}; {remedy}"
+            ) from error
 
     def _not_finite(self) -> UserError:
         return UserError(

@@ -19,7 +19,7 @@ from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.run_files import CONFIG, is_run
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
-__all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "own_folder", "replace_key"]
+__all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
 
 _LOG = logging.getLogger(__name__)
 START_COPY, CRITIC_COPY = "start", "critic"
@@ -52,18 +52,29 @@ def own_folder(folder: Path, *, resume: bool) -> Iterator[None]:
     """
     check_folder(folder, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, what="run"):
+        check_folder(folder, resume=resume)  # another run may have ended since
+        _clear(folder, resume=resume)
+        yield
+
+
+@contextmanager
+def locked(folder: Path, *, what: str) -> Iterator[None]:
+    """Keep others of the same kind out of a folder; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: one is under way there.
+    """
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"a run is under way in {folder}; wait for its end, or choose another --out"
+            f"a {what} is under way in {folder}; wait for its end, or choose another --out"
         ) from None
     except (NotImplementedError, OSError) as error:
-        _LOG.warning("%s cannot be locked (%s): start no second run there.", folder, error)
+        _LOG.warning("%s cannot be locked (%s): start no second %s there.", folder, error, what)
     try:
-        check_folder(folder, resume=resume)  # another run may have ended since
-        _clear(folder, resume=resume)
         yield
     finally:
         lock.release()

@@ -31,7 +31,8 @@ __all__ = ["Winner", "write_sweep_page"]
 _LEGEND = (
     "Last is the metric of the last checkpoint, best that of the best one beside it. The median over the seeds of the "
     "last ones ranks the settings; the best of many is high by chance, too: confirm it with other seeds before quoting "
-    "it. Trials that a scheduler stopped count with their last report. A click on a column's head sorts."
+    "it. What a scheduler stopped comes after what came to its end, compared at the report where it was stopped. A "
+    "click on a column's head sorts."
 )
 _HOVER = "Point at a line to see its trial, and its row in the table"
 

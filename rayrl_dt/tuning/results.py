@@ -17,8 +17,10 @@ from rayrl_dt.interop.run_files import read_json_lines
 from rayrl_dt.tuning.space import value_at
 from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
-__all__ = ["Group", "TrialResult", "best_group", "group_trials", "read_trials"]
+__all__ = ["ENDED", "Group", "TrialResult", "best_group", "group_trials", "read_trials"]
 
+ENDED = "ended"
+"""In a report: whether the trial came to its own end."""
 _CHOOSE: dict[str, Any] = {"min": min, "max": max}
 
 
@@ -36,6 +38,7 @@ class TrialResult:
         mode: "min" or "max".
         evaluated: the run that a trial evaluated; None where it trained.
         unrefined: the metric of that run without its action gradient, in the same episodes.
+        whole: whether it came to its own end; no scheduler or fault stopped it before.
     """
 
     name: str
@@ -47,6 +50,7 @@ class TrialResult:
     mode: str
     evaluated: Path | None = None
     unrefined: float | None = None
+    whole: bool = True
 
     @property
     def seconds(self) -> float:
@@ -61,6 +65,11 @@ class TrialResult:
     def last(self) -> float | None:
         """The metric at the last report."""
         return self.curve[-1][1] if self.curve else None
+
+    @property
+    def rung(self) -> tuple[bool, int]:
+        """Where it ended, which sorts trials: those that are whole before others, and these by their reports."""
+        return not self.whole, 0 if self.whole else -len(self.curve)
 
     @property
     def gradient_steps(self) -> int:
@@ -120,17 +129,34 @@ class Group:
 
     Attributes:
         parameters: those that they share.
-        median: of the trials' last metrics; None where none has reported.
+        median: of the last metrics of its whole trials; where half of the trials were stopped, of the metrics at the
+            report where the middle one was; None where none has reported.
         trials: one per seed.
+        rung: of the middle one.
     """
 
     parameters: dict[str, Any]
     median: float | None
     trials: tuple[TrialResult, ...]
+    rung: tuple[bool, int]
+
+    @classmethod
+    def of(cls, parameters: dict[str, Any], trials: Sequence[TrialResult]) -> Group:
+        """Return a group with its median: what was stopped early is compared where all of them were."""
+        reported = [trial for trial in trials if trial.curve]
+        rung = sorted(trial.rung for trial in reported)[len(reported) // 2] if reported else (True, 0)
+        stopped, reports = rung
+        if stopped:
+            metrics = [trial.curve[-reports - 1][1] for trial in reported if len(trial.curve) >= -reports]
+        else:
+            metrics = [trial.curve[-1][1] for trial in reported if trial.whole]
+        finite = [metric for metric in metrics if math.isfinite(metric)]
+        return cls(parameters, statistics.median(finite) if finite else None, tuple(trials), rung)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**vars(self), "trials": [trial.name for trial in self.trials]}
+        names = [trial.name for trial in self.trials]
+        return {"parameters": self.parameters, "median": self.median, "trials": names}
 
 
 def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
@@ -145,18 +171,23 @@ def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
 def group_trials(trials: Sequence[TrialResult], mode: str) -> list[Group]:
     """Return the trials with equal parameters but for the seed, the best median first.
 
-    Trials that have not reported come last.
+    Those that were stopped before their end come after those that were not, and by how far they came: a metric after
+    few steps says nothing of the one after many. Trials that have not reported come last.
     """
     together: dict[str, list[TrialResult]] = {}
     for trial in trials:
         shared = {path: value for path, value in trial.parameters.items() if path != SEED}
         together.setdefault(json.dumps(shared, sort_keys=True), []).append(trial)
-    groups = []
-    for key, members in together.items():
-        lasts = [trial.last for trial in members if trial.last is not None and math.isfinite(trial.last)]
-        groups.append(Group(json.loads(key), statistics.median(lasts) if lasts else None, tuple(members)))
+    groups = [Group.of(json.loads(key), members) for key, members in together.items()]
     sign = 1 if mode == "min" else -1
-    return sorted(groups, key=lambda group: math.inf if group.median is None else sign * group.median)
+    return sorted(
+        groups,
+        key=lambda group: (
+            group.median is None,
+            *group.rung,
+            0.0 if group.median is None else sign * group.median,
+        ),
+    )
 
 
 def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
@@ -166,7 +197,9 @@ def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
     """
     for group in groups:
         sign = 1 if group.trials[0].mode == "min" else -1
-        reported = [(sign * trial.last, trial) for trial in group.trials if trial.last is not None]
+        reported = [
+            ((*trial.rung, sign * trial.last), trial) for trial in group.trials if trial.last is not None
+        ]
         for _, trial in sorted(reported, key=lambda item: item[0]):
             if group.median is not None and trial.best_checkpoint is not None:
                 return group, trial
@@ -200,4 +233,6 @@ def _read(folder: Path, spec: SweepSpec) -> TrialResult:
         mode=spec.settings.best,
         evaluated=None if spec.run is None else Path(spec.run),
         unrefined=value_at(records[-1], f"unrefined.{figure}") if records else None,
+        # Ray Tune marks what a scheduler stops as done, too.
+        whole=status == "finished" and bool(records[-1].get(ENDED, True)),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
@@ -15,6 +14,7 @@ from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.owners import check_owner
+from rayrl_dt.runs.inputs import locked
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.search import scheduler, searcher
@@ -23,7 +23,6 @@ from rayrl_dt.tuning.sweep_spec import SweepSpec
 
 __all__ = ["run_sweep"]
 
-_LOCK = ".lock"
 # The best one, and always the newest; PBT's trials read each other's for a while.
 _KEPT_CHECKPOINTS = {"pbt": 4}
 _KEPT_BY_DEFAULT = 2
@@ -67,7 +66,7 @@ def run_sweep(
     check_resources(spec, trainable)
     callbacks = _loggers(spec)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, what="sweep"):
         if restored:
             tuner = tune.Tuner.restore(str(out), trainable, resume_unfinished=True, resume_errored=True)
         else:
@@ -87,19 +86,6 @@ def _ended_alike() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     with on_interrupt(interrupt, also=()):
-        yield
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder; the lock ends with the process, however that ends."""
-    with (out / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another sweep is running in {out}; wait for its end or choose another --out"
-            ) from error
         yield
 
 

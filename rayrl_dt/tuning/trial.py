@@ -11,6 +11,7 @@ from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.runs.config_files import build_config
+from rayrl_dt.tuning.results import ENDED
 
 __all__ = ["ALGORITHM", "SweepTrial"]
 
@@ -64,6 +65,7 @@ class SweepTrial(tune.Trainable):
             GRADIENT_STEPS: self.algorithm.gradient_steps,
             "evaluation": {name: evaluation[name] for name in _FIGURES},
             "done": self.algorithm.done,
+            ENDED: self.algorithm.done,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -5,6 +5,7 @@
     python tests/benchmarks/scaling.py hopper --embed-dim 128 --layers 3 --context-length 20    # a larger policy
     python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
     python tests/benchmarks/scaling.py turns             # async against sync: the same updates, the same samples
+    python tests/benchmarks/scaling.py hung              # what one hung runner costs the others: waiting environments
 
 Each figure is measured through `algorithm.train()` of asynchronous finetuning, after all runners have brought episodes.
 Where the machine is shared with others, --repeats measures the counts in turn and reports each one's median.
@@ -13,6 +14,7 @@ Where the machine is shared with others, --repeats measures the counts in turn a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -32,10 +34,17 @@ EPISODE = 50
 
 
 class Sleeping(gym.Env[Any, Any]):
-    """Waits at every step, as an environment does that asks another machine."""
+    """Waits at every step, as an environment does that asks another machine.
+
+    Args:
+        hang: a file; the first one that finds it takes it away and hangs.
+    """
 
     observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, hang: str | None = None) -> None:
+        self.hang = None if hang is None else Path(hang)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -45,6 +54,10 @@ class Sleeping(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         time.sleep(SLEEP)
         self.time += 1
+        if self.hang is not None and self.hang.exists():
+            with contextlib.suppress(FileNotFoundError):  # another one was quicker
+                self.hang.unlink()
+                time.sleep(10**6)
         return self.observation_space.sample(), 1.0, False, self.time == EPISODE, {}
 
 
@@ -136,11 +149,47 @@ def wall_time(
         algorithm.stop()
 
 
+def hung(
+    data: str, env: str, runners: int, seconds: float, *, model: dict[str, int], flag: Path
+) -> tuple[float, float]:
+    """Environment steps a second of all runners but one, before that one hangs and from then on."""
+    settings = {"env_steps": 10**9, "updates_per_iteration": 1, "mode": "async"}
+    algorithm = configure(
+        data, env, runners, model=model, env_config={"hang": str(flag)}, **settings
+    ).build_algo()
+
+    def brought() -> dict[int, int]:
+        steps = dict.fromkeys(range(1, runners + 1), 0)
+        for totals in algorithm.async_runners.streams.values():
+            steps[totals.runner] += totals.steps
+        return steps
+
+    def measure() -> dict[int, float]:
+        before, begin = brought(), time.perf_counter()
+        algorithm.stop_when(lambda: time.perf_counter() > begin + seconds)
+        while time.perf_counter() < begin + seconds:
+            algorithm.train()
+        passed = time.perf_counter() - begin
+        return {runner: (steps - before[runner]) / passed for runner, steps in brought().items()}
+
+    try:
+        while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners:
+            algorithm.train()
+        quiet = measure()
+        flag.touch()
+        found = measure()
+        assert not flag.exists()
+        silent = min(found, key=lambda runner: found[runner])
+        return sum(quiet.values()) - quiet[silent], sum(found.values()) - found[silent]
+    finally:
+        algorithm.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("sleeping", "hopper", "falling", "turns"))
+    parser.add_argument("what", choices=("sleeping", "hopper", "falling", "turns", "hung"))
     parser.add_argument("--runners", help="how many, separated by commas")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each count, in turn")
@@ -149,7 +198,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
-    ray.init(num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     with tempfile.TemporaryDirectory() as folder:
         hopper = arguments.what in ("hopper", "falling")
         model = {
@@ -171,9 +222,18 @@ def main() -> None:
                     flush=True,
                 )
             return
-        counts = [
-            int(count) for count in (arguments.runners or ("1,2" if hopper else "1,2,4,8,16")).split(",")
-        ]
+        usual = {"hung": "4,8"}.get(arguments.what, "1,2" if hopper else "1,2,4,8,16")
+        counts = [int(count) for count in (arguments.runners or usual).split(",")]
+        if arguments.what == "hung":
+            flag = Path(folder) / "hang"
+            for runners in counts * arguments.repeats:
+                before, after = hung(data, env, runners, arguments.seconds, model=model, flag=flag)
+                print(
+                    f"{runners:3} runners, one hangs: the others take {before:.1f} env-steps/s before and "
+                    f"{after:.1f} in the {arguments.seconds:g} s from then on, {after / before - 1:+.1%}",
+                    flush=True,
+                )
+            return
         found: dict[int, list[float]] = {runners: [] for runners in counts}
         for runners in counts * arguments.repeats:
             steps_per_second = rate(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -259,6 +262,29 @@ def test_the_quickstart_trains_its_config_files(algorithm: str) -> None:
     assert algorithm in METHODS
     file = read_yaml(f"tune_configs/{algorithm.lower()}_pendulum.yaml")
     assert build_config(file).to_dict() == build_config({"algorithm": algorithm, **CONFIG}).to_dict()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_stopped_quickstart_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "quickstart"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "rayrl_dt", "quickstart", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell that starts the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        while not (out / "dt" / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+    assert process.returncode == 1
+    assert f"! stopped; checkpoints saved in {out}" in said and "✓ report" not in said
+    assert f"next: rayrl-dt quickstart --out {out} --seed 0" in said
+    assert list((out / "dt" / "checkpoints").iterdir())
 
 
 def test_brackets_in_a_message_are_not_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

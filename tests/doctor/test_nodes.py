@@ -115,12 +115,13 @@ from rayrl_dt.doctor import diagnose
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 try:
+    alone = diagnose(address=cluster.address)
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1, num_gpus=1)
     cluster.wait_for_nodes()
     storage, source = Path(sys.argv[1]), sys.argv[2]
     checks = diagnose(storage=storage, dataset=source, address=cluster.address)
-    print(json.dumps([check.to_json() for check in checks]))
+    print(json.dumps([[check.to_json() for check in each] for each in (alone, checks)]))
 finally:
     cluster.shutdown()
 """
@@ -134,7 +135,13 @@ def test_three_nodes(make_store: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _CLUSTER, str(storage), f"store:{tmp_path / 'data'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    checks = {check["name"]: check for check in json.loads(done.stdout.splitlines()[-1])}
+    alone, checks = (
+        {check["name"]: check for check in each} for each in json.loads(done.stdout.splitlines()[-1])
+    )
+    # A head node without CPUs, and nobody yet who could do anything.
+    assert alone["Ray"]["status"] == "error" and "0 CPUs" in alone["Ray"]["found"]
+    assert "nothing can run" in alone["Ray"]["found"] and "--num-cpus N" in alone["Ray"]["remedy"]
+    assert checks["Ray"]["status"] == "ok"
     assert "2 CPUs, 1 GPUs" in checks["Ray"]["found"]
     assert checks["Ray nodes"]["found"].startswith("3 nodes, all with python")
     assert "3 nodes wrote to it and read each other" in checks["storage on nodes"]["found"]

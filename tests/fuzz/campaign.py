@@ -29,15 +29,19 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import yaml
+from fuzz.environments import WAYS
 from fuzz.values import changed_array, changed_bytes, changed_tree, odd, pick, word
 
+from rayrl_dt import load_dataset
 from rayrl_dt.algorithms import rllib_keys
 from rayrl_dt.cli import main as command_line
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.readers import d4rl, minari_io
 from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
@@ -332,6 +336,33 @@ def run_folder(rng: Rng, made: Materials, folder: Path) -> None:
     write_report([place], folder / "report")
 
 
+def environment(rng: Rng, made: Materials, folder: Path) -> None:
+    """An environment that is wrong somewhere, in which a policy is evaluated."""
+    at = pick(rng, WAYS)
+    chosen = {"at": at, "way": pick(rng, WAYS[at]), "after": int(rng.integers(12))}
+    env = RecordedEnv.named("fuzz.environments:Odd", **chosen, max_episode_steps=int(rng.integers(5, 30)))
+    result = evaluate_bundle(made.bundle, targets="-100", episodes_per_target=2, env=env)
+    assert np.isfinite(result.targets[0].returns).all(), "a return that is none"
+
+
+def cache(rng: Rng, made: Materials, folder: Path) -> None:
+    """Data whose flat arrays in the cache have been spoiled: they are read again."""
+    file = folder / "data.hdf5"
+    with h5py.File(file, "w") as data:
+        for name, array in made.d4rl.items():
+            data[name] = array
+    os.environ["RAYRL_DT_CACHE"] = str(folder / "cache")
+    whole = load_dataset(f"d4rl:{file}")
+    expected = [whole.trajectory(number).rewards.copy() for number in range(whole.num_episodes)]
+    place = pick(rng, [path.parent for path in (folder / "cache").rglob("store.json")])
+    spoil(rng, place, "store.json")
+    again = load_dataset(f"d4rl:{file}")
+    check_store(again)
+    found = [again.trajectory(number).rewards for number in range(again.num_episodes)]
+    same = len(found) == len(expected) and all(map(np.array_equal, found, expected))
+    assert same, "other data than those of the file"
+
+
 def arguments(rng: Rng, made: Materials, folder: Path) -> None:
     """A command with odd arguments."""
     command = pick(
@@ -421,6 +452,8 @@ KINDS: dict[str, Callable[[Rng, Materials, Path], None]] = {
         replay,
         bundle,
         run_folder,
+        environment,
+        cache,
         arguments,
     )
 }

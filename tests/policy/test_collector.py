@@ -12,7 +12,8 @@ from scripted_env import ScriptedEnv, reward_of, scripted_vector
 from rayrl_dt import envs
 from rayrl_dt.data import windows
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.errors import UserError
+from rayrl_dt.envs.plain import PlainEnv
+from rayrl_dt.errors import EnvironmentFailed, UserError
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector, FinishedEpisode
@@ -222,6 +223,52 @@ def test_nan_from_the_environment_is_reported(what: str) -> None:
     assert len(collect(collector, 7)) == 2
     with pytest.raises(UserError, match=r"NaN or infinite.*physics"):
         collector.step()
+
+
+class Faulty(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum as of Gym before 0.26, or one that raises or returns nonsense in its second step."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(gym.make("Pendulum-v1").unwrapped)
+        self.fault, self.steps = fault, 0
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = super().reset(**options)
+        return observation if self.fault == "old reset" else (observation, info)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        observation, reward, *ends, info = super().step(action)
+        if self.steps == 2 and self.fault == "raises":
+            raise ZeroDivisionError("the joint\nhas no\nlength")
+        if self.steps == 2 and self.fault == "grows":
+            observation = np.zeros(4, np.float32)
+        if self.fault == "old step":
+            return observation, reward, ends[0], info
+        return observation, reward, *ends, None if self.steps == 2 and self.fault == "no info" else info
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("old reset", r"raised ValueError: .*; mend the environment: .*reset takes seed and options"),
+        (
+            "old step",
+            r"raised ValueError: not enough values to unpack .*step returns \(observation, reward, term",
+        ),
+        ("raises", r"raised ZeroDivisionError: the joint has no length; mend the environment$"),
+        ("grows", r"raised TypeError: an observation of shape \(4,\), where its space has \(3,\); mend"),
+        ("no info", r"raised TypeError: info is None, and must be a dictionary; mend"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_told_in_one_line(fault: str, message: str) -> None:
+    vector = envs.vectorize(lambda: PlainEnv(Faulty(fault), None), 2)
+    actor = VectorActor(build_model(store_for(gym.make("Pendulum-v1"))), 2)
+    collector = Collector(vector, actor, record=False)
+    with pytest.raises(EnvironmentFailed, match=message) as raised:
+        collector.reset(seed=0)
+        collect(collector, 3)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_episode_without_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

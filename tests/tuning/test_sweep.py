@@ -25,9 +25,10 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refinement_grid import evaluate_grid
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
+from rayrl_dt.runs.inputs import locked
 from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
-from rayrl_dt.tuning.sweep import _locked, run_sweep
+from rayrl_dt.tuning.sweep import run_sweep
 from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
 from rayrl_dt.types import Trajectory
 
@@ -103,13 +104,45 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
     assert (trials["a"].last, trials["a"].best, trials["a"].seconds) == (6.0, (6, 5.0), 6.0)
     assert trials["d"].last is None and trials["d"].best == (None, None)
     groups = group_trials(list(trials.values()), "min")
-    assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-2, 1.0), (1e-3, 7.0)]
-    assert [trial.name for trial in groups[1].trials] == ["a", "b"]
+    # The better metric is of a trial that died after its first report.
+    assert [(group.parameters["training.lr"], group.median) for group in groups] == [(1e-3, 7.0), (1e-2, 1.0)]
+    assert [trial.name for trial in groups[0].trials] == ["a", "b"]
     assert best_group(groups) is None, "without a checkpoint there is no policy"
     outcome = conclude(spec, out)
     assert outcome.bundle is None and not outcome.finished and outcome.expected == 4
     page = outcome.page.read_text()
     assert "Trials that did not finish" in page and "c: failed" in page and "No trial has left" in page
+
+
+def test_what_a_scheduler_stopped_is_compared_where_it_was_stopped(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """A lucky first report is no better than the last one of a trial that went on; Tune calls both of them done."""
+    values["training"]["lr"] = {"grid": [1e-3, 1e-2, 1e-1]}
+    spec, out = read_sweep(values, default_name="test"), tmp_path / "out"
+    errors = {
+        (1e-3, 0): [9.0, 8.0, 7.0, 6.0],
+        (1e-3, 1): [9.0, 8.0, 7.0, 5.0],
+        (1e-2, 0): [1.0],  # stopped with its first report
+        (1e-2, 1): [3.0, 10.0],
+        (1e-1, 0): [20.0, 4.0],
+        (1e-1, 1): [20.0, 5.0, 6.0, 0.5],  # one seed of two came to its end
+    }
+    for (lr, seed), curve in errors.items():
+        folder = out / f"{lr}-{seed}"
+        write_trial(folder, lr, seed, curve, done=True)
+        lines = [json.loads(line) for line in _lines(folder)]
+        ends = [number == 4 for number in range(1, len(lines) + 1)]
+        marked = [line | {"ended": end} for line, end in zip(lines, ends, strict=True)]
+        (folder / "result.json").write_text("".join(json.dumps(line) + "\n" for line in marked))
+    trials = read_trials(out, spec)
+    assert all(trial.status == "finished" for trial in trials)
+    groups = group_trials(trials, "min")
+    assert [(group.parameters["training.lr"], group.median) for group in groups] == [
+        (1e-3, 5.5),
+        (1e-1, 4.5),  # at the second report, which both have
+        (1e-2, 2.0),  # at the first one
+    ]
 
 
 @pytest.mark.ray
@@ -161,10 +194,20 @@ def test_a_folder_that_is_taken_is_refused(tmp_path: Path, values: dict[str, Any
         run_sweep(spec, out)
     with pytest.raises(UserError, match="a sweep of another config"):
         run_sweep(spec, out, resume=True)
-    with _locked(out), pytest.raises(UserError, match="another sweep is running in"), _locked(out):
+    with (
+        locked(out, what="sweep"),
+        pytest.raises(UserError, match="a sweep is under way in"),
+        locked(out, what="sweep"),
+    ):
         pass
-    with _locked(out):
+    with locked(out, what="sweep"):
         pass  # the lock has ended with the sweep
+
+
+def test_a_sweep_needs_no_module_that_windows_lacks() -> None:
+    script = "import sys; sys.modules['fcntl'] = None; import rayrl_dt.tuning.sweep"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_sweep_of_another_version_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -333,6 +376,50 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
     assert _lines(out / begun)[: len(before[begun])] == before[begun]
     assert reports <= len(_lines(out / begun)) < len(before[begun]) + reports
     assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ask", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+def test_a_sweep_that_is_asked_to_stop_leaves_its_table_and_goes_on(
+    tmp_path: Path, values: dict[str, Any], ask: signal.Signals
+) -> None:
+    values["training"]["gradient_steps"] = 300
+    values["tune"] = {}
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(values))
+    spec = read_sweep(values, default_name="tiny")
+    command = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        # The shell of the tests may have had SIGHUP ignored, as nohup does.
+        driver = subprocess.Popen(
+            [*command, "--set", "tune.max_concurrent=1"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
+    try:
+        finished, begun = _wait_for_second_trial(driver, spec, out)
+        driver.send_signal(ask)
+        status = driver.wait(timeout=300)
+    finally:
+        driver.kill()
+    said = log.read_text()
+    assert status == 1 and "Traceback" not in said and "--resume" in said, (status, said[-3000:])
+    assert "! 1 of 2 trials finished" in said and "✓" not in said
+    table = json.loads((out / "results.json").read_text())
+    assert {trial["trial"]: trial["status"] for trial in table["trials"]} == {
+        finished: "finished",
+        begun: "unfinished",
+    }
+    assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
+    before = _lines(out / finished)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert all(trial.status == "finished" for trial in read_trials(out, spec))
+    assert _lines(out / finished) == before
 
 
 def _wait_for_second_trial(driver: subprocess.Popen[bytes], spec: SweepSpec, out: Path) -> tuple[str, str]:

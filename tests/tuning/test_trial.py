@@ -90,6 +90,11 @@ def test_an_exploit_takes_over_moments_and_keeps_what_its_own_config_sets(
         moments = [next(iter(each.state.values()))["exp_avg_sq"] for each in (one, other)]
         np.testing.assert_array_equal(*moments)
         assert moments[0].abs().sum() > 0, key
+    # What its next reports are of is what they say.
+    learned = heir.algorithm.train()["learners"]["default_policy"]
+    assert learned["lr"] == (0.125 if "training.lr" in keys else heir.algorithm.config.lr)
+    for key, (name, setting) in keys.items():
+        assert {group[setting] for group in optimizers(heir)[name].param_groups} == {0.125}, key
     for trial in (donor, heir):
         trial.stop()
 

@@ -95,14 +95,10 @@ class OnlineDT(SequenceAlgorithm):
 
     def setup(self, config: Any) -> None:
         """Build everything, and take over the weights of the policy to start from."""
-        self.env_steps = 0
-        self.collected_episodes = 0
-        self.rounds = 0
-        self.round_steps = 0
-        self.updates_due = 0
+        self.env_steps = self.collected_episodes = self.stream_calls = 0
+        self.rounds = self.round_steps = self.updates_due = 0
         self.collected_return: float | None = None
         self.asked_return: float | None = None
-        self.stream_calls = 0
         self.replay: TrajectoryReplay | SharedReplay | None = None
         self.async_runners: AsyncRunners | None = None
         self._policy: tuple[Any, int] | None = None
@@ -142,6 +138,11 @@ class OnlineDT(SequenceAlgorithm):
     def _updates_left(self) -> int:
         """Updates that are due and not taken yet, of pretraining, too (in rounds: an interrupt may leave some)."""
         return self.config.pretrain_steps + self.updates_due - self.gradient_steps
+
+    @property
+    def expected_gradient_steps(self) -> int:
+        """Gradient steps of the whole run, if episodes stay as long as they were, and no fewer than planned."""
+        return self.config.expected_gradient_steps(self.env_steps, self.rounds, self.updates_due)
 
     def training_step(self) -> None:
         """Pretrain for some steps, or collects and take one round of updates."""

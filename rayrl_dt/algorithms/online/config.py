@@ -65,6 +65,19 @@ class OnlineConfig(SequenceConfig):
         rounds = math.ceil(self.env_steps / steps) - math.floor(self.collect_before_update / steps)
         return self.pretrain_steps + rounds * self.updates_per_iteration
 
+    def expected_gradient_steps(self, env_steps: int, rounds: int, updates: int) -> int:
+        """Return the gradient steps of a whole run: those planned, or more where its episodes are shorter.
+
+        Args:
+            env_steps: collected so far.
+            rounds: that they were collected in.
+            updates: that are due after them.
+        """
+        if rounds == 0 or self.lr_decay == "constant":
+            return self.gradient_steps
+        left = math.ceil(max(0, self.env_steps - env_steps) * rounds / env_steps)
+        return max(self.gradient_steps, self.pretrain_steps + updates + left * self.updates_per_iteration)
+
     @property
     def policy_lag_bound(self) -> int:
         """The largest policy lag in async mode, in gradient steps."""

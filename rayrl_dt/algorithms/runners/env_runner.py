@@ -110,7 +110,9 @@ class SequenceEnvRunner(RLlibEnvRunner):
     def collect(self, slots: list[Slot], stop: Callable[[], bool] | None = None) -> Rollouts:
         """Run each slot's quota with exploration, and record the steps.
 
-        What is collected is a function of the weights and the slots: nothing goes on from one call to the next.
+        What is collected is a function of the weights and the slots: nothing goes on from one call to the next. So
+        environments are made anew, which takes as long as 10 to 40 steps of Gymnasium's do (Atari's 250): a reset, with
+        a seed or without, leaves what a user's environment or its wrappers count, average or learn.
 
         Args:
             slots: targets, quotas and seeds.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import EnvironmentFailed, UserError
 
 __all__ = ["RunnerFailure", "RunnerTraceback"]
+
+_AND_GO_ON = "then continue from the last checkpoint with --resume"
 
 
 class RunnerTraceback(Exception):
@@ -33,10 +35,11 @@ class RunnerFailure:
     def of(cls, error: Exception) -> RunnerFailure:
         """Describe an exception where it was caught; a `UserError` keeps its message."""
         message = " ".join(str(error).split())
-        if not isinstance(error, UserError):
+        if isinstance(error, EnvironmentFailed):
+            message += f", {_AND_GO_ON}"
+        elif not isinstance(error, UserError):
             message = (
-                f"an env runner raised {type(error).__name__}: {message}; mend the environment, then continue from "
-                "the last checkpoint with --resume"
+                f"an env runner raised {type(error).__name__}: {message}; mend the environment, {_AND_GO_ON}"
             )
         return cls(message, "".join(traceback.format_exception(error)))
 

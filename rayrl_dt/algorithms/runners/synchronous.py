@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from rayrl_dt.algorithms.rllib_internals import actors_of
 from rayrl_dt.algorithms.runners.failure import RunnerFailure
 from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import EnvironmentFailed, UserError
 from rayrl_dt.evaluation.rollout import Rollouts, RolloutsStopped, Slot
 
 __all__ = ["Collect", "Evaluate", "RunnerCall", "run_on_runners"]
@@ -109,6 +109,8 @@ def run_on_runners(
     if runners.num_remote_env_runners() == 0:
         try:
             return call(runners.local_env_runner, slots)
+        except EnvironmentFailed as error:
+            failure = RunnerFailure.of(error)
         except (UserError, RolloutsStopped):
             raise
         except Exception as error:

@@ -16,7 +16,7 @@ from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import hdf5
 from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.envs.observations import Flattening
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import Trajectory
 
 __all__ = ["read", "stream"]
@@ -209,5 +209,7 @@ def _rows(file: Path, column: Any, begin: int, stop: int) -> Array:
     try:
         rows: Array = column[begin:stop]
     except Exception as error:  # h5py raises many types on damaged files
-        raise UserError(f"{file}: {column.name} cannot be read ({error}); download the file again") from error
+        raise UserError(
+            f"{file}: {column.name} cannot be read ({one_line(error)}); download the file again"
+        ) from error
     return rows

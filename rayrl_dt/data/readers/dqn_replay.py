@@ -29,7 +29,7 @@ from rayrl_dt.data.array_files import read_header
 from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.envs.resolve import registered
-from rayrl_dt.errors import UserError, whole
+from rayrl_dt.errors import UserError, one_line, whole
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Trajectory
 
@@ -269,4 +269,4 @@ def _part(path: Path) -> str | None:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is truncated or damaged ({error}); get it again")
+    return UserError(f"{file} is truncated or damaged ({one_line(error)}); get it again")

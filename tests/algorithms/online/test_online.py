@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,14 +16,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from pyarrow import fs
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 
 from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, SequencePolicy, UserError, load_dataset
+from rayrl_dt.algorithms.learner import scheduled_lr
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -134,6 +141,45 @@ def test_every_preset_pretrains_collects_learns_and_resumes_bit_exactly(
     one, other = whole.evaluate()["alignment"], resumed.evaluate()["alignment"]
     assert [t["returns"] for t in one["targets"]] == [t["returns"] for t in other["targets"]]
     whole.stop()
+    resumed.stop()
+
+
+class Tiring(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum that pays less with each reset, whatever the seed: it remembers, as running statistics do."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.resets = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.resets += 1
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, float(reward) / self.resets, *rest
+
+
+def tiring() -> Tiring:
+    return Tiring()
+
+
+def test_what_an_environment_remembers_does_not_reach_the_next_round(
+    online: Configure, tmp_path: Path
+) -> None:
+    """A round collects the same after others as after a resume, or on a runner that has just come back."""
+    algorithm = online().environment(f"{__name__}:tiring").build_algo()
+    for _ in range(2):
+        algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "half"))
+    train(algorithm)
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "half"))
+    train(resumed)
+    assert algorithm.rounds == resumed.rounds == 2
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, resumed.replay.store.rewards)
+    assert same(state(algorithm), state(resumed))
+    assert algorithm.evaluate()["return_mean"] == resumed.evaluate()["return_mean"]
+    algorithm.stop()
     resumed.stop()
 
 
@@ -642,6 +688,74 @@ def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> N
     algorithm.stop()
 
 
+class Dying(gym.Wrapper[Any, Any, Any, Any]):
+    """Pendulum whose process is killed in the middle of an episode when a file asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.folder, self.steps = folder, 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 100 and (self.folder / "kill").exists():
+            with contextlib.suppress(FileNotFoundError):  # another one was quicker
+                (self.folder / "kill").unlink()
+                (self.folder / "away").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+_first_here = True
+
+
+def dying(folder: str) -> Dying:
+    """Makes one; the first one of a new process has to wait until processes may come back."""
+    global _first_here
+    while _first_here and (Path(folder) / "away").exists():
+        time.sleep(0.05)
+    _first_here = False
+    return Dying(Path(folder))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_ten_killed_runners_that_stay_away_for_a_round_cost_nothing(
+    online: Configure, tmp_path: Path
+) -> None:
+    """Each dies in its episode, and the other one does its part, also that of the whole next round."""
+    spec = EnvSpec("Dying-v0", f"{__name__}:dying", kwargs={"folder": str(tmp_path)}).to_json()
+
+    def build() -> Any:
+        config = online(env_steps_per_iteration=400, env_steps=21 * 400, replay_capacity_trajectories=50)
+        config.environment(spec).env_runners(num_env_runners=2)
+        return config.fault_tolerance(restart_failed_env_runners=True).build_algo()
+
+    quiet = build()
+    train(quiet)
+    algorithm = build()
+    group, manager = algorithm.env_runner_group, algorithm.env_runner_group._worker_manager
+    algorithm.train()
+    for _ in range(10):
+        (tmp_path / "kill").touch()
+        algorithm.train()
+        assert not (tmp_path / "kill").exists() and (tmp_path / "away").exists()
+        algorithm.train()
+        assert group.num_healthy_remote_workers() == 1
+        (tmp_path / "away").unlink()
+        while group.num_healthy_remote_workers() < 2:
+            algorithm.restore_env_runners(group)
+            time.sleep(0.05)
+    assert manager.total_num_restarts() == 10
+    train(algorithm)
+    assert algorithm.rounds == quiet.rounds == 21
+    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
+    assert algorithm.replay.counts == quiet.replay.counts
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
+    assert same(state(algorithm), state(quiet))
+    quiet.stop()
+    algorithm.stop()
+
+
 def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
     algorithm = online(critic_lr=50.0, pretrain_steps=200, env_steps=0).build_algo()
     with pytest.raises(TrainingDiverged, match=r"critic's values exploded|critic's loss became"):
@@ -650,16 +764,24 @@ def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
     algorithm.stop()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("every", "seed"),
+    [
+        pytest.param(every, seed, marks=[] if seed == 0 else pytest.mark.long)
+        for every in (400, 1000)
+        for seed in range(20)
+    ],
+)
 def test_rare_rewards_stop_no_healthy_run(
-    online: Configure, pendulum_data: str, tmp_path: Path, seed: int
+    online: Configure, pendulum_data: str, tmp_path: Path, every: int, seed: int
 ) -> None:
     """Most batches of such data hold no reward at all: bounds are for all rewards that are known, saved ones too."""
     store = load_dataset(pendulum_data)
     rare = np.zeros_like(store.rewards)
-    rare[::400] = 1.0
+    rare[::every] = 1.0
     dataset = f"store:{replace(store, rewards=rare).save(tmp_path / 'rare')}"
-    algorithm = online(dataset=dataset, critic_width=256, env_steps=0).debugging(seed=seed).build_algo()
+    config = online(dataset=dataset, critic_width=256, env_steps=0, pretrain_steps=12)
+    algorithm = config.debugging(seed=seed).build_algo()
     learner = algorithm.learner_group._learner
     assert learner._largest_reward == 1.0, "of the data, whatever the first batches hold"
     algorithm.train()
@@ -670,6 +792,33 @@ def test_rare_rewards_stop_no_healthy_run(
     algorithm.save_to_path(str(tmp_path / "saved"))
     resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
     assert resumed.learner_group._learner._largest_reward == learner._largest_reward
+    for each in (algorithm, resumed):
+        train(each)
+        assert each.gradient_steps == 12
+    assert same(state(algorithm), state(resumed))
+    algorithm.stop()
+    resumed.stop()
+
+
+def test_a_cosine_ends_with_a_run_whose_episodes_are_shorter_than_the_logged_ones(
+    online: Configure, tmp_path: Path
+) -> None:
+    config = online(env_steps=200, env_steps_per_iteration=1)
+    config.environment(env_config={"max_episode_steps": 20})
+    algorithm = config.training(lr=1e-3, lr_decay="cosine", warmup_steps=0).build_algo()
+    assert algorithm.config.gradient_steps == 4 + 2 * 3, "the logged ones have 150 steps on average"
+    rates = []
+    for number in range(11):
+        rates.append(algorithm.train()["learners"]["default_policy"]["lr"])
+        if number == 5:
+            algorithm.save_to_path(str(tmp_path / "half"))
+    assert algorithm.done and algorithm.gradient_steps == 4 + 10 * 3
+    expected = partial(scheduled_lr, 1e-3, warmup_steps=0, schedule="cosine")
+    assert rates[0] == expected(3, total_steps=10)
+    assert rates[1:] == [expected(6 + 3 * number, total_steps=34) for number in range(10)]
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "half"))
+    assert [resumed.train()["learners"]["default_policy"]["lr"] for _ in range(5)] == rates[6:]
+    assert same(state(algorithm), state(resumed))
     algorithm.stop()
     resumed.stop()
 
@@ -699,6 +848,25 @@ def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learner
     with pytest.raises(TrainingDiverged, match=r"^the critic's values exploded.*critic_lr$") as raised:
         two_learners.train()
     assert type(raised.value) is TrainingDiverged and "\n" not in str(raised.value)
+
+
+def test_a_dead_learner_stops_the_run_in_one_line(online: Configure, tmp_path: Path) -> None:
+    import ray
+
+    config = online().learners(num_learners=2, num_cpus_per_learner=0)
+    algorithm = config.build_algo()
+    algorithm.train()
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    ray.kill(algorithm.learner_group._workers[1])
+    for act in (algorithm.train, algorithm.evaluate, lambda: algorithm.save_to_path(str(tmp_path / "late"))):
+        with pytest.raises(UserError, match=r"^1 of 2 learners died; .*continue .* with --resume$") as raised:
+            act()
+        assert "\n" not in str(raised.value)
+    algorithm.stop()
+    resumed = online(env_steps=200).build_algo()
+    resumed.restore_from_path(str(tmp_path / "saved"))
+    train(resumed)
+    resumed.stop()
 
 
 def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
