@@ -176,6 +176,7 @@ class SequenceConfig(EnvironmentConfig):
         return spec.acting(
             context_length=wanted,
             action_selection=(chosen or "sample") if spec.head.drawn_in_evaluations else None,
+            guidance=self.guidance,
         )
 
     @property

@@ -60,7 +60,7 @@ class SequenceRLModule(TorchRLModule):
         window, trunk = Window.from_dict(batch), self.model.trunk
         with autocast(self.model.head.weight.device, self.precision):
             if not isinstance(trunk, ReturnPredictor):
-                return {PREDICTIONS: self.model(window)}
+                return {PREDICTIONS: self.model(self.model.dropping_returns(window))}
             # Returns and actions leave one forward, as DistributedDataParallel wants it.
             features, returns = trunk.features_and_returns(self.model.inputs(window))
             return {PREDICTIONS: self.model.read_out(features), RETURNS: returns}

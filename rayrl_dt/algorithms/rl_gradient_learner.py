@@ -50,7 +50,9 @@ class RLGradientLearner(MultiLossLearner):
         return self.gradient_step
 
     def _policy_step(self, batch: Batch) -> None:
-        networks, window = self.networks, batch.window
+        networks = self.networks
+        # Critics have seen the windows whole.
+        window = batch.window = networks.model.dropping_returns(batch.window)
         returns = self.rl_gradient.asked_returns(networks, batch)
         with precision.autocast(self.device, networks.precision):
             if returns is None:

@@ -176,7 +176,10 @@ class EvaluationSettings(Settings):
         max_evaluation_slots: environments per evaluation runner.
         evaluation_context_length: steps that the policy sees when it acts (while collecting, too); None for all
             that it was trained with, or as many as the policy that finetuning starts from sees. This and
-            `action_selection` travel with the policy, as its defaults.
+            `action_selection` travel with the policy, as its defaults, and so does `guidance`.
+        guidance: how strongly the policy follows its return when it acts: 1 as it was trained, more beyond, 0 as if
+            nothing were asked for; only with `model_config.return_dropout`. None for 1, or for that of the policy that
+            finetuning starts from.
         action_gradient: refine actions in evaluations with a critic, for instance `{eta: 0.03, n: 10, rule:
             plain}` (`rayrl_dt.policy.action_gradient`); None leaves them.
         sampled_actions: instead, take the one that a critic values most of the policy's action and so many sampled
@@ -194,6 +197,7 @@ class EvaluationSettings(Settings):
     action_selection: str = setting("auto", choice("auto", "mode", "sample"))
     max_evaluation_slots: int = setting(32, count(1))
     evaluation_context_length: int | None = setting(None, optional(count(1)))
+    guidance: float | None = setting(None, optional(real(least=0)))
     action_gradient: Mapping[str, Any] | None = setting(None, optional(_action_gradient))
     sampled_actions: int | Mapping[str, Any] | None = setting(None, optional(_sampled_actions))
     critic_from: str | None = setting(None, optional(_RUN))

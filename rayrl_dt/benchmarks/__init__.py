@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rayrl_dt.benchmarks import learner, online, throughput
+from rayrl_dt.benchmarks import beyond, learner, online, throughput
 from rayrl_dt.benchmarks.measurement import Measurement
 from rayrl_dt.benchmarks.workload import MODEL as _MODEL
 from rayrl_dt.benchmarks.workload import Bench, Progress
@@ -29,6 +29,7 @@ _MEASURES = {
     "sampler": throughput.sampler,
     "learner": learner.measure,
     "online": online.measure,
+    "beyond": beyond.measure,
 }
 KINDS = tuple(_MEASURES)
 

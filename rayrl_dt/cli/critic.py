@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,6 +19,7 @@ from rayrl_dt.settings import as_number
 
 if TYPE_CHECKING:
     from rayrl_dt.evaluation.refinement_grid import RefinementGrid
+    from rayrl_dt.policy.refinement import WayToAct
 
 __all__ = ["register"]
 
@@ -72,15 +74,40 @@ def critic(
 
 def refine(
     run: Annotated[
-        Path, typer.Argument(help="Run folder, checkpoint or policy bundle, with a critic in it.")
+        Path, typer.Argument(help="Run folder, checkpoint or policy bundle, mostly with a critic in it.")
     ],
-    eta: Annotated[str, typer.Option(help="Step sizes, with commas between them.")] = "0.0001,0.001,0.01,0.1",
+    eta: Annotated[
+        str | None,
+        typer.Option(help="Step sizes, with commas between them; 0.0001,0.001,0.01,0.1 by default."),
+    ] = None,
     n: Annotated[
-        str, typer.Option("--n", help="Numbers of steps, with commas between them; 0 is always run.")
-    ] = "0,1,5,10,30",
+        str | None,
+        typer.Option(
+            "--n",
+            help="Numbers of steps, with commas between them; 0,1,5,10,30 by default, and 0 is always run.",
+        ),
+    ] = None,
     rule: Annotated[
-        str, typer.Option(help="Rules of the steps: plain, momentum, rmsprop, adam.")
-    ] = "plain,adam",
+        str | None,
+        typer.Option(help="Rules of the steps: plain, momentum, rmsprop, adam; plain,adam by default."),
+    ] = None,
+    check_n: Annotated[
+        str | None,
+        typer.Option(help="Double checks instead: numbers of returns asked for, as in 8,32; 32 by default."),
+    ] = None,
+    check_spread: Annotated[
+        str | None,
+        typer.Option(help="Double checks instead: spreads of those returns; 0.1,0.25,0.5 by default."),
+    ] = None,
+    check_mode: Annotated[
+        str | None, typer.Option(help="Double checks instead: align, max or align,max; align by default.")
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="Guidance instead, of policies trained with return_dropout: weights, as in 0,1.5,2,4; 1 is always run."
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option(help="Return to ask for: dataset:max, or one raw return.")
     ] = "dataset:max",
@@ -92,27 +119,47 @@ def refine(
         Path | None, typer.Option(help="Folder to write the page to; RUN/refinement by default.")
     ] = None,
 ) -> None:
-    """Act with a critic by many action gradients: one heat map, one table, no training. Needs no Ray.
+    """Act in many ways on one checkpoint: heat maps, tables, one page, no training. Needs no Ray.
+
+    They are action gradients. Options of double checks, or guidance, have those tried instead; options of several ways
+    have them all tried, side by side.
 
     Examples:
       rayrl-dt refine runs/hopper
       rayrl-dt refine runs/hopper --eta 1e-4,1e-3,1e-2 --n 0,1,10 --rule plain,adam --episodes 20
+      rayrl-dt refine runs/hopper --check-n 8,32 --check-spread 0.1,0.25 --check-mode align,max
+      rayrl-dt refine runs/hopper --guidance 0,1.5,2,4
     """
-    from rayrl_dt.evaluation.refinement_grid import evaluate_grid
+    from rayrl_dt.evaluation.refinement_grid import action_gradients, double_checks, evaluate_grid
     from rayrl_dt.interop.bundle import Bundle
+    from rayrl_dt.policy.guidance import Guidance
     from rayrl_dt.reports.refinement import write_refinement
 
     folder = out or run / "refinement"
     # Before minutes of work, not after.
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
+    checks = check_n, check_spread, check_mode
+    ways: list[WayToAct] = []
+    if (eta, n, rule) != (None,) * 3 or (*checks, guidance) == (None,) * 4:
+        ways += action_gradients(
+            _numbers("--eta", eta or "0.0001,0.001,0.01,0.1", float),
+            _numbers("--n", n or "0,1,5,10,30", int),
+            _names(rule or "plain,adam"),
+        )
+    if checks != (None,) * 3:
+        ways += double_checks(
+            _numbers("--check-n", check_n or "32", int),
+            _numbers("--check-spread", check_spread or "0.1,0.25,0.5", float),
+            _names(check_mode or "align"),
+        )
+    if guidance is not None:
+        ways += [Guidance(weight) for weight in _numbers("--guidance", guidance, float)]
     bundle = Bundle.open(run)
     with progress_bar("evaluating") as progress:
         grid = evaluate_grid(
             bundle.trusting() if trust_environment else bundle,
-            etas=_numbers("--eta", eta, float),
-            steps=_numbers("--n", n, int),
-            rules=[name.strip() for name in rule.split(",")],
+            ways,
             target=target,
             episodes=episodes,
             env=env,
@@ -124,6 +171,10 @@ def refine(
     finish("heat map:", page, then=_next_command(run, grid, target, env, trust_environment))
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
     try:
         return [kind(part) for part in text.split(",")]
@@ -133,27 +184,37 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> list[_Nu
 
 
 def _next_command(run: Path, grid: RefinementGrid, target: str, env: str | None, trusting: bool) -> str:
-    """Return the command that confirms the best cell on other episodes; where none beats n = 0, a longer critic."""
+    """Return the command that confirms the best cell on other episodes; where none beats the control, a way on."""
     best = grid.best.settings
-    if best.idle:
-        return f"rayrl-dt critic {run} --steps 100000"
-    settings = f"eta={best.eta:g},n={best.n},rule={best.rule}"
+    if best is None:
+        # Guidance asks no critic, so a longer one does not help.
+        return f"rayrl-dt critic {run} --steps 100000" if grid.critic else f"rayrl-dt diagnose {run}"
+    values = best.to_json()
+    # The zetas are those of the grid, by default.
+    short = {key: f"{value:g}" if isinstance(value, float) else value for key, value in values.items()}
+    named = {key: short[key] for key in ("eta", "n", "rule", "spread", "mode") if key in short}
+    settings = ",".join(f"{key}={value}" for key, value in named.items()) or short["weight"]
     where = "" if env is None else f" --env {env}"
     where += " --trust-environment" if trusting else ""
-    return (
-        f"rayrl-dt eval {run} --targets={target} --action-gradient {settings}{where} --seed {grid.seed + 1}"
-    )
+    option = f"--{best.section.replace('_', '-')}"
+    return f"rayrl-dt eval {run} --targets={target} {option} {settings}{where} --seed {grid.seed + 1}"
 
 
 def _show(grid: RefinementGrid) -> None:
-    rules, etas, steps = grid.axes
-    table = Table("rule", "eta", *(f"n = {n}" for n in steps), box=None, header_style="bold")
-    for rule in rules:
-        for eta in etas:
-            cells = (grid.cell(rule, eta, n) for n in steps)
-            table.add_row(rule, f"{eta:g}", *(f"{cell.mean:,.1f}" for cell in cells))
-    console.print(table)
+    for sweep in grid.sweeps:
+        panels, rows, columns = sweep.axes
+        layout = sweep.layout
+        sides = [name for name in (layout.panel, layout.row) if name]
+        table = Table(
+            *sides, *(f"{layout.column} = {each:g}" for each in columns), box=None, header_style="bold"
+        )
+        for panel, row in product(panels, rows):
+            place = [each if isinstance(each, str) else f"{each:g}" for each in (panel, row) if each != ""]
+            cells = (sweep.cell(panel, row, column) for column in columns)
+            table.add_row(*place, *(f"{cell.mean:,.1f}" for cell in cells))
+        console.print(table)
     better = sum(cell.mean > grid.control.mean for cell in grid.cells)
-    console.print(f"{better} of {len(grid.cells)} cells are above n = 0 of the same checkpoint")
+    control = "n = 0" if grid.guidance == 1 else f"guidance {grid.guidance:g} and n = 0"
+    console.print(f"{better} of {len(grid.cells)} cells are above {control} of the same checkpoint")
     for warning in grid.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)

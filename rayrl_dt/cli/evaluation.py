@@ -46,6 +46,13 @@ def evaluate(
             help="How discrete actions are chosen: sample (softmax) or mode (most likely); as in training by default.",
         ),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="How strongly the return is followed, of policies trained with return_dropout: 1 as it was trained, "
+            "more beyond, 0 as if nothing were asked for; as in training by default."
+        ),
+    ] = None,
     across_versions: Annotated[
         bool, typer.Option(help="Normalize with the reference scores of another version of the environment.")
     ] = False,
@@ -78,11 +85,13 @@ def evaluate(
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
 
     It acts as it was evaluated in training: on as many steps, with actions selected alike.
-    With an action gradient, sampled actions or a double check, the same checkpoint is always evaluated without, too.
+    With an action gradient, sampled actions, a double check or guidance, the same checkpoint is always evaluated
+    without, too.
 
     Examples:
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
       rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
+      rayrl-dt eval runs/hopper --guidance 2
     """
     from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.policy.action_gradient import ActionGradient
@@ -105,12 +114,20 @@ def evaluate(
         "seed": seed,
         "context_length": context_length,
         "action_selection": action_selection,
+        "guidance": guidance,
         "across_versions": across_versions,
     }
+    tried: tuple[str, str, EvaluationResult, dict[str, Any]] | None = None
     if settings is not None:
         # First what needs a critic: without one it fails at once.
         ways = {"action_gradient": gradient, "sampled_actions": sampled, "double_check": checked}
-        refined = _evaluate(bundle, **ways, **options)
+        how = next(name for name, way in ways.items() if way is not None)
+        words = action_gradient or sampled_actions or double_check or ""
+        tried = "n = 0", words, _evaluate(bundle, **ways, **options), {how: settings.to_json()}
+    elif guidance is not None and guidance != 1:
+        guided = _evaluate(bundle, **options)
+        tried = "guidance 1", f"guidance {guidance:g}", guided, {"guidance": guidance}
+        options["guidance"] = 1.0
     if frames:
         _record(
             bundle,
@@ -122,14 +139,14 @@ def evaluate(
         )
     result = _evaluate(bundle, **options)
     values = result.to_json()
-    if settings is not None:
-        console.print("[bold]n = 0[/bold]")
+    if tried is not None:
+        console.print(f"[bold]{tried[0]}[/bold]")
     show(result)
-    if settings is not None:
-        console.print(f"[bold]{escape(action_gradient or sampled_actions or double_check or '')}[/bold]")
+    if tried is not None:
+        _, words, refined, how_json = tried
+        console.print(f"[bold]{escape(words)}[/bold]")
         show(refined)
-        how = next(name for name, way in ways.items() if way is not None)
-        values = {**refined.to_json(), how: settings.to_json(), "unrefined": values}
+        values = {**refined.to_json(), **how_json, "unrefined": values}
     for warning in result.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
     if json_file is not None:

@@ -117,8 +117,45 @@ def action_gradient(out: Out = None, seed: Seed = 0, steps: Steps = None) -> Non
     finish("report:", page, then="rayrl-dt critic RUN")
 
 
+@app.command("align-offline")
+def align_offline(
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run", help="A trained policy to judge, several times for several; small ones by default."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data that all learn from; recipe:pendulum-mixed by default.")
+    ] = None,
+    out: Out = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes of each target; 10 by default.")] = None,
+) -> None:
+    """Estimate alignment errors from logged data alone, and see in the environment whether they are right (minutes).
+
+    Examples:
+      rayrl-dt experiment align-offline
+      rayrl-dt experiment align-offline --run runs/dt_pendulum-seed0 --run runs/radt_pendulum-seed0
+    """
+    from rayrl_dt.experiments import align_offline as experiment
+
+    options = {"dataset": dataset, "runs": tuple(runs) if runs else None, "episodes": episodes}
+    result, page = _run(experiment, "align-offline", out, "policies", seed=seed, steps=steps, **options)
+    keys = ("error", "estimated_error", "miss")
+    rows = [(name, *(f"{row[key]:,.1f}" for key in keys)) for name, row in result["policies"].items()]
+    show_table(("policy", "measured error", "estimated error", "miss"), rows)
+    verdict = "holds" if result["holds"] else "does not hold"
+    console.print(
+        f"the estimate {verdict}: it misses by {result['miss']:,.1f}, the target itself by "
+        f"{result['miss_of_the_target']:,.1f}, the data's mean by {result['miss_of_the_mean']:,.1f}"
+    )
+    finish("report:", page, then="rayrl-dt align --help")
+
+
 def _run(
-    experiment: Any, name: str, out: Path | None, counted: str, **options: int | None
+    experiment: Any, name: str, out: Path | None, counted: str, **options: Any
 ) -> tuple[dict[str, Any], Path]:
     """Run an experiment with the options that were given; return its result and its page."""
     folder = out or Path("runs") / f"{name}-seed{options['seed']}"

@@ -165,7 +165,7 @@ def import_policy(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="What to measure: train, rollout, sampler, learner, online or all.")
+        str, typer.Argument(help="What to measure: train, rollout, sampler, learner, online, beyond or all.")
     ] = "all",
     backbone: Annotated[str, typer.Option(help="Backbone of the model: dt, radt, ...")] = "dt",
     seconds: Annotated[float, typer.Option(help="Seconds that each measurement takes.")] = 8.0,
@@ -178,6 +178,7 @@ def bench(
       rayrl-dt bench all --json runs/bench.json
       rayrl-dt bench train --backbone radt
       rayrl-dt bench online
+      rayrl-dt bench beyond
     """
     import json
 

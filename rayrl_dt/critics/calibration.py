@@ -39,11 +39,13 @@ class Calibration:
         returns: `(N,)` rising.
         values: `(N,)` of Q, not falling; straight lines between them, constant beyond them.
         explained: share of the variance of Q of the logged actions that it explains.
+        logged: `(N,)` mean Q of the logged actions where each return was left, if it was fitted.
     """
 
     returns: Array
     values: Array
     explained: float
+    logged: Array | None = None
 
     def __call__(self, returns_to_go: Array) -> Array:
         """Return the values of returns."""
@@ -85,7 +87,8 @@ def fit_calibration(
     returns, place, counts = np.unique(
         store.returns_to_go[steps].astype(np.float64), return_inverse=True, return_counts=True
     )
-    fitted = isotonic(np.bincount(place, found) / counts, counts.astype(np.float64))
+    logged = np.bincount(place, found) / counts
+    fitted = isotonic(logged, counts.astype(np.float64))
     variance = float(found.var())
     explained = 1.0 - float(np.mean(np.square(found - fitted[place]))) / variance if variance > 0 else 0.0
     if explained < _FLAT:
@@ -94,4 +97,4 @@ def fit_calibration(
             f"explains {explained:.1%}), so no target can be checked with it: train it longer (rayrl-dt critic RUN "
             "--steps 100000), or check with mode=max"
         )
-    return Calibration(returns, fitted, explained)
+    return Calibration(returns, fitted, explained, logged)

@@ -35,6 +35,7 @@ def evaluate_model(
     episodes_per_target: int = 10,
     context_length: int | None = None,
     action_selection: str | None = None,
+    guidance: float | None = None,
     precision: str = "fp32",
     max_slots: int = 32,
     seed: int = 0,
@@ -52,6 +53,7 @@ def evaluate_model(
         context_length: steps that the policy sees, at most its K; None for the policy's own choice.
         action_selection: of discrete actions: "mode" the most likely, "sample" from the softmax; None for the policy's
             own choice. Continuous ones are always deterministic.
+        guidance: how strongly the policy follows its return; None for the policy's own choice.
         precision: "fp32" or "bf16".
         max_slots: environments at a time (at least one per target).
         seed: of environments and sampled actions.
@@ -62,7 +64,9 @@ def evaluate_model(
     Raises:
         UserError: no environment is known, its spaces differ from the policy's, or the policy cannot act so.
     """
-    spec = model.spec.acting(context_length=context_length, action_selection=action_selection)
+    spec = model.spec.acting(
+        context_length=context_length, action_selection=action_selection, guidance=guidance
+    )
     where = evaluated_in(spec, env)
     slots = assign_slots(
         asked.targets, episodes_per_target, max_slots=max_slots, seed=derive_seed(seed, "evaluation")
@@ -75,7 +79,12 @@ def evaluate_model(
     try:
         sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
         actor = VectorActor(
-            model, len(slots), sample=sample, context_length=spec.acts_on, precision=precision
+            model,
+            len(slots),
+            sample=sample,
+            context_length=spec.acts_on,
+            precision=precision,
+            guidance=spec.guidance,
         )
         actor.refiner = refiner
         return run_slots(Collector(vector, actor, record=record), slots, progress=progress)
@@ -137,6 +146,7 @@ def evaluate_bundle(
     env: str | RecordedEnv | None = None,
     context_length: int | None = None,
     action_selection: str | None = None,
+    guidance: float | None = None,
     across_versions: bool = False,
     seed: int = 0,
     action_gradient: ActionGradient | None = None,
@@ -153,6 +163,7 @@ def evaluate_bundle(
         env: overrides the policy's environment.
         context_length: steps that the policy sees, at most its K; None for the policy's own choice.
         action_selection: of discrete actions, "mode" or "sample"; None for the policy's own choice.
+        guidance: how strongly the policy follows its return, 1 as it was trained; None for the policy's own choice.
         across_versions: normalize with scores of another version of the environment.
         seed: of environments and sampled actions.
         action_gradient: refine each action with the bundle's critic. Compare with an evaluation without.
@@ -186,6 +197,7 @@ def evaluate_bundle(
         episodes_per_target=episodes_per_target,
         context_length=context_length,
         action_selection=action_selection,
+        guidance=guidance,
         seed=seed,
         refiner=refiner,
         progress=count,

@@ -24,7 +24,7 @@ from rayrl_dt.policy.double_check import DoubleCheck, check_asked
 from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.policy.refiner import Refiner
 
-__all__ = ["add_critic", "carry_critic", "refiner_of", "run_data", "save_critic"]
+__all__ = ["add_critic", "calibration_of", "carry_critic", "refiner_of", "run_data", "save_critic"]
 
 
 def add_critic(
@@ -72,12 +72,12 @@ def refiner_of(bundle: Bundle, settings: Refinement) -> Refiner | None:
     if not (isinstance(settings, DoubleCheck) and settings.calibrated):
         return bundle.refiner(settings)
     check_asked(bundle.spec)
-    return bundle.refiner(settings, calibration=_calibration(bundle))
+    return bundle.refiner(settings, calibration=calibration_of(bundle))
 
 
 @lru_cache(maxsize=1)
-def _calibration(bundle: Bundle) -> Calibration:
-    """Fit the calibration of a bundle's critic, once for a sweep over the ways to act with it."""
+def calibration_of(bundle: Bundle) -> Calibration:
+    """Return the calibration of a bundle's critic, fitted once for a sweep over the ways to act with it."""
     critic = bundle.critic  # before the data, which take longer to load than to refuse
     return fit_calibration(critic, bundle.model, run_data(bundle))
 

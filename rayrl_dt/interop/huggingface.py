@@ -82,6 +82,11 @@ def to_huggingface(model: SequenceModel) -> Any:
             f"{'continuous' if spec.head.continuous else 'discrete'} actions and a {spec.model.head} head; "
             "export a bundle instead (--format bundle)"
         )
+    if spec.model.return_dropout > 0:
+        raise UserError(
+            f"Hugging Face's Decision Transformer is always asked for a return, and this policy also acts on none "
+            f"(return_dropout {spec.model.return_dropout}); export a bundle instead (--format bundle)"
+        )
     config = transformers.DecisionTransformerConfig(
         state_dim=(spec.observation_space.shape or (1,))[0],
         act_dim=spec.action_size,

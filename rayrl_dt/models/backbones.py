@@ -61,18 +61,28 @@ BACKBONES: dict[str, Backbone] = {
     "dt": Backbone(
         TransformerTrunk,
         arguments={"with_returns": True},
-        options=("embeddings",),
+        options=("embeddings", "return_dropout"),
         timestep_table=True,
         attends_to=("return", "state", "action"),
     ),
     "radt": Backbone(
         RADTTrunk,
-        options=("use_seqra", "use_stepra", "adaptive_scaling", "norm", "padding_mask", "embeddings"),
+        options=(
+            *("use_seqra", "use_stepra", "adaptive_scaling", "norm", "padding_mask", "embeddings"),
+            "return_dropout",
+        ),
         activation="gelu",
         attends_to=("state", "action"),
     ),
-    "convformer": Backbone(ConvFormerTrunk, options=("conv_window",), activation="gelu", timestep_table=True),
-    "starformer": Backbone(StARformerTrunk, options=("local_dim", "local_heads"), activation="gelu"),
+    "convformer": Backbone(
+        ConvFormerTrunk,
+        options=("conv_window", "return_dropout"),
+        activation="gelu",
+        timestep_table=True,
+    ),
+    "starformer": Backbone(
+        StARformerTrunk, options=("local_dim", "local_heads", "return_dropout"), activation="gelu"
+    ),
     "reinformer": Backbone(
         ReinformerTrunk,
         options=("shared_networks", "return_expectile", "context_rule"),
@@ -89,7 +99,7 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "decoupled": Backbone(
         DecoupledTrunk,
-        options=("modulation",),
+        options=("modulation", "return_dropout"),
         timestep_table=True,
         attends_to=("state", "action"),
     ),

@@ -240,7 +240,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
         """Return `(B, T, d)`, or `(B, R, d)` for the tokens `read`; see `CausalSelfAttention.forward`."""
-        attended = self.dropout(self.attention(self.norm_attention(x), bias, read))  # (B, R, d)
-        x = (x if read is None else x[:, read]) + attended
+        x = self.attend(x, bias, read)
         output: Tensor = x + self.mlp(self.norm_mlp(x))
         return output
+
+    def attend(self, x: Tensor, bias: Tensor, read: slice | None = None) -> Tensor:
+        """Return what the attention leaves, as `forward` does."""
+        attended: Tensor = self.dropout(self.attention(self.norm_attention(x), bias, read))  # (B, R, d)
+        return (x if read is None else x[:, read]) + attended

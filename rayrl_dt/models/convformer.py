@@ -23,6 +23,7 @@ from torch.nn import functional
 from rayrl_dt.models.blocks import FeedForward, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding
+from rayrl_dt.models.return_embedding import ReturnEmbedding
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
@@ -100,7 +101,7 @@ class ConvFormerTrunk(Trunk):
         super().__init__()
         model = spec.model
         width = model.embed_dim
-        self.embed_return = nn.Linear(1, width)
+        self.embed_return = ReturnEmbedding(width, model)
         self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         self.embed_timestep = TimestepTable.of(model)

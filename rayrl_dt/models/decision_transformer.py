@@ -22,6 +22,7 @@ from rayrl_dt.models.blocks import Block, attention_bias, initialize_normal
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding, encoder_of
 from rayrl_dt.models.positions import WindowPositions
+from rayrl_dt.models.return_embedding import ReturnEmbedding
 from rayrl_dt.models.timesteps import TimestepTable, add_timesteps
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
@@ -46,7 +47,7 @@ class TransformerTrunk(Trunk):
         width = model.embed_dim
         self.with_returns = with_returns
         self.tokens_per_step = 3 if with_returns else 2
-        self.embed_return = nn.Linear(1, width) if with_returns else None
+        self.embed_return = ReturnEmbedding(width, model) if with_returns else None
         self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         self.positions: WindowPositions | None = None
@@ -97,7 +98,11 @@ class TransformerTrunk(Trunk):
         read = slice(begin, x.shape[1], self.tokens_per_step)
         for block in self.blocks[:-1]:
             x = block(x, bias)
-        features: Tensor = self.final_norm(self.blocks[-1](x, bias, read))  # (B, T, d) -> (B, K or 1, d)
+        return self.last_block(x, bias, read)
+
+    def last_block(self, x: Tensor, bias: Tensor, read: slice) -> Tensor:
+        """Return the features `(B, K or 1, d)` of the tokens `read`, for tokens `(B, T, d)`; see `Block.forward`."""
+        features: Tensor = self.final_norm(self.blocks[-1](x, bias, read))
         return features
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt.models.blocks import Block
 from rayrl_dt.models.decision_transformer import TransformerTrunk
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
@@ -36,12 +37,20 @@ def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
 
 
-MODULATIONS = {"linear": _linear, "mlp": _mlp}
-"""By their names in `model_config.modulation`: from a return `(..., 1)` to scale and shift `(..., 2 d)`."""
+def _block(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 4 * width))
+
+
+MODULATIONS = {"linear": _linear, "mlp": _mlp, "block": _block}
+"""By their names in `model_config.modulation`: from a return `(..., 1)` to scale and shift `(..., 2 d)`; with "block"
+also to those of what the last feed-forward layer reads, `(..., 4 d)`."""
 
 
 class DecoupledTrunk(TransformerTrunk, ReturnBlindTrunk):
     """The transformer of states and actions, whose features each step's return modulates.
+
+    With modulation "block" the return also enters the last block, behind its attention: it scales and shifts what the
+    feed-forward layer reads. Everything before, and so all keys and values, still knows no return.
 
     Args:
         spec: the policy's specification.
@@ -54,21 +63,61 @@ class DecoupledTrunk(TransformerTrunk, ReturnBlindTrunk):
         # Scale and shift come from the return.
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = MODULATIONS[spec.model.modulation](width)
+        self.in_block = spec.model.modulation == "block"
+        self._knows_nothing = spec.model.return_dropout > 0
         last = self.modulation[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def context(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
-        """Return normalized features `(B, P, d)` at the state tokens; no return is read."""
+        """Return normalized features `(B, P, d)` at the state tokens; with "block" those behind the last attention."""
         return TransformerTrunk.forward(self, inputs, last_only=last_only)
 
     def ask(self, context: Tensor, returns_to_go: Tensor) -> Tensor:
         """Scale features by 1 + g and shift them; see `ReturnBlindTrunk`."""
-        scale, shift = self.modulation(returns_to_go).chunk(2, dim=-1)  # (..., 1) -> 2 x (..., d)
-        # (B, P, d) with (M, B, P, d) -> (M, B, P, d)
-        return torch.addcmul(shift.to(context.dtype), context, 1 + scale)
+        modulation = self._modulation_by(returns_to_go)  # (..., 1) -> (..., 2 d), or (..., 4 d)
+        if not self.in_block:
+            return _moved(context, modulation)
+        inside, outside = modulation.chunk(2, dim=-1)  # 2 x (..., 2 d)
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        read = _moved(block.norm_mlp(context), inside)  # (B, P, d) -> (M, B, P, d)
+        x = context + self._fed(block, read)
+        return _moved(self.final_norm(x), outside)
+
+    def last_block(self, x: Tensor, bias: Tensor, read: slice) -> Tensor:
+        """Return normalized features `(B, P, d)`, or with "block" what the last attention leaves."""
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        return block.attend(x, bias, read) if self.in_block else super().last_block(x, bias, read)
+
+    def _fed(self, block: Block, read: Tensor) -> Tensor:
+        """Return what the feed-forward layer makes of `(B, P, d)`, or `(M, B, P, d)` with the same masks for all M."""
+        if read.dim() == 3 or not self.training:
+            fed: Tensor = block.mlp(read)
+            return fed
+        source, found = block.mlp.dropout.source, []
+        start = source.position()
+        for each in read:
+            source.rewind(start)
+            found.append(block.mlp(each))
+        return torch.stack(found)
+
+    def _modulation_by(self, returns_to_go: Tensor) -> Tensor:
+        """Return scales and shifts `(..., 2 d or 4 d)` for returns `(..., 1)`: zeros, where nothing is asked for."""
+        if not self._knows_nothing:
+            modulation: Tensor = self.modulation(returns_to_go)
+            return modulation
+        unasked = returns_to_go.isnan()
+        return self.modulation(returns_to_go.masked_fill(unasked, 0.0)).masked_fill(unasked, 0.0)  # type: ignore[no-any-return]
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, P, d)`, each for its own step's return."""
         return ReturnBlindTrunk.forward(self, inputs, last_only=last_only)
+
+
+def _moved(features: Tensor, modulation: Tensor) -> Tensor:
+    """Scale features `(B, P, d)` by 1 + g and shift them, with `(..., B, P, 2 d)`, to `(..., B, P, d)`."""
+    scale, shift = modulation.chunk(2, dim=-1)
+    return torch.addcmul(shift.to(features.dtype), features, 1 + scale)

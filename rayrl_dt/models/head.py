@@ -76,6 +76,16 @@ class Head(ABC):
         """Return the outputs `(..., O)` for what the layer gave, `(..., O)`."""
         return raw
 
+    def guided(self, asked: Tensor, unasked: Tensor, weight: float) -> Tensor:
+        """Return `weight` times the way from what the layer gave for no return to what it gave for one, `(..., O)`.
+
+        Args:
+            asked: `(..., O)`, of the layer, not read out yet.
+            unasked: the same for nothing asked for.
+            weight: 0 for the latter, 1 for the former; more goes beyond.
+        """
+        return unasked + weight * (asked - unasked)
+
     @abstractmethod
     def embedding(self, width: int) -> nn.Module:
         """Return a module from logged actions in model units, `(B, K, A)` or `(B, K)`, to tokens `(B, K, d)`."""

@@ -60,6 +60,11 @@ class GaussianHead(ContinuousHead):
         nn.init.zeros_(layer.bias)
         return layer
 
+    def guided(self, asked: Tensor, unasked: Tensor, weight: float) -> Tensor:
+        """Move the mean alone; the spread is that of what is asked for. See `Head`."""
+        mean = super().guided(asked[..., : self.size], unasked[..., : self.size], weight)
+        return torch.cat([mean, asked[..., self.size :]], dim=-1)
+
     def law(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean before the tanh and the log standard deviation in [-5, 2], `(..., A)` in float32 each."""
         mean, raw = torch.chunk(outputs.float(), 2, dim=-1)  # (..., 2 A) -> 2 x (..., A)

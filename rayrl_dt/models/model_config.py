@@ -63,8 +63,12 @@ class ModelConfig(Settings):
         conv_window: tokens that a filter of ConvFormer spans, its own included (a step has three).
         local_dim: width of StARformer's tokens within a step.
         local_heads: attention heads within a step of StARformer; divides `local_dim`.
-        modulation: of "decoupled", from a return to scale and shift: "linear" as in the paper, or "mlp" with a hidden
-            layer.
+        modulation: of "decoupled", from a return to scale and shift: "linear" as in the paper, "mlp" with a hidden
+            layer, or "block", which also enters the last block behind its attention.
+        return_dropout: share of the windows in training that are asked for nothing: a learned vector stands for their
+            returns ("decoupled": no scaling and no shift). The policy then also knows what the data do whatever the
+            return, and can be guided away from it when it acts (`evaluation.guidance`). Of the backbones that are asked
+            for returns; "reinformer" predicts its own.
         shared_networks: of Reinformer: one network for returns and actions instead of one each.
         return_expectile: tau of Reinformer's return prediction; towards 1 it predicts the best return of the data.
         context_rule: steps that Reinformer acts on with target rule "predicted": as many as its predictions fell,
@@ -105,6 +109,7 @@ class ModelConfig(Settings):
     modulation: str = setting(
         "linear", lambda name, value: one_of(name, value, MODULATIONS), fixed=whole_value
     )
+    return_dropout: float = setting(0.0, real(least=0.0, below=1.0), fixed=whole_value)
     shared_networks: bool = setting(False, flag(), fixed=whole_value)
     return_expectile: float = setting(0.99, real(above=0.0, below=1.0))
     context_rule: str = setting("consecutive", choice(*CONTEXT_RULES))

@@ -32,6 +32,7 @@ from rayrl_dt.models.blocks import (
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.positions import WindowPositions
+from rayrl_dt.models.return_embedding import ReturnEmbedding
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class RADTTrunk(Trunk):
         model = spec.model
         width = model.embed_dim
         self.inverted_mask = model.padding_mask == "inverted"
-        self.embed_return = nn.Linear(1, width)
+        self.embed_return = ReturnEmbedding(width, model)
         self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
         assert model.max_episode_steps is not None

@@ -19,6 +19,7 @@ from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.encoders import Encoder, encoder_of
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
+from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
 
 __all__ = ["SequenceModel", "check_architecture", "check_finite"]
@@ -43,6 +44,7 @@ class SequenceModel(nn.Module):
         self.spec = spec
         self._raw = encoder_of(spec.seen_space, spec.model.encoder).raw
         self._dropout_source = DropoutSource()
+        self._dropping = numpy_generator(0, "return-dropout")
         self.trunk = spec.backbone.build(spec, self._dropout_source)
         self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
         for module in self.trunk.modules():
@@ -57,8 +59,22 @@ class SequenceModel(nn.Module):
         self.register_buffer("action_half", torch.tensor(half, dtype=torch.float32))
 
     def reseed(self, seed: int) -> None:
-        """Make the dropout masks of the next training forward a function of `seed`."""
+        """Make the dropout masks of the next training forward, and the returns that are dropped, follow from `seed`."""
         self._dropout_source.reseed(seed)
+        if self.spec.model.return_dropout > 0:
+            self._dropping = numpy_generator(seed, "return-dropout")
+
+    def dropping_returns(self, window: Window[Tensor]) -> Window[Tensor]:
+        """Return raw windows of which some ask for nothing: their returns are NaN. They are drawn anew at each call.
+
+        Without return dropout, and outside of training, they are the windows as they came.
+        """
+        share = self.spec.model.return_dropout
+        if share == 0 or not self.training:
+            return window
+        drawn = torch.from_numpy(self._dropping.random(window.batch_size) < share)  # (B,)
+        dropped = drawn.to(window.mask.device)[:, None, None]
+        return replace(window, returns_to_go=window.returns_to_go.masked_fill(dropped, torch.nan))
 
     def forward(self, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
         """Predict the action of each step.
@@ -82,29 +98,33 @@ class SequenceModel(nn.Module):
 
         Args:
             window: raw window; its own returns are not read.
-            returns_to_go: `(M, B, K, 1)` raw.
+            returns_to_go: `(M, B, K, 1)` raw; NaN asks for nothing, of policies with return dropout.
             last_only: as for `forward`.
 
         Returns:
             `(M, B, P, O)`, in each course what `forward` returns for a window with those returns.
         """
+        return self.spec.head.read_out(self.raw_for(window, returns_to_go, last_only=last_only))
+
+    def raw_for(self, window: Window[Tensor], returns_to_go: Tensor, *, last_only: bool = False) -> Tensor:
+        """Return what `outputs_for` does, before the head reads it: of a deterministic one, before its tanh."""
         inputs = self.inputs(window)
         scaled = (returns_to_go / self.spec.return_scale).to(inputs.returns_to_go.dtype)  # (M, B, K, 1)
         if inputs.mask is not None:
             scaled = scaled.masked_fill(~inputs.mask[..., None], 0)
         if isinstance(self.trunk, ReturnBlindTrunk):
             context = self.trunk.context(inputs, last_only=last_only)  # (B, P, d)
-            return self.read_out(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))
+            return self.head(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))  # type: ignore[no-any-return]
         if not self.training:
             # Nothing is drawn, and one forward of many windows takes less than many of few.
             together = inputs.repeated(len(scaled), scaled.flatten(0, 1))  # (M B, K, ...)
-            outputs = self.read_out(self.trunk(together, last_only=last_only))  # (M B, P, O)
-            return torch.unflatten(outputs, 0, (len(scaled), -1))
+            raw = self.head(self.trunk(together, last_only=last_only))  # (M B, P, O)
+            return torch.unflatten(raw, 0, (len(scaled), -1))
         start, found = self._dropout_source.position(), []
         for each in scaled:
             self._dropout_source.rewind(start)
             features = self.trunk(replace(inputs, returns_to_go=each), last_only=last_only)
-            found.append(self.read_out(features))  # (B, P, O)
+            found.append(self.head(features))  # (B, P, O)
         return torch.stack(found)
 
     def read_out(self, features: Tensor) -> Tensor:

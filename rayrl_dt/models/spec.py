@@ -17,7 +17,7 @@ from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.packed import Packed
-from rayrl_dt.errors import UserError, one_of
+from rayrl_dt.errors import UserError, number, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of, stacked
 from rayrl_dt.models.head import Head
@@ -53,6 +53,8 @@ class PolicySpec:
         action_selection: how it takes discrete actions, as it was evaluated in training: the most likely ("mode"), or
             drawn from the softmax ("sample"). None for continuous actions, and in bundles that do not know: evaluations
             draw theirs, `SequencePolicy` takes the most likely.
+        guidance: how strongly it follows its return when it acts, as it was evaluated in training: 1 as it was trained,
+            0 as if nothing were asked for, more beyond.
         recorded_space: of one observation as the environment gives it; None for `observation_space`.
         recorded_actions: space of one action as the environment takes it; None for `action_space`.
         reward_scale: what critics beside it divide rewards by, unless they are told otherwise; None in bundles that do
@@ -76,6 +78,7 @@ class PolicySpec:
     recorded_space: gym.Space[Any] | None = None
     recorded_actions: gym.Space[Any] | None = None
     reward_scale: float | None = None
+    guidance: float = 1.0
 
     @property
     def flattening(self) -> Flattening:
@@ -132,12 +135,15 @@ class PolicySpec:
         """A, or the number of discrete actions."""
         return self.head.size
 
-    def acting(self, *, context_length: int | None, action_selection: str | None) -> PolicySpec:
+    def acting(
+        self, *, context_length: int | None, action_selection: str | None, guidance: float | None = None
+    ) -> PolicySpec:
         """Return the same policy with other ways to act.
 
         Args:
             context_length: steps that it sees, at most K; None for the policy's own choice.
             action_selection: "mode" or "sample"; None for the policy's own choice.
+            guidance: how strongly it follows its return; None for the policy's own choice.
 
         Raises:
             UserError: the policy cannot act so.
@@ -146,27 +152,14 @@ class PolicySpec:
             self,
             acting_context_length=self.acting_context_length if context_length is None else context_length,
             action_selection=action_selection or self.action_selection,
+            guidance=self.guidance if guidance is None else guidance,
         )
         changed.validate()
         return changed
 
     def validate(self) -> None:
         """Raise UserError for a value that cannot work, naming the allowed ones."""
-        steps, most = self.acting_context_length, self.model.context_length
-        least = 1 if self.backbone.every_step else most
-        if steps is not None and (not isinstance(steps, int) or not least <= steps <= most):
-            raise UserError(
-                f"a policy of backbone {self.model.backbone} and context_length {most} cannot act on a context length "
-                f"of {steps!r}; use a whole number from {least} to {most}"
-            )
-        if self.action_selection is None:
-            return
-        chosen = one_of("action_selection", self.action_selection, ACTION_SELECTIONS)
-        if chosen == "sample" and not self.head.drawn_in_evaluations:
-            raise UserError(
-                "action_selection is 'sample', and the policy's actions are continuous, which are not drawn in "
-                "evaluations; remove it"
-            )
+        _check_acting(self)
 
     @classmethod
     def from_store(
@@ -250,6 +243,7 @@ class PolicySpec:
             "recorded_space": spaces_json.optional_to_json(self.recorded_space),
             "recorded_actions": spaces_json.optional_to_json(self.recorded_actions),
             "reward_scale": self.reward_scale,
+            "guidance": self.guidance,
         }
 
     @classmethod
@@ -278,19 +272,40 @@ class PolicySpec:
             recorded_space=spaces_json.optional_from_json(values.get("recorded_space")),
             recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),
             reward_scale=values.get("reward_scale"),
+            guidance=values.get("guidance", 1.0),
+        )
+
+
+def _check_acting(spec: PolicySpec) -> None:
+    """Check that a policy can act as it is told; see `PolicySpec.validate`."""
+    steps, most = spec.acting_context_length, spec.model.context_length
+    least = 1 if spec.backbone.every_step else most
+    if steps is not None and (not isinstance(steps, int) or not least <= steps <= most):
+        raise UserError(
+            f"a policy of backbone {spec.model.backbone} and context_length {most} cannot act on a context length "
+            f"of {steps!r}; use a whole number from {least} to {most}"
+        )
+    number("guidance", spec.guidance, least=0)
+    if spec.guidance != 1 and spec.model.return_dropout == 0:
+        raise UserError(
+            f"guidance is {spec.guidance}, and the policy (backbone {spec.model.backbone}) never learned to act on "
+            "no return, from which it is to be led away: train it with model_config.return_dropout, as in 0.2, or "
+            "leave guidance at 1"
+        )
+    if spec.action_selection is None:
+        return
+    chosen = one_of("action_selection", spec.action_selection, ACTION_SELECTIONS)
+    if chosen == "sample" and not spec.head.drawn_in_evaluations:
+        raise UserError(
+            "action_selection is 'sample', and the policy's actions are continuous, which are not drawn in "
+            "evaluations; remove it"
         )
 
 
 def _described(returns: np.ndarray[Any, Any]) -> dict[str, float]:
-    quantiles = np.percentile(returns, [5, 50, 95])
-    return {
-        "min": float(returns.min()),
-        "p5": float(quantiles[0]),
-        "p50": float(quantiles[1]),
-        "p95": float(quantiles[2]),
-        "max": float(returns.max()),
-        "mean": float(returns.mean()),
-    }
+    p5, p50, p95 = np.percentile(returns, [5, 50, 95])
+    ends = {"min": returns.min(), "p5": p5, "p50": p50, "p95": p95, "max": returns.max()}
+    return {name: float(value) for name, value in {**ends, "mean": returns.mean()}.items()}
 
 
 def _head(model: ModelConfig, info: DatasetInfo) -> str:

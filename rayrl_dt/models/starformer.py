@@ -28,6 +28,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.blocks import Block, attention_bias
 from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding, encoder_of
+from rayrl_dt.models.return_embedding import ReturnEmbedding
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LocalEmbedding(nn.Module):
         self.embed_action = spec.head.embedding(width)
         self.embed_component = nn.Linear(1, width)
         self.components = nn.Parameter(torch.zeros(components, width))
-        self.embed_return = nn.Linear(1, width)
+        self.embed_return = ReturnEmbedding(width, spec.model)
         self.count = components + 2
 
     def forward(self, inputs: TrunkInputs) -> Tensor:

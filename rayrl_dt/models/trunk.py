@@ -19,7 +19,7 @@ class TrunkInputs:
     """A window in model units. Padding holds zeros.
 
     Attributes:
-        returns_to_go: `(B, K, 1)` scaled.
+        returns_to_go: `(B, K, 1)` scaled; NaN where nothing is asked for, of policies with return dropout.
         observations: `(B, K, *obs)` normalized.
         actions: `(B, K, A)` in [-1, 1], or `(B, K)` int64.
         timesteps: `(B, K)`.

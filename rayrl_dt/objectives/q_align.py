@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
+from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
@@ -56,7 +57,7 @@ from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, choice, count, flag, real, setting
 
-__all__ = ["ALIGN_LOGS", "CoTrainedQAlign", "QAlign", "QAligned", "ordering_loss"]
+__all__ = ["ALIGN_LOGS", "CoTrainedQAlign", "QAlign", "QAligned", "ordering_loss", "rise_of"]
 
 ALIGN_LOSS, AGREEMENT, SLOPE = ALIGN_LOGS = ("align_loss", "align_agreement", "align_slope")
 # Of the first shifts' deviation, what it falls to; as on most of the authors' data sets.
@@ -85,6 +86,9 @@ class QAligned(Imitation):
             20000 (Walker2d), 25000 (HalfCheetah).
         align_twins: penalize where both critics see a wrong order ("min"), or the mean of what each sees ("mean").
         align_margin: how much Q must rise for a rise of the return by the return scale; 0 asks for the order alone.
+        align_margin_unit: what a margin of 1 is: a unit of "q", or "calibrated": as much as Q of the logged actions
+            rises with the returns that they led to, on a line through each batch. That tells states apart more than
+            actions, and one action cannot make up for a state: a margin is a small share of it.
         align_target_shift: what is added to the returns that the critic's target acts on, in raw returns; "auto" for
             the top of the range. At 0 the critic follows the returns of the data.
         align_gamma: the critic's discount.
@@ -105,6 +109,7 @@ class QAligned(Imitation):
     align_high: float | str = setting("auto", automatic(real()))
     align_twins: str = setting("min", choice("min", "mean"))
     align_margin: float = setting(0.0, real(least=0))
+    align_margin_unit: str = setting("q", choice("q", "calibrated"))
     align_target_shift: float | str = setting("auto", automatic(real(least=0)))
     align_gamma: float = setting(0.99, real(above=0, most=1))
     align_polyak: float = setting(0.005, real(above=0, most=1))
@@ -132,6 +137,14 @@ class QAligned(Imitation):
             high=high,
             target=chosen(self.align_target_shift, high - low),
         )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.align_margin_unit != "q" and self.align_margin == 0:
+            raise UserError(
+                f"training.align_margin_unit is {self.align_margin_unit}, and nothing reads it with align_margin 0; "
+                "set training.align_margin, for instance 0.1, or remove it"
+            )
 
     def check_policy(self, spec: PolicySpec) -> None:
         """Check that shift and range are some.
@@ -164,6 +177,14 @@ def ordering_loss(gaps: Tensor, mask: Tensor, *, twins: str = "min", margin: Ten
     violations = functional.relu(margin - gaps)  # (2, B, K)
     lenient = violations.amin(dim=0) if twins == "min" else violations.mean(dim=0)  # (B, K)
     return lenient.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def rise_of(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Return the slope `()` of the least squares line through values over returns, both `(B, K)`; 0 where it falls."""
+    known_values, known_returns = values[mask], returns[mask]  # (N,) each
+    away = known_returns - known_returns.mean()
+    slope = (away * known_values).sum() / away.square().sum().clamp(min=_TINY)
+    return slope.clamp(min=0.0)
 
 
 class QAlign(RLGradient):
@@ -228,7 +249,7 @@ class QAlign(RLGradient):
         shift = (batch.shift / networks.model.spec.return_scale)[:, None]  # (B, 1)
         gaps = shift.sign() * (moved - anchor)
         counts = window.mask & (shift != 0)  # (B, K)
-        margin = self.align.align_margin * shift.abs()
+        margin = self.align.align_margin * self._unit(judge, networks, batch) * shift.abs()
         loss = ordering_loss(gaps, counts, twins=self.align.align_twins, margin=margin)
         weight: float | Tensor = self.align.align_weight
         if self.align.align_normalize:
@@ -241,6 +262,16 @@ class QAlign(RLGradient):
             SLOPE: mean_of_steps(rises.mean(dim=0) / shift.abs().where(shift != 0, 1.0), counts),
         }
         return fit + weight * loss
+
+    def _unit(self, judge: TwinCritic, networks: Networks, batch: Batch) -> Tensor | float:
+        """Return what a margin of 1 is, in units of Q by the return scale."""
+        if self.align.align_margin_unit == "q" or self.align.align_margin == 0:
+            return 1.0
+        inputs, window = batch.inputs, batch.window
+        with torch.no_grad():
+            values = judge(inputs.observations, inputs.actions, dtype_of(networks.precision)).amin(dim=0)
+        returns = window.returns_to_go[..., 0] / networks.model.spec.return_scale
+        return rise_of(values, returns, window.mask & returns.isfinite())
 
 
 class CoTrainedQAlign(QAlign):

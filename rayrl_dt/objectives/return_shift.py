@@ -47,7 +47,8 @@ class ReturnShift:
 def shifted(window: Window[Tensor], shift: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Shift the returns of windows, each as a whole, so that the first real one stays within a range.
 
-    A return outside of the range is not drawn into it, only not moved further out.
+    A return outside of the range is not drawn into it, only not moved further out. Windows that ask for nothing, whose
+    returns are NaN, have none to shift.
 
     Args:
         window: raw windows.
@@ -63,5 +64,6 @@ def shifted(window: Window[Tensor], shift: Tensor, low: float, high: float) -> t
     moved = torch.minimum(torch.maximum(begin + shift, begin.clamp(max=low)), begin.clamp(min=high))
     # Exactly nothing for a shift of nothing.
     shift = torch.where(moved == begin + shift, shift, moved - begin)
+    shift = shift.masked_fill(begin.isnan(), 0.0)
     returns = window.returns_to_go + shift[:, None, None] * window.mask[..., None]
     return returns, shift

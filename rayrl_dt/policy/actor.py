@@ -37,6 +37,7 @@ class VectorActor:
         noise: standard deviation of the normal noise on continuous actions, in units of [-1, 1]; needs `sample`.
         context_length: steps to act on, at most the model's K; None for the policy's own choice.
         precision: "fp32" or "bf16" (autocast).
+        guidance: how strongly the policy follows its returns; None for its own choice.
 
     Attributes:
         refiner: improves the actions of the policy before they are taken and remembered; None leaves them. Assign to
@@ -52,6 +53,7 @@ class VectorActor:
         noise: float = 0.0,
         context_length: int | None = None,
         precision: str = "fp32",
+        guidance: float | None = None,
     ) -> None:
         spec = model.spec
         self.model = model.eval()
@@ -68,6 +70,7 @@ class VectorActor:
         self._delayed = spec.model.target_rule == "constant"
         self._predicted = spec.model.target_rule == "predicted"
         self._plan: ActingPlan | None = None
+        self._guidance = spec.guidance if guidance is None else guidance
         self._actions = np.zeros((slots, *spec.head.shape), spec.action_space.dtype)
 
     @property
@@ -77,6 +80,11 @@ class VectorActor:
         Where the policy predicts them, 0 for a slot that was not active.
         """
         return self._return_to_go
+
+    def guide(self, guidance: float) -> None:
+        """Follow the returns so strongly from now on; only policies with return dropout can do other than 1."""
+        if guidance != self._guidance:
+            self._guidance, self._plan = guidance, None
 
     def act(
         self,
@@ -117,7 +125,7 @@ class VectorActor:
         if rows is not None and len(rows) == 0:
             return self._actions
         if self._plan is None or not self._plan.holds():
-            self._plan = acting_plan(self.model, self._context, self.precision)
+            self._plan = acting_plan(self.model, self._context, self.precision, guidance=self._guidance)
         outputs = self._plan.outputs(rows)  # (n, O)
         if self._predicted:
             self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)

@@ -51,6 +51,7 @@ class ContextBuffer:
         frame_stack: int | None = None,
         slack: int = 256,
     ) -> None:
+        self.slots = slots
         self.context_length = context_length
         self.appended = 0
         self._frame_stack = frame_stack

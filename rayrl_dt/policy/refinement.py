@@ -7,11 +7,15 @@ from typing import TypeAlias
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.double_check import DoubleCheck
+from rayrl_dt.policy.guidance import Guidance
 from rayrl_dt.policy.sampled_actions import SampledActions
 
-__all__ = ["Refinement", "choose_refinement"]
+__all__ = ["Refinement", "WayToAct", "choose_refinement"]
 
 Refinement: TypeAlias = ActionGradient | SampledActions | DoubleCheck
+"""What asks a critic while acting."""
+WayToAct: TypeAlias = Refinement | Guidance
+"""Whatever can be tried on a trained policy."""
 
 
 def choose_refinement(

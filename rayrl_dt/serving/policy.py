@@ -41,6 +41,7 @@ class SequencePolicy:
         context_length: steps that it sees, at most the model's K; None for the policy's own choice.
         action_selection: take the most likely actions ("mode") or draw discrete ones ("sample"); None for the policy's
             own choice.
+        guidance: how strongly it follows its return, 1 as it was trained; None for the policy's own choice.
         refiner: improves each action with a critic before it is taken; None leaves it.
 
     Raises:
@@ -54,6 +55,7 @@ class SequencePolicy:
         sample_seed: int | None = None,
         context_length: int | None = None,
         action_selection: str | None = None,
+        guidance: float | None = None,
         refiner: Refiner | None = None,
     ) -> None:
         if action_selection == "mode" and sample_seed is not None:
@@ -61,10 +63,14 @@ class SequencePolicy:
                 f"sample_seed is {sample_seed}, and action_selection 'mode' draws nothing; remove one of them"
             )
         self.model = model
-        acting = model.spec.acting(context_length=context_length, action_selection=action_selection)
+        acting = model.spec.acting(
+            context_length=context_length, action_selection=action_selection, guidance=guidance
+        )
         draws = sample_seed is not None or acting.action_selection == "sample"
         sample = torch_generator(sample_seed or 0, "policy-actions") if draws else None
-        self._actor = VectorActor(model, 1, sample=sample, context_length=acting.acts_on)
+        self._actor = VectorActor(
+            model, 1, sample=sample, context_length=acting.acts_on, guidance=acting.guidance
+        )
         self._actor.refiner = refiner
         self._flattening = model.spec.flattening
         self._layout = model.spec.action_layout
@@ -79,6 +85,7 @@ class SequencePolicy:
         sample_seed: int | None = None,
         context_length: int | None = None,
         action_selection: str | None = None,
+        guidance: float | None = None,
         action_gradient: ActionGradient | None = None,
         sampled_actions: SampledActions | None = None,
     ) -> SequencePolicy:
@@ -89,6 +96,7 @@ class SequencePolicy:
             sample_seed: as for the class.
             context_length: as for the class.
             action_selection: as for the class.
+            guidance: as for the class.
             action_gradient: refine each action with the bundle's critic (`rayrl-dt critic` trains it).
             sampled_actions: take the best of several actions, as that critic sees them, instead.
 
@@ -104,6 +112,7 @@ class SequencePolicy:
             sample_seed=sample_seed,
             context_length=context_length,
             action_selection=action_selection,
+            guidance=guidance,
             refiner=refiner,
         )
 

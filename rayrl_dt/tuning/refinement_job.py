@@ -10,13 +10,14 @@ from rayrl_dt.errors import UserError, suggest, truth, whole
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.double_check import DoubleCheck
-from rayrl_dt.policy.refinement import Refinement, choose_refinement
+from rayrl_dt.policy.guidance import Guidance
+from rayrl_dt.policy.refinement import WayToAct, choose_refinement
 from rayrl_dt.policy.sampled_actions import SampledActions
 
 __all__ = ["RUN", "RefinementJob", "read_refinement_job"]
 
 RUN = "run"
-_WAYS = ("action_gradient", "sampled_actions", "double_check")
+_WAYS = ("action_gradient", "sampled_actions", "double_check", "guidance")
 _KEYS: dict[str, tuple[str, ...]] = {
     "environment": ("env", "trust_environment"),
     "evaluation": ("target_returns", "episodes_per_target", *_WAYS),
@@ -30,13 +31,13 @@ class RefinementJob:
     """What one trial evaluates.
 
     Attributes:
-        run: run folder, checkpoint or bundle, with a critic.
+        run: run folder, checkpoint or bundle, with a critic where one is asked.
         targets: as for `parse_targets`.
         episodes: per target.
         env: overrides the policy's environment.
         trust_environment: run code of any package that the policy names as its environment.
         seed: of the episodes.
-        settings: of the action gradient, the sampled actions or the double check.
+        settings: of the action gradient, the sampled actions, the double check or the guidance.
     """
 
     run: str
@@ -45,7 +46,7 @@ class RefinementJob:
     env: str | None
     trust_environment: bool
     seed: int
-    settings: Refinement
+    settings: WayToAct
 
     @property
     def policy(self) -> Bundle:
@@ -58,6 +59,8 @@ class RefinementJob:
         """The command that evaluates the same on its own."""
         option = f"--{self.settings.section.replace('_', '-')}"
         how = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
+        if isinstance(self.settings, Guidance):
+            how = str(self.settings.weight)
         place = "" if self.env is None else f" --env {self.env}"
         place += " --trust-environment" if self.trust_environment else ""
         return (
@@ -100,8 +103,14 @@ def read_refinement_job(values: Mapping[str, Any]) -> RefinementJob:
     )
 
 
-def _settings(gradient: Any, sampled: Any, checked: Any) -> Refinement:
+def _settings(gradient: Any, sampled: Any, checked: Any, guidance: Any) -> WayToAct:
     """How to act; an action gradient by its defaults if neither is given."""
+    if guidance is not None:
+        if (gradient, sampled, checked) != (None, None, None):
+            raise UserError(
+                f"evaluation.guidance is {guidance!r} beside a way to act with a critic; search one of them at a time"
+            )
+        return Guidance.from_value(guidance)
     found = choose_refinement(
         None if gradient is None else ActionGradient.read(gradient),
         None if sampled is None else SampledActions.from_value(sampled),

@@ -1,4 +1,4 @@
-"""One trial of a sweep that only evaluates: a way to act with the critic of a checkpoint that stays loaded."""
+"""One trial of a sweep that only evaluates: a way to act, mostly with the critic, of a checkpoint that stays loaded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ray import tune
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.evaluation.evaluate import assemble
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
-from rayrl_dt.policy.action_gradient import ActionGradient
-from rayrl_dt.policy.refinement import Refinement
+from rayrl_dt.policy.guidance import Guidance
+from rayrl_dt.policy.refinement import WayToAct
 from rayrl_dt.tuning.refinement_job import RefinementJob, read_refinement_job
 
 __all__ = ["RefinementTrial"]
 
 
 class RefinementTrial(tune.Trainable):
-    """Evaluates the action gradient, sampled actions or double check that Ray Tune drew, in one report.
+    """Evaluates the action gradient, sampled actions, double check or guidance that Ray Tune drew, in one report.
 
     Policy, critic and environments stay where they are from one trial to the next; only another seed, target or run
-    loads them anew. What the same episodes give without a critic stands beside each report under
+    loads them anew. What the same episodes give without stands beside each report under
     `unrefined`: it is what a trial is to be compared with.
     """
 
@@ -33,8 +33,9 @@ class RefinementTrial(tune.Trainable):
         """Load policy, critic and environments, and evaluate the policy alone."""
         self.job = read_refinement_job(config)
         asked = {name: getattr(self.job, name) for name in ("targets", "episodes", "env", "seed")}
-        self.policy = RefinedPolicy(self.job.policy, **asked)
-        self.unrefined = self._evaluate(ActionGradient(n=0))
+        guided = isinstance(self.job.settings, Guidance)
+        self.policy = RefinedPolicy(self.job.policy, **asked, asks_critic=not guided)
+        self.unrefined = self._evaluate(Guidance(1.0) if guided else None)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial's way to act."""
@@ -63,7 +64,7 @@ class RefinementTrial(tune.Trainable):
         """Close the environments."""
         self.policy.close()
 
-    def _evaluate(self, settings: Refinement) -> dict[str, float | None]:
+    def _evaluate(self, settings: WayToAct | None) -> dict[str, float | None]:
         policy = self.policy
         result = assemble(
             policy.run(settings),

@@ -105,7 +105,7 @@ def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
     else:
         alone = [member.unrefined for member in group.trials if member.unrefined is not None]
         control = number(statistics.median(alone)) if alone else MISSING
-        tiles.append(("Without a critic", control, f"the same episodes, median {remark}"))
+        tiles.append(("Without", control, f"the same episodes, median {remark}"))
     return [
         Tiles(tiles),
         Paragraph(f"Best policy: {winner.bundle}"),

@@ -121,6 +121,28 @@ def test_online_compares_the_methods_at_each_size(
 
 
 @pytest.mark.ray
+def test_beyond_compares_with_radt_and_many_returns_with_one(
+    ray_session: None, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {**benchmarks._MODEL, "embed_dim": 16, "num_layers": 1}
+    monkeypatch.setattr(benchmarks, "_MODEL", small)
+    found, beyond = benchmarks.run("beyond", seconds=0.2), benchmarks.beyond
+    asked = [f"{backbone}_{count}" for backbone in ("radt", "decoupled") for count in (1, beyond.RETURNS)]
+    check(
+        found,
+        {
+            **{f"beyond/train/{name}": "updates/s" for name in beyond.TRAINING},
+            **{f"beyond/train/cost_{name}_to_radt": "ratio" for name in beyond.TRAINING if name != "radt"},
+            **{f"beyond/act/{name}": "steps/s" for name in beyond.ACTING},
+            **{f"beyond/act/cost_{name}_to_radt": "ratio" for name in beyond.ACTING if name != "radt"},
+            **{f"beyond/ask/{name}": "steps/s" for name in asked},
+            **{f"beyond/ask/cost_{name}_32_to_{name}_1": "ratio" for name in ("radt", "decoupled")},
+        },
+    )
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.ray
 def test_train_and_learner(ray_session: None, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

@@ -179,3 +179,52 @@ def test_refine_refuses_bad_input(
 def test_refine_needs_a_critic(run: Run, bundle: Path) -> None:
     status, _, err = run("refine", str(bundle), "--n", "1")
     assert status == 2 and "has no critic" in err
+
+
+@pytest.fixture
+def guided(tmp_path: Path) -> Path:
+    """An untrained policy that knows what it does when nothing is asked for, without a critic."""
+    env = gym.make("Pendulum-v1")
+    model = build_model(store_for(env), return_dropout=0.2)
+    return save_bundle(model.spec, model.state_dict(), tmp_path / "guided", gradient_steps=0)
+
+
+def test_guidance_is_evaluated_beside_the_policy_as_it_was_trained(
+    run: Run, guided: Path, bundle: Path, tmp_path: Path
+) -> None:
+    shared = ("--targets=-300", "--episodes", "1", "--env", "Pendulum-v1")
+    files = [tmp_path / "guided.json", tmp_path / "plain.json"]
+    status, out, err = run("eval", str(guided), *shared, "--guidance", "2.5", "--json", str(files[0]))
+    assert status == 0, err
+    assert out.index("guidance 1") < out.index("guidance 2.5")
+    assert run("eval", str(guided), *shared, "--json", str(files[1]))[0] == 0
+    result, control = (json.loads(file.read_text()) for file in files)
+    assert result["guidance"] == 2.5 and "guidance" not in control
+    assert result["unrefined"]["targets"] == control["targets"] != result["targets"]
+    status, _, err = run("eval", str(bundle), *shared, "--guidance", "2.5")
+    assert status == 2 and "return_dropout" in err and len(err.strip().splitlines()) == 1
+
+
+def test_refine_sweeps_guidance_without_a_critic(run: Run, guided: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grid"
+    shared = ("--target=-300", "--episodes", "1", "--env", "Pendulum-v1", "--out", str(folder))
+    status, out, err = run("refine", str(guided), "--guidance", "0,3", *shared)
+    assert status == 0, err
+    assert "weight = 0" in out and "weight = 1" in out and "weight = 3" in out and "of 2 cells" in out
+    result = json.loads((folder / "result.json").read_text())
+    best = max(result["cells"], key=lambda cell: cell["return_mean"])
+    following = f"--targets=-300 --guidance {best['weight']:g} --env Pendulum-v1 --seed 1"
+    if best["return_mean"] <= result["control"]["return_mean"]:
+        following = f"rayrl-dt diagnose {guided}"
+    assert out.rstrip().endswith(following)
+
+
+def test_refine_sweeps_double_checks(run: Run, with_critic: Path, tmp_path: Path) -> None:
+    shared = ("--target=-300", "--episodes", "1", "--out", str(tmp_path / "grid"))
+    status, out, err = run("refine", str(with_critic), "--check-n", "4,8", "--check-mode", "max", *shared)
+    assert status == 0, err
+    cells = json.loads((tmp_path / "grid" / "result.json").read_text())["cells"]
+    assert [(cell["n"], cell["spread"]) for cell in cells] == [
+        (n, s) for s in (0.1, 0.25, 0.5) for n in (4, 8)
+    ]
+    assert "n = 1" in out and "of 6 cells" in out

@@ -106,6 +106,10 @@ class Written(ABC):
             x = self.pre_norm_block(f"trunk.blocks.{number}", x, relu, heads=self.config.num_heads)
         return x
 
+    def read_by_mlp(self, name: str, x: Tensor) -> Tensor:
+        """What the feed-forward layer of a pre-norm block reads."""
+        return self.norm(f"{name}.norm_mlp", x)
+
     def pre_norm_block(
         self,
         name: str,
@@ -118,7 +122,7 @@ class Written(ABC):
         """x + attention(LN x), then x + MLP(LN x)."""
         normed = self.norm(f"{name}.norm_attention", x)
         x = x + self.self_attention(name, normed, heads=heads, causal=causal)
-        return x + self.mlp(name, self.norm(f"{name}.norm_mlp", x), activation)
+        return x + self.mlp(name, self.read_by_mlp(name, x), activation)
 
 
 def relu(x: Tensor) -> Tensor:

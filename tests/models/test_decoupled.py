@@ -35,17 +35,32 @@ class Decoupled(Written):
             self.linear("trunk.embed_observation", observations),
             self.embed("trunk.embed_action", actions),
         ]
-        x = self.pre_norm_blocks(tokens, timesteps)
         asked = self.linear("trunk.modulation.0", returns)
-        if self.config.modulation == "mlp":
+        if self.config.modulation != "linear":
             asked = self.linear("trunk.modulation.2", gelu(asked))
-        width = x.shape[-1]
-        return ((1 + asked[..., :width]) * self.norm("", x)[:, ::2] + asked[..., width:],)
+        # With "block", two more for what the last feed-forward layer reads; then two for what comes out.
+        *self.inside, scale, shift = asked.split(self.config.embed_dim, dim=-1)
+        x = self.pre_norm_blocks(tokens, timesteps)
+        return ((1 + scale) * self.norm("", x)[:, ::2] + shift,)
+
+    def read_by_mlp(self, name: str, x: Tensor) -> Tensor:
+        read = super().read_by_mlp(name, x)
+        if self.inside and name.endswith(f".{self.config.num_layers - 1}"):
+            scale, shift = (
+                each.repeat_interleave(2, dim=1) for each in self.inside
+            )  # of the state and the action
+            read = (1 + scale) * read + shift
+        return read
 
 
 @pytest.mark.parametrize(
     ("config", "spaces"),
-    [({}, {}), ({"modulation": "mlp", "head": "gaussian"}, {}), ({}, {"actions": 4, "first_action": 3})],
+    [
+        ({}, {}),
+        ({"modulation": "mlp", "head": "gaussian"}, {}),
+        ({"modulation": "block"}, {}),
+        ({}, {"actions": 4, "first_action": 3}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("real", [[K, K], [2, K]], ids=["full", "padded"])
@@ -132,3 +147,14 @@ def test_a_modulation_is_the_decoupled_backbones() -> None:
         ModelConfig(modulation="mlp")
     with pytest.raises(UserError, match="modulation is 'block'"):
         ModelConfig(backbone="decoupled", modulation="block")
+
+
+def test_all_returns_are_asked_for_with_the_same_masks(make_store: MakeStore) -> None:
+    """Where the return enters the last block, each course of returns has a feed-forward layer of its own."""
+    model = build_model(make_store(), backbone="decoupled", modulation="block", dropout=0.4).train()
+    window = random_window(model, [K, 2, 4])
+    model.reseed(3)
+    same = model.outputs_for(window, torch.stack([window.returns_to_go, window.returns_to_go]))
+    assert torch.equal(same[0], same[1])
+    model.reseed(3)
+    torch.testing.assert_close(model(window), same[0], rtol=0, atol=1e-6)

@@ -23,7 +23,7 @@ from rayrl_dt.losses import masked_mse
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.gradient import Batch
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.q_align import CoTrainedQAlign, QAlign, QAligned, ordering_loss
+from rayrl_dt.objectives.q_align import CoTrainedQAlign, QAlign, QAligned, ordering_loss, rise_of
 from rayrl_dt.objectives.return_shift import ReturnShift, shifted
 from rayrl_dt.types import Window
 
@@ -368,3 +368,35 @@ def test_policies_that_it_cannot_order_are_refused(
     model = build_model(make_store(), **config)
     with pytest.raises(UserError, match=message):
         CoTrainedQAlign(QAligned()).check_model(model.spec.model)
+
+
+def test_a_calibrated_margin_is_a_share_of_what_logged_values_rise(model: SequenceModel) -> None:
+    """Against NumPy's line through the batch; beyond a full shift of it nothing is asked for."""
+    critic, window = critic_of(model), random_window(model, REAL)
+    dropped = window.returns_to_go.clone()
+    dropped[1] = torch.nan  # return dropout: the window says nothing of returns
+    inputs = model.inputs(window)
+    values = critic(inputs.observations, inputs.actions).amin(dim=0).detach()
+    kept = window.mask.clone()
+    kept[1] = False
+    for returns, mask in ((window.returns_to_go, window.mask), (dropped, kept)):
+        scaled = returns[..., 0] / model.spec.return_scale
+        slope = np.polyfit(scaled[mask].double(), values[mask].double(), 1)[0]
+        found = rise_of(values, scaled, window.mask & scaled.isfinite())
+        torch.testing.assert_close(float(found), max(slope, 0.0), rtol=1e-4, atol=1e-5)
+        assert rise_of(values, -scaled, mask) == 0 or found == 0, "a falling line asks for nothing"
+    slope = float(rise_of(values, window.returns_to_go[..., 0] / model.spec.return_scale, window.mask))
+    if slope == 0:
+        critic = Values(*(lambda a, i=i: -critic_of(model)(inputs.observations, a)[i] for i in (0, 1)))
+        values = critic(inputs.observations, inputs.actions).amin(dim=0).detach()
+        slope = float(rise_of(values, window.returns_to_go[..., 0] / model.spec.return_scale, window.mask))
+    assert slope > 0
+    shift = torch.tensor([2.0, -3.0, 1.0, 4.0])
+    calibrated = QAligned(align_margin=0.5, align_margin_unit="calibrated", align_normalize=False)
+    plain = QAligned(align_margin=0.5 * slope, align_normalize=False)
+    losses = [step(align, model, critic, window, shift)[1] for align in (calibrated, plain)]
+    torch.testing.assert_close(*losses)
+    with pytest.raises(
+        UserError, match=r"align_margin_unit is calibrated, and nothing reads it with align_margin 0"
+    ):
+        QAligned(align_margin_unit="calibrated")

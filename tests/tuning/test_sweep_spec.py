@@ -14,6 +14,7 @@ from rayrl_dt.doctor.nodes import compare_storage
 from rayrl_dt.errors import UserError
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.double_check import DoubleCheck
+from rayrl_dt.policy.guidance import Guidance
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import read_refinement_job
@@ -173,6 +174,10 @@ def test_a_file_that_names_a_run_only_evaluates_it() -> None:
         how, text = shlex.split(other.command)[-2:]
         assert how == f"--{way.section.replace('_', '-')}"
         assert way.parse(text) == other.settings == way.read(values)
+    guided = read_refinement_job({"run": "runs/x", "evaluation": {"guidance": 2.5}})
+    assert guided.settings == Guidance(2.5) and shlex.split(guided.command)[-2:] == ["--guidance", "2.5"]
+    with pytest.raises(UserError, match="search one of them at a time"):
+        read_refinement_job({"run": "runs/x", "evaluation": {"guidance": 2.5, "sampled_actions": 5}})
 
 
 @pytest.mark.parametrize(

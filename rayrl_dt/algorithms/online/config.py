@@ -161,6 +161,7 @@ class OnlineConfig(SequenceConfig):
                 reward_scale=base.reward_scale or self.resolved_spec.reward_scale,
                 acting_context_length=base.acting_context_length,
                 action_selection=base.action_selection,
+                guidance=base.guidance,
             )
             self.policy_spec = self._with_acting(taken).to_json()
         self.reward_scale = self.critic_scale("online", self.reward_scale)

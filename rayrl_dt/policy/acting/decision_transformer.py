@@ -76,6 +76,11 @@ class TransformerPlan(CachedPlan):
         last = self._layers[-1]
         normed = last.norm_attention(x)
         x = x[:, -1:] + self._read(normed[:, -1:], normed, bias[:, -1:])  # (B, T, d) -> (B, 1, d)
+        return self.finish(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the trunk's features `(B, 1, d)` for what the last block's attention leaves."""
+        last = self._layers[-1]
         x = x + last.mlp(last.norm_mlp(x))
         features: Tensor = self._trunk.final_norm(x)
         return features

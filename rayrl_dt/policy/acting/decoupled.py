@@ -26,12 +26,19 @@ class DecoupledPlan(TransformerPlan):
         """Return the features `(n, 1, d)` for the return that is asked for now."""
         return self._ask(super().newest(rows), self._returns(rows))
 
-    def outputs_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
-        """Return the outputs for other returns from one forward of the trunk; see `ActingPlan.outputs_for`."""
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the features before any return, `(B, 1, d)`; see `DecoupledTrunk.last_block`."""
+        trunk = self._model.trunk
+        assert isinstance(trunk, DecoupledTrunk)
+        return x if trunk.in_block else super().finish(x)
+
+    def raw_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
+        """Ask for other returns with one forward of the trunk; see `ActingPlan.raw_for`."""
         with torch.inference_mode():
             context = super().newest(rows)  # (n, 1, d)
             returns = self._returns(rows) + shifts.to(torch.float32)[..., None, None]  # (M, n, 1, 1)
-            return self._model.read_out(self._ask(context, returns)[:, :, -1])  # (M, n, 1, d) -> (M, n, O)
+            raw: Tensor = self._model.head(self._ask(context, returns)[:, :, -1])  # (M, n, 1, d) -> (M, n, O)
+            return raw
 
     def _returns(self, rows: Array | None) -> Tensor:
         """Return the newest returns-to-go, `(n, 1, 1)` raw."""

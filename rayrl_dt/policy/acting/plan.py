@@ -62,14 +62,22 @@ class ActingPlan(ABC):
 
         Args:
             shifts: `(M, n)` raw, what is added to every return-to-go of a window; so the rewards that the window tells
-                of stay what they were.
+                of stay what they were. NaN asks for nothing, of a policy with return dropout.
             rows: as for `outputs`.
         """
+        return self.read_out(self.raw_for(shifts, rows))
+
+    def raw_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
+        """Return what `outputs_for` does, before the head reads it."""
         device = self._model.head.weight.device
         window = self._context.window(rows).to_torch(device)
         returns = window.returns_to_go + shifts.to(device, torch.float32)[..., None, None]  # (M, n, K, 1)
         with torch.no_grad(), autocast(device, self._precision):
-            return self._model.outputs_for(window, returns, last_only=True)[:, :, -1]  # (M, n, 1, O)
+            return self._model.raw_for(window, returns, last_only=True)[:, :, -1]  # (M, n, 1, O)
+
+    def read_out(self, raw: Tensor) -> Tensor:
+        """Return the outputs `(..., O)` for what the head's layer gave, `(..., O)`."""
+        return self._model.spec.head.read_out(raw)
 
 
 class WholeWindowPlan(ActingPlan):

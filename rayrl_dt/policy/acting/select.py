@@ -8,6 +8,7 @@ from rayrl_dt.models.radt import RADTTrunk
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.decision_transformer import TransformerPlan
 from rayrl_dt.policy.acting.decoupled import DecoupledPlan
+from rayrl_dt.policy.acting.guided import GuidedPlan
 from rayrl_dt.policy.acting.images import KeptImagesPlan, image_embedding
 from rayrl_dt.policy.acting.plan import ActingPlan, CachedPlan, WholeWindowPlan
 from rayrl_dt.policy.acting.predicted import PredictedReturnPlan
@@ -24,14 +25,22 @@ _PLANS: dict[type, type[TransformerPlan] | type[RADTPlan]] = {
 }
 
 
-def acting_plan(model: SequenceModel, context: ContextBuffer, precision: str) -> ActingPlan:
+def acting_plan(
+    model: SequenceModel, context: ContextBuffer, precision: str, *, guidance: float = 1.0
+) -> ActingPlan:
     """Return the quickest plan for a model, to be used until it no longer `holds`.
 
     Args:
         model: the policy network.
         context: the windows that it acts on.
         precision: "fp32" or "bf16".
+        guidance: how strongly it follows its return; other than 1 only with return dropout.
     """
+    plan = _plan(model, context, precision)
+    return plan if guidance == 1 else GuidedPlan(plan, model, context, precision, guidance)
+
+
+def _plan(model: SequenceModel, context: ContextBuffer, precision: str) -> ActingPlan:
     if model.spec.model.target_rule == "predicted":
         return PredictedReturnPlan(model, context, precision)
     if can_be_watched(model) and image_embedding(model.trunk) is not None:

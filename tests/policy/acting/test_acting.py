@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "one-layer": {"backbone": "dt", "num_layers": 1},
     "decoupled": {"backbone": "decoupled"},
     "decoupled-mlp": {"backbone": "decoupled", "modulation": "mlp", "num_layers": 1},
+    "decoupled-block": {"backbone": "decoupled", "modulation": "block"},
     "radt": {"backbone": "radt"},
     "radt-one-layer": {"backbone": "radt", "num_layers": 1},
     "radt-pre": {"backbone": "radt", "norm": "pre"},

@@ -1,0 +1,267 @@
+"""Can the alignment error at each target be told from logged data alone? Estimates beside what episodes achieve.
+
+Small policies that obey more and less well learn from one data set; of each, `return_evaluation` estimates from the
+same data what it would achieve for seven targets, and then the environment tells. Two guesses that need no estimate
+stand beside it: that a policy achieves what it is asked for, and that it achieves the data's mean whatever it is asked
+for. The estimate is of use where it misses by far less than either, and puts the policies in the right order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from rayrl_dt.data import sources, windows
+from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.errors import UserError, whole
+from rayrl_dt.evaluation.evaluate import evaluate_model
+from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
+from rayrl_dt.experiments.return_evaluation import estimate, fit_evaluation
+from rayrl_dt.experiments.return_model import Progress, unseen
+from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.models.model_config import ModelConfig
+from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.imitation import imitation_loss
+from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
+from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.style import COLORS, FAINT, MARKERS, canvas, style_axes
+from rayrl_dt.seeding import derive_seed, numpy_generator, seeded_weights
+
+__all__ = ["DATASET", "POLICIES", "STEPS", "Outcome", "judge", "run", "train"]
+
+DATASET = "recipe:pendulum-mixed"
+STEPS = 1_500
+"""Gradient steps of each policy unless told otherwise."""
+FIT_STEPS = 4
+"""Times as many steps has each estimate."""
+EPISODES = 10
+SIZE: dict[str, Any] = {
+    "context_length": 10,
+    "embed_dim": 64,
+    "num_layers": 2,
+    "num_heads": 1,
+    "dropout": 0.1,
+}
+POLICIES: dict[str, tuple[str, float]] = {
+    "DT": ("dt", 1.0),
+    "DT, a tenth of the steps": ("dt", 0.1),
+    "RADT": ("radt", 1.0),
+    "decoupled": ("decoupled", 1.0),
+    "no return": ("no-return", 1.0),
+}
+"""By name: the backbone, and the share of the gradient steps."""
+_BATCH, _RATE = 64, 1e-3
+# What would be good enough to tell a user.
+_SHARE, _ORDER = 0.25, 0.8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one policy.
+
+    Attributes:
+        targets: raw.
+        estimated: raw returns that were expected.
+        achieved: raw mean returns of the episodes.
+    """
+
+    targets: tuple[float, ...]
+    estimated: tuple[float, ...]
+    achieved: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """The measured alignment error."""
+        return _distance(self.achieved, self.targets)
+
+    @property
+    def estimated_error(self) -> float:
+        """The alignment error by the estimate."""
+        return _distance(self.estimated, self.targets)
+
+    @property
+    def miss(self) -> float:
+        """How far the estimated returns lie from those that were achieved."""
+        return _distance(self.estimated, self.achieved)
+
+
+def _distance(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return float(np.mean(np.abs(np.subtract(one, other))))
+
+
+def train(store: TrajectoryStore, backbone: str, *, steps: int, seed: int) -> SequenceModel:
+    """Return a small policy that imitates a store, in eval mode; a bare loop, without Ray."""
+    config = ModelConfig.from_dict({**SIZE, "backbone": backbone})
+    with seeded_weights(seed, "init"):
+        model = SequenceModel(PolicySpec.from_store(config, store, return_scale=None)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        rng = numpy_generator(seed, "batch", 0, step)
+        window = windows.sample(store, rng, _BATCH, config.context_length).to_torch()
+        model.reseed(derive_seed(seed, "dropout", 0, step))
+        optimizer.zero_grad(set_to_none=True)
+        imitation_loss(model, model(window), window).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25, foreach=True)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def judge(outcomes: dict[str, Outcome], mean: float) -> dict[str, Any]:
+    """Return how good the estimates are.
+
+    Args:
+        outcomes: of each policy.
+        mean: the data's mean return, raw.
+    """
+    every = list(outcomes.values())
+    blind = [_distance((mean,) * len(each.achieved), each.achieved) for each in every]
+    miss, trusting = (float(np.mean([getattr(each, name) for each in every])) for name in ("miss", "error"))
+    order = None
+    if len(every) > 1:
+        ranked = stats.spearmanr([each.estimated_error for each in every], [each.error for each in every])
+        order = float(ranked.statistic)
+    estimated, achieved = (
+        np.concatenate([np.subtract(getattr(each, side), each.targets) for each in every]) for side in _SIDES
+    )
+    correlation = float(np.corrcoef(estimated, achieved)[0, 1])
+    return {
+        "miss": miss,
+        "miss_of_the_target": trusting,
+        "miss_of_the_mean": float(np.mean(blind)),
+        "correlation_of_errors": correlation,
+        "order_of_policies": order,
+        "holds": miss <= _SHARE * min(trusting, float(np.mean(blind))) and (order or 0.0) >= _ORDER,
+    }
+
+
+_SIDES = ("estimated", "achieved")
+
+
+def run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    dataset: str = DATASET,
+    runs: tuple[str, ...] = (),
+    episodes: int = EPISODES,
+    progress: Progress = unseen,
+) -> dict[str, Any]:
+    """Estimate and measure, write `report.html`, and return what `result.json` holds.
+
+    Args:
+        folder: of the page.
+        seed: of weights, batches and episodes.
+        steps: of each policy; each estimate has four times as many.
+        dataset: source id of the data that all learn from.
+        runs: trained policies of those data, to be judged instead of the small ones.
+        episodes: for each target.
+        progress: called with (policies done, policies in total).
+
+    Raises:
+        UserError: there is no environment to measure in, or an option cannot be.
+    """
+    whole("--steps", steps, least=1)
+    whole("--episodes", episodes, least=1)
+    make_folder(folder)
+    store = sources.load(dataset)
+    outcomes: dict[str, Outcome] = {}
+    names = runs or tuple(POLICIES)
+    for name in names:
+        if runs:
+            model = Bundle.open(name).model
+        else:
+            backbone, share = POLICIES[name]
+            model = train(store, backbone, steps=max(1, round(share * steps)), seed=seed)
+        if model.spec.env is None:
+            raise UserError(f"the environment of {dataset} is not recorded, so no estimate can be compared")
+        outcomes[name] = _outcome(model, store, seed=seed, steps=FIT_STEPS * steps, episodes=episodes)
+        progress(len(outcomes), len(names))
+    mean = float(store.episode_returns.mean())
+    result: dict[str, Any] = {
+        "experiment": "align-offline",
+        "seed": seed,
+        "gradient_steps": steps,
+        "dataset": dataset,
+        "episodes": episodes,
+        "data_mean": mean,
+        "policies": {
+            name: {
+                **{side: list(getattr(each, side)) for side in ("targets", *_SIDES)},
+                "error": each.error,
+                "estimated_error": each.estimated_error,
+                "miss": each.miss,
+            }
+            for name, each in outcomes.items()
+        },
+        **judge(outcomes, mean),
+    }
+    write_page(folder, "report", "Alignment from data alone", _report(result, _draw(outcomes)), result=result)
+    return result
+
+
+def _outcome(
+    model: SequenceModel, store: TrajectoryStore, *, seed: int, steps: int, episodes: int
+) -> Outcome:
+    asked: TargetReturns = policy_targets(model.spec, "dataset:7")
+    found = fit_evaluation(model, store, asked.targets, steps=steps, seed=seed)
+    rollouts = evaluate_model(model, asked, episodes_per_target=episodes, seed=seed)
+    achieved = tuple(
+        float(np.mean([each.episode_return for each in rollouts.episodes if each.target == target]))
+        for target in asked.targets
+    )
+    return Outcome(tuple(asked.targets), tuple(estimate(found, store, asked.targets)), achieved)
+
+
+def _draw(outcomes: dict[str, Outcome]) -> Figure:
+    figure, (axes,) = canvas(1, 1, (6.4, 4.6))
+    for (name, each), color, marker in zip(outcomes.items(), COLORS, MARKERS, strict=False):
+        axes.plot(
+            each.achieved, each.estimated, ls="", marker=marker, ms=6, color=color, label=name, alpha=0.8
+        )
+    ends = [value for each in outcomes.values() for value in (*each.achieved, *each.estimated)]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, lw=1)
+    style_axes(axes, "What each target brings", "achieved (raw)", "estimated from data (raw)")
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def _report(result: dict[str, Any], figure: Figure) -> list[Block]:
+    rows = [
+        [name, *(number(row[key]) for key in ("error", "estimated_error", "miss"))]
+        for name, row in result["policies"].items()
+    ]
+    verdict = "The estimate holds" if result["holds"] else "The estimate does not hold"
+    return [
+        Paragraph(
+            f"{result['dataset']}, seed {result['seed']}, {result['episodes']} episodes a target", "muted"
+        ),
+        Tiles(
+            [
+                (
+                    "Miss of the estimate",
+                    number(result["miss"]),
+                    "raw return, mean over targets and policies",
+                ),
+                ("Miss of the target itself", number(result["miss_of_the_target"]), "the measured error"),
+                ("Miss of the data's mean", number(result["miss_of_the_mean"]), ""),
+                ("Order of the policies", number(result["order_of_policies"], 2), "Spearman of the errors"),
+            ]
+        ),
+        Picture("estimates.png", figure, "Estimated against achieved returns, one point a target and policy"),
+        Table(["policy", "measured error", "estimated error", "miss"], rows),
+        Paragraph(
+            f"{verdict}: it would if it missed by at most a quarter of what the better guess does, and if the order of "
+            f"the policies had a Spearman of {_ORDER} or more. Errors at single targets correlate with "
+            f"{number(result['correlation_of_errors'], 2)}."
+        ),
+    ]
