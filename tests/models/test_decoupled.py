@@ -145,8 +145,8 @@ def test_elsewhere_several_returns_are_several_forwards(
 def test_a_modulation_is_the_decoupled_backbones() -> None:
     with pytest.raises(UserError, match="'mlp' is for backbone 'decoupled', not 'dt'"):
         ModelConfig(modulation="mlp")
-    with pytest.raises(UserError, match="modulation is 'block'"):
-        ModelConfig(backbone="decoupled", modulation="block")
+    with pytest.raises(UserError, match="modulation is 'film'"):
+        ModelConfig(backbone="decoupled", modulation="film")
 
 
 def test_all_returns_are_asked_for_with_the_same_masks(make_store: MakeStore) -> None:
