@@ -218,7 +218,7 @@ def test_starformer_reads_vectors_alone(monkeypatch: pytest.MonkeyPatch) -> None
     spec = PolicySpec.from_store(
         ModelConfig.from_dict({**TINY, "backbone": "starformer"}), store, return_scale=None
     )
-    with pytest.raises(UserError, match=r"starformer reads .* \(7, 9, 2\); choose another backbone"):
+    with pytest.raises(UserError, match=r"starformer reads .* \(7, 9, 2\).*choose dt, radt"):
         SequenceModel(spec)
 
 
