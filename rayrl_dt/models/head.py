@@ -166,6 +166,10 @@ class ContinuousHead(Head):
         super().__init__(space, low, high)
         self.size = self.outputs = len(low)
         self.shape = (self.size,)
+        assert isinstance(space, gym.spaces.Box)
+        # Where the space leaves no choice there is a range nevertheless, for actions to be divided by.
+        one = space.low == space.high
+        self._lowest, self._highest = np.where(one, space.low, self.low), np.where(one, space.high, self.high)
 
     @classmethod
     def fits(cls, space: gym.Space[Any]) -> bool:
@@ -189,5 +193,5 @@ class ContinuousHead(Head):
         """Scale to the bounds; see `Head`."""
         values = (actions.float() * half + middle).cpu().numpy()
         # Rounding may step over a bound.
-        found: Array = np.clip(values.astype(self.low.dtype), self.low, self.high)
+        found: Array = np.clip(values.astype(self.low.dtype), self._lowest, self._highest)
         return found
