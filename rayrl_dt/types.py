@@ -15,14 +15,26 @@ import torch
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ACTION_LIMIT", "ArrayT", "Normalizer", "RawEpisode", "Trajectory", "Window", "scalar_rewards"]
+__all__ = [
+    "ACTION_LIMIT",
+    "SMALLEST_STD",
+    "ArrayT",
+    "Normalizer",
+    "RawEpisode",
+    "Trajectory",
+    "Window",
+    "as_array",
+    "scalar_rewards",
+]
 
 ACTION_LIMIT = 1.0 - 1e-6
 """How far online policies go within [-1, 1], so that the atanh of every action is finite."""
 
-_CONSTANT = 1e-6
+SMALLEST_STD = 1e-6
+"""A feature of observations that deviates by less counts as constant."""
+
 # Deviations in units of a feature's scale: less is noise around a constant, and what it is raised to then.
-_NEARLY_CONSTANT = 3e-4
+_NEARLYSMALLEST_STD = 3e-4
 _RAISED = 0.01
 # Of the deviation: steps of noise are sqrt(2) deviations long, those of a signal far shorter.
 _JITTER = 0.5
@@ -43,13 +55,22 @@ def _described(value: Any) -> str:
     return repr(value)
 
 
+def as_array(values: Any) -> np.ndarray[Any, Any]:
+    """Return values as an array; objects that are numbers become numbers, other objects stay objects."""
+    try:
+        array = np.asarray(values)
+        return np.array(array.tolist()) if array.dtype == object else array
+    except ValueError:  # of several lengths
+        return np.empty((), object)
+
+
 def scalar_rewards(rewards: Any, count: int) -> np.ndarray[Any, Any]:
     """Return `(count,)` rewards, whatever shape they came in: `(count, 1)` becomes one number each.
 
     Raises:
         UserError: there are more or fewer, or they are no numbers.
     """
-    values = np.asarray(rewards)
+    values = as_array(rewards)
     if values.dtype.kind not in "fiub" or values.size != count:
         raise UserError(
             f"rewards are {values.dtype} of shape {values.shape}; they must be one number for each of {count} steps"
@@ -78,7 +99,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         for name in ("observations", "actions"):
-            values = np.asarray(getattr(self, name))
+            values = as_array(getattr(self, name))
             if values.dtype.kind not in "fiub" or values.ndim == 0:
                 raise UserError(
                     f"a trajectory's {name} are no array of numbers but {type(getattr(self, name)).__name__}; "
@@ -254,10 +275,10 @@ class Normalizer:
             part = observations[begin : begin + chunk].astype(np.float64) - mean
             squares += np.square(part).sum(axis=0)
         std = np.sqrt(squares / count)
-        varies = std >= _CONSTANT
+        varies = std >= SMALLEST_STD
         typical = np.median(std[varies]) if varies.any() else 0.0
         scale = np.maximum(np.abs(mean), typical)
-        raised = varies & (std < _NEARLY_CONSTANT * scale)
+        raised = varies & (std < _NEARLYSMALLEST_STD * scale)
         if raised.any():
             steps, number = np.zeros(int(raised.sum())), 0
             for begin in range(0, count, chunk):
@@ -265,7 +286,7 @@ class Normalizer:
                 steps += np.square(np.diff(part, axis=0)).sum(axis=0)
                 number += len(part) - 1
             raised[raised] = np.sqrt(steps / max(number, 1)) > _JITTER * std[raised]
-        std = np.where(varies, std + _CONSTANT, 1.0)
+        std = np.where(varies, std + SMALLEST_STD, 1.0)
         std = np.where(raised, _RAISED * scale, std)
         return cls(mean.astype(np.float32), std.astype(np.float32), tuple(np.flatnonzero(raised).tolist()))
 

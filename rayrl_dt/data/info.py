@@ -9,7 +9,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.envs import spaces_json
-from rayrl_dt.envs.recorded import RecordedEnv, spec_text
+from rayrl_dt.envs.recorded import RecordedEnv
+from rayrl_dt.envs.spec_text import spec_text
 
 __all__ = ["NOTES", "DatasetInfo"]
 

@@ -13,6 +13,8 @@ from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.envs.spec_text import writable
+from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
 
 __all__ = ["store_of_episodes"]
@@ -36,12 +38,17 @@ def store_of_episodes(
         UserError: a space is not supported, most episodes are bad, or there is none.
     """
     flattening, layout = Flattening(env.observation_space), ActionLayout(env.action_space)
+    notes = []
+    try:
+        spec = None if env.spec is None else writable(env.spec)
+    except UserError as error:
+        spec, notes = None, [f"the environment is not recorded: {error}"]
     info = DatasetInfo(
         source=source,
         observation_space=flattening.flat,
         action_space=layout.flat,
-        env_spec=env.spec,
-        metadata={NOTES: []},
+        env_spec=spec,
+        metadata={NOTES: notes},
         recorded_space=None if flattening.plain else env.observation_space,
         recorded_actions=None if layout.plain else env.action_space,
     )
@@ -60,9 +67,8 @@ def _attempts(
                 observations = np.stack([flattening(observation) for observation in observations])
             else:
                 observations = flattening.episode(observations)
-            rewards = np.asarray(episode.rewards)
             return Trajectory(
-                observations, layout.episode(episode.actions), rewards, bool(episode.terminated)
+                observations, layout.episode(episode.actions), episode.rewards, bool(episode.terminated)
             )
 
         yield attempt

@@ -15,6 +15,7 @@ import numpy as np
 
 from rayrl_dt.data.store import OwnSteps, TrajectoryStore
 from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.types import SMALLEST_STD
 
 __all__ = [
     "action_chunks",
@@ -40,16 +41,22 @@ _REWARD = 4.0
 _OUTLIER = 64.0
 # A scale that is this many times another is a mistake rather than a choice.
 _APART = 64.0
+_RUNNING = ("NormalizeObservation", "NormalizeReward")
+"""Wrappers of Gymnasium's that learn while an environment runs."""
 
 
 def action_range(store: TrajectoryStore) -> tuple[Array, Array]:
     """Return the `(A,)` lowest and highest continuous action that a policy takes.
 
     These are the space's bounds, or the range of the data where there are none: a bound that is infinite, or more
-    than a hundred times as large as the data's actions, is none.
+    than a hundred times as large as the data's actions, is none. A single action is in the middle.
     """
     low, high, _ = _bounds(store)
-    return low, np.where(high > low, high, low + 1.0)
+    one, space = high <= low, store.info.action_space
+    assert isinstance(space, gym.spaces.Box)
+    choice = space.low < space.high
+    least, most = np.where(choice, space.low, -np.inf), np.where(choice, space.high, np.inf)
+    return np.where(one, np.maximum(low - 0.5, least), low), np.where(one, np.minimum(high + 0.5, most), high)
 
 
 def action_chunks(store: TrajectoryStore) -> Iterator[Array]:
@@ -110,11 +117,23 @@ def scale_notes(store: TrajectoryStore) -> list[str]:
         f"with noise: it is scaled by {normalizer.std.flat[index]:.3g}, and small shifts of it are not blown up"
         for index in normalizer.raised
     ]
+    notes += [
+        f"{Flattening(space).feature(index)} of observations varies by less than {SMALLEST_STD:g}, which counts as "
+        "constant, so that policies do not see it: give it in a smaller unit, in the data and in the environment"
+        for index in _unseen(store)
+    ]
     if not any(rewards.any() for rewards in _chunks(store, "rewards")):
         notes.append(
             "all rewards are 0, so they say nothing about the size of those that an environment pays: where it pays "
             "more than about 1 a step, set training.return_scale, and reward_scale of critics"
         )
+    wrappers = () if info.env_spec is None else info.env_spec.additional_wrappers
+    notes += [
+        f"the data were recorded in {wrapper.name}, whose running statistics are not recorded: where policies act it "
+        "begins anew, and gives other numbers than the data's; record without it"
+        for wrapper in wrappers
+        if wrapper.name in _RUNNING
+    ]
     if isinstance(info.action_space, gym.spaces.Box):
         *_, far = _bounds(store)
         notes += [
@@ -123,6 +142,21 @@ def scale_notes(store: TrajectoryStore) -> list[str]:
             for index in np.flatnonzero(far).tolist()
         ]
     return notes
+
+
+def _unseen(store: TrajectoryStore) -> list[int]:
+    """Return the features that vary, and are not scaled."""
+    still = np.flatnonzero(store.normalizer.std.ravel() == 1.0)
+    if store.observations.dtype == np.uint8 or not len(still):
+        return []
+    lowest, highest = np.full(len(still), np.inf), np.full(len(still), -np.inf)
+    for chunk in _chunks(store, "observations"):
+        values = chunk.reshape(len(chunk), -1)[:, still]
+        lowest, highest = np.minimum(lowest, values.min(axis=0)), np.maximum(highest, values.max(axis=0))
+    spread = highest - lowest
+    # What deviates by exactly 1 spreads by more.
+    unseen: list[int] = still[(spread > 0) & (spread < 1)].tolist()
+    return unseen
 
 
 def _chunks(store: TrajectoryStore, name: str) -> Iterator[Array]:

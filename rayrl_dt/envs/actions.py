@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.types import as_array
 
 __all__ = ["ActionLayout", "whole_range"]
 
@@ -83,7 +84,7 @@ class ActionLayout:
         Raises:
             UserError: they do not fit the space.
         """
-        array = np.asarray(values)
+        array = as_array(values)
         if array.ndim == 0 or array.dtype.kind not in "fiub":
             raise UserError(f"actions are {array.dtype} and not numbers for each step; remove or repair it")
         shape = self.space.shape or ()

@@ -17,6 +17,7 @@ from gymnasium.spaces.utils import flatten_space
 
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
+from rayrl_dt.types import as_array
 
 __all__ = ["Flattening", "are_pixels", "has_numbers"]
 
@@ -55,18 +56,19 @@ class Flattening:
             UserError: the space has no part of a fixed size.
         """
         space = self.space
-        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype in _FLOATS
-        if vector or self.kept or _is_picture(space):
+        if self.kept or _is_picture(space):
             return space
         parts = [part for _, part in _parts(space) if isinstance(part, _PARTS)]
-        if not parts:
-            raise UserError(
-                f"observation space {space} has no part of numbers of a fixed size; wrap the environment first"
-            )
         boxes = [cast(gym.spaces.Box, flatten_space(part)) for part in parts if not self._packs(part)]
         if len(boxes) < len(parts):
             picture, *_ = (part.shape or () for part in parts if self._packs(part))
             return Packed(sum(int(np.prod(box.shape)) for box in boxes), picture)
+        if not sum(int(np.prod(box.shape)) for box in boxes):
+            raise UserError(
+                f"observation space {space} has no part of numbers of a fixed size; wrap the environment first"
+            )
+        if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype in _FLOATS:
+            return space
         low, high = (
             np.concatenate([getattr(box, bound) for box in boxes], dtype=np.float32, casting="unsafe")
             for bound in ("low", "high")
@@ -94,6 +96,17 @@ class Flattening:
             f"{name} ({type(part).__name__})"
             for name, part in _parts(self.space)
             if not isinstance(part, _PARTS)
+        ]
+
+    @property
+    def unrolled(self) -> list[str]:
+        """The parts that are pictures to the eye and a row of numbers to the model, as "name (shape)"."""
+        if self.kept or _is_picture(self.space):
+            return []
+        return [
+            f"{name} {part.shape}".strip()
+            for name, part in _parts(self.space)
+            if isinstance(part, gym.spaces.Box) and are_pixels(part.shape, np.uint8)
         ]
 
     def feature(self, index: int) -> str:
@@ -145,9 +158,12 @@ class Flattening:
             UserError: it does not fit the space.
         """
         space = self.space
+        listed = isinstance(space, gym.spaces.Tuple) and isinstance(observation, list)
+        if listed and as_array(observation).shape != self.flat.shape:
+            observation = tuple(observation)
         if isinstance(observation, dict | tuple):
             return _single(self.episode(_batch_of_one(observation))[0])
-        values = np.asarray(observation)
+        values = as_array(observation)
         if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and values.shape == (space.shape or ()):
             return _single(self.episode(values[None])[0])
         if values.shape != self.flat.shape:
@@ -226,7 +242,7 @@ def _one_hot(digits: Array, size: int) -> Array:
 
 def _numbers(values: Any, shape: tuple[int, ...] | None = None) -> Array:
     """Return the values of all steps, of the given shape each if one is given."""
-    array = np.asarray(values)
+    array = as_array(values)
     if array.ndim == 0 or array.dtype.kind not in "fiub":
         raise UserError(f"observations are {array.dtype} and not numbers for each step; remove or repair it")
     if shape is not None and array.shape[1:] != shape:
@@ -245,7 +261,7 @@ def _batch_of_one(observation: Any) -> Any:
         return {key: _batch_of_one(value) for key, value in observation.items()}
     if isinstance(observation, tuple):
         return tuple(_batch_of_one(value) for value in observation)
-    return observation if isinstance(observation, str) else np.asarray(observation)[None]
+    return observation if isinstance(observation, str) else as_array(observation)[None]
 
 
 def _has(space: Space, wanted: Space) -> bool:

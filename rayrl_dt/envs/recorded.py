@@ -21,10 +21,11 @@ from rayrl_dt.envs.atari import PREPROCESSING, TIME_LIMIT, is_game, outer_limit,
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
+from rayrl_dt.envs.spec_text import code_of, lettered, numbered, spec_of_text, writable
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError, one_line, whole
 
-__all__ = ["ENDLESS", "RecordedEnv", "name_of", "spec_text", "time_limit"]
+__all__ = ["ENDLESS", "RecordedEnv", "name_of", "time_limit"]
 
 ENDLESS = 1_000_000
 """A recorded limit of so many steps or more says that there is none."""
@@ -73,12 +74,17 @@ class RecordedEnv:
 
     @classmethod
     def of(cls, spec: EnvSpec, evaluation: EnvSpec | None = None) -> RecordedEnv:
-        """Take over a specification, and that of the environment to evaluate in if it is another."""
+        """Take over a specification, and that of the environment to evaluate in if it is another.
+
+        Raises:
+            UserError: no file can hold an argument of it.
+        """
+        spec = writable(spec)
         other = None if evaluation is None else cls.of(evaluation)
         kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
         made = cls(
             id=spec.id,
-            entry_point=_entry_point(spec.entry_point),
+            entry_point=code_of(spec.entry_point),
             kwargs=kwargs,
             max_episode_steps=time_limit(spec.max_episode_steps),
             wrappers=tuple(
@@ -101,7 +107,7 @@ class RecordedEnv:
             UserError: it is unknown.
         """
         if name.lstrip().startswith("{"):
-            return cls.of(_from_json(name)).changed(**kwargs).trusting()
+            return cls.of(spec_of_text(name)).changed(**kwargs).trusting()
         known, creator = _known(name)
         if known is None and creator is None:
             raise unknown(name)
@@ -208,6 +214,12 @@ class RecordedEnv:
             self._check(str(entry_point), gym.Env)
         for wrapper in self.wrappers:
             self._check(wrapper.entry_point, gym.Wrapper)
+            if wrapper.kwargs is None:
+                raise UserError(
+                    f"the environment {self.id} was recorded in {wrapper.name}, whose arguments are not recorded: they "
+                    "are functions or objects, or the wrapper is no gymnasium.utils.RecordConstructorArgs; register an "
+                    "environment that is made in it, and name that: package:Id-v0 (environment.env, or --env)"
+                )
         steps = self.max_episode_steps
         if known is not None and self.entry_point is None and steps is None:
             steps = time_limit(known.max_episode_steps)
@@ -246,7 +258,7 @@ class RecordedEnv:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
-        values = asdict(self)
+        values = lettered(asdict(self))
         del values["trusted"]
         evaluation = None if self.evaluation is None else self.evaluation.to_json()
         return {**values, "wrappers": list(values["wrappers"]), "evaluation": evaluation}
@@ -271,9 +283,9 @@ class RecordedEnv:
         return cls(
             id=values["id"],
             entry_point=values["entry_point"],
-            kwargs=values["kwargs"],
+            kwargs=numbered(values["kwargs"]),
             max_episode_steps=time_limit(values["max_episode_steps"]),
-            wrappers=tuple(Wrapping(**each) for each in values["wrappers"]),
+            wrappers=tuple(Wrapping(**numbered(each)) for each in values["wrappers"]),
             evaluation=None if evaluation is None else cls.from_json(evaluation),
         )
 
@@ -284,7 +296,7 @@ def name_of(creator: Callable[..., Any]) -> str:
     Raises:
         UserError: other processes could not import it.
     """
-    name = _entry_point(creator)
+    name = code_of(creator)
     if name is None or name.startswith("__main__:"):
         raise UserError(
             f"the environment {getattr(creator, '__name__', creator)!r} is a class that other processes cannot import; "
@@ -296,29 +308,6 @@ def name_of(creator: Callable[..., Any]) -> str:
 def _package(code: str) -> str:
     """Return the package of `package.module:name`."""
     return code.partition(":")[0].partition(".")[0]
-
-
-def _entry_point(code: Any) -> str | None:
-    """Return `module:name` of an entry point; None where it has none, as a lambda."""
-    if code is None or isinstance(code, str):
-        return code
-    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", ".")
-    return None if module is None or not name.isidentifier() else f"{module}:{name}"
-
-
-def spec_text(spec: EnvSpec) -> str:
-    """Return a specification as JSON, with the name of an entry point that is a class."""
-    return replace(spec, entry_point=_entry_point(spec.entry_point)).to_json()
-
-
-def _from_json(text: str) -> EnvSpec:
-    try:
-        return EnvSpec.from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"not an environment specification ({one_line(error)}); give an id such as Hopper-v5, or the output of "
-            "env.spec.to_json()"
-        ) from error
 
 
 def _known(name: str) -> tuple[EnvSpec | None, Any]:

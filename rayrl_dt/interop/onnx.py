@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import HEADER
 from rayrl_dt.models.encoders import encoder_of
+from rayrl_dt.models.head import ContinuousHead
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.types import Window
 
@@ -95,9 +96,9 @@ class _Flat(nn.Module):
         features = model.trunk(model.masked_inputs(window, mask), last_only=True)  # (B, 1, d)
         outputs = model.read_out(features)[:, -1]  # (B, O)
         action = model.in_env_units(head.mode(outputs))
-        if head.continuous:
-            low, high = torch.as_tensor(head.low), torch.as_tensor(head.high)
-            action = torch.clamp(action, low.to(action.dtype), high.to(action.dtype))
+        if isinstance(head, ContinuousHead):
+            low, high = (torch.as_tensor(limit).to(action.dtype) for limit in head.limits)
+            action = torch.clamp(action, low, high)
         return action, outputs
 
 

@@ -172,7 +172,11 @@ class Head(ABC):
 
 
 class ContinuousHead(Head):
-    """What heads of continuous actions share: vectors in [-1, 1] that are scaled to the action's bounds."""
+    """What heads of continuous actions share: vectors in [-1, 1] that are scaled to the action's bounds.
+
+    Attributes:
+        limits: `(A,)` lowest and highest action; `low` and `high`, but for what the space leaves no choice.
+    """
 
     continuous = True
     dtype = np.float32
@@ -181,6 +185,10 @@ class ContinuousHead(Head):
         super().__init__(space, low, high)
         self.size = self.outputs = len(low)
         self.shape = (self.size,)
+        assert isinstance(space, gym.spaces.Box)
+        # Where the space leaves no choice there is a range nevertheless, for actions to be divided by.
+        one = space.low == space.high
+        self.limits = np.where(one, space.low, self.low), np.where(one, space.high, self.high)
 
     @classmethod
     def fits(cls, space: gym.Space[Any]) -> bool:
@@ -207,5 +215,5 @@ class ContinuousHead(Head):
     def to_array(self, actions: Tensor) -> Array:
         """Return what is within the bounds; see `Head`."""
         values = actions.cpu().numpy()
-        found: Array = np.clip(values.astype(self.low.dtype), self.low, self.high)
+        found: Array = np.clip(values.astype(self.low.dtype), *self.limits)
         return found

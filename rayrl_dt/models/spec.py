@@ -17,6 +17,7 @@ from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.packed import Packed
+from rayrl_dt.envs.spec_text import spec_text
 from rayrl_dt.errors import UserError, number, one_of
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of, stacked
@@ -216,7 +217,7 @@ class PolicySpec:
             env=env,
             dataset=store.info.source,
             data_returns=_described(returns),
-            collected_in=None if spec is None else spec.to_json(),
+            collected_in=None if spec is None else spec_text(spec),
             metadata=dict(store.info.metadata),
             recorded_space=store.info.recorded_space,
             recorded_actions=store.info.recorded_actions,

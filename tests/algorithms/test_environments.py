@@ -14,10 +14,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import RescaleAction
 from ray.tune.registry import register_env
 
-from rayrl_dt import DT, OnlineDTConfig, UserError
+from rayrl_dt import DT, OnlineDTConfig, SequencePolicy, UserError
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
 from rayrl_dt.runs import loop as runs
@@ -122,15 +123,9 @@ def test_a_trial_of_tune_makes_what_the_script_registered(
     assert target["lengths"] == [8, 8]
 
 
-def test_a_run_keeps_the_recorded_environment_when_it_goes_on(
-    joining_ray: dict[str, str], tmp_path: Path
-) -> None:
-    """A limit, a wrapper and an environment of its own to evaluate in: in training, after `--resume`, and in `eval`."""
-    collected = RescaleAction(gym.make("Pendulum-v1", max_episode_steps=7, g=4.0), -1.0, 1.0)
-    evaluated = RescaleAction(gym.make("Pendulum-v1", max_episode_steps=11, g=3.0), -1.0, 1.0)
-    data = record(collected, tmp_path / "data", env_spec=collected.spec, evaluation_spec=evaluated.spec)
-    folder, file = tmp_path / "run", tmp_path / "config.yaml"
-    values = {
+def run_of(data: str) -> dict[str, Any]:
+    """A config file's content for two steps and an evaluation."""
+    return {
         "algorithm": "DT",
         "offline_data": {"dataset": data},
         "rl_module": {
@@ -143,6 +138,31 @@ def test_a_run_keeps_the_recorded_environment_when_it_goes_on(
         },
         "evaluation": {"target_returns": "-20,-5", "episodes_per_target": 1},
     }
+
+
+@pytest.mark.parametrize("spec", [None, EnvSpec("Lost-v0", entry_point="no_such_package:Lost")])
+def test_a_run_without_an_environment_trains_to_its_end(
+    ray_session: None, tmp_path: Path, spec: EnvSpec | None
+) -> None:
+    data = record(Walk(), tmp_path / "data", env_spec=spec)
+    outcome = runs.train(run_of(data), tmp_path / "run")
+    assert outcome.last["gradient_steps"] == 2 and outcome.last.get("evaluation") is None
+    policy = SequencePolicy.load(tmp_path / "run")
+    policy.reset()
+    assert Walk.action_space.contains(policy.act(np.zeros(2, np.float32)))
+    with pytest.raises(UserError, match="name one with --env" if spec is None else "so it was not run"):
+        evaluate_bundle(tmp_path / "run", targets="1", episodes_per_target=1)
+
+
+def test_a_run_keeps_the_recorded_environment_when_it_goes_on(
+    joining_ray: dict[str, str], tmp_path: Path
+) -> None:
+    """A limit, a wrapper and an environment of its own to evaluate in: in training, after `--resume`, and in `eval`."""
+    collected = RescaleAction(gym.make("Pendulum-v1", max_episode_steps=7, g=4.0), -1.0, 1.0)
+    evaluated = RescaleAction(gym.make("Pendulum-v1", max_episode_steps=11, g=3.0), -1.0, 1.0)
+    data = record(collected, tmp_path / "data", env_spec=collected.spec, evaluation_spec=evaluated.spec)
+    folder, file = tmp_path / "run", tmp_path / "config.yaml"
+    values = run_of(data)
     runs.train(values, folder)
     file.write_text(yaml.safe_dump(values))
     longer = [sys.executable, "-m", "rayrl_dt", "train", str(file), "--out", str(folder), "--resume"]

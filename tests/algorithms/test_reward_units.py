@@ -49,6 +49,10 @@ RUNS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "AWAC": (DTConfig, {"objective": "awac"}, {}),
     "TD3+ODT": (OnlineDTConfig, {}, {"alpha": 0.3, **FINETUNED}),
     "TD3": (OnlineDTConfig, {}, {"bc_weight": 0.0, "alpha": 1.0, **FINETUNED}),
+    "SAC online": (OnlineDTConfig, {}, {"rl_gradient": "sac", **FINETUNED}),
+    "PG online": (OnlineDTConfig, {}, {"rl_gradient": "pg", **FINETUNED}),
+    "AWAC online": (OnlineDTConfig, {}, {"rl_gradient": "awac", **FINETUNED}),
+    "Q-Align": (DTConfig, {"objective": "q_align"}, {}),
     "IQL": (IQLConfig, {"critic_width": 16}, {}),
     "CQL": (CQLConfig, {"critic_width": 16}, {}),
     "TD3+BC": (TD3BCConfig, {"critic_width": 16}, {}),
@@ -90,15 +94,17 @@ def trained(run: str, store: TrajectoryStore, folder: Path) -> tuple[dict[str, T
     preset, training, online = RUNS[run]
     dataset = f"store:{store.save(folder / 'data')}"
     config = preset().offline_data(dataset=dataset)
+    judged = training.get("objective") in ("pg", "awac")
+    head = "gaussian" if online.get("rl_gradient") in ("sac", "pg") else "auto"
     memoryless = preset in (IQLConfig, CQLConfig, TD3BCConfig)
-    config.rl_module(model_config={"embed_dim": 16} if memoryless else SMALL)
+    config.rl_module(model_config={"embed_dim": 16} if memoryless else {**SMALL, "head": head})
     options = {"train_batch_size_per_learner": BATCH, "warmup_steps": 5, "lr": 1e-3, "precision": "fp32"}
     config.training(gradient_steps_per_iteration=UPDATES, **options, **training)
     if online:
         config.online(**online)
     else:
         config.training(gradient_steps=UPDATES)
-    if "objective" in training:
+    if judged:
         model = build_model(store, **SMALL)
         bundle = save_bundle(model.spec, model.state_dict(), folder / "judge")
         add_critic(bundle, training=FITTED, dataset=dataset)
@@ -108,7 +114,7 @@ def trained(run: str, store: TrajectoryStore, folder: Path) -> tuple[dict[str, T
     learner = config.build_learner(spaces={DEFAULT_MODULE_ID: (spec.observation_space, spec.action_space)})
     learner.build()
     module = learner.sequence_module
-    if "objective" in training:
+    if judged:
         module.critic.load_state_dict(Bundle.open(bundle).critic_for(spec).state_dict())
     (source,) = data.iterators(0)
     windows = list(source.batches(rank=0, first_step=0, count=UPDATES))

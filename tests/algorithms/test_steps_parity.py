@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from builders import scramble
@@ -261,3 +264,27 @@ def test_td3_odt_steps_are_the_papers(dataset: str, interval: int, layer_norm: b
     train(learner, batches)
     for name in ("model", "critic", "target_model", "target_critic"):
         assert_same(getattr(learner.networks, name), getattr(copied, name))
+
+
+def test_what_a_filter_hides_shapes_no_policy(
+    make_store: Callable[..., TrajectoryStore], tmp_path: Path
+) -> None:
+    """`below_return` pretends that episodes do not exist: no mean, bound or scale knows of them."""
+    store = make_store(lengths=(3, 5, 8, 13))
+    best = int(store.episode_returns.argmax())
+    steps = slice(store.starts[best], store.starts[best] + store.lengths[best])
+    for values in (store.actions, store.observations, store.rewards):
+        values[steps] += 700
+    anywhere = gym.spaces.Box(-np.inf, np.inf, store.actions.shape[1:])
+    info = replace(store.info, action_space=anywhere)
+    episodes = [store.trajectory(number) for number in range(store.num_episodes)]
+    found = []
+    for name, kept in (("all", episodes), ("alone", [*episodes[:best], *episodes[best + 1 :]])):
+        TrajectoryStore.from_trajectories(kept, info).save(tmp_path / name)
+        config = DTConfig().offline_data(dataset=f"store:{tmp_path / name}", below_return=500.0)
+        SequenceOfflineData(config)
+        found.append(config.resolved_spec)
+    one, other = (replace(spec, normalizer=None, dataset="", metadata={}) for spec in found)
+    np.testing.assert_array_equal(found[0].normalizer.mean, found[1].normalizer.mean)
+    np.testing.assert_array_equal(found[0].normalizer.std, found[1].normalizer.std)
+    assert one == other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -93,6 +94,67 @@ def test_bad_episodes_are_left_out_and_said() -> None:
         store_of_episodes(episodes, env)
     with pytest.raises(UserError, match="own episodes holds no episodes"):
         store_of_episodes([], env)
+
+
+@pytest.mark.parametrize("kind", [object, ">f4", "f8", "list", "reversed"])
+def test_however_numbers_are_kept_they_are_the_same(kind: Any) -> None:
+    env = _Env(OBSERVATIONS["vector"], ACTIONS["vector"])
+    (plain,) = _episodes(env, 1)
+
+    def kept(values: Any) -> Any:
+        array = np.array(values)
+        if kind == "list":
+            return array.tolist()
+        return array[::-1].copy()[::-1] if kind == "reversed" else array.astype(kind)
+
+    odd = RawEpisode(kept(plain.observations), kept(plain.actions), kept(plain.rewards), plain.terminated)
+    found, wanted = (store_of_episodes([each], env) for each in (odd, plain))
+    for name in ("observations", "actions", "rewards", "returns_to_go"):
+        one, other = getattr(found, name), getattr(wanted, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_choices_kept_as_objects_stay_whole() -> None:
+    env = _Env(OBSERVATIONS["number"], ACTIONS["choice"])
+    (episode,) = _episodes(env, 1)
+    as_objects = replace(episode, actions=episode.actions.astype(object))
+    store = store_of_episodes([as_objects], env)
+    assert store.actions.dtype == np.int64 and store.actions.tolist() == episode.actions.tolist()
+    for bad in (np.array([None] * 5), np.array(["a"] * 5, object)):
+        with pytest.raises(UserError, match=r"rewards are .*; they must be one number for each of 5 steps"):
+            store_of_episodes([replace(episode, rewards=bad)], env)
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        (
+            spaces.Dict(camera=spaces.Box(0, 255, (36, 40, 3), np.uint8), at=spaces.Box(-1, 1, (2,))),
+            "camera (36",
+        ),
+        (spaces.Box(0, 1, (36, 40, 3)), "(36"),
+        (spaces.Box(0, 255, (36, 40, 3), np.uint8), None),
+    ],
+)
+def test_pictures_that_meet_no_convolutions_are_named(space: gym.Space[Any], name: str | None) -> None:
+    env = _Env(space, ACTIONS["vector"])
+    notes = store_of_episodes(_episodes(env, 2, steps=2), env).info.metadata.get(NOTES, [])
+    assert [
+        note.startswith(f"the picture {name}, 40, 3) of observations is read as a row") for note in notes
+    ] == ([] if name is None else [True])
+
+
+def test_an_environment_that_cannot_be_written_is_left_out_and_said() -> None:
+    env = gym.make("Pendulum-v1", disable_env_checker=True)
+    assert env.spec is not None
+    env.spec.kwargs["g"] = lambda: 9.8
+    store = store_of_episodes(_episodes(_Env(env.observation_space, env.action_space), 2), env)
+    assert store.info.env_spec is None
+    (note,) = store.info.metadata[NOTES]
+    assert note.startswith(
+        "the environment is not recorded: the environment Pendulum-v1 was made with g=<function"
+    )
 
 
 def test_what_is_no_array_is_sent_there() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from rayrl_dt.data import preview
 from rayrl_dt.data.filters import below_return
@@ -31,6 +32,15 @@ def test_bounds_far_beyond_the_data_are_none(make_store: Any, far: float) -> Non
     assert len(notes) == (0 if np.isinf(far) else 2)
     assert all("more than 100 times as large as the data's actions" in note for note in notes)
     assert preview.statistics(bounded(store, [-far, -1], [far, far]))["notes"] == notes
+
+
+@pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
+def test_wrappers_that_learn_while_they_run_are_named(make_store: Any, wrapper: Any) -> None:
+    spec = wrapper(gym.make("Pendulum-v1")).spec
+    store = make_store()
+    store = replace(store, info=replace(store.info, env_spec=spec))
+    (note,) = preview.statistics(store)["notes"]
+    assert note.startswith(f"the data were recorded in {wrapper.__name__}, whose running statistics are not")
 
 
 def test_bounds_that_the_data_come_near_are_kept(make_store: Any) -> None:
@@ -57,6 +67,24 @@ def test_a_nearly_constant_feature_is_not_blown_up(make_store: Any) -> None:
         "feature 1",
         "feature 2",
     ]
+
+
+def test_a_unit_that_makes_a_feature_vanish_is_named(make_store: Any) -> None:
+    store = make_store()
+    store.observations[:, 1] *= 1e-9
+    store.observations[:, 2] = 7
+    store = replace(store, normalizer=Normalizer.fit(store.observations))
+    (note,) = preview.statistics(store)["notes"]
+    assert note.startswith("feature 1 of observations varies by less than 1e-06, which counts as constant")
+
+
+def test_a_single_action_is_in_the_middle(make_store: Any) -> None:
+    store = make_store()
+    store.actions[:, 1] = 0.5
+    for low, high, wanted in ((-np.inf, 1e9, (0, 1)), (0.5, np.inf, (0.5, 1)), (0.5, 0.5, (0, 1))):
+        np.testing.assert_array_equal(
+            action_range(bounded(store, [-1, low], [1, high])), [[-1, wanted[0]], [1, wanted[1]]]
+        )
 
 
 def test_a_small_signal_is_no_noise() -> None:

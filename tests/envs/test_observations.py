@@ -39,6 +39,10 @@ SPACES: dict[str, gym.Space[Any]] = {
     ),
     "grey picture beside numbers": spaces.Tuple([Box(0, 255, (36, 36), np.uint8), Box(-1, 1, (1,))]),
     "text beside numbers": spaces.Dict({"say": spaces.Text(4), "at": Box(-1, 1, (2,))}),
+    "list beside numbers": spaces.Tuple([spaces.Sequence(Box(-1, 1, (2,))), Box(-1, 1, (2,))]),
+    "graph beside numbers": spaces.Dict(
+        {"near": spaces.Graph(Box(-1, 1, (2,)), None), "at": Box(-1, 1, (2,))}
+    ),
 }
 
 
@@ -147,9 +151,24 @@ def test_observations_that_do_not_fit_are_refused(name: str, observation: Any, w
     assert "\n" not in str(caught.value)
 
 
-def test_a_space_without_numbers_is_refused() -> None:
+@pytest.mark.parametrize(
+    "space", [spaces.Dict({"say": spaces.Text(4)}), Box(-1, 1, (0,)), spaces.Sequence(Box(-1, 1, (2,)))]
+)
+def test_a_space_without_numbers_is_refused(space: gym.Space[Any]) -> None:
     with pytest.raises(UserError, match="no part of numbers"):
-        Flattening(spaces.Dict({"say": spaces.Text(4)})).flat  # noqa: B018
+        Flattening(space).flat  # noqa: B018
+
+
+def test_lists_stand_for_tuples_and_for_what_is_left_out() -> None:
+    pair = Flattening(spaces.Tuple([spaces.Discrete(2), Box(-1, 1, (2,))]))
+    for given in ([1, [0.5, -0.5]], (1, np.array([0.5, -0.5])), [0, 1, 0.5, -0.5]):
+        np.testing.assert_array_equal(pair(given), [0, 1, 0.5, -0.5])
+    with pytest.raises(UserError, match="do not fit Tuple"):
+        pair([1])
+    ragged = Flattening(spaces.Dict({"near": spaces.Sequence(Box(-1, 1, (2,))), "at": Box(-1, 1, (1,))}))
+    np.testing.assert_array_equal(ragged({"near": [[1, 2], [3]], "at": [0.5]}), [0.5])
+    with pytest.raises(UserError, match="not numbers"):
+        ragged({"near": [], "at": [[1], [2, 3]]})
 
 
 def test_features_are_called_by_their_place() -> None:

@@ -10,10 +10,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import RenderCollection, RescaleAction, TransformReward
+from gymnasium.wrappers import RenderCollection, RescaleAction, TransformObservation, TransformReward
 
 from rayrl_dt.envs import RecordedEnv
-from rayrl_dt.envs.recorded import spec_text, time_limit
+from rayrl_dt.envs.recorded import time_limit
+from rayrl_dt.envs.spec_text import spec_text
 from rayrl_dt.errors import UserError
 
 
@@ -146,6 +147,48 @@ def test_wrappers_of_strangers_are_not_run() -> None:
     odd = replace(recorded.wrappers[-1], entry_point="os:system")
     with pytest.raises(UserError, match="os:system, so it was not run"):
         replace(recorded, wrappers=(odd,)).make()
+
+
+class Doubled(gym.Wrapper[Any, Any, Any, Any]):
+    """Records no arguments."""
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: TransformReward(env, lambda reward: reward),
+        lambda env: TransformObservation(env, lambda seen: seen, env.observation_space),
+        lambda env: Doubled(env),
+    ],
+    ids=["function", "function and space", "no arguments"],
+)
+def test_a_wrapper_that_cannot_be_written_is_named(wrap: Any) -> None:
+    made = wrap(gym.make("Pendulum-v1"))
+    recorded = again(RecordedEnv.of(EnvSpec.from_json(spec_text(made.spec))))
+    assert recorded == RecordedEnv.of(made.spec)
+    with pytest.raises(
+        UserError, match=rf"recorded in {type(made).__name__}, .*register an environment"
+    ) as caught:
+        recorded.trusting().make()
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_numpy_are_written() -> None:
+    low, high = np.float32(-1), np.float32(1)
+    made = RescaleAction(gym.make("Pendulum-v1", g=np.float64(4.0)), low, high)
+    recorded = again(RecordedEnv.of(EnvSpec.from_json(spec_text(made.spec))))
+    assert recorded == RecordedEnv.of(made.spec) and recorded.kwargs == {"g": 4.0}
+    assert recorded.make().action_space == made.action_space and recorded.make().unwrapped.g == 4.0
+    with pytest.raises(UserError, match=r"Mine-v0 was made with size=<object .*, which no file can hold"):
+        spec_text(EnvSpec("Mine-v0", entry_point=Mine, kwargs={"size": object()}))
+
+
+def test_numbers_that_json_has_not_come_back() -> None:
+    made = RescaleAction(gym.make("Pendulum-v1", g=np.inf), -1.0, 1.0)
+    recorded = RecordedEnv.of(made.spec, gym.make("Pendulum-v1", g=-np.inf).spec)
+    assert again(recorded) == recorded and again(recorded).make().unwrapped.g == np.inf
+    unknown = again(RecordedEnv("Pendulum-v1", kwargs={"grid": [1, float("nan")]}))
+    assert np.isnan(unknown.kwargs["grid"][1])
 
 
 def test_what_the_user_names_is_known_by_its_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.blocks import attention_bias
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
@@ -314,6 +315,28 @@ def test_continuous_actions_stay_within_the_bounds_of_the_space(make_store: Make
             action = SequenceModel(spec).to_env_actions(torch.full((1, 500), extreme))
             assert action.dtype == dtype
             assert space.contains(action[0])
+
+
+@pytest.mark.parametrize("far", [1e6, 1e38, np.inf])
+def test_bounds_far_beyond_the_data_are_no_actions(make_store: MakeStore, far: float) -> None:
+    store = make_store()
+    space = gym.spaces.Box(np.array([-far, -1], np.float32), np.array([far, 1], np.float32))
+    store = replace(store, info=replace(store.info, action_space=space))
+    spec = PolicySpec.from_store(ModelConfig(), store, return_scale=None)
+    found = SequenceModel(spec).to_env_actions(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    wanted = [[store.actions[:, 0].min(), -1], [store.actions[:, 0].max(), 1]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_where_the_space_leaves_no_choice_none_is_made(make_store: MakeStore) -> None:
+    store = make_store()
+    store.actions[:, 1] = 0.5
+    space = gym.spaces.Box(np.array([-1, 0.5], np.float32), np.array([1, 0.5], np.float32))
+    store = replace(store, info=replace(store.info, action_space=space))
+    model = SequenceModel(PolicySpec.from_store(ModelConfig(), store, return_scale=None))
+    for extreme in (-1.0, 0.3, 1.0):
+        assert space.contains(model.to_env_actions(torch.full((1, 2), extreme))[0])
+    assert model.to_model_actions(torch.tensor([[0.0, 0.5]])).isfinite().all()
 
 
 @pytest.mark.parametrize("start", [0, 3, -9])

@@ -42,6 +42,11 @@ def clean(
     notes += [
         f"the part {name} of observations is left out: it is no numbers" for name in flattening.left_out
     ]
+    notes += [
+        f"the picture {name} of observations is read as a row of numbers; convolutions read observations that are one "
+        "picture of bytes (uint8) and nothing else"
+        for name in flattening.unrolled
+    ]
     bad: Counter[str] = Counter()
     first_bad: UserError | None = None
     kept = 0

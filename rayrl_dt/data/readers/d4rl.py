@@ -160,13 +160,20 @@ def _ends(file: Path, columns: dict[str, Any]) -> tuple[Array, list[str]]:
                 "next_observations are not the observations of the next step; its flags alone end episodes"
             )
         elif seams.any():
-            # A flag one step late stands at the first step of an episode that goes on.
-            late = np.zeros(count, bool)
-            late[1:] = seams[:-1] & timeouts[1:] & ~terminals[1:] & ~jumps[1:]
-            ended = (ended | seams) & ~late
+            # A late flag stands at the first step of an episode that goes on, an early one at the last step but one.
+            goes_on = timeouts & ~terminals & ~jumps
+            late, early = np.zeros((2, count), bool)
+            late[1:] = seams[:-1] & goes_on[1:]
+            early[:-1] = seams[1:] & goes_on[:-1] & ~late[:-1]
+            ended = (ended | seams) & ~late & ~early
+            shifted = ((late, "late"), (early, "early"))
             notes.append(
                 f"episodes end where next_observations jump without a flag: {seams.sum():,} seams"
-                + (f", at {late.sum():,} of which the flag comes one step late" if late.any() else "")
+                + "".join(
+                    f", at {where.sum():,} of which the flag comes one step {how}"
+                    for where, how in shifted
+                    if where.any()
+                )
             )
     ends = np.flatnonzero(ended)
     if len(ends) == 0:

@@ -46,6 +46,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening, has_numbers
+from rayrl_dt.envs.spec_text import writable
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
 
@@ -157,7 +158,8 @@ def write(
         The data set id.
 
     Raises:
-        UserError: the id is malformed or taken, or an episode does not fit the spaces.
+        UserError: the id is malformed or taken, an episode does not fit the spaces, or no file can hold an argument
+            of the environment.
     """
     check_id(dataset_id)
     target = datasets_root() / dataset_id
@@ -180,13 +182,15 @@ def write(
         metadata |= {"ref_min_score": float(ref_min_score), "ref_max_score": float(ref_max_score)}
     if code_permalink is not None:
         metadata["code_permalink"] = code_permalink
+    spec = gym.spec(env_spec) if isinstance(env_spec, str) else env_spec
+    spec = None if spec is None else writable(spec)
     aside = stage(target)
     try:
         storage = MinariStorage.new(
             aside / "data",
             observation_space=observation_space,
             action_space=action_space,
-            env_spec=gym.spec(env_spec) if isinstance(env_spec, str) else env_spec,
+            env_spec=spec,
             jpeg_encoding=False,  # lossless
         )
         storage.update_metadata(metadata)

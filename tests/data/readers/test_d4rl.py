@@ -180,6 +180,19 @@ def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, 
     )
 
 
+def test_timeouts_that_come_one_step_early_are_put_right(make_trajectories: Any, tmp_path: Path) -> None:
+    trajectories = make_trajectories(lengths=(5, 8, 6, 9, 2))
+    arrays = _arrays(trajectories, unfinished=3)
+    arrays["timeouts"] = np.roll(arrays["timeouts"], -1)
+    found, info = d4rl.read(_write(tmp_path / "early.hdf5", arrays))
+    _assert_same(found, trajectories)
+    (note,) = info.metadata["notes"]
+    assert note == (
+        "episodes end where next_observations jump without a flag: 2 seams, "
+        "at 2 of which the flag comes one step early"
+    )
+
+
 def test_rounding_is_no_seam(make_trajectories: Any, tmp_path: Path) -> None:
     trajectories = make_trajectories()
     arrays = _arrays(trajectories)
