@@ -60,12 +60,17 @@ def learners_lost(learner_group: Any) -> int:
     lost = 0
     for worker in () if learner_group.is_local else learner_group._workers:
         try:
-            ray.get(worker.ping.remote(), timeout=_PING_S)
+            ray.get(worker.apply.remote(_alive), timeout=_PING_S)
         except RayActorError:
             lost += 1
         except GetTimeoutError:
             pass  # it waits for the dead
     return lost
+
+
+def _alive(learner: Any) -> bool:
+    """Answer."""
+    return True
 
 
 def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) -> Any:
