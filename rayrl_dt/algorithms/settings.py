@@ -119,8 +119,8 @@ class TrainingSettings(Settings):
             convolutions alone, as in that for Atari.
         adam_beta2: how slowly AdamW forgets the size of gradients.
         grad_clip: largest norm of the policy's whole gradient; None for any.
-        return_scale: raw returns are divided by it; None for the largest absolute one of the data, so that the rewards'
-            unit changes nothing.
+        return_scale: raw returns are divided by it; None for a quarter of the largest absolute one of the data, so that
+            the rewards' unit changes nothing.
         precision: "auto" (bf16 where the hardware multiplies it natively), "bf16" or "fp32".
     """
 

@@ -176,7 +176,7 @@ class PolicySpec:
         Args:
             model: the user's choices.
             store: training data, before any filter (statistics come from all of it).
-            return_scale: None for the largest absolute return.
+            return_scale: None for a quarter of the largest absolute return.
             env: overrides the data set's own environment.
 
         Raises:

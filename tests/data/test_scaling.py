@@ -122,6 +122,6 @@ def test_scales_are_those_of_what_a_view_holds(make_store: Any) -> None:
     store = make_store(lengths=(3, 3))
     store = replace(store, rewards=np.array([1, 2, 3, 400, 500, 600], np.float32))
     store = replace(store, returns_to_go=np.array([6, 5, 3, 1500, 1100, 600], np.float32))
-    assert (reward_scale(store), return_scale(store)) == (251 / 4, 1500.0)
+    assert (reward_scale(store), return_scale(store)) == (251 / 4, 375.0)
     view = below_return(store, 100.0)
-    assert (reward_scale(view), return_scale(view)) == (0.5, 6.0)
+    assert (reward_scale(view), return_scale(view)) == (0.5, 1.5)

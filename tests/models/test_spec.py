@@ -134,13 +134,13 @@ def test_policies_of_earlier_formats_know_their_environment(make_store: MakeStor
     ("returns", "scale"),
     [
         ([0.0, 0.0], 1.0),
-        ([0.0, 1.0], 1.0),
-        ([-1.0, 9.75], 9.75),
-        ([-1900.0, -2.0], 1900.0),
-        ([0.03125, 0.0], 0.03125),
+        ([0.0, 1.0], 0.25),
+        ([-1.0, 9.75], 2.4375),
+        ([-1900.0, -2.0], 475.0),
+        ([0.03125, 0.0], 0.0078125),
     ],
 )
-def test_return_scale_is_the_largest_return(returns: list[float], scale: float) -> None:
+def test_return_scale_is_a_quarter_of_the_largest_return(returns: list[float], scale: float) -> None:
     space = gym.spaces.Box(-1, 1, (1,), np.float32)
     episodes = [
         Trajectory(
