@@ -145,7 +145,7 @@ def test_a_run_is_the_same_in_any_unit(
             assert all(torch.equal(weights[name], others[name]) for name in weights)
         for one, other in zip(seen, found, strict=True):
             # What rounding moves over the edge of an order is pushed, or not, by whole steps of Adam.
-            tolerance = 2e-3 if run == "Q-Align" else 1e-5
+            tolerance = 1e-2 if run == "Q-Align" else 1e-5
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
