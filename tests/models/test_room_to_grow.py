@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ from rayrl_dt.types import Normalizer, Trajectory
 
 MakeStore = Callable[..., TrajectoryStore]
 BINS = 5
+
+
+@pytest.fixture(autouse=True)
+def same_order() -> Iterator[None]:
+    """Leaves the table of encoders as it was: the first that fits is taken, and what returns comes last."""
+    rows = dict(ENCODERS)
+    yield
+    ENCODERS.clear()
+    ENCODERS.update(rows)
 
 
 class BinnedHead(ContinuousHead):

@@ -40,7 +40,11 @@ try:
     def nodes_of_runners():
         manager = algorithm.env_runner_group._worker_manager
         where = lambda _: ray.get_runtime_context().get_node_id()
-        return [ray.get(manager.actors()[runner].apply.remote(where)) for runner in manager.healthy_actor_ids()]
+        while True:  # one that has just come back may not answer yet
+            try:
+                return [ray.get(manager.actors()[one].apply.remote(where)) for one in manager.healthy_actor_ids()]
+            except ray.exceptions.RayActorError:
+                time.sleep(0.5)
 
     begin = nodes_of_runners()
     while algorithm.collected_episodes < 4:
