@@ -24,6 +24,7 @@ def follow(page: str, folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
     environment = {
         **os.environ,
+        "RAY_ADDRESS": "local",  # a script would join a Ray that another test has started
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

@@ -40,11 +40,13 @@ try:
     def nodes_of_runners():
         manager = algorithm.env_runner_group._worker_manager
         where = lambda _: ray.get_runtime_context().get_node_id()
-        while True:  # one that has just come back may not answer yet
+        found = []
+        for runner in manager.healthy_actor_ids():
             try:
-                return [ray.get(manager.actors()[one].apply.remote(where)) for one in manager.healthy_actor_ids()]
-            except ray.exceptions.RayActorError:
-                time.sleep(0.5)
+                found.append(ray.get(manager.actors()[runner].apply.remote(where), timeout=30))
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                pass  # it was lost, or has just come back
+        return found
 
     begin = nodes_of_runners()
     while algorithm.collected_episodes < 4:
