@@ -183,6 +183,7 @@ def _leave_fresh_memory_alone() -> None:
 
     That takes a tenth of a step, and nothing here reads what it has not written.
     """
+    # Its stubs leave out that the module has this property.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

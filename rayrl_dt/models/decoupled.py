@@ -97,20 +97,17 @@ class DecoupledTrunk(TransformerTrunk, ReturnBlindTrunk):
         if read.dim() == 3 or not self.training:
             fed: Tensor = block.mlp(read)
             return fed
-        source, found = block.mlp.dropout.source, []
-        start = source.position()
-        for each in read:
-            source.rewind(start)
-            found.append(block.mlp(each))
-        return torch.stack(found)
+        return block.mlp.dropout.source.same_for_each(block.mlp, read)
 
     def _modulation_by(self, returns_to_go: Tensor) -> Tensor:
         """Return scales and shifts `(..., 2 d or 4 d)` for returns `(..., 1)`: zeros, where nothing is asked for."""
+        modulation: Tensor
         if not self._knows_nothing:
-            modulation: Tensor = self.modulation(returns_to_go)
+            modulation = self.modulation(returns_to_go)
             return modulation
         unasked = returns_to_go.isnan()
-        return self.modulation(returns_to_go.masked_fill(unasked, 0.0)).masked_fill(unasked, 0.0)  # type: ignore[no-any-return]
+        modulation = self.modulation(returns_to_go.masked_fill(unasked, 0.0))
+        return modulation.masked_fill(unasked, 0.0)
 
     def forward(self, inputs: TrunkInputs, *, last_only: bool = False) -> Tensor:
         """Return features `(B, P, d)`, each for its own step's return."""

@@ -6,6 +6,7 @@ lanes of NumPy's 64-bit random words with a threshold draws the same law (to 1/6
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,20 @@ class DropoutSource:
         for generator in self._generators.values():
             generator.manual_seed(seed)
 
-    def position(self) -> Any:
-        """Return where the masks are, for `rewind`."""
+    def same_for_each(self, function: Callable[[Tensor], Tensor], values: Iterable[Tensor]) -> Tensor:
+        """Return what a function makes of each of the values, stacked; all of them see the same masks."""
+        start, found = self._position(), []
+        for value in values:
+            self._rewind(start)
+            found.append(function(value))
+        return torch.stack(found)
+
+    def _position(self) -> Any:
+        """Return where the masks are, for `_rewind`."""
         on_devices = {device: generator.get_state() for device, generator in self._generators.items()}
         return self._words.state, on_devices
 
-    def rewind(self, position: Any) -> None:
+    def _rewind(self, position: Any) -> None:
         """Draw the masks after a `position` once more."""
         self._words.state, on_devices = position
         for device, generator in self._generators.items():

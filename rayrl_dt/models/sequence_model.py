@@ -114,18 +114,19 @@ class SequenceModel(nn.Module):
             scaled = scaled.masked_fill(~inputs.mask[..., None], 0)
         if isinstance(self.trunk, ReturnBlindTrunk):
             context = self.trunk.context(inputs, last_only=last_only)  # (B, P, d)
-            return self.head(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))  # type: ignore[no-any-return]
+            found: Tensor = self.head(self.trunk.ask(context, scaled[:, :, -context.shape[1] :]))
+            return found
         if not self.training:
             # Nothing is drawn, and one forward of many windows takes less than many of few.
             together = inputs.repeated(len(scaled), scaled.flatten(0, 1))  # (M B, K, ...)
             raw = self.head(self.trunk(together, last_only=last_only))  # (M B, P, O)
             return torch.unflatten(raw, 0, (len(scaled), -1))
-        start, found = self._dropout_source.position(), []
-        for each in scaled:
-            self._dropout_source.rewind(start)
-            features = self.trunk(replace(inputs, returns_to_go=each), last_only=last_only)
-            found.append(self.head(features))  # (B, P, O)
-        return torch.stack(found)
+
+        def asked(returns: Tensor) -> Tensor:
+            raw: Tensor = self.head(self.trunk(replace(inputs, returns_to_go=returns), last_only=last_only))
+            return raw  # (B, P, O)
+
+        return self._dropout_source.same_for_each(asked, scaled)
 
     def read_out(self, features: Tensor) -> Tensor:
         """Return the outputs, see `forward`, for features `(..., d)` of the trunk."""

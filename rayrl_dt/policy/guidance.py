@@ -32,6 +32,7 @@ class Guidance(Settings):
         Raises:
             UserError: it is neither, or out of range.
         """
+        # What is no number is refused by the field's own check.
         return cls.read(value) if isinstance(value, dict) else cls(weight=as_number(value))  # type: ignore[arg-type]
 
     @property

@@ -663,6 +663,16 @@ def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners
         assert not same(before, after, prefix)
 
 
+def end_alike(algorithm: Any, quiet: Any) -> None:
+    """Ends a run to which something happened, which is as the one to which nothing did."""
+    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
+    assert algorithm.replay.counts == quiet.replay.counts
+    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
+    assert same(state(algorithm), state(quiet))
+    quiet.stop()
+    algorithm.stop()
+
+
 @pytest.mark.parametrize("stays_away", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> None:
     """Episodes are functions of weights and numbers, so a lost part is run again and nothing is doubled."""
@@ -680,12 +690,7 @@ def test_a_killed_runner_costs_nothing(online: Configure, stays_away: bool) -> N
     train(algorithm)
     if stays_away:
         assert group.num_healthy_remote_workers() == 1
-    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
-    assert algorithm.replay.counts == quiet.replay.counts
-    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
-    assert same(state(algorithm), state(quiet))
-    quiet.stop()
-    algorithm.stop()
+    end_alike(algorithm, quiet)
 
 
 class Dying(gym.Wrapper[Any, Any, Any, Any]):
@@ -748,12 +753,7 @@ def test_ten_killed_runners_that_stay_away_for_a_round_cost_nothing(
     assert manager.total_num_restarts() == 10
     train(algorithm)
     assert algorithm.rounds == quiet.rounds == 21
-    assert algorithm.evaluate()["return_mean"] == quiet.evaluate()["return_mean"]
-    assert algorithm.replay.counts == quiet.replay.counts
-    np.testing.assert_array_equal(algorithm.replay.store.rewards, quiet.replay.store.rewards)
-    assert same(state(algorithm), state(quiet))
-    quiet.stop()
-    algorithm.stop()
+    end_alike(algorithm, quiet)
 
 
 def test_an_exploding_critic_stops_the_run(online: Configure) -> None:
