@@ -250,7 +250,8 @@ def evaluate_grid(
         progress: called with (episodes done, episodes in total).
 
     Raises:
-        UserError: there is no policy or critic, it cannot act in one of the ways, or the target is not one.
+        UserError: there is no policy or critic, it cannot act in one of the ways, none of them is another than its
+            own, or the target is not one.
     """
     whole("--episodes", episodes, least=1)
     bundle = Bundle.open(path)
@@ -259,6 +260,10 @@ def evaluate_grid(
     if any(isinstance(way, Guidance) for way in wanted):
         wanted = [way for way in (*wanted, Guidance(1.0)) if way != Guidance(own)]
         wanted = list(dict.fromkeys(wanted))
+    if not wanted:
+        raise UserError(
+            f"every cell of the grid has guidance {own:g}, as the policy acts; give a weight besides, as in 0,{own:g}"
+        )
     policy = RefinedPolicy(
         bundle,
         targets=target,

@@ -217,6 +217,8 @@ def test_a_policy_that_is_guided_has_both_as_controls(guided: Path, tmp_path: Pa
     path = save_bundle(acting, bundle.model.state_dict(), tmp_path / "strong")
     grid = grid_of(path, ways=[Guidance(2.0), Guidance(4.0)])  # no critic is asked
     assert [cell.settings for cell in grid.cells] == [Guidance(4.0), Guidance(1.0)]
+    with pytest.raises(UserError, match=r"every cell of the grid has guidance 1, .* as in 0,1"):
+        grid_of(guided, ways=[Guidance(1.0)])
     assert grid.sweeps[0].axes[2] == [1.0, 2.0, 4.0] and grid.sweeps[0].cell("", "", 2.0) is grid.control
 
 

@@ -91,6 +91,7 @@ class Place:
                 "target_returns": "-1000",
                 "episodes_per_target": 2,
                 "evaluation_interval": 4,
+                "evaluation_num_env_runners": kind.evaluators,
             },
         }
 
@@ -182,6 +183,7 @@ class Kind:
         workers: its runners live on worker nodes.
         alone: it starts a Ray of its own.
         at_home: in rounds it collects in its own process.
+        evaluators: remote runners that evaluate; nobody can save a run from what hangs in its own process.
         waits: by mode, how long its runners are waited for.
         modes: in which it may happen.
     """
@@ -192,6 +194,7 @@ class Kind:
     workers: bool = False
     alone: bool = False
     at_home: bool = False
+    evaluators: int = 0
     waits: dict[str, dict[str, float]] = field(default_factory=dict)
     modes: tuple[str, ...] = ("sync", "async")
 
@@ -208,7 +211,7 @@ KINDS = {
     "learner killed": Kind(
         partial(kill_process, "_WrappedExecutable"), (REFUSED,), learners=2, at_home=True, modes=("sync",)
     ),
-    "environment hangs": Kind(hang, waits=_SHORT),
+    "environment hangs": Kind(hang, evaluators=1, waits=_SHORT),
     "environments slow": Kind(dawdle),
     "node lost": Kind(lose_node, workers=True),
     "folder moved": Kind(move_folder, (KILLED,), at_home=True),
