@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from rayrl_dt.cli.console import command_line, console, finish, leave_unfinished
 from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustCheckpoint, TrustEnvironment
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
+
+if TYPE_CHECKING:
+    from rayrl_dt.runs.remote_copy import RemoteCopy
 
 __all__ = ["register"]
 
@@ -47,7 +50,11 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file that says what to train, as in tune_configs/.")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder to write; runs/CONFIG-seedN by default.")
+        str | None,
+        typer.Option(
+            help="Run folder to write; runs/CONFIG-seedN by default. A URI, as in s3://bucket/NAME, has runs/NAME "
+            "copied there with each checkpoint."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, batches and episodes; the config's own by default.")
@@ -65,6 +72,7 @@ def train(
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
       rayrl-dt train tune_configs/dt_pendulum.yaml --out runs/slow --resume
+      rayrl-dt train tune_configs/dt_pendulum.yaml --out s3://bucket/runs/pendulum
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
@@ -72,7 +80,8 @@ def train(
     values = apply_overrides(read_yaml(config), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
-    folder = out or Path("runs") / f"{config.stem}-seed{(values.get('debugging') or {}).get('seed', 0)}"
+    seed_of_run = (values.get("debugging") or {}).get("seed", 0)
+    folder, copy = _place(out, Path("runs") / f"{config.stem}-seed{seed_of_run}", resume=resume)
     if resume:
         values = _settings_of_run(folder, values, changes, seed)
     _run(
@@ -81,8 +90,20 @@ def train(
         resume=resume,
         trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
-        resume_command=f"rayrl-dt train {config} --out {folder} --resume",
+        resume_command=f"rayrl-dt train {config} --out {out or folder} --resume",
+        copy=copy,
     )
+
+
+def _place(out: str | None, default: Path, *, resume: bool) -> tuple[Path, RemoteCopy | None]:
+    """Return the folder that a run works in, and its copy elsewhere if there is to be one."""
+    from rayrl_dt.runs.remote_copy import RemoteCopy, is_remote, name_of
+
+    if out is None or not is_remote(out):
+        return default if out is None else Path(out), None
+    copy = RemoteCopy(out, Path("runs") / name_of(out))
+    copy.check(resume=resume)
+    return copy.folder, copy
 
 
 def _trust(environment: bool) -> list[str]:
@@ -123,6 +144,7 @@ def _run(
     trust_checkpoint: bool,
     checkpoint_minutes: float,
     resume_command: str,
+    copy: RemoteCopy | None,
 ) -> None:
     """Train with a live display, and say how it ended and what to type next."""
     from rayrl_dt.runs import loop as runs
@@ -136,6 +158,7 @@ def _run(
             command=command_line(),
             checkpoint_minutes=checkpoint_minutes,
             trust_checkpoint=trust_checkpoint,
+            copy=copy,
             observer=progress,
         )
     if not outcome.finished:
@@ -157,7 +180,13 @@ def finetune(
     env_steps: Annotated[
         int | None, typer.Option(help="Environment steps to collect; the config's own number by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write; RUN-online by default.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Run folder to write; RUN-online by default. A URI, as in s3://bucket/NAME, has runs/NAME copied "
+            "there with each checkpoint."
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, batches and episodes; 0 by default.")
     ] = None,
@@ -182,7 +211,7 @@ def finetune(
     source = find_run(run) or run
     if source.name in ("", ".."):
         source = source.resolve()
-    folder = out or source.with_name(f"{source.name}-online")
+    folder, copy = _place(out, source.with_name(f"{source.name}-online"), resume=resume)
     changes = [*(overrides or []), *_trust(trust_environment)]
     if env_steps is not None:
         changes.append(f"online.env_steps={env_steps}")
@@ -201,7 +230,8 @@ def finetune(
         resume=resume,
         trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
-        resume_command=f"rayrl-dt finetune {run} --out {folder} --resume",
+        resume_command=f"rayrl-dt finetune {run} --out {out or folder} --resume",
+        copy=copy,
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayrl_dt.cli.console import console, finish, leave_unfinished
 from rayrl_dt.cli.options import Overrides, TrustCheckpoint
+
+if TYPE_CHECKING:
+    from rayrl_dt.tuning.remote_sweep import RemoteSweep
 
 __all__ = ["tune"]
 
@@ -21,7 +24,11 @@ def tune(
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the sweep; runs/CONFIG-sweep by default.")
+        str | None,
+        typer.Option(
+            help="Folder of the sweep; runs/CONFIG-sweep by default. With a URI, as in s3://bucket/NAME, trials are "
+            "kept there, and runs/NAME has the table and the page."
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -35,7 +42,7 @@ def tune(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Address of a running Ray cluster; --out must lie on storage that its nodes share."
+            help="Address of a running Ray cluster; --out must lie on storage that its nodes share, or be a URI."
         ),
     ] = None,
 ) -> None:
@@ -50,17 +57,22 @@ def tune(
       rayrl-dt tune tune_configs/alpha_online.yaml --out runs/alpha-sweep --resume
       rayrl-dt tune tune_configs/action_gradient.yaml --set run=runs/hopper
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out /mnt/shared/runs/radt-sweep
+      rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out s3://bucket/runs/radt-sweep
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
     from rayrl_dt.tuning.conclusion import SWEEP
     from rayrl_dt.tuning.sweep import run_sweep
     from rayrl_dt.tuning.sweep_spec import read_sweep
 
-    folder = out or Path("runs") / f"{config.stem}-sweep"
+    folder, remote = _place(out, Path("runs") / f"{config.stem}-sweep")
+    if resume and remote is not None:
+        remote.fetch()
     begun = folder / SWEEP
     values = read_yaml(begun if resume and begun.is_file() else config)
     spec = read_sweep(apply_overrides(values, overrides or []), default_name=config.stem, samples=samples)
-    outcome = run_sweep(spec, folder, resume=resume, trust_checkpoint=trust_checkpoint, address=address)
+    outcome = run_sweep(
+        spec, folder, resume=resume, trust_checkpoint=trust_checkpoint, address=address, remote=remote
+    )
     failed = [trial for trial in outcome.trials if trial.status == "failed"]
     if outcome.cost is not None and outcome.cost["wall_seconds"] > 0:
         wall, inside = outcome.cost["wall_seconds"], outcome.cost["trial_seconds"]
@@ -75,7 +87,18 @@ def tune(
         done = sum(trial.status == "finished" for trial in outcome.trials)
         what = f"{done} of {outcome.expected} trials finished, {len(failed)} failed; so far:"
         options = ["--address", address] if address is not None else []
-        resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", str(folder), "--resume"]
+        resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", out or str(folder), "--resume"]
         leave_unfinished(what, outcome.page, then=shlex.join(resume_command))
     evaluate = f"rayrl-dt eval {outcome.bundle}" if spec.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)
+
+
+def _place(out: str | None, default: Path) -> tuple[Path, RemoteSweep | None]:
+    """Return the local folder of a sweep, and where it is kept if that is elsewhere."""
+    from rayrl_dt.runs.remote_copy import is_remote, name_of
+    from rayrl_dt.tuning.remote_sweep import RemoteSweep
+
+    if out is None or not is_remote(out):
+        return default if out is None else Path(out), None
+    folder = Path("runs") / name_of(out)
+    return folder, RemoteSweep(out, folder)

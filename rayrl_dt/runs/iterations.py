@@ -17,6 +17,7 @@ from rayrl_dt.algorithms.online.learner import online_metrics
 from rayrl_dt.objectives.q_align import ALIGN_LOGS
 from rayrl_dt.runs.checkpoints import prune_checkpoints, write_checkpoint, writing
 from rayrl_dt.runs.interrupts import on_interrupt
+from rayrl_dt.runs.remote_copy import RemoteCopy
 from rayrl_dt.runs.run_log import RunLog
 
 __all__ = ["Iterations", "Observer", "RunOutcome"]
@@ -60,15 +61,22 @@ class Iterations:
         algorithm: built, and restored if the run is resumed.
         command: the command line, for the record.
         checkpoint_minutes: between checkpoints, at most.
+        copy: of the folder, brought up to date with each checkpoint; None if there is none.
 
     Attributes:
         log: what the run writes about itself.
     """
 
     def __init__(
-        self, folder: Path, algorithm: SequenceAlgorithm, *, command: str | None, checkpoint_minutes: float
+        self,
+        folder: Path,
+        algorithm: SequenceAlgorithm,
+        *,
+        command: str | None,
+        checkpoint_minutes: float,
+        copy: RemoteCopy | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.copy = folder, copy
         self.algorithm = algorithm
         self.log = RunLog(folder, algorithm.gradient_steps, command=command)
         algorithm.command = self.log.command
@@ -137,6 +145,8 @@ class Iterations:
         with writing(self.folder):
             self.log.add(record, checkpoint=checkpoint)
             prune_checkpoints(self.folder, besides=self.log.best_checkpoint())
+        if checkpoint is not None and self.copy is not None:
+            self.copy.push()
         return record
 
     def _record(self, result: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.runs.inputs import CRITIC_COPY, START_COPY, keep_bundle, own_folder, replace_key
 from rayrl_dt.runs.iterations import Iterations, Observer, RunOutcome
 from rayrl_dt.runs.records import write_yaml
+from rayrl_dt.runs.remote_copy import RemoteCopy
 
 __all__ = ["CHECKPOINT_MINUTES", "train"]
 
@@ -40,6 +41,7 @@ def train(
     command: str | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     trust_checkpoint: bool = False,
+    copy: RemoteCopy | None = None,
     observer: Observer | None = None,
 ) -> RunOutcome:
     """Train one config to its last gradient step, or until Ctrl-C.
@@ -56,6 +58,7 @@ def train(
         command: the command line, for the record.
         checkpoint_minutes: between checkpoints, at most (and one iteration).
         trust_checkpoint: resume from another user's files; checkpoints are pickles, which run code of their writer.
+        copy: of the folder, on storage elsewhere; its `check` has been passed.
         observer: told about progress.
 
     Raises:
@@ -68,7 +71,7 @@ def train(
     if resume and not trust_checkpoint:
         check_owner(folder)
     with own_folder(folder, resume=resume):
-        return _train(values, config, folder, command, checkpoint_minutes, observer)
+        return _train(values, config, folder, command, checkpoint_minutes, copy, observer)
 
 
 def _train(
@@ -77,6 +80,7 @@ def _train(
     folder: Path,
     command: str | None,
     checkpoint_minutes: float,
+    copy: RemoteCopy | None,
     observer: Observer | None,
 ) -> RunOutcome:
     newest = latest_checkpoint(folder)
@@ -94,17 +98,24 @@ def _train(
         config = build_config(values)
     start_ray(config)
     algorithm = _build(config, newest)
-    iterations = Iterations(folder, algorithm, command=command, checkpoint_minutes=checkpoint_minutes)
+    iterations = Iterations(
+        folder, algorithm, command=command, checkpoint_minutes=checkpoint_minutes, copy=copy
+    )
     try:
         if config.objective_critic is not None and not critic.exists():
             keep_bundle(config.objective_critic, critic)
             values = replace_key(values, "training", "critic_from", str(critic))
         iterations.log.describe(algorithm, values)
+        if copy is not None:
+            copy.push()
         if observer is not None:
             observer.started(algorithm)
-        return iterations.run(observer)
+        outcome = iterations.run(observer)
     finally:
         iterations.close()
+    if copy is not None:
+        copy.finish()
+    return outcome
 
 
 def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm:

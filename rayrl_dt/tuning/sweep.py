@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rayrl_dt.algorithms.session import start_ray
@@ -17,6 +17,7 @@ from rayrl_dt.interop.owners import check_owner
 from rayrl_dt.runs.inputs import locked
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
+from rayrl_dt.tuning.remote_sweep import RemoteSweep
 from rayrl_dt.tuning.search import scheduler, searcher
 from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
 from rayrl_dt.tuning.sweep_spec import SweepSpec
@@ -35,6 +36,7 @@ def run_sweep(
     resume: bool = False,
     trust_checkpoint: bool = False,
     address: str | None = None,
+    remote: RemoteSweep | None = None,
 ) -> SweepOutcome:
     """Run all trials, or those that are not finished; a trial that dies goes on from its newest checkpoint.
 
@@ -43,7 +45,8 @@ def run_sweep(
         out: folder of the sweep; new, unless `resume`.
         resume: go on with the sweep in the folder; finished trials are not run again.
         trust_checkpoint: resume from another user's files; checkpoints are pickles, which run code of their writer.
-        address: of a running Ray cluster; `out` must be storage that its nodes share.
+        address: of a running Ray cluster; `out` must be storage that its nodes share, if there is no `remote`.
+        remote: where Ray Tune is to keep it instead; `out` gets what is read of it.
 
     Raises:
         UserError: the folder is taken, another user's, or holds another sweep, there is nothing to resume, data or an
@@ -58,24 +61,38 @@ def run_sweep(
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if resume and not trust_checkpoint:
         check_owner(out)
+    if resume and remote is not None:
+        remote.fetch()
     restored = can_resume(spec, out, resume=resume)
     check_data(spec)
     trainable = _trainable(spec)
     start_ray(address=address)
-    require_shared(out, check_storage(out))
+    if remote is None:
+        require_shared(out, check_storage(out))
     check_resources(spec, trainable)
     callbacks = _loggers(spec)
+    if remote is not None and not resume:
+        remote.begin(spec.to_yaml())
     out.mkdir(parents=True, exist_ok=True)
+    place, system = (str(out), None) if remote is None else (remote.path, remote.system)
     with locked(out, what="sweep"):
         if restored:
-            tuner = tune.Tuner.restore(str(out), trainable, resume_unfinished=True, resume_errored=True)
+            tuner = tune.Tuner.restore(
+                place, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=system
+            )
         else:
             (out / SWEEP).write_text(spec.to_yaml())
-            tuner = _tuner(spec, trainable, out, callbacks)
+            tuner = _tuner(spec, trainable, place, system, callbacks)
         begin = time.time()
         with _ended_alike():
             tuner.fit()
-        return conclude(spec, out, wall=(begin, time.time()))
+        end = time.time()
+        if remote is not None:
+            remote.fetch()
+        outcome = conclude(spec, out, wall=(begin, end))
+        if remote is not None:
+            remote.push()
+        return outcome
 
 
 @contextmanager
@@ -89,7 +106,7 @@ def _ended_alike() -> Iterator[None]:
         yield
 
 
-def _tuner(spec: SweepSpec, trainable: Any, out: Path, callbacks: list[Any]) -> Any:
+def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: list[Any]) -> Any:
     from ray import tune
 
     settings = spec.settings
@@ -111,8 +128,9 @@ def _tuner(spec: SweepSpec, trainable: Any, out: Path, callbacks: list[Any]) -> 
             trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=out.name,
-            storage_path=str(out.parent),
+            name=PurePath(place).name,
+            storage_path=str(PurePath(place).parent),
+            storage_filesystem=system,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=_KEPT_CHECKPOINTS.get(settings.scheduler, _KEPT_BY_DEFAULT),

@@ -19,6 +19,7 @@ import pytest
 import typer
 import yaml
 from safetensors.numpy import load_file
+from small_runs import StopAt, values
 
 from rayrl_dt import DT, SequencePolicy, UserError
 from rayrl_dt.cli import train as command
@@ -36,40 +37,12 @@ from rayrl_dt.runs.records import checkpoint_score
 pytestmark = pytest.mark.ray
 
 
-def values(dataset: str, **training: Any) -> dict[str, Any]:
-    settings = {"gradient_steps": 12, "gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8}
-    return {
-        "algorithm": "DT",
-        "offline_data": {"dataset": dataset},
-        "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
-        "training": {**settings, **training},
-        "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2, "evaluation_interval": 1},
-    }
-
-
 def weights(folder: Path) -> dict[str, Any]:
     return load_file(str(folder / "policy" / "policy.safetensors"))
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-class StopAt:
-    """An observer that presses Ctrl-C at a gradient step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def started(self, algorithm: Any) -> None:
-        pass
-
-    def stepped(self, gradient_step: int, loss: float) -> None:
-        if gradient_step == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-    def iterated(self, record: Mapping[str, Any]) -> None:
-        pass
 
 
 def test_a_run_writes_what_others_read(ray_session: None, pendulum_data: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,22 +342,25 @@ def _kill_trial(out: Path, reports: int, killed: list[int]) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("kept", ["moved", "elsewhere"])
 def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
-    tmp_path: Path, values: dict[str, Any]
+    tmp_path: Path, values: dict[str, Any], kept: str
 ) -> None:
-    """It has the settings that it began with, those of --set included."""
+    """It has the settings that it began with, those of --set included; its folder moves, or a bucket has it."""
     reports = 30
     values["training"]["gradient_steps"] = 3 * reports
     values["tune"] = {}
-    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config, out = tmp_path / "tiny.yaml", tmp_path / "bucket" / "out"
     config.write_text(yaml.safe_dump(values))
     spec = read_sweep(values, default_name="tiny")
     tune = [sys.executable, "-m", "rayrl_dt", "tune", str(config), "--out"]
-    command = [*tune, str(out), "--set", "tune.max_concurrent=1"]
+    place = {"moved": str(out), "elsewhere": f"file://{out}"}[kept]
+    command = [*tune, place, "--set", "tune.max_concurrent=1"]
     # A Ray of its own, whatever the tests beside this one have started.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    options: dict[str, Any] = {"env": environment, "cwd": tmp_path}
     with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
     try:
         finished, begun = _wait_for_second_trial(driver, spec, out)
     finally:
@@ -364,8 +368,14 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
         driver.wait()
     before = {name: _lines(out / name) for name in (finished, begun)}
     assert len(before[finished]) == reports
-    out = out.rename(tmp_path / "moved")
-    done = subprocess.run([*tune, str(out), "--resume"], capture_output=True, text=True, env=environment)
+    if kept == "moved":
+        out = out.rename(tmp_path / "moved")
+        place = str(out)
+    else:
+        shutil.rmtree(tmp_path / "runs")
+        refused = subprocess.run([*tune, place], capture_output=True, text=True, **options)
+        assert refused.returncode == 2 and f"{place} exists already; continue it" in refused.stderr
+    done = subprocess.run([*tune, place, "--resume"], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     trials = read_trials(out, spec)
     assert {trial.name for trial in trials} == {finished, begun}
@@ -375,6 +385,10 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
     assert _lines(out / begun)[: len(before[begun])] == before[begun]
     assert reports <= len(_lines(out / begun)) < len(before[begun]) + reports
     assert (out / "policy" / "policy.json").exists() and (out / "sweep.html").exists()
+    if kept == "elsewhere":
+        local = tmp_path / "runs" / "out"
+        assert (local / "results.json").read_bytes() == (out / "results.json").read_bytes()
+        assert not [*local.rglob("algorithm")], "what trials go on from is not fetched"
 
 
 @pytest.mark.ray

@@ -1,0 +1,194 @@
+"""A run folder's copy on storage that outlives the machine: `s3://`, `gs://`, or whatever PyArrow writes to.
+
+A run works in a local folder. After each checkpoint what has changed is copied, and a list of the files last: what the
+list names is a whole run, whenever the machine is lost. `--resume` on another machine fetches it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import ArrowException, fs
+
+from rayrl_dt.errors import UserError, one_line
+from rayrl_dt.runs.checkpoints import latest_checkpoint
+
+__all__ = ["RemoteCopy", "file_state", "is_remote", "name_of", "reaching", "storage"]
+
+_LOG = logging.getLogger(__name__)
+_FILES = "files.json"
+"""On the other side: the files of a whole run."""
+_OWNER = ".copy"
+"""In the run folder: the URI that it is copied to."""
+_LOCAL_ONLY = (".lock", _OWNER)
+
+
+def is_remote(out: str) -> bool:
+    """Return whether a place is named by a URI."""
+    return "://" in out
+
+
+def name_of(uri: str) -> str:
+    """Return the last part of the path of a URI.
+
+    Raises:
+        UserError: it names no folder.
+    """
+    name = PurePosixPath(urlsplit(uri).path).name
+    if not name:
+        raise UserError(f"--out is {uri!r}, which names no folder; give one, as in s3://bucket/runs/hopper")
+    return name
+
+
+def storage(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URI, and the path there.
+
+    Raises:
+        UserError: it is no URI of a file system that PyArrow knows.
+    """
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"--out is {uri!r}, which cannot be used ({one_line(error)}); give a folder, or a URI as in "
+            "s3://bucket/runs/hopper"
+        ) from error
+    return system, path.rstrip("/")
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn what a file system raises into one line.
+
+    Raises:
+        UserError: something could not be read or written.
+    """
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise UserError(
+            f"{uri} cannot be reached ({one_line(error)}); check name, credentials and network"
+        ) from error
+
+
+class RemoteCopy:
+    """The copy of a run folder.
+
+    Args:
+        uri: of the copy.
+        folder: the run folder, on this machine.
+
+    Raises:
+        UserError: as `storage`, or it cannot be reached.
+    """
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self.uri, self.folder = uri, folder
+        self._system, self._root = storage(uri)
+        self._copied: dict[str, tuple[int, int]] = {}
+        """Size and time of the files as they were when they were copied or fetched."""
+        with reaching(uri):
+            self._there = self._files()
+
+    def check(self, *, resume: bool) -> None:
+        """Make ready for a run: fetch the copy if it is to be resumed and is ahead of the folder.
+
+        Raises:
+            UserError: a new run would replace the copy, or the folder is that of another run.
+        """
+        owner, there = self.folder / _OWNER, self.folder.exists()
+        mine = owner.exists() and owner.read_text() == self.uri
+        if not mine and there and any(self.folder.iterdir()):
+            raise UserError(
+                f"{self.folder}, where a run works that is copied to {self.uri}, is another run's; move it away, or "
+                "give --out another name"
+            )
+        if not resume and self._there:
+            raise UserError(f"{self.uri} exists already; continue it with --resume or choose another --out")
+        if resume and not self._there and not there:
+            raise UserError(f"{self.uri} has nothing to resume; start it without --resume")
+        if resume and (not there or self._newest() > _steps(latest_checkpoint(self.folder))):
+            self._fetch()
+            owner.write_text(self.uri)
+
+    def push(self) -> None:
+        """Copy what has changed; if that fails, say so: the next checkpoint tries again."""
+        try:
+            self.finish()
+        except UserError as error:
+            _LOG.warning("%s. The run goes on in %s.", error, self.folder)
+
+    def finish(self) -> None:
+        """Copy what has changed.
+
+        Raises:
+            UserError: it cannot be reached; the run is whole in its folder.
+        """
+        now = {str(path.relative_to(self.folder)): file_state(path) for path in self._local()}
+        (self.folder / _OWNER).write_text(self.uri)
+        with reaching(self.uri):
+            for name, state in now.items():
+                if self._copied.get(name) != state:
+                    self._send(name)
+                    self._copied[name] = state
+            gone = self._there.keys() - now.keys()
+            self._there = {name: size for name, (size, _) in now.items()}
+            with self._system.open_output_stream(f"{self._root}/{_FILES}") as stream:
+                stream.write(json.dumps(self._there).encode())
+            for name in gone:
+                self._system.delete_file(f"{self._root}/{name}")
+
+    def _local(self) -> Iterator[Path]:
+        """Yield the files of the run, without what is being written."""
+        for folder, below, files in os.walk(self.folder):
+            below[:] = [name for name in below if not name.startswith(".")]
+            yield from (Path(folder) / name for name in files if name not in _LOCAL_ONLY)
+
+    def _send(self, name: str) -> None:
+        target = f"{self._root}/{name}"
+        self._system.create_dir(target.rpartition("/")[0], recursive=True)
+        fs.copy_files(str(self.folder / name), target, fs.LocalFileSystem(), self._system)
+
+    def _fetch(self) -> None:
+        with reaching(self.uri):
+            for name in self._there:
+                target = self.folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(f"{self._root}/{name}", str(target), self._system, fs.LocalFileSystem())
+                self._copied[name] = file_state(target)
+
+    def _files(self) -> dict[str, int]:
+        """Return the files of the copy with their sizes; none if there is no whole copy."""
+        path = f"{self._root}/{_FILES}"
+        if self._system.get_file_info(path).type != fs.FileType.File:
+            return {}
+        with self._system.open_input_stream(path) as stream:
+            found: dict[str, Any] = json.loads(stream.read())
+        for name in found:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(
+                    f"{self.uri}/{_FILES} lists {name!r}, which lies elsewhere; nothing is fetched"
+                )
+        return found
+
+    def _newest(self) -> int:
+        """Return the gradient steps of the newest checkpoint of the copy; -1 if it has none."""
+        names = (Path(name).parts for name in self._there)
+        return max((int(parts[1]) for parts in names if parts[0] == "checkpoints"), default=-1)
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is written: its size, and its time."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _steps(checkpoint: Path | None) -> int:
+    return -1 if checkpoint is None else int(checkpoint.name)
