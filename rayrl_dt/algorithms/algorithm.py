@@ -75,11 +75,12 @@ class SequenceAlgorithm(Algorithm):
         self._next_probe = 0.0
         self._told_steps: int | None = None
         self.config = self.config.copy(copy_frozen=False)
-        super().setup(self.config)
-        if self.config.objective_critic is not None:
-            self._take_over_critic(self.config.objective_critic)
-            # From here on a checkpoint needs nothing but itself.
-            self.config.objective_critic = None
+        with naming_lost_learners(self):
+            super().setup(self.config)
+            if self.config.objective_critic is not None:
+                self._take_over_critic(self.config.objective_critic)
+                # From here on a checkpoint needs nothing but itself.
+                self.config.objective_critic = None
         self.config.freeze()
 
     def _take_over_critic(self, path: str) -> None:
@@ -258,7 +259,7 @@ class SequenceAlgorithm(Algorithm):
         Raises:
             UserError: its weights have other shapes or scales than this config's.
         """
-        with fetched(path, filesystem) as folder:
+        with naming_lost_learners(self), fetched(path, filesystem) as folder:
             if component is None:
                 check_fixed(self.config, folder)
             super().restore_from_path(str(folder.resolve()), component=component, **kwargs)

@@ -14,6 +14,7 @@ from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.doctor.cluster import check_storage
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.owners import check_owner
+from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.runs.inputs import locked
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
@@ -21,6 +22,7 @@ from rayrl_dt.tuning.remote_sweep import RemoteSweep
 from rayrl_dt.tuning.search import scheduler, searcher
 from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
 from rayrl_dt.tuning.sweep_spec import SweepSpec
+from rayrl_dt.tuning.trial import KNOWN, SweepTrial
 
 __all__ = ["run_sweep"]
 
@@ -114,7 +116,7 @@ def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: 
     frequency = 1 if spec.run is None else 0
     return tune.Tuner(
         trainable,
-        param_space=spec.param_space,
+        param_space=spec.param_space | _known(spec),
         tune_config=tune.TuneConfig(
             metric=settings.metric,
             mode=settings.best,
@@ -143,6 +145,14 @@ def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: 
             verbose=1,
         ),
     )
+
+
+def _known(spec: SweepSpec) -> dict[str, Any]:
+    """Return what this process knows of the environments that trials name; it may have registered them itself."""
+    if spec.run is not None:
+        return {}
+    configs = map(build_config, spec.corners)
+    return {KNOWN: {config.env: config.known_env for config in configs if config.known_env is not None}}
 
 
 def _trial_name(trial: Any) -> str:
@@ -174,8 +184,6 @@ def _loggers(spec: SweepSpec) -> list[Any]:
 
 def _trainable(spec: SweepSpec) -> Any:
     if spec.run is None:
-        from rayrl_dt.tuning.trial import SweepTrial
-
         return SweepTrial
     from rayrl_dt.tuning.refinement_trial import RefinementTrial
 

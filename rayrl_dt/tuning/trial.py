@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.results import ENDED
 
-__all__ = ["ALGORITHM", "SweepTrial"]
+__all__ = ["ALGORITHM", "KNOWN", "SweepTrial"]
 
 ALGORITHM = "algorithm"
 """RLlib's checkpoint in a trial's checkpoint."""
+KNOWN = "known_environments"
+"""Beside the sections of a trial's config: what the sweep's own process knew of environments, by name."""
 _FIGURES = ("return_mean", "alignment_error", "alignment_error_relative", "spearman")
 
 
@@ -27,15 +31,15 @@ class SweepTrial(tune.Trainable):
     scheduler would take them for new. Here a report is as many iterations as lie between two evaluations, and the last
     one always is an evaluation of the last weights.
 
-    The trial's config is the content of a config file. Each checkpoint holds the policy bundle, so `rayrl-dt eval`
-    works on any of them.
+    The trial's config is the content of a config file, and what the sweep's process knew of its environment. Each
+    checkpoint holds the policy bundle, so `rayrl-dt eval` works on any of them.
     """
 
     algorithm: SequenceAlgorithm
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the algorithm."""
-        self.algorithm = build_config(config).build_algo()
+        self.algorithm = _built(config).build_algo()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Make room for the next trial in this process, which has imported everything already."""
@@ -46,7 +50,7 @@ class SweepTrial(tune.Trainable):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
         """Return what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""
-        built = build_config(config)
+        built = _built(config)
         return built.algo_class.default_resource_request(built.to_dict())
 
     def step(self) -> dict[str, Any]:
@@ -81,3 +85,12 @@ class SweepTrial(tune.Trainable):
     def cleanup(self) -> None:
         """Stop runners and learners."""
         self.algorithm.stop()
+
+
+def _built(config: Mapping[str, Any]) -> SequenceConfig:
+    """Return the algorithm's config."""
+    values = dict(config)
+    known = values.pop(KNOWN, {})
+    built = build_config(values)
+    built.known_env = known.get(built.env, built.known_env)
+    return built

@@ -869,6 +869,18 @@ def test_a_dead_learner_stops_the_run_in_one_line(online: Configure, tmp_path: P
     resumed.stop()
 
 
+def test_a_learner_that_dies_while_it_starts_is_one_line(online: Configure) -> None:
+    config = online().learners(num_learners=2, num_cpus_per_learner=0)
+
+    class Dies(config.learner_class):  # type: ignore[misc, name-defined]
+        def build(self) -> None:
+            os._exit(1)
+
+    with pytest.raises(UserError, match=r"^a learner or an env runner died while .* --resume if") as raised:
+        config.learners(learner_class=Dies).build_algo()
+    assert "\n" not in str(raised.value)
+
+
 def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     algorithm = online(env_steps=200).build_algo()
     train(algorithm)
