@@ -18,6 +18,7 @@ from rayrl_dt.cli import (
     diagnosis,
     evaluation,
     experiments,
+    serving,
     train,
     tuning,
 )
@@ -47,6 +48,7 @@ critic.register(app)
 app.command()(config.config)
 app.command()(align.align)
 app.command()(tuning.tune)
+app.command()(serving.serve)
 
 
 def _print_versions(asked: bool) -> None:
