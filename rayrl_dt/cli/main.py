@@ -21,6 +21,7 @@ from rayrl_dt.cli import (
     serving,
     train,
     tuning,
+    watch,
 )
 from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries, show_table
 from rayrl_dt.cli.options import JsonFile, Policy
@@ -49,6 +50,7 @@ app.command()(config.config)
 app.command()(align.align)
 app.command()(tuning.tune)
 app.command()(serving.serve)
+app.command()(watch.watch)
 
 
 def _print_versions(asked: bool) -> None:
