@@ -104,8 +104,14 @@ def export(
             help="Format to write: bundle (safetensors and JSON), hf (Hugging Face) or onnx (a graph)."
         ),
     ] = "bundle",
+    license: Annotated[
+        str,
+        typer.Option(help="License of the weights for the model card: an identifier of the hub, as in mit."),
+    ] = "other",
 ) -> None:
     """Copy a trained policy out of its run, in our format, Hugging Face's or as an ONNX graph.
+
+    A bundle and a Hugging Face checkpoint get a model card, README.md, with what the run measured.
 
     Examples:
       rayrl-dt export runs/hopper --out runs/hopper-policy
@@ -115,6 +121,7 @@ def export(
     from rayrl_dt.errors import suggest
     from rayrl_dt.interop import huggingface, onnx
     from rayrl_dt.interop.bundle import Bundle
+    from rayrl_dt.reports.model_card import CARDS, write_card
 
     ways = {
         "hf": (huggingface.export_huggingface, "Hugging Face checkpoint:"),
@@ -127,9 +134,13 @@ def export(
     model = bundle.model  # a broken bundle is not worth copying
     if format in ways:
         write, name = ways[format]
-        finish(name, write(model, out))
+        written = write(model, out)
+        if format in CARDS:
+            write_card(bundle, out, form=format, license=license)
+        finish(name, written)
         return
     bundle.copy_to(out)
+    write_card(bundle, out, form=format, license=license)
     finish(
         "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
     )
