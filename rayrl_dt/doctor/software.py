@@ -14,7 +14,7 @@ from rayrl_dt.doctor.check import PACKAGE, Check, verdict
 
 __all__ = ["atari", "extras", "mujoco", "packages", "python"]
 
-_DEVELOPMENT_EXTRAS = ("dev", "test")
+_DEVELOPMENT_EXTRAS = ("dev", "docs", "test")
 
 
 def python() -> list[Check]:

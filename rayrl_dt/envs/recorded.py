@@ -187,7 +187,7 @@ class RecordedEnv:
         """
         spec = self.spec()
         try:
-            shown = {} if render_mode is None else {"render_mode": render_mode}
+            shown: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
             made = gym.make(spec, disable_env_checker=True, **shown)
         except Exception as error:  # its constructor is anybody's code
             raise refused(self.id, error) from error
