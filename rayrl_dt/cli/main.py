@@ -229,7 +229,7 @@ def doctor(
     With an address every node of the cluster is asked: versions, storage, data, GPUs.
 
     Examples:
-      rayrl-dt doctor --storage /mnt/shared/runs
+      rayrl-dt doctor --storage runs
       rayrl-dt doctor --address auto --storage /shared/runs --dataset recipe:pendulum-mixed
     """
     from rayrl_dt.doctor import diagnose
