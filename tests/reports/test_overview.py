@@ -89,10 +89,10 @@ def test_a_run_is_followed_while_it_goes_on(folder: tuple[Path, list[dict[str, s
 def test_a_stopped_run_is_told_from_one_that_goes_on(folder: tuple[Path, list[dict[str, str]]]) -> None:
     runs, _ = folder
     overview = Overview([runs])
-    assert [(row[0], row[1], row[-1]) for row in overview.rows()] == [
-        ("short", "5 of 12" if "5 of" in overview.rows()[0][1] else "4 of 12", "stopped"),
-        ("whole", "12 of 12", "done"),
-    ]
+    short, whole = overview.rows()
+    # It was stopped within its second iteration.
+    assert (short[0], short[1], short[-1]) == ("short", "5 of 12", "stopped")
+    assert (whole[0], whole[1], whole[-1]) == ("whole", "12 of 12", "done")
     with locked(runs / "short", what="run"):
         assert overview.rows()[0][-1] == "running"
     assert overview.rows()[0][-1] == "stopped"
