@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
-SCRIPTS = [*sorted(CLUSTER.glob("*.sh")), *sorted((ROOT / ".ci").iterdir())]
+SCRIPTS = [*sorted(CLUSTER.glob("*.sh")), *(ROOT / ".ci" / name for name in ("check", "run"))]
 LAUNCHERS = ("aws.yaml", "gcp.yaml")
 
 

@@ -44,6 +44,7 @@ LAYERS: tuple[str, ...] = (
     "runs",
     "doctor",
     "tuning",
+    "deployment",
     "benchmarks",
     "cli",
     "__main__",

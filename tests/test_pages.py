@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,15 @@ def follow(page: str, folder: Path) -> None:
     text = (PAGES / page).read_text()
     blocks = list(BLOCK.finditer(text))
     assert blocks
+    try:
+        _do(blocks, folder, environment)
+    finally:  # a server that a page starts does not outlive a block that fails
+        for file in folder.glob("runs/*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGTERM)
+
+
+def _do(blocks: list[re.Match[str]], folder: Path, environment: dict[str, str]) -> None:
     for block in blocks:
         named = FILE.findall(block["before"] or "")
         if block["language"] == "python" and named:
@@ -49,7 +60,7 @@ def follow(page: str, folder: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["resume.md", "own_environment.md", "export.md"])
+@pytest.mark.parametrize("page", ["resume.md", "own_environment.md", "export.md", "serving.md"])
 def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
     follow(page, tmp_path)
 

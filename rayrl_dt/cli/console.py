@@ -25,6 +25,7 @@ __all__ = [
     "new_file",
     "quiet_libraries",
     "show_table",
+    "table",
 ]
 
 # Ray resets the levels of its top loggers when it is imported; those of their children stay.
@@ -76,14 +77,19 @@ def _last_lines(mark: str, what: str, where: str | Path | None, then: str | None
         console.print(f"  next: [cyan]{escape(then)}[/cyan]", soft_wrap=True)
 
 
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table; its cells are rich markup."""
+    found = Table(box=None, header_style="bold")
+    for heading in headings:
+        found.add_column(heading, overflow="fold")  # an id that is cut off cannot be copied
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; its cells are rich markup."""
-    table = Table(box=None, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")  # an id that is cut off cannot be copied
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table(headings, rows))
 
 
 def command_line() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,6 +81,12 @@ def evaluate(
             help="Also play an episode at the lowest, middle and highest target of a policy of images, for the report.",
         ),
     ] = False,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also film an episode at the lowest, middle and highest target: FILE.gif, .png or .webp, or a folder."
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Ask a policy for several returns and measure what it achieves. Needs no Ray.
@@ -92,6 +99,7 @@ def evaluate(
       rayrl-dt eval runs/hopper --targets dataset:7 --episodes 20 --json runs/hopper/result.json
       rayrl-dt eval runs/hopper --targets dataset:max --action-gradient eta=0.0001,n=10,rule=plain
       rayrl-dt eval runs/hopper --guidance 2
+      rayrl-dt eval runs/hopper --targets dataset:3 --episodes 1 --video runs/hopper/hopper.gif
     """
     from rayrl_dt.interop.bundle import Bundle
     from rayrl_dt.policy.action_gradient import ActionGradient
@@ -128,15 +136,11 @@ def evaluate(
         guided = _evaluate(bundle, **options)
         tried = "guidance 1", f"guidance {guidance:g}", guided, {"guidance": guidance}
         options["guidance"] = 1.0
+    played = {key: options[key] for key in ("env", "seed", "context_length", "action_selection")}
     if frames:
-        _record(
-            bundle,
-            targets,
-            env=env,
-            seed=seed,
-            context_length=context_length,
-            action_selection=action_selection,
-        )
+        _record(bundle, targets, **played)
+    if video is not None:
+        _film(bundle, targets, video, guidance=guidance, **played)
     result = _evaluate(bundle, **options)
     values = result.to_json()
     if tried is not None:
@@ -177,6 +181,17 @@ def _record(bundle: Bundle, targets: str, **options: Any) -> None:
         )
     record_strip(bundle, targets, **options).save(run / FRAMES)
     finish("frames:", run / FRAMES, then=f"rayrl-dt report {run}")
+
+
+def _film(bundle: Bundle, targets: str, video: Path, **options: Any) -> None:
+    """Write a video of the policy at three targets."""
+    from rayrl_dt.evaluation.film import film
+    from rayrl_dt.reports.film import video_file, write_film
+
+    file = video_file(video)  # a name that does not do is told before anything is played
+    with console.status("filming..."):
+        write_film(film(bundle, targets, **options), file)
+    finish("video:", file)
 
 
 def show(result: EvaluationResult) -> None:

@@ -18,8 +18,10 @@ from rayrl_dt.cli import (
     diagnosis,
     evaluation,
     experiments,
+    serving,
     train,
     tuning,
+    watch,
 )
 from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries, show_table
 from rayrl_dt.cli.options import JsonFile, Policy
@@ -47,6 +49,8 @@ critic.register(app)
 app.command()(config.config)
 app.command()(align.align)
 app.command()(tuning.tune)
+app.command()(serving.serve)
+app.command()(watch.watch)
 
 
 def _print_versions(asked: bool) -> None:
@@ -100,8 +104,14 @@ def export(
             help="Format to write: bundle (safetensors and JSON), hf (Hugging Face) or onnx (a graph)."
         ),
     ] = "bundle",
+    license: Annotated[
+        str,
+        typer.Option(help="License of the weights for the model card: an identifier of the hub, as in mit."),
+    ] = "other",
 ) -> None:
     """Copy a trained policy out of its run, in our format, Hugging Face's or as an ONNX graph.
+
+    A bundle and a Hugging Face checkpoint get a model card, README.md, with what the run measured.
 
     Examples:
       rayrl-dt export runs/hopper --out runs/hopper-policy
@@ -111,6 +121,7 @@ def export(
     from rayrl_dt.errors import suggest
     from rayrl_dt.interop import huggingface, onnx
     from rayrl_dt.interop.bundle import Bundle
+    from rayrl_dt.reports.model_card import CARDS, write_card
 
     ways = {
         "hf": (huggingface.export_huggingface, "Hugging Face checkpoint:"),
@@ -123,9 +134,13 @@ def export(
     model = bundle.model  # a broken bundle is not worth copying
     if format in ways:
         write, name = ways[format]
-        finish(name, write(model, out))
+        written = write(model, out)
+        if format in CARDS:
+            write_card(bundle, out, form=format, license=license)
+        finish(name, written)
         return
     bundle.copy_to(out)
+    write_card(bundle, out, form=format, license=license)
     finish(
         "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
     )
@@ -214,7 +229,7 @@ def doctor(
     With an address every node of the cluster is asked: versions, storage, data, GPUs.
 
     Examples:
-      rayrl-dt doctor --storage /mnt/shared/runs
+      rayrl-dt doctor --storage runs
       rayrl-dt doctor --address auto --storage /shared/runs --dataset recipe:pendulum-mixed
     """
     from rayrl_dt.doctor import diagnose

@@ -201,7 +201,7 @@ def finetune(
     always the policy's. A resumed run keeps the settings that it started with; --set changes them.
 
     Examples:
-      rayrl-dt finetune runs/hopper-dt --env-steps 50000
+      rayrl-dt finetune runs/dt_pendulum-seed1 --env-steps 4800
       rayrl-dt finetune runs/hopper-radt --set online.alpha=1.0 --set env_runners.num_env_runners=4
       rayrl-dt finetune runs/hopper-dt --resume
     """

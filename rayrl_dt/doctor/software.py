@@ -14,7 +14,7 @@ from rayrl_dt.doctor.check import PACKAGE, Check, verdict
 
 __all__ = ["atari", "extras", "mujoco", "packages", "python"]
 
-_DEVELOPMENT_EXTRAS = ("dev", "test")
+_DEVELOPMENT_EXTRAS = ("dev", "docs", "test")
 
 
 def python() -> list[Check]:
@@ -66,9 +66,9 @@ def atari() -> list[Check]:
     return [Check("Atari", "ok", f"ale-py {metadata.version('ale-py')}")]
 
 
-def _requirements(extra: str) -> list[Requirement]:
-    """Return what the package requires with an extra, "" for none."""
-    found = map(Requirement, metadata.requires(PACKAGE) or [])
+def _requirements(extra: str, package: str = PACKAGE) -> list[Requirement]:
+    """Return what a package requires with an extra, "" for none."""
+    found = map(Requirement, metadata.requires(package) or [])
     return [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
@@ -80,7 +80,20 @@ def _installed(requirement: Requirement) -> tuple[bool, str]:
         return False, f"{requirement.name} is not installed"
     if not requirement.specifier.contains(version, prereleases=True):
         return False, f"{requirement.name} {version}, which is outside {requirement.specifier}"
+    for extra in requirement.extras:
+        wanted = _requirements(extra, requirement.name)
+        missing = [each.name for each in wanted if "extra" in str(each.marker) and not _is_there(each.name)]
+        if missing:
+            return False, f"{requirement.name}[{extra}]: {', '.join(missing)} not installed"
     return True, f"{requirement.name} {version}"
+
+
+def _is_there(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _plain(requirement: Requirement) -> str:

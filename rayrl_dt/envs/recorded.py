@@ -173,18 +173,22 @@ class RecordedEnv:
         evaluation = None if self.evaluation is None else self.evaluation.trusting()
         return replace(self, trusted=True, evaluation=evaluation)
 
-    def make(self, flattening: Flattening | None = None) -> gym.Env[Any, Any]:
+    def make(
+        self, flattening: Flattening | None = None, *, render_mode: str | None = None
+    ) -> gym.Env[Any, Any]:
         """Make it.
 
         Args:
             flattening: of the data; None for the environment's own order of parts.
+            render_mode: of Gymnasium; None where nobody looks.
 
         Raises:
             UserError: it is unknown here, needs code that is not trusted, or cannot be made.
         """
         spec = self.spec()
         try:
-            made = gym.make(spec, disable_env_checker=True)
+            shown: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+            made = gym.make(spec, disable_env_checker=True, **shown)
         except Exception as error:  # its constructor is anybody's code
             raise refused(self.id, error) from error
         return PlainEnv(made, flattening)

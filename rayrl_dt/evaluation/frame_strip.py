@@ -20,7 +20,7 @@ from rayrl_dt.evaluation.evaluate import evaluate_model
 from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
 from rayrl_dt.interop.bundle import Bundle
 
-__all__ = ["FrameStrip", "record_strip"]
+__all__ = ["FrameStrip", "low_middle_high", "pictures_of", "record_strip", "sees_pictures"]
 
 Array = np.ndarray[Any, Any]
 _FRAMES = 8
@@ -82,21 +82,31 @@ def record_strip(bundle: Bundle, targets: str, **options: Any) -> FrameStrip:
     """
     spec = bundle.spec
     _picture_shape(spec.observation_space)
-    every = sorted(policy_targets(spec, targets).targets)
-    chosen = dict.fromkeys((every[0], every[len(every) // 2], every[-1]))
-    asked = TargetReturns(tuple(chosen))
+    asked = low_middle_high(bundle, targets)
     rollouts = evaluate_model(bundle.model, asked, episodes_per_target=1, record=True, **options)
     steps, frames = [], []
     for episode in rollouts.episodes:
         assert episode.trajectory is not None
         steps.append(np.linspace(0, episode.length, _FRAMES).astype(np.int64))
-        frames.append(_pictures(spec.observation_space, episode.trajectory.observations[steps[-1]]))
+        frames.append(pictures_of(spec.observation_space, episode.trajectory.observations[steps[-1]]))
     return FrameStrip(
         targets=np.array([episode.target for episode in rollouts.episodes]),
         returns=np.array([episode.episode_return for episode in rollouts.episodes]),
         steps=np.stack(steps),
         frames=np.stack(frames),
     )
+
+
+def low_middle_high(bundle: Bundle, targets: str) -> TargetReturns:
+    """Return the lowest, the middle and the highest of some targets, as `parse_targets` reads them."""
+    every = sorted(policy_targets(bundle.spec, targets).targets)
+    chosen = dict.fromkeys((every[0], every[len(every) // 2], every[-1]))
+    return TargetReturns(tuple(chosen))
+
+
+def sees_pictures(space: gym.Space[Any]) -> bool:
+    """Return whether there is a picture in an observation."""
+    return isinstance(space, Packed) or are_pixels(space.shape or (), space.dtype)
 
 
 def _picture_shape(space: gym.Space[Any]) -> tuple[int, ...]:
@@ -106,7 +116,7 @@ def _picture_shape(space: gym.Space[Any]) -> tuple[int, ...]:
         UserError: there is none.
     """
     shape = space.picture if isinstance(space, Packed) else space.shape or ()
-    if not (isinstance(space, Packed) or are_pixels(shape, space.dtype)):
+    if not sees_pictures(space):
         raise UserError(
             f"--frames shows what a policy sees, and its observations are no images but {space.dtype} of shape "
             f"{shape}; leave it out"
@@ -114,7 +124,7 @@ def _picture_shape(space: gym.Space[Any]) -> tuple[int, ...]:
     return shape
 
 
-def _pictures(space: gym.Space[Any], observations: Array) -> Array:
+def pictures_of(space: gym.Space[Any], observations: Array) -> Array:
     """Return observations `(F, *obs)` as `(F, H, W)` or `(F, H, W, 3)`; of a stack the newest frame."""
     shape = _picture_shape(space)
     values = observations[:, space.split :].reshape(-1, *shape) if isinstance(space, Packed) else observations

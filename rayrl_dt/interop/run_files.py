@@ -12,12 +12,15 @@ import yaml
 __all__ = [
     "BEST",
     "CONFIG",
+    "EXPECTED",
     "FRAMES",
     "LAST",
+    "LOCK",
     "MAXIMUM",
     "METRICS",
     "RECORD",
     "find_run",
+    "is_locked",
     "is_run",
     "read_json_lines",
     "read_records",
@@ -31,12 +34,15 @@ RECORD = "run.json"
 """Who started it, how, and on what; there once the algorithm is built."""
 METRICS = "metrics.jsonl"
 """A line per iteration."""
+EXPECTED = "expected_gradient_steps"
+"""In the record: those of the whole run, as far as they were known when it began."""
 LAST, BEST = "evaluations/last.json", "evaluations/best.json"
 """The evaluations of the last and of the best checkpoint."""
 MAXIMUM = "evaluations/maximum.json"
 """The evaluation of the last checkpoint at the data's best return (`rayrl-dt align` makes it)."""
 
-
+LOCK = ".lock"
+"""Held by the process whose run or sweep is under way in a folder."""
 FRAMES = "evaluations/frames.npz"
 """Frames of episodes at three targets (`rayrl-dt eval RUN --frames` makes it)."""
 
@@ -44,6 +50,26 @@ FRAMES = "evaluations/frames.npz"
 def is_run(folder: Path) -> bool:
     """Return whether a run was started in a folder, even if it was lost before its first checkpoint."""
     return (folder / CONFIG).exists()
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Return whether a process holds a folder as its own; None where that cannot be told.
+
+    To look takes the lock for a moment, so only a folder that has one is looked at.
+    """
+    try:
+        import fcntl
+
+        with (folder / LOCK).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return None
 
 
 def find_run(path: str | os.PathLike[str]) -> Path | None:

@@ -125,7 +125,7 @@ class VectorActor:
         if rows is not None and len(rows) == 0:
             return self._actions
         if self._plan is None or not self._plan.holds():
-            self._plan = acting_plan(self.model, self._context, self.precision, guidance=self._guidance)
+            self._plan = self._new_plan()
         outputs = self._plan.outputs(rows)  # (n, O)
         if self._predicted:
             self._return_to_go = self._context.window().returns_to_go[:, -1, 0].astype(np.float64)
@@ -143,6 +143,9 @@ class VectorActor:
             self._actions[rows] = actions
         self._context.set_actions(self._actions)
         return self._actions
+
+    def _new_plan(self) -> ActingPlan:
+        return acting_plan(self.model, self._context, self.precision, guidance=self._guidance)
 
     def _choose(self, outputs: Tensor, observations: Array, rows: Array | None) -> Tensor:
         """Return the actions to take, `(n, A)` or `(n,)` in model units, for outputs `(n, O)` of some slots."""

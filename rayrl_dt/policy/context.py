@@ -7,6 +7,7 @@ same padding.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from rayrl_dt.types import Window
 __all__ = ["ContextBuffer"]
 
 Array = np.ndarray[Any, Any]
+
+_FIELDS = ("_returns", "_observations", "_actions", "_timesteps", "_mask")
 
 
 class ContextBuffer:
@@ -66,7 +69,7 @@ class ContextBuffer:
         self._end = self._reach  # the window is [end - K, end)
 
     @classmethod
-    def of(cls, spec: PolicySpec, slots: int, context_length: int) -> ContextBuffer:
+    def of(cls, spec: PolicySpec, slots: int, context_length: int, *, slack: int = 256) -> ContextBuffer:
         """Return the windows that a policy acts on."""
         space, head = spec.observation_space, spec.head
         seen = spec.seen_space
@@ -78,17 +81,35 @@ class ContextBuffer:
             action_shape=head.shape,
             action_dtype=head.dtype,
             frame_stack=spec.model.frame_stack,
+            slack=slack,
         )
 
     @property
     def _fields(self) -> tuple[Array, ...]:
-        return (self._returns, self._observations, self._actions, self._timesteps, self._mask)
+        return tuple(getattr(self, name) for name in _FIELDS)
 
     def clear(self, slots: Array) -> None:
         """Forget the steps of some slots (index array or boolean mask): their windows are all padding."""
         begin = self._end - self._reach
         for values in self._fields:
             values[slots, begin : self._end] = 0
+
+    def part(self, slots: Array) -> ContextBuffer:
+        """Return the windows of some slots (indices) as a buffer of their own, a copy without slack."""
+        found = copy(self)
+        found.slots = len(slots)
+        span = slice(self._end - self._reach, self._end)
+        for name in _FIELDS:
+            setattr(found, name, getattr(self, name)[slots, span])
+        found._end = self._reach
+        return found
+
+    def put(self, slots: Array, part: ContextBuffer) -> None:
+        """Take over the windows of a `part` as those of some slots (indices)."""
+        ours = slice(self._end - self._reach, self._end)
+        theirs = slice(part._end - self._reach, part._end)
+        for own, new in zip(self._fields, part._fields, strict=True):
+            own[slots, ours] = new[:, theirs]
 
     def append(self, returns_to_go: Array, observations: Array, timesteps: Array) -> None:
         """Add a step to every slot, with a zero placeholder for the action that is to come.

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import CONFIG, is_run
+from rayrl_dt.interop.run_files import CONFIG, LOCK, is_run
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
 __all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
@@ -24,7 +24,6 @@ __all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked",
 _LOG = logging.getLogger(__name__)
 START_COPY, CRITIC_COPY = "start", "critic"
 """The copies, in the run folder, of the policy to finetune and of the critic of the objective."""
-_LOCK = ".lock"
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -34,7 +33,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
-    taken = folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
+    taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
     if taken and not is_run(folder):
         raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
     if resume and not taken:
@@ -65,7 +64,7 @@ def locked(folder: Path, *, what: str) -> Iterator[None]:
     Raises:
         UserError: one is under way there.
     """
-    lock = FileLock(folder / _LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -11,7 +11,7 @@ from typing import Any
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.interop.run_files import BEST, CONFIG, LAST, METRICS, RECORD
+from rayrl_dt.interop.run_files import BEST, CONFIG, EXPECTED, LAST, METRICS, RECORD
 from rayrl_dt.runs.records import checkpoint_score, provenance, records_up_to, write_json, write_yaml
 from rayrl_dt.versions import git_commit, package_versions
 
@@ -67,6 +67,7 @@ class RunLog:
                 "algorithm": values.get("algorithm"),
                 "backbone": algorithm.policy_spec.model.backbone,
                 "parameters": algorithm.num_parameters(),
+                EXPECTED: algorithm.expected_gradient_steps,
                 "data": _summary(algorithm.offline_data.store),
             },
         )

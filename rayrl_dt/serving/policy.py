@@ -19,7 +19,7 @@ from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import scalar_rewards
 
-__all__ = ["SequencePolicy"]
+__all__ = ["SequencePolicy", "raw_target"]
 
 Array = np.ndarray[Any, Any]
 
@@ -131,22 +131,7 @@ class SequencePolicy:
         Raises:
             UserError: there is no such percentile, the target is not finite, or the policy takes none.
         """
-        if self.spec.model.target_rule == "predicted":
-            if target_return is not None:
-                raise UserError(
-                    f"target_return is {target_return}, but this policy predicts its own returns; call reset() "
-                    "without it"
-                )
-            target_return = 0.0
-        if target_return is None:
-            if "p95" not in self.spec.data_returns:
-                raise UserError(
-                    "the policy does not know its data's returns; give target_return (raw return)"
-                )
-            target_return = self.spec.data_returns["p95"]
-        target = float(target_return)
-        if not np.isfinite(target):
-            raise UserError(f"target_return is {target}; it must be a finite number (raw return)")
+        target = raw_target(self.spec, target_return)
         self._target = target
         self._starting = True
 
@@ -173,3 +158,30 @@ class SequencePolicy:
         )
         self._starting = False
         return self._layout.restore(self.spec.head.single(actions[0]))
+
+
+def raw_target(spec: PolicySpec, target_return: float | None) -> float:
+    """Return the raw return that an episode asks for.
+
+    Args:
+        spec: of the policy.
+        target_return: what is asked for; None for the 95th percentile of the training data, and for a policy that
+            predicts its own returns, which gets 0.
+
+    Raises:
+        UserError: there is no such percentile, the target is not finite, or the policy takes none.
+    """
+    if spec.model.target_rule == "predicted":
+        if target_return is not None:
+            raise UserError(
+                f"target_return is {target_return}, but this policy predicts its own returns; leave it out"
+            )
+        return 0.0
+    if target_return is None:
+        if "p95" not in spec.data_returns:
+            raise UserError("the policy does not know its data's returns; give target_return (raw return)")
+        target_return = spec.data_returns["p95"]
+    target = float(target_return)
+    if not np.isfinite(target):
+        raise UserError(f"target_return is {target}; it must be a finite number (raw return)")
+    return target

@@ -26,7 +26,7 @@ _PLANS: dict[type, type[TransformerPlan] | type[RADTPlan]] = {
 
 
 def acting_plan(
-    model: SequenceModel, context: ContextBuffer, precision: str, *, guidance: float = 1.0
+    model: SequenceModel, context: ContextBuffer, precision: str, *, guidance: float = 1.0, keeps: bool = True
 ) -> ActingPlan:
     """Return the quickest plan for a model, to be used until it no longer `holds`.
 
@@ -35,14 +35,18 @@ def acting_plan(
         context: the windows that it acts on.
         precision: "fp32" or "bf16".
         guidance: how strongly it follows its return; other than 1 only with return dropout.
+        keeps: the windows slide from call to call, so that what was computed of a step can be kept; False for a plan
+            that is cheap to make, and asks the model about whole windows.
     """
-    plan = _plan(model, context, precision)
+    plan = _plan(model, context, precision, keeps)
     return plan if guidance == 1 else GuidedPlan(plan, model, context, precision, guidance)
 
 
-def _plan(model: SequenceModel, context: ContextBuffer, precision: str) -> ActingPlan:
+def _plan(model: SequenceModel, context: ContextBuffer, precision: str, keeps: bool) -> ActingPlan:
     if model.spec.model.target_rule == "predicted":
         return PredictedReturnPlan(model, context, precision)
+    if not keeps:
+        return WholeWindowPlan(model, context, precision, lambda: True)
     if can_be_watched(model) and image_embedding(model.trunk) is not None:
         return KeptImagesPlan(model, context, precision)
     if not _can_be_cached(model):

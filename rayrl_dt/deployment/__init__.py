@@ -1,0 +1,1 @@
+"""Policies as a service over HTTP, with Ray Serve."""
