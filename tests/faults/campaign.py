@@ -203,7 +203,8 @@ class Kind:
         return 0 if self.at_home and mode == "sync" else 2
 
 
-_SHORT = {"sync": {"episode_timeout_s": 8.0}, "async": {"call_timeout_s": 8.0, "lag_timeout_s": 2.0}}
+_EPISODE = {"episode_timeout_s": 15.0}
+_SHORT = {"sync": _EPISODE, "async": {**_EPISODE, "call_timeout_s": 8.0, "lag_timeout_s": 2.0}}
 KINDS = {
     "signal": Kind(ask, ASKED, at_home=True),
     "disk full": Kind(fill_disk, (REFUSED,), at_home=True),
