@@ -24,6 +24,8 @@ __all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked",
 _LOG = logging.getLogger(__name__)
 START_COPY, CRITIC_COPY = "start", "critic"
 """The copies, in the run folder, of the policy to finetune and of the critic of the objective."""
+_PATIENCE_S = 0.3
+"""Whoever only looks whether a folder is locked (`rayrl-dt watch`) holds the lock for a moment."""
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -64,7 +66,7 @@ def locked(folder: Path, *, what: str) -> Iterator[None]:
     Raises:
         UserError: one is under way there.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=_PATIENCE_S)
     try:
         lock.acquire()
     except Timeout:

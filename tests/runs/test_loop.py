@@ -410,7 +410,13 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     assert {"critic_loss", "q_mean", "bc_loss", "update_to_data"} <= records[-1].keys()
     # The start is kept, so that the source may go.
     shutil.rmtree(source)
-    again: dict[str, Any] = {**settings, "out": folder, "overrides": None, "env_steps": 400, "resume": True}
+    again: dict[str, Any] = {
+        **settings,
+        "out": str(folder),
+        "overrides": None,
+        "env_steps": 400,
+        "resume": True,
+    }
     with pytest.raises(UserError, match=r"--seed is 4, and the run in .* started with 3"):
         finetune(source, **again, seed=4)
     with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
@@ -453,7 +459,7 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
 
     file, folder = tmp_path / "dt.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(values(pendulum_data)))
-    settings: dict[str, Any] = {"out": folder, "resume": False}
+    settings: dict[str, Any] = {"out": str(folder), "resume": False}
     with monkeypatch.context() as patch, pytest.raises(typer.Exit) as stopped:
         patch.setattr(command, "TrainingProgress", Interrupted)
         command.train(file, overrides=["training.lr=1e-5"], seed=5, **settings)

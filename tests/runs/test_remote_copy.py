@@ -117,7 +117,7 @@ def test_a_run_goes_on_while_its_copy_cannot_be_reached(
 @pytest.mark.parametrize(
     ("made", "resume", "message"),
     [
-        ({"run/other": "x"}, False, "is another run's; move it away, or choose another --out"),
+        ({"run/other": "x"}, False, "is another run's; move it away, or give --out another name"),
         ({}, True, "has nothing to resume; start it without --resume"),
         ({"bucket/one/files.json": '{"../over": 1}'}, True, r"lists '\.\./over', which lies elsewhere"),
     ],
