@@ -80,7 +80,9 @@ class PolicyServer:
                 {"Retry-After": f"{self._sessions.seconds_to_wait():.0f}"} if refused.status == 429 else None
             )
             return JSONResponse({"error": str(refused)}, refused.status, wait)
-        except Exception:
+        except (
+            Exception
+        ):  # whatever a policy or an environment's space raises: one request fails, the server goes on
             _LOG.exception("%s %s", request.method, request.url.path)
             return JSONResponse({"error": "the server failed; its log says how"}, 500)
         return JSONResponse(values, status)

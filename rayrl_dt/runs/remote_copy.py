@@ -20,7 +20,7 @@ from pyarrow import ArrowException, fs
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
-__all__ = ["RemoteCopy", "file_state", "is_remote", "name_of", "reaching", "storage"]
+__all__ = ["RemoteCopy", "download", "file_state", "is_remote", "name_of", "reaching", "storage", "upload"]
 
 _LOG = logging.getLogger(__name__)
 _FILES = "files.json"
@@ -136,7 +136,7 @@ class RemoteCopy:
         with reaching(self.uri):
             for name, state in now.items():
                 if self._copied.get(name) != state:
-                    self._send(name)
+                    upload(self.folder / name, self._system, f"{self._root}/{name}")
                     self._copied[name] = state
             gone = self._there.keys() - now.keys()
             self._there = {name: size for name, (size, _) in now.items()}
@@ -151,17 +151,11 @@ class RemoteCopy:
             below[:] = [name for name in below if not name.startswith(".")]
             yield from (Path(folder) / name for name in files if name not in _LOCAL_ONLY)
 
-    def _send(self, name: str) -> None:
-        target = f"{self._root}/{name}"
-        self._system.create_dir(target.rpartition("/")[0], recursive=True)
-        fs.copy_files(str(self.folder / name), target, fs.LocalFileSystem(), self._system)
-
     def _fetch(self) -> None:
         with reaching(self.uri):
             for name in self._there:
                 target = self.folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fs.copy_files(f"{self._root}/{name}", str(target), self._system, fs.LocalFileSystem())
+                download(self._system, f"{self._root}/{name}", target)
                 self._copied[name] = file_state(target)
 
     def _files(self) -> dict[str, int]:
@@ -182,6 +176,18 @@ class RemoteCopy:
         """Return the gradient steps of the newest checkpoint of the copy; -1 if it has none."""
         names = (Path(name).parts for name in self._there)
         return max((int(parts[1]) for parts in names if parts[0] == "checkpoints"), default=-1)
+
+
+def upload(path: Path, system: fs.FileSystem, target: str) -> None:
+    """Copy a file of this machine, with the folders that it lies in there."""
+    system.create_dir(target.rpartition("/")[0], recursive=True)
+    fs.copy_files(str(path), target, fs.LocalFileSystem(), system)
+
+
+def download(system: fs.FileSystem, source: str, path: Path) -> None:
+    """Copy a file to this machine, with the folders that it lies in here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(source, str(path), system, fs.LocalFileSystem())
 
 
 def file_state(path: Path) -> tuple[int, int]:

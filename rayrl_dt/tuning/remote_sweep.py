@@ -12,7 +12,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.runs.remote_copy import file_state, reaching, storage
+from rayrl_dt.runs.remote_copy import download, file_state, reaching, storage, upload
 from rayrl_dt.tuning.conclusion import SWEEP
 from rayrl_dt.tuning.trial import ALGORITHM
 
@@ -70,8 +70,7 @@ class RemoteSweep:
                         f"{self.uri} has a file {name!r}, which lies elsewhere; nothing is fetched"
                     )
                 target = self.folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fs.copy_files(info.path, str(target), self.system, fs.LocalFileSystem())
+                download(self.system, info.path, target)
                 self._states[target] = file_state(target)
 
     def push(self) -> None:
@@ -81,7 +80,5 @@ class RemoteSweep:
                 for path in (Path(folder) / name for name in files if not name.startswith(".")):
                     if self._states.get(path) == (state := file_state(path)):
                         continue
-                    target = f"{self.path}/{path.relative_to(self.folder)}"
-                    self.system.create_dir(target.rpartition("/")[0], recursive=True)
-                    fs.copy_files(str(path), target, fs.LocalFileSystem(), self.system)
+                    upload(path, self.system, f"{self.path}/{path.relative_to(self.folder)}")
                     self._states[path] = state

@@ -48,7 +48,7 @@ def run_sweep(
         resume: go on with the sweep in the folder; finished trials are not run again.
         trust_checkpoint: resume from another user's files; checkpoints are pickles, which run code of their writer.
         address: of a running Ray cluster; `out` must be storage that its nodes share, if there is no `remote`.
-        remote: where Ray Tune is to keep it instead; `out` gets what is read of it.
+        remote: where Ray Tune is to keep it instead; `out` gets what is read of it, and has it, fetched, on `resume`.
 
     Raises:
         UserError: the folder is taken, another user's, or holds another sweep, there is nothing to resume, data or an
@@ -63,8 +63,6 @@ def run_sweep(
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if resume and not trust_checkpoint:
         check_owner(out)
-    if resume and remote is not None:
-        remote.fetch()
     restored = can_resume(spec, out, resume=resume)
     check_data(spec)
     trainable = _trainable(spec)

@@ -21,6 +21,7 @@ import requests
 import typer
 import yaml
 from builders import build_model, store_for
+from small_runs import values
 
 from rayrl_dt.cli import app
 from rayrl_dt.interop.huggingface import export_huggingface
@@ -72,26 +73,17 @@ def examples() -> dict[str, list[str]]:
 def prepared(ray_session: None, pendulum_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs, configs and files by the names of the examples, each as small as can be."""
     folder = tmp_path_factory.mktemp("examples")
-    values = {
-        "algorithm": "DT",
-        "offline_data": {"dataset": pendulum_data},
-        "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
-        "training": {
-            "gradient_steps": 8,
-            "gradient_steps_per_iteration": 4,
-            "train_batch_size_per_learner": 8,
-        },
-        "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 1},
-    }
-    loop.train(values, folder / "run")
+    once = {"target_returns": "dataset:3", "episodes_per_target": 1}
+    smallest = {**values(pendulum_data, gradient_steps=8), "evaluation": once}
+    loop.train(smallest, folder / "run")
     for name in RUNS:
         shutil.copytree(folder / "run", folder / "runs" / name)
     shutil.rmtree(folder / "run")
-    lr = {"training": {**values["training"], "lr": {"grid": [1e-3, 1e-2]}}}  # type: ignore[dict-item]
-    shared = {key: value for key, value in values.items() if key != "algorithm"}
+    lr = {"training": {**smallest["training"], "lr": {"grid": [1e-3, 1e-2]}}}
+    shared = {key: value for key, value in smallest.items() if key != "algorithm"}
     configs = {
-        "dt_pendulum": values,
-        "smoke": {**values, **lr, "tune": {"metric": "evaluation/alignment_error"}},
+        "dt_pendulum": smallest,
+        "smoke": {**smallest, **lr, "tune": {"metric": "evaluation/alignment_error"}},
         "alignment": {**shared, "variants": {"DT": {"algorithm": "DT"}, "BC": {"algorithm": "BC"}}},
     }
     (folder / "tune_configs").mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from builders import build_model
+from small_runs import values
 from typer.testing import CliRunner
 
 import rayrl_dt
@@ -27,18 +28,7 @@ from rayrl_dt.runs import loop
 def run(ray_session: None, pendulum_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three evaluations; the best one need not be the last."""
     folder = tmp_path_factory.mktemp("card") / "run"
-    values = {
-        "algorithm": "DT",
-        "offline_data": {"dataset": pendulum_data},
-        "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
-        "training": {
-            "gradient_steps": 12,
-            "gradient_steps_per_iteration": 4,
-            "train_batch_size_per_learner": 8,
-        },
-        "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 2, "evaluation_interval": 1},
-    }
-    loop.train(values, folder)
+    loop.train(values(pendulum_data), folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import values
 
 from rayrl_dt.cli import main
 from rayrl_dt.errors import UserError
@@ -24,16 +25,10 @@ from rayrl_dt.runs import loop
 from rayrl_dt.runs.inputs import locked
 
 
-def values(dataset: str, **training: Any) -> dict[str, Any]:
+def every_second(dataset: str, **training: Any) -> dict[str, Any]:
     """A config of seconds: three iterations, the last two with an evaluation."""
-    settings = {"gradient_steps": 12, "gradient_steps_per_iteration": 4, "train_batch_size_per_learner": 8}
-    return {
-        "algorithm": "DT",
-        "offline_data": {"dataset": dataset},
-        "rl_module": {"model_config": {"context_length": 4, "embed_dim": 16, "num_layers": 1}},
-        "training": {**settings, **training},
-        "evaluation": {"target_returns": "dataset:3", "episodes_per_target": 1, "evaluation_interval": 2},
-    }
+    sparse = {"target_returns": "dataset:3", "episodes_per_target": 1, "evaluation_interval": 2}
+    return {**values(dataset, **training), "evaluation": sparse}
 
 
 class Watching:
@@ -65,8 +60,8 @@ def folder(
     runs = tmp_path_factory.mktemp("runs")
     (runs / "whole").mkdir()
     watching = Watching(runs, 10**6)
-    loop.train(values(pendulum_data), runs / "whole", observer=watching)
-    loop.train(values(pendulum_data), runs / "short", observer=Watching(runs / "whole", 1))
+    loop.train(every_second(pendulum_data), runs / "whole", observer=watching)
+    loop.train(every_second(pendulum_data), runs / "short", observer=Watching(runs / "whole", 1))
     return runs, watching.seen
 
 
@@ -120,7 +115,7 @@ def test_trials_of_a_sweep_have_a_row_each(ray_session: None, pendulum_data: str
     from rayrl_dt.tuning.sweep import run_sweep
     from rayrl_dt.tuning.sweep_spec import read_sweep
 
-    config = {**values(pendulum_data), "tune": {"seeds": [0, 1]}}
+    config = {**every_second(pendulum_data), "tune": {"seeds": [0, 1]}}
     run_sweep(read_sweep(config, default_name="test"), tmp_path / "sweep")
     rows = Overview([tmp_path]).rows()
     assert [row[1] for row in rows] == ["12 of 12"] * 2 and [row[-1] for row in rows] == ["done"] * 2

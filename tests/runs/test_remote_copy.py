@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import StopAt, values
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs import loop as runs
+from rayrl_dt.runs import remote_copy
 from rayrl_dt.runs.remote_copy import RemoteCopy, name_of, storage
 
 
@@ -90,9 +91,13 @@ def test_a_folder_that_is_ahead_of_its_copy_is_kept(run: Path, tmp_path: Path) -
 
 
 def test_only_what_changed_is_copied(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy, sent = RemoteCopy(f"file://{tmp_path}/bucket/one", run), []
-    send: Callable[[str], None] = copy._send
-    monkeypatch.setattr(copy, "_send", lambda name: (sent.append(name), send(name)))
+    copy, sent, send = RemoteCopy(f"file://{tmp_path}/bucket/one", run), [], remote_copy.upload
+
+    def upload(path: Path, *where: Any) -> None:
+        sent.append(path.name)
+        send(path, *where)
+
+    monkeypatch.setattr("rayrl_dt.runs.remote_copy.upload", upload)
     copy.finish()
     assert len(sent) == 3
     (run / "metrics.jsonl").write_text("metrics.jsonl, and more")

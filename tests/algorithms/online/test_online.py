@@ -872,6 +872,7 @@ def test_a_dead_learner_stops_the_run_in_one_line(online: Configure, tmp_path: P
 def test_a_learner_that_dies_while_it_starts_is_one_line(online: Configure) -> None:
     config = online().learners(num_learners=2, num_cpus_per_learner=0)
 
+    # A base that is known at run time alone is none to mypy.
     class Dies(config.learner_class):  # type: ignore[misc, name-defined]
         def build(self) -> None:
             os._exit(1)
