@@ -80,7 +80,7 @@ def join_ray(address: str, **options: Any) -> None:
             raise _nobody(address, error) from error
         raise UserError(
             f"Ray did not start ({one_line(error)}); see memory and cores with rayrl-dt doctor, end other Rays with "
-            "ray stop, and try again"
+            "ray stop, on a slow machine set RAY_gcs_server_port_wait_time_s=120, and try again"
         ) from error
 
 

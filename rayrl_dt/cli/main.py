@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli import (
+    acting,
     align,
     config,
     configs,
@@ -49,6 +50,7 @@ critic.register(app)
 app.command()(config.config)
 app.command()(align.align)
 app.command()(tuning.tune)
+app.command()(acting.act)
 app.command()(serving.serve)
 app.command()(watch.watch)
 

@@ -15,13 +15,33 @@ from rayrl_dt.cli.console import console
 __all__ = ["TrainingProgress", "progress_bar"]
 
 
+_SECONDS_BETWEEN_LINES = 30.0
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar that the returned function moves, given (done, total)."""
+    """Show a progress bar that the returned function moves, given (done, total); a log gets a line now and then."""
+    if not console.is_terminal:
+        yield _lines(what)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    """Return a function that prints how far the work is, seldom enough for short work to print nothing."""
+    printed = time.monotonic()
+
+    def moved(done: int, total: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if now - printed >= _SECONDS_BETWEEN_LINES:
+            console.print(f"{what}: {done:,} of {total:,}", soft_wrap=True)
+            printed = now
+
+    return moved
 
 
 class TrainingProgress:

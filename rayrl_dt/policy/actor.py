@@ -144,6 +144,10 @@ class VectorActor:
         self._context.set_actions(self._actions)
         return self._actions
 
+    def took(self, actions: Array) -> None:
+        """Say what was really done in each slot, `(N, A)` or `(N,)`, where it was not what `act` returned."""
+        self._context.set_actions(actions)
+
     def _new_plan(self) -> ActingPlan:
         return acting_plan(self.model, self._context, self.precision, guidance=self._guidance)
 

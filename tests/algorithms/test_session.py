@@ -30,11 +30,21 @@ def test_a_temporary_folder_that_is_too_long_is_refused(monkeypatch: pytest.Monk
 
 
 @pytest.mark.ray
-def test_a_home_that_cannot_be_written_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("HOME", "/proc/nobody", "HOME"),
+        # Ray waits this long for its first process, which needs a second on any machine.
+        ("RAY_gcs_server_port_wait_time_s", "0", "RAY_gcs_server_port_wait_time_s=120"),
+    ],
+)
+def test_a_home_that_cannot_be_written_and_a_slow_ray_are_one_line(
+    variable: str, value: str, remedy: str
+) -> None:
     code = "from rayrl_dt.algorithms.session import join_ray; join_ray('local', num_cpus=1, include_dashboard=False)"
-    environment = {**os.environ, "HOME": "/proc/nobody"}
+    environment = {**os.environ, variable: value}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "UserError: Ray did not start (" in ended.stderr.splitlines()[-1] and "HOME" in ended.stderr
+    assert "UserError: Ray did not start (" in ended.stderr.splitlines()[-1] and remedy in ended.stderr
 
 
 @pytest.mark.ray
