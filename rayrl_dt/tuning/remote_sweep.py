@@ -61,17 +61,21 @@ class RemoteSweep:
             found = self.system.get_file_info(
                 fs.FileSelector(self.path, recursive=True, allow_not_found=True)
             )
-            for info in found:
-                name = os.path.relpath(info.path, self.path)
-                if info.type != fs.FileType.File or ALGORITHM in Path(name).parts:
-                    continue
-                if ".." in Path(name).parts:
+            files = {
+                Path(os.path.relpath(info.path, self.path)): info.path
+                for info in found
+                if info.type == fs.FileType.File
+            }
+            for name in files:
+                if ".." in name.parts:
                     raise UserError(
-                        f"{self.uri} has a file {name!r}, which lies elsewhere; nothing is fetched"
+                        f"{self.uri} has a file '{name}', which lies elsewhere; nothing is fetched"
                     )
-                target = self.folder / name
-                download(self.system, info.path, target)
-                self._states[target] = file_state(target)
+            for name, path in files.items():
+                if ALGORITHM not in name.parts:
+                    target = self.folder / name
+                    download(self.system, path, target)
+                    self._states[target] = file_state(target)
 
     def push(self) -> None:
         """Copy what was made of it since."""
