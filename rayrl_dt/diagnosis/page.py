@@ -57,6 +57,15 @@ def _section(policies: Sequence[PolicyExamination], prefix: str) -> list[Block]:
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
     if remarks:
         blocks.append(Notice("Keep in mind", remarks))
+    felt = [(policy.sensitivity.at_data, policy.label) for policy in policies if policy.sensitivity]
+    if felt:
+        listed = ", ".join(f"{number(share, 2)} with {label}" for share, label in sorted(felt, reverse=True))
+        blocks.append(
+            Paragraph(
+                "When the return that is asked for moves through the data's returns, the action moves through this "
+                f"share of its range: {listed}."
+            )
+        )
     blocks += [
         Table(
             ["Policy", "Backbone", "Step", "Return share", "Sensitivity", "Left at the end", "Parameters"],

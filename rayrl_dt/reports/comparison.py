@@ -45,9 +45,9 @@ def compare_runs(runs: Sequence[RunFolder]) -> list[Block]:
         blocks.append(Heading(f"{environment} from {dataset}" if len(tasks) > 1 else "All runs"))
         if len(tasks) == 1:
             blocks.insert(0, Paragraph(f"{environment} \u00b7 {dataset}", "muted"))
-        blocks.append(_runs_table(members))
         sentences = compare(evaluated)
         blocks += [Paragraph(" ".join(sentences))] if sentences else []
+        blocks.append(_runs_table(members))
         if index == 1:
             blocks.append(Paragraph(f"Figures are of the last checkpoint. {LEGEND}", "muted"))
         if evaluated:
@@ -69,12 +69,15 @@ def compare_runs(runs: Sequence[RunFolder]) -> list[Block]:
 
 
 def reductions(runs: Sequence[RunFolder]) -> list[Block]:
-    """Return one table: how far each method's error lies below the baseline's, per task and on average.
+    """Return how far each method's error lies below the baseline's, on average in words, and per task in a table.
 
     Nothing if no task has both the baseline and another method.
     """
     tasks: dict[str, dict[str, float]] = {}
-    for task in dict.fromkeys(run.task for run in runs):
+    every = list(dict.fromkeys(run.task for run in runs))
+    environments = [environment for environment, _ in every]
+    for task in every:
+        name = task[0] if environments.count(task[0]) == 1 else " from ".join(task)
         groups = _evaluated(group_seeds([run for run in runs if run.task == task]))
         baseline = baseline_of(groups)
         if baseline is None:
@@ -82,20 +85,35 @@ def reductions(runs: Sequence[RunFolder]) -> list[Block]:
         for label, results in groups.items():
             found = error_reduction(groups[baseline], results)
             if label != baseline and found is not None:
-                tasks.setdefault(" from ".join(task), {})[label.split(" (")[0]] = found.estimate
+                tasks.setdefault(name, {})[label.split(" (")[0]] = found.estimate
     if not tasks:
         return []
     methods = list(dict.fromkeys(method for found in tasks.values() for method in found))
-    rows = []
-    for method in methods:
-        values = [found[method] for found in tasks.values() if method in found]
-        cells = [percent(found.get(method)) for found in tasks.values()]
-        rows.append([method, *cells, percent(float(np.mean(values)) if len(values) == len(tasks) else None)])
+    means = {
+        method: float(np.mean([found[method] for found in tasks.values()]))
+        for method in methods
+        if all(method in found for found in tasks.values())
+    }
+    rows = [
+        [method, *(percent(found.get(method)) for found in tasks.values()), percent(means.get(method))]
+        for method in methods
+    ]
     return [
+        *([Paragraph(_in_words(means, len(tasks)))] if means else []),
         Heading(f"Reduction of the alignment error against {BASELINE}"),
         Table(["Last checkpoints", *tasks, "Mean"], rows),
         Paragraph(_BASELINE_LEGEND, "muted"),
     ]
+
+
+def _in_words(means: Mapping[str, float], tasks: int) -> str:
+    """Say how the methods' errors lie beside the baseline's, the best one first."""
+    listed = ", ".join(
+        f"{percent(abs(means[method]))} {'lower' if means[method] >= 0 else 'higher'} with {method}"
+        for method in sorted(means, key=lambda method: -means[method])
+    )
+    over = "" if tasks == 1 else f", on average over {tasks} data sets"
+    return f"Beside {BASELINE} the alignment error of the last checkpoint is {listed}{over}."
 
 
 def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[EvaluationResult]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rayrl_dt.evaluation.finetuning import recorded_number
 from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, style_axes
@@ -54,6 +54,7 @@ def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | No
         for boundary in {step for records in runs.values() if (step := _online_start(records)) is not None}:
             axes.axvline(boundary, color=FAINT, lw=1.0, ls="--", label="online finetuning starts")
         style_axes(axes, name, "gradient steps", unit)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         if name == "Learning rate":
             axes.yaxis.set_major_formatter(FuncFormatter(_power))
     # All panels have the same lines, and the last one the data's maximum too.

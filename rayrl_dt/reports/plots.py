@@ -31,15 +31,18 @@ def desired_vs_achieved(
         for position, group in enumerate(_same_targets(seeds)):
             _draw_seeds(axes, group, label if position == 0 else None, style)
     asked = [item.target for seeds in results.values() for result in seeds for item in result.targets]
+    low, high = min(asked, default=0.0), max(asked, default=0.0)
     if asked:
-        low, high = min(asked), max(asked)
         margin = 0.05 * (high - low) or max(1.0, 0.05 * abs(high))
         ends = [low - margin, high + margin]
         axes.plot(ends, ends, color=FAINT, lw=1.2, ls=(0, (5, 4)), zorder=1, label="achieved = desired")
     if data_max is not None:
-        axes.axvline(
-            data_max, color=INK, lw=1.2, ls=":", zorder=1, label=f"data's maximum, {number(data_max)}"
-        )
+        best = f"data's maximum, {number(data_max)}"
+        if len(set(asked)) > 1 and data_max > high + (high - low):
+            # A line out there would squeeze all that there is to see into a corner.
+            axes.plot([], [], ls="none", label=f"{best}: far to the right")
+        else:
+            axes.axvline(data_max, color=INK, lw=1.2, ls=":", zorder=1, label=best)
     style_axes(axes, "Achieved against desired return", "desired return (raw)", "achieved return (raw)")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure

@@ -79,6 +79,10 @@ def _report(grid: RefinementGrid) -> list[Block]:
             f"seed {grid.seed}",
             "muted",
         ),
+        Paragraph(
+            f"{better} of {len(grid.cells)} cells lie above {number(control.mean)}, the mean return without; the "
+            f"highest, {_words(best.settings, grid)}, has {number(best.mean)}."
+        ),
         Tiles(
             [
                 ("Without", number(control.mean), _words(control.settings, grid)),

@@ -89,6 +89,7 @@ def _evaluation(run: RunFolder, last: EvaluationResult, prefix: str) -> list[Blo
     remark = "needs several targets" if blind is None else f"of the span; blind policy {number(blind, 3)}"
     top = last.highest
     blocks: list[Block] = [
+        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Tiles(
             [
                 ("Alignment error", number(last.alignment_error_relative, 3), remark),
@@ -97,7 +98,6 @@ def _evaluation(run: RunFolder, last: EvaluationResult, prefix: str) -> list[Blo
                 ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
-        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Heading("Last checkpoint, and the best beside it", 3),
     ]
     rows = [[_checkpoint("Last", last), *metrics(last)]]
@@ -113,8 +113,7 @@ def _evaluation(run: RunFolder, last: EvaluationResult, prefix: str) -> list[Blo
             plots.desired_vs_achieved(curves, data_max=run.data_max),
             f"Achieved against desired return of {run.name}; the numbers are in the table below",
             "Bars are 95% bootstrap intervals of the mean over episodes. A perfectly aligned policy lies on "
-            "the dashed line"
-            + ("." if run.data_max is None else "; no episode of the data lies right of the dotted one."),
+            "the dashed line.",
         ),
         Heading("Every target", 3),
         _targets(last, run.best),
@@ -131,13 +130,13 @@ def _unasked(run: RunFolder, last: EvaluationResult) -> list[Block]:
         if result
     ]
     return [
+        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Tiles(
             [
                 ("Return", number(last.highest.return_mean), f"{last.highest.episodes} episodes"),
                 ("Normalized score", number(last.normalized_score, 1), _score_remark(last)),
             ]
         ),
-        Paragraph(" ".join(describe(last, run.best, data_max=run.data_max))),
         Heading("Last checkpoint, and the best beside it", 3),
         Table(["Checkpoint", "Return", "Std", "Episodes", "Mean length", "Score"], rows),
         Heading("Normalized score", 3),

@@ -20,7 +20,7 @@ body {
   margin: 0; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif;
 }
-main { max-width: 58rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1, h2, h3 { line-height: 1.25; letter-spacing: -0.01em; text-wrap: balance; overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; margin: 0 0 0.25rem; }
 h2 { font-size: 1.35rem; margin: 3.25rem 0 0.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
@@ -41,7 +41,15 @@ aside {
   padding: 0.75rem 1rem; margin: 1rem 0;
 }
 aside ul { margin: 0.25rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: 0.75rem 0 1rem; }
+.scroll {
+  overflow-x: auto; margin: 0.75rem 0 1rem;
+  /* Shadows at the sides on which there is more: those that hide them move with the table. */
+  background:
+    linear-gradient(to right, var(--page) 30%, transparent) 0 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--page) 30%, transparent) 100% 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(to right, var(--line), transparent) 0 0 / 0.9rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--line), transparent) 100% 0 / 0.9rem 100% no-repeat scroll;
+}
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
 table, .tiles dd { font-variant-numeric: tabular-nums; }
 th, td { padding: 0.45rem 0.6rem; border-bottom: 1px solid var(--line); }
@@ -53,7 +61,7 @@ th:first-child { padding-left: 0; }
 .numeric td, .numeric tbody th { white-space: nowrap; }
 .plain td { overflow-wrap: anywhere; }
 .plain tbody th { color: var(--faint); white-space: nowrap; width: 1%; padding-right: 1.5rem; }
-figure { margin: 1.25rem 0; }
+figure { margin: 1.25rem 0; max-width: 58rem; }
 img {
   display: block; width: 100%; height: auto; background: #fff;
   border: 1px solid var(--line); border-radius: 10px; padding: 0.5rem;
