@@ -129,10 +129,9 @@ def preview(
 
 def _train_command(dataset: str, *, known_env: bool) -> str:
     """Return the command that trains a small Decision Transformer on a data set."""
-    command = ["rayrl-dt", "train", "tune_configs/dt_pendulum.yaml"]
     if dataset == "recipe:pendulum-mixed":
-        return shlex.join(command)
-    command += ["--set", f"offline_data.dataset={dataset}"]
+        return "rayrl-dt train tune_configs/dt_pendulum.yaml"
+    command = ["rayrl-dt", "train", "tune_configs/dt.yaml", "--set", f"offline_data.dataset={dataset}"]
     if not known_env:
         command += ["--set", "environment.env=ID"]
     name = Path(dataset.partition(":")[2].strip("/").replace("/", "-")).stem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,8 @@ from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
 
 __all__ = ["app", "main"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="rayrl-dt",
@@ -261,10 +264,11 @@ def main() -> None:
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # not about a file that somebody named
+        if error.filename is None and error.errno not in _FULL:  # not about a file that somebody named
             raise
-        reason = escape(f"{error.filename}: {error.strerror}")
-        errors.print(f"[red]error:[/red] {reason}; name another place", soft_wrap=True)
+        reason = escape(f"{error.filename or 'the disk'}: {error.strerror}")
+        remedy = "make room, or name another place" if error.errno in _FULL else "name another place"
+        errors.print(f"[red]error:[/red] {reason}; {remedy}", soft_wrap=True)
         sys.exit(2)
     except TrainingDiverged as error:
         errors.print(f"[red]diverged:[/red] {escape(str(error))}", soft_wrap=True)

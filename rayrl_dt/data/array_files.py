@@ -9,15 +9,19 @@ import tempfile
 from collections.abc import Mapping
 from tokenize import TokenError
 from typing import IO, Any
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["ArraySpace", "read_arrays", "read_header"]
+__all__ = ["BROKEN", "ArraySpace", "read_arrays", "read_header"]
 
 Array = np.ndarray[Any, Any]
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, ZlibError)
+"""What reading a damaged `.npz` file raises; RuntimeError where a bit says encrypted, or another version."""
 
 _PIECE_BYTES = 1 << 20
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

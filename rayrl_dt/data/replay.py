@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.data import returns
-from rayrl_dt.data.array_files import ArraySpace, read_arrays
+from rayrl_dt.data.array_files import BROKEN, ArraySpace, read_arrays
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore, episode_arrays
 from rayrl_dt.data.store_files import ARRAYS
 from rayrl_dt.errors import UserError, one_line
@@ -273,7 +273,7 @@ class TrajectoryReplay:
             _check(steps, episodes, self._info)
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise UserError(
                 f"the replay {file} is missing or broken ({one_line(error)}); resume from an earlier checkpoint"
             ) from error

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import gymnasium as gym
 import numpy as np
 
+from rayrl_dt.data.array_files import BROKEN
 from rayrl_dt.envs.observations import are_pixels
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
@@ -58,7 +58,7 @@ class FrameStrip:
         try:
             with np.load(path, allow_pickle=False) as values:
                 strip = cls(**{name: values[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except BROKEN as error:
             raise UserError(
                 f" cannot be read ({type(error).__name__}); make it again: eval --frames"
             ) from error

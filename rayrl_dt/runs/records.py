@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
+from rayrl_dt.errors import UserError
 from rayrl_dt.interop.run_files import METRICS, RECORD, read_records, step_of
 
 __all__ = ["checkpoint_score", "provenance", "records_up_to", "write_json", "write_yaml"]
@@ -63,5 +64,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     """Write a file that is never seen half."""
     aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    aside.replace(path)
+    try:
+        aside.write_text(text)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); make room, or name a folder that can be written"
+        ) from error

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -300,3 +301,14 @@ def test_brackets_in_a_message_are_not_markup(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "diagnose", lambda **_: [check])
     out = run("doctor")[1]
     assert "missing [x]" in out and "rayrl_dt[hf]" in out
+
+
+def test_a_full_disk_is_one_line(run: Run, tmp_path: Path) -> None:
+    """Files of this process cannot grow beyond a size, as on a disk without room for more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        status, _, err = run("configs", "copy", "smoke", "--to", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and "File too large; make room" in err and err.count("\n") == 1, err

@@ -261,7 +261,15 @@ def test_replays_that_do_not_fit_are_refused(
         packed = tmp_path / "packed.npz"
         np.savez_compressed(packed, **content)
         lengths = content["episodes/lengths"]
+    content = bytearray(saved.read_bytes())
+    place = content.rindex(b"PK\x01\x02")  # of the last entry of the list of members
+    content[place + 6] = 109
+    (tmp_path / "version.npz").write_bytes(content)
+    content[place + 6], content[place + 8] = 20, 1
+    (tmp_path / "encrypted.npz").write_bytes(content)
     for file, into, why in (
+        (tmp_path / "version.npz", replay, r"missing or broken \(zip file version 10\.9\)"),
+        (tmp_path / "encrypted.npz", replay, r"missing or broken \(.*encrypted"),
         (saved, other, r"observations are float32 of shape \(\d+, 3\), not numbers of shape \(\d+, 7\)"),
         (damaged("a.npz", **{"episodes/lengths": lengths + 1}), replay, "do not add up"),
         (damaged("b.npz", **{"steps/rewards": np.zeros(3)}), replay, "of shape"),

@@ -325,6 +325,21 @@ def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
     assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
 
 
+def test_a_run_that_cannot_write_its_settings_is_one_line_and_leaves_the_place_free(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"config.yaml could not be written \(File too large\); make room"
+        ):
+            runs.train(values(pendulum_data, gradient_steps=4), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert runs.train(values(pendulum_data, gradient_steps=4), tmp_path / "run").gradient_steps == 4
+
+
 @pytest.mark.timeout(1500)
 def test_a_killed_process_resumes_to_the_same_weights(
     joining_ray: dict[str, str], pendulum_data: str, tmp_path: Path
