@@ -63,14 +63,21 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DatasetInfo:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError or AttributeError: the values are none that `to_json` returns.
+        """
         spec, evaluation = values["env_spec"], values.get("evaluation_spec")
+        metadata = values["metadata"]
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(NOTES, []), list):
+            raise ValueError(f"the metadata are {metadata!r}")
         return cls(
             source=values["source"],
             observation_space=spaces_json.from_json(values["observation_space"]),
             action_space=spaces_json.from_json(values["action_space"]),
             env_spec=None if spec is None else EnvSpec.from_json(spec),
-            metadata=values["metadata"],
+            metadata=metadata,
             recorded_space=spaces_json.optional_from_json(values.get("recorded_space")),
             evaluation_spec=None if evaluation is None else EnvSpec.from_json(evaluation),
             recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),

@@ -82,6 +82,8 @@ def test_delayed_view_survives_saving(make_store: Any, tmp_path: Path) -> None:
         "episodes",
         "shape",
         "list",
+        "metadata",
+        "notes",
     ],
 )
 def test_damaged_folder_is_refused(make_store: Any, tmp_path: Path, damage: str) -> None:
@@ -108,6 +110,10 @@ def test_damaged_folder_is_refused(make_store: Any, tmp_path: Path, damage: str)
         np.save(folder / "actions.npy", np.load(folder / "actions.npy")[:, :1])
     elif damage == "list":
         (folder / "store.json").write_text("[]")
+    elif damage in ("metadata", "notes"):
+        header = json.loads((folder / "store.json").read_text())
+        header["info"]["metadata"] = [] if damage == "metadata" else {"notes": 3}
+        (folder / "store.json").write_text(json.dumps(header))
     elif damage == "length":
         np.save(folder / "rewards.npy", np.zeros(3, np.float32))
     else:
