@@ -55,7 +55,7 @@ def align(
     from rayrl_dt.tuning.suite_runs import read_suite
 
     runs = read_suite(configs, out, seeds=_seeds(seeds), datasets=dataset or None, overrides=overrides or [])
-    console.print(f"{len(runs)} runs in {out / 'runs'}, {jobs} at a time", soft_wrap=True)
+    console.print(f"{len(runs)} runs in {out / 'runs'}, {jobs} at a time", soft_wrap=True, markup=False)
     with _Display() as display:
         failures = run_suite(runs, jobs=jobs, episodes_at_maximum=episodes_at_maximum, observe=display.show)
     for failure in failures:

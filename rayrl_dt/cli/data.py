@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file, show_table
@@ -31,10 +32,10 @@ def list_() -> None:
     if found:
         rows = [
             (
-                f"minari:{item['id']}",
+                escape(f"minari:{item['id']}"),
                 f"{item['episodes']:,}",
                 f"{item['steps']:,}",
-                str(item["env"] or "unknown"),
+                escape(str(item["env"] or "unknown")),
                 "?" if item["size_mb"] is None else f"{item['size_mb']:,.1f}",
             )
             for item in found
@@ -96,7 +97,7 @@ def preview(
     from rayrl_dt.data.preview import statistics as statistics_of
     from rayrl_dt.reports.data_set import plot
 
-    with console.status(f"reading {dataset}..."):
+    with console.status(f"reading {escape(dataset)}..."):
         store = sources.load(dataset)
         statistics = statistics_of(store)
     table = Table(box=None, show_header=False)
@@ -116,7 +117,7 @@ def preview(
     if actions["kind"] == "continuous":
         size, share = len(actions["dimensions"]), 100 * actions["at_bounds"]
         table.add_row("actions", f"{size} continuous dimensions, {share:.1f}% at their bounds")
-    table.add_row("reference scores", statistics["reference_note"])
+    table.add_row("reference scores", escape(statistics["reference_note"]))
     console.print(table)
     for note in statistics["notes"]:
         console.print(f"note: {note}", markup=False)
@@ -151,7 +152,7 @@ def import_(
     from rayrl_dt.data import sources
     from rayrl_dt.data.readers import minari_io
 
-    with console.status(f"reading {source}..."):
+    with console.status(f"reading {escape(source)}..."):
         store = sources.load(source)
         dataset_id = minari_io.write(
             as_,
@@ -167,6 +168,6 @@ def import_(
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
-    )
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    return escape(str(value))

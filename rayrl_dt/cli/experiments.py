@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from rayrl_dt.cli.console import console, finish, show_table
 from rayrl_dt.cli.progress import progress_bar
@@ -144,7 +145,7 @@ def align_offline(
     options = {"dataset": dataset, "runs": tuple(runs) if runs else None, "episodes": episodes}
     result, page = _run(experiment, "align-offline", out, "policies", seed=seed, steps=steps, **options)
     keys = ("error", "estimated_error", "miss")
-    rows = [(name, *(f"{row[key]:,.1f}" for key in keys)) for name, row in result["policies"].items()]
+    rows = [(escape(name), *(f"{row[key]:,.1f}" for key in keys)) for name, row in result["policies"].items()]
     show_table(("policy", "measured error", "estimated error", "miss"), rows)
     verdict = "holds" if result["holds"] else "does not hold"
     console.print(

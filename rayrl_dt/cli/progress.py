@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rayrl_dt.cli.console import console
@@ -26,7 +27,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(escape(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
@@ -38,7 +39,7 @@ def _lines(what: str) -> Callable[[int, int], None]:
         nonlocal printed
         now = time.monotonic()
         if now - printed >= _SECONDS_BETWEEN_LINES:
-            console.print(f"{what}: {done:,} of {total:,}", soft_wrap=True)
+            console.print(f"{what}: {done:,} of {total:,}", soft_wrap=True, markup=False)
             printed = now
 
     return moved
@@ -74,7 +75,7 @@ class TrainingProgress:
         store = algorithm.offline_data.store
         console.print(
             f"[bold]{type(algorithm).__name__}[/bold] {algorithm.num_parameters():,} parameters on "
-            f"{config.dataset}: {store.num_episodes:,} episodes, {store.num_steps:,} steps",
+            f"{escape(config.dataset)}: {store.num_episodes:,} episodes, {store.num_steps:,} steps",
             soft_wrap=True,
         )
         self._progress.reset(

@@ -6,7 +6,8 @@ dimensions, F features of an observation; `*obs` observation shape. Discrete act
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.encoders import Encoder, encoder_of
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
 from rayrl_dt.seeding import numpy_generator
@@ -45,8 +47,9 @@ class SequenceModel(nn.Module):
         self._raw = encoder_of(spec.seen_space, spec.model.encoder).raw
         self._dropout_source = DropoutSource()
         self._dropping = numpy_generator(0, "return-dropout")
-        self.trunk = spec.backbone.build(spec, self._dropout_source)
-        self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
+        with _finding_memory(spec.model):
+            self.trunk = spec.backbone.build(spec, self._dropout_source)
+            self.head = spec.head.layer(spec.model.embed_dim, self.trunk.initialize_head)
         for module in self.trunk.modules():
             if isinstance(module, Encoder):
                 module.normalize_with(spec.normalizer)
@@ -177,6 +180,20 @@ class SequenceModel(nn.Module):
     def to_env_actions(self, actions: Tensor) -> np.ndarray[Any, Any]:
         """Convert actions in model units, `(B, A)` or `(B,)`, to those of the environment."""
         return self.spec.head.to_array(self.in_env_units(actions))
+
+
+@contextmanager
+def _finding_memory(model: ModelConfig) -> Iterator[None]:
+    """Turn what torch says of a network that is too large into one line."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:  # TypeError where a size is no 64-bit number
+        if not any(word in str(error).lower() for word in ("memory", "overflow")):
+            raise
+        raise UserError(
+            f"there is no memory for a network of embed_dim {model.embed_dim}, num_layers {model.num_layers}, "
+            f"context_length {model.context_length}; make it smaller"
+        ) from error
 
 
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:

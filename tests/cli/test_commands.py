@@ -163,6 +163,11 @@ def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Pat
         (("data", "preview", "minari:no/such-v0"), "no/such-v0"),
         (("data", "preview", "minary:no/such-v0"), "minari"),
         (("data", "make", "pendulum-mixt"), "Did you mean 'pendulum-mixed'"),
+        # What the console would take for markup.
+        (("data", "preview", "minari:[/]"), "[/]"),
+        (("data", "import", "d4rl:[/]", "--as", "a/b-v0"), "[/]"),
+        (("data", "make", "[/]"), "[/]"),
+        (("watch", "[/]"), "[/]"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -406,3 +406,12 @@ def test_initialization_follows_the_paper_code(make_store: MakeStore) -> None:
     assert model.trunk.embed_timestep.weight.detach().std().item() == pytest.approx(1.0, rel=0.05)
     bound = 1 / np.sqrt(3)
     assert bound * 0.9 < model.trunk.embed_observation.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("width", [2**46, 2**70])
+def test_a_network_that_no_memory_holds_is_one_line(store: TrajectoryStore, width: int) -> None:
+    with pytest.raises(
+        UserError, match=f"no memory for a network of embed_dim {width}.*make it smaller"
+    ) as told:
+        build_model(store, embed_dim=width)
+    assert "\n" not in str(told.value)
