@@ -206,7 +206,7 @@ class EvaluationResult:
             )
         except UserError:
             raise
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"not an evaluation result ({type(error).__name__}: {one_line(error)}); "
                 "write it with rayrl-dt eval --json"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,15 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, gradient_steps: int, *, command: str | None) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
         self._folder = folder
         self._provenance = provenance(folder, command, gradient_steps)
         self.command: str | None = self._provenance["command"]
         records = records_up_to(folder, gradient_steps)
         self.last: dict[str, Any] = records[-1] if records else {}
-        self._tensorboard = SummaryWriter(str(folder))
+        # Not a `SummaryWriter`: its thread and its last attempt when the process ends fail loudly on a full disk.
+        self._tensorboard = EventsWriter(str(folder / "events"))
         best = folder / BEST
         self._best = checkpoint_score(json.loads(best.read_text())) if best.exists() else -math.inf
 
@@ -88,8 +91,9 @@ class RunLog:
         return [json.loads(best.read_text())["checkpoint"]] if best.exists() else []
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
-        self._tensorboard.close()
+        """Close the TensorBoard file; what the disk has no room for is lost to it, and to nothing else."""
+        with suppress(OSError):
+            self._tensorboard.close()
 
     def _keep_evaluation(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
         """Write the last evaluation, and the best one by `checkpoint_score`."""
@@ -102,14 +106,23 @@ class RunLog:
             write_json(self._folder / BEST, named)
 
     def _to_tensorboard(self, record: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         step, evaluation = record[GRADIENT_STEPS], record.get("evaluation", {})
-        for section, values in (("train", record), ("evaluation", evaluation)):
-            for key, value in values.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._tensorboard.add_scalar(f"{section}/{key}", value, step)
+        scalars = {
+            f"{section}/{key}": value
+            for section, values in (("train", record), ("evaluation", evaluation))
+            for key, value in values.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
         for target in evaluation.get("targets", []):
-            name = f"evaluation/return_at_target_{target['target']:.0f}"
-            self._tensorboard.add_scalar(name, target["return_mean"], step)
+            scalars[f"evaluation/return_at_target_{target['target']:.0f}"] = target["return_mean"]
+        for name, value in scalars.items():
+            self._tensorboard.write_event(
+                Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            )
+        self._tensorboard.flush()
 
 
 def _summary(store: TrajectoryStore) -> dict[str, Any]:

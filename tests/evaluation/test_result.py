@@ -143,6 +143,7 @@ def test_json_is_finite_even_if_the_clock_stood_still():
         {"targets": 3},
         [],
         {"targets": [{"target": 1, "returns": ["x"], "lengths": [1]}]},
+        {"targets": [{"target": 1, "returns": [1.0], "lengths": [float("inf")]}]},
         {"targets": [{"target": 1, "returns": [1.0], "lengths": [1]}], "data": {"a": 1}},
     ],
 )

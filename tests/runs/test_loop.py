@@ -340,6 +340,23 @@ def test_a_run_that_cannot_write_its_settings_is_one_line_and_leaves_the_place_f
     assert runs.train(values(pendulum_data, gradient_steps=4), tmp_path / "run").gradient_steps == 4
 
 
+def test_a_tensorboard_file_that_does_not_fit_on_the_disk_ends_nothing(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom rayrl_dt.runs.run_log import RunLog\n"
+        "log = RunLog(Path(sys.argv[1]), 0, command=None)\n"
+        "limits = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "log._to_tensorboard({'gradient_steps': 4, 'loss': 1.0})\n"
+        "log._tensorboard._py_recordio_writer.write(b'more')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))\n"
+        "log.close()\nprint('closed')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(4, 1.0)]
+
+
 @pytest.mark.timeout(1500)
 def test_a_killed_process_resumes_to_the_same_weights(
     joining_ray: dict[str, str], pendulum_data: str, tmp_path: Path
