@@ -153,7 +153,8 @@ class Iterations:
         """Return an iteration's line in `metrics.jsonl`, without its evaluation."""
         learner = result["learners"]["default_policy"]
         return {
-            "iteration": result["training_iteration"],
+            # RLlib's own number also counts one that was stopped before its first gradient step.
+            "iteration": self.log.last.get("iteration", 0) + 1,
             GRADIENT_STEPS: self.algorithm.gradient_steps,
             LOSS: float(learner[LOSS]),
             GRAD_NORM: float(learner[GRAD_NORM]),
