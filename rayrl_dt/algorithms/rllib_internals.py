@@ -34,6 +34,7 @@ __all__ = [
     "refused",
     "registered_with_ray",
     "take_gradient_steps",
+    "uncount_iteration",
 ]
 
 _PING_S = 5.0
@@ -76,6 +77,11 @@ def _alive(learner: Any) -> bool:
 def take_gradient_steps(learner_group: Any, sources: Sequence[Any], count: int) -> Any:
     """Take gradient steps on what the sources give, one per learner; return their metrics."""
     return learner_group.update(training_data=TrainingData(data_iterators=list(sources)), num_iters=count)
+
+
+def uncount_iteration(algorithm: Any) -> None:
+    """Forget that an algorithm's newest iteration was one; evaluations are due after so and so many."""
+    algorithm._iteration -= 1
 
 
 def refused(error: Exception) -> UserError:

@@ -14,6 +14,7 @@ from rayrl_dt.algorithms.baselines.cql import CONSERVATIVE_GAP
 from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.online.learner import online_metrics
+from rayrl_dt.algorithms.rllib_internals import uncount_iteration
 from rayrl_dt.objectives.q_align import ALIGN_LOGS
 from rayrl_dt.runs.checkpoints import prune_checkpoints, write_checkpoint, writing
 from rayrl_dt.runs.interrupts import on_interrupt
@@ -128,6 +129,8 @@ class Iterations:
         start, steps_before = time.perf_counter(), self.algorithm.gradient_steps
         result = self.algorithm.train()
         if self.stopping and self.algorithm.gradient_steps == steps_before:
+            # Else what comes after a resume is evaluated one iteration too early.
+            uncount_iteration(self.algorithm)
             self._save()
             return None
         evaluation = (result.get("evaluation") or {}).get(ALIGNMENT)
@@ -153,8 +156,7 @@ class Iterations:
         """Return an iteration's line in `metrics.jsonl`, without its evaluation."""
         learner = result["learners"]["default_policy"]
         return {
-            # RLlib's own number also counts one that was stopped before its first gradient step.
-            "iteration": self.log.last.get("iteration", 0) + 1,
+            "iteration": result["training_iteration"],
             GRADIENT_STEPS: self.algorithm.gradient_steps,
             LOSS: float(learner[LOSS]),
             GRAD_NORM: float(learner[GRAD_NORM]),

@@ -472,14 +472,17 @@ def test_a_run_is_interrupted_while_it_collects(
         "algorithm": "OnlineDT",
         "training": {"train_batch_size_per_learner": 8},
         "online": {**online, "env_steps_per_iteration": 10**6},
-        "evaluation": {"target_returns": "-900", "episodes_per_target": 1},
+        "evaluation": {"target_returns": "-900", "episodes_per_target": 1, "evaluation_interval": 2},
     }
     outcome = runs.train(config, folder, observer=Interrupts(-1))
     assert not outcome.finished and outcome.gradient_steps == 2
     assert latest_checkpoint(folder) == folder / "checkpoints" / "000000002"
-    config["online"] = {**online, "env_steps_per_iteration": 200}
-    last = runs.train(config, folder, resume=True).last
-    assert (last["iteration"], last["env_steps"]) == (2, 200), "the one that was stopped left nothing"
+    config["online"] = {**online, "env_steps": 600, "env_steps_per_iteration": 200}
+    runs.train(config, folder, resume=True)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["iteration"], record["env_steps"]) for record in records[1:]] == [(2, 200), (3, 400), (4, 600)]
+    # The one that was stopped is none: the second and the fourth are evaluated, as without it.
+    assert ["evaluation" in record for record in records[1:]] == [True, False, True]
 
 
 def test_a_resumed_run_keeps_the_settings_of_its_command(
