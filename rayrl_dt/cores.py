@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["busy", "usable_cores"]
 
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -19,6 +19,21 @@ def usable_cores(groups: Path = _GROUPS) -> int:
     """
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(mine, _quota(groups))))
+
+
+def busy(threads: int) -> str | None:
+    """Return what to do where so many threads of a process would wait for one another; None where they would not.
+
+    Threads that compute together wait for the slowest of them at every product, and while other work holds a core that
+    one waits for its turn.
+    """
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if threads < 2 or load <= cores:
+        return None
+    return (
+        f"this machine is busy (load {load:.1f}, {cores} cores), and {threads} threads wait for one another then: "
+        "small models are several times as fast with OMP_NUM_THREADS=1"
+    )
 
 
 def _quota(groups: Path) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrl_dt.cores import usable_cores
+from rayrl_dt.cores import busy, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,14 @@ def test_the_affinity_counts(tmp_path: Path) -> None:
         assert usable_cores(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.parametrize(("threads", "load", "said"), [(2, 0.1, False), (1, 50.0, False), (2, 50.0, True)])
+def test_threads_on_a_busy_machine_are_warned_of(
+    threads: int, load: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    note = busy(threads)
+    assert (note is not None) == said
+    assert note is None or ("load 50.0, 2 cores" in note and "OMP_NUM_THREADS=1" in note)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rayrl_dt.cli.console import console
+from rayrl_dt.cores import busy
 
 __all__ = ["TrainingProgress", "progress_bar"]
 
@@ -70,7 +71,9 @@ class TrainingProgress:
         self._progress.stop()
 
     def started(self, algorithm: Any) -> None:
-        """Say what is trained on what."""
+        """Say what is trained on what, and what would slow it down."""
+        import torch
+
         config = algorithm.config
         store = algorithm.offline_data.store
         console.print(
@@ -78,6 +81,9 @@ class TrainingProgress:
             f"{escape(config.dataset)}: {store.num_episodes:,} episodes, {store.num_steps:,} steps",
             soft_wrap=True,
         )
+        note = busy(torch.get_num_threads())
+        if note is not None and config.num_learners == 0:
+            console.print(f"[yellow]![/yellow] {note}", soft_wrap=True)
         self._progress.reset(
             self._task,
             total=config.gradient_steps,

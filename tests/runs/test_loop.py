@@ -480,7 +480,11 @@ def test_a_run_is_interrupted_while_it_collects(
     config["online"] = {**online, "env_steps": 600, "env_steps_per_iteration": 200}
     runs.train(config, folder, resume=True)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(record["iteration"], record["env_steps"]) for record in records[1:]] == [(2, 200), (3, 400), (4, 600)]
+    assert [(record["iteration"], record["env_steps"]) for record in records[1:]] == [
+        (2, 200),
+        (3, 400),
+        (4, 600),
+    ]
     # The one that was stopped is none: the second and the fourth are evaluated, as without it.
     assert ["evaluation" in record for record in records[1:]] == [True, False, True]
 
