@@ -19,6 +19,12 @@ READMES = {
     "speed.md": "tests/benchmarks/README.md",
 }
 IMAGES = ROOT / ".github" / "images"
+LINES = """
+.md-grid { max-width: 72rem; }
+.md-typeset pre > code { font-size: 0.62rem; }
+@media (max-width: 76em) { .md-typeset pre > code { white-space: pre-wrap; } }
+"""
+"""Lines of code stay whole: where they do not fit, they fold."""
 
 
 def on_config(config: Any) -> Any:
@@ -35,6 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=linked((ROOT / readme).read_text())))
     for image in sorted(IMAGES.iterdir()):
         files.append(File.generated(config, f"images/{image.name}", content=image.read_bytes()))
+    files.append(File.generated(config, "lines.css", content=LINES))
     for name, modules in rooms().items():
         text = f"# {name}\n\n" + "\n".join(f"::: {module}\n" for module in modules)
         files.append(File.generated(config, f"api/{name}.md", content=text))

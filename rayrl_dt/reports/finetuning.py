@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rayrl_dt.evaluation.finetuning import Course, Standing, course_of
 from rayrl_dt.reports.document import Block, Heading, Paragraph, Picture, Table, number
@@ -98,10 +99,12 @@ def _figure(course: Course) -> Figure:
     if course.before is not None:
         returns.axhline(course.before.achieved, color=INK, lw=1.0, ls=":", label="before finetuning")
     style_axes(returns, "Return at the highest target", "environment steps", "raw return")
+    returns.xaxis.set_major_locator(MaxNLocator(5))
     for axes in others:
         axes.plot(*zip(*errors, strict=True), color=COLORS[0], lw=1.8, marker="o", ms=4)
         axes.set_ylim(bottom=0)
         style_axes(axes, "Alignment error", "environment steps", "E (raw return)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     for axes in every:
         axes.axvline(0, color=FAINT, lw=1.0, ls="--")
     figure.legend(
