@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import CONFIG, LOCK, is_run
+from rayrl_dt.interop.run_files import CONFIG, LOCK, RECORD, is_run
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
 __all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
@@ -48,15 +48,23 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 def own_folder(folder: Path, *, resume: bool) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if need be; what a killed or lost run left there is removed.
 
+    A run that is refused before it has said what it is leaves no folder behind.
+
     Raises:
         UserError: as `check_folder`, or a run is under way there.
     """
     check_folder(folder, resume=resume)
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, what="run"):
-        check_folder(folder, resume=resume)  # another run may have ended since
-        _clear(folder, resume=resume)
-        yield
+    try:
+        with locked(folder, what="run"):
+            check_folder(folder, resume=resume)  # another run may have ended since
+            _clear(folder, resume=resume)
+            yield
+    except UserError:
+        if made and not (folder / RECORD).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

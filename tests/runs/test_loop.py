@@ -337,6 +337,7 @@ def test_a_run_that_cannot_write_its_settings_is_one_line_and_leaves_the_place_f
             runs.train(values(pendulum_data, gradient_steps=4), tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
     assert runs.train(values(pendulum_data, gradient_steps=4), tmp_path / "run").gradient_steps == 4
 
 
