@@ -38,6 +38,7 @@ _CHECKPOINTS = 50
 _RECENT = 5  # training episodes that score a checkpoint
 _MEDIUM = 0.4
 _ROLLOUTS = 50
+_AT_ONCE = 5
 _REFERENCE_EPISODES = 20
 
 
@@ -105,7 +106,7 @@ def make(
         seed: of training and environment.
         episodes: how many rollouts of each checkpoint; 50 if None.
         overwrite: replace data sets of these ids.
-        progress: called with (environment steps, all environment steps).
+        progress: called with (environment steps, all environment steps), then with (rollouts, all rollouts).
         env: a name that `rayrl_dt.envs.make` knows.
         steps: environment steps to train for.
         overrides: further settings of `SACConfig`, by builder section.
@@ -132,10 +133,14 @@ def make(
         replay = recorder.take()
         medium, best = _choose(checkpoints)
         count = _ROLLOUTS if episodes is None else episodes
+        played = [
+            _rollouts(algo, recorder, checkpoint, count, progress, (number * count, 2 * count))
+            for number, checkpoint in enumerate((medium, best))
+        ]
         data = {
             "replay": (replay, f"all training episodes of {steps} environment steps, in order"),
-            "medium": (_rollouts(algo, recorder, medium, count), f"rollouts at {medium.steps} steps"),
-            "best": (_rollouts(algo, recorder, best, count), f"rollouts at {best.steps} steps, the best"),
+            "medium": (played[0], f"rollouts at {medium.steps} steps"),
+            "best": (played[1], f"rollouts at {best.steps} steps, the best"),
         }
     finally:
         algo.stop()
@@ -257,13 +262,23 @@ def _choose(checkpoints: list[_Checkpoint]) -> tuple[_Checkpoint, _Checkpoint]:
 
 
 def _rollouts(
-    algo: SAC, recorder: RecordEpisodes, checkpoint: _Checkpoint, episodes: int
+    algo: SAC,
+    recorder: RecordEpisodes,
+    checkpoint: _Checkpoint,
+    episodes: int,
+    progress: Progress | None,
+    before_and_all: tuple[int, int],
 ) -> list[RawEpisode]:
-    """Stochastic episodes of a checkpoint, through RLlib's own way of acting."""
+    """Stochastic episodes of a checkpoint, through RLlib's own way of acting; other rollouts may have come before."""
     algo.env_runner.module.set_state(checkpoint.state)
     recorder.take()
-    algo.env_runner.sample(num_episodes=episodes, explore=True)
-    return recorder.take()
+    found: list[RawEpisode] = []
+    while len(found) < episodes:
+        algo.env_runner.sample(num_episodes=min(_AT_ONCE, episodes - len(found)), explore=True)
+        found += recorder.take()
+        if progress is not None:
+            progress(before_and_all[0] + len(found), before_and_all[1])
+    return found
 
 
 def _random_rewards(env: gym.Env[Any, Any], seed: int) -> list[np.ndarray[Any, Any]]:

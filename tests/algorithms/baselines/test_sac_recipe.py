@@ -28,7 +28,7 @@ def test_trains_and_writes_three_data_sets() -> None:
         },
     )
     assert replay_id == "rayrl_dt/Pendulum-v1/replay-v0"
-    assert seen[-1] == (1000, 1000)
+    assert [each for each in seen if each[0] == each[1]] == [(1000, 1000), (4, 4)], "steps, then rollouts"
     for kind, count in (("replay", 5), ("medium", 2), ("best", 2)):
         trajectories, info = minari_io.read(replay_id.replace("replay", kind))
         assert [len(trajectory) for trajectory in trajectories] == [200] * count
