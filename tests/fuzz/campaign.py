@@ -402,7 +402,7 @@ def arguments(rng: Rng, made: Materials, folder: Path) -> None:
 def typed(given: list[str]) -> None:
     """Call the command line as it is called from a shell; what is refused there is refused here."""
     before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = ["rayrl-dt", *given]
+    sys.argv = ["rayrl-dt", *(each.replace("\0", "") for each in given)]  # no system passes that on
     status: Any = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
