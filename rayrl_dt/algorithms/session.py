@@ -38,8 +38,8 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
     import ray
 
     if not ray.is_initialized():
-        address = address or os.environ.get("RAY_ADDRESS")
-        if address:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address != "local":
             join_ray(address)
         else:
             needed = 1 if config is None else 1 + math.ceil(sum(b.get("CPU", 0.0) for b in requested(config)))

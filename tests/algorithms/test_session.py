@@ -79,3 +79,14 @@ def test_a_run_with_more_runners_than_room_is_refused_unless_an_autoscaler_start
     start_ray(config)
     with pytest.raises(UserError, match="the run needs 65 CPU, the cluster has 64 CPU"):
         start_ray(config.copy(copy_frozen=False).env_runners(num_env_runners=65))
+
+
+@pytest.mark.ray
+def test_a_ray_of_its_own_that_is_asked_for_by_name_has_room_for_the_run() -> None:
+    code = (
+        "import ray; from rayrl_dt import OnlineDTConfig; from rayrl_dt.algorithms.session import start_ray; "
+        "start_ray(OnlineDTConfig().env_runners(num_env_runners=7)); print(ray.cluster_resources()['CPU'])"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert float(ended.stdout.split()[-1]) >= 8, ended.stderr[-2000:]
