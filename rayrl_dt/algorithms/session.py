@@ -14,7 +14,7 @@ from rayrl_dt.algorithms.placement import check_run, requested
 from rayrl_dt.cores import usable_cores
 from rayrl_dt.errors import UserError, one_line
 
-__all__ = ["join_ray", "start_ray"]
+__all__ = ["address_of", "join_ray", "start_ray"]
 
 _ANSWER_S = 20.0
 _LOCAL = ("local", "auto")
@@ -38,7 +38,7 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
     import ray
 
     if not ray.is_initialized():
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        address = address_of(address)
         if address != "local":
             join_ray(address)
         else:
@@ -47,6 +47,11 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
             join_ray("local", num_cpus=max(usable_cores(), needed), include_dashboard=False)
     if config is not None:
         check_run(config)
+
+
+def address_of(address: str | None) -> str:
+    """Return where Ray is joined: at the address given, at `RAY_ADDRESS`, else "local", a Ray of this process's own."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def join_ray(address: str, **options: Any) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayrl_dt import envs
 from rayrl_dt.algorithms.placement import check_placement, nodes_that_may_start
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.data import sources
@@ -23,7 +22,7 @@ from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critics import run_data
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.spec import PolicySpec, check_task
 from rayrl_dt.serving.along import Along, act_along
 
 if TYPE_CHECKING:
@@ -123,16 +122,7 @@ def write_actions(
 def _data(bundle: Bundle, dataset: str | None) -> TrajectoryStore:
     """Load the data to act along; they must be of the policy's task."""
     store = run_data(bundle) if dataset is None else sources.load(dataset)
-    spec, info = bundle.spec, store.info
-    try:
-        envs.check_spaces(
-            spec.observation_space, spec.action_space, info.observation_space, info.action_space
-        )
-    except UserError as error:
-        raise UserError(
-            f"{info.source} is of another task than the policy from {spec.dataset}; name data of the policy's own task "
-            "with --dataset"
-        ) from error
+    check_task(bundle.spec, store.info)
     return store
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayrl_dt.algorithms.session import start_ray
+from rayrl_dt.algorithms.session import address_of, start_ray
 from rayrl_dt.errors import UserError, one_line, whole
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.serving.limits import Limits
@@ -66,7 +66,7 @@ def serving(
     import ray
 
     begun = not ray.is_initialized()
-    own = begun and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    own = begun and address_of(address) == "local"
     start_ray(address=address)
     from ray import serve
     from ray.serve.config import HTTPOptions

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rayrl_dt import envs
 from rayrl_dt.data import sources, windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.diagnosis import attention, conditioning, cost
@@ -20,7 +19,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec, evaluated_in
+from rayrl_dt.models.spec import PolicySpec, check_task, evaluated_in
 from rayrl_dt.reports.run_folder import short_names
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
@@ -247,17 +246,8 @@ def _load(source: str, delayed: bool, specs: Sequence[PolicySpec]) -> Trajectory
         store = sources.load(source, delayed_reward=delayed)
     except UserError as error:
         raise UserError(f"{error}; or name other data of the same task with --dataset") from error
-    info = store.info
     for spec in specs:
-        try:
-            envs.check_spaces(
-                spec.observation_space, spec.action_space, info.observation_space, info.action_space
-            )
-        except UserError as error:
-            raise UserError(
-                f"{source} is of another task than the policy from {spec.dataset}; "
-                "name data of the policy's own task with --dataset"
-            ) from error
+        check_task(spec, store.info)
     return store
 
 

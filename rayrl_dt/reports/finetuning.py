@@ -99,13 +99,12 @@ def _figure(course: Course) -> Figure:
     if course.before is not None:
         returns.axhline(course.before.achieved, color=INK, lw=1.0, ls=":", label="before finetuning")
     style_axes(returns, "Return at the highest target", "environment steps", "raw return")
-    returns.xaxis.set_major_locator(MaxNLocator(5))
     for axes in others:
         axes.plot(*zip(*errors, strict=True), color=COLORS[0], lw=1.8, marker="o", ms=4)
         axes.set_ylim(bottom=0)
         style_axes(axes, "Alignment error", "environment steps", "E (raw return)")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
     for axes in every:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.axvline(0, color=FAINT, lw=1.0, ls="--")
     figure.legend(
         *returns.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9

@@ -38,7 +38,7 @@ def desired_vs_achieved(
         axes.plot(ends, ends, color=FAINT, lw=1.2, ls=(0, (5, 4)), zorder=1, label="achieved = desired")
     if data_max is not None:
         best = f"data's maximum, {number(data_max)}"
-        if len(set(asked)) > 1 and data_max > high + (high - low):
+        if high > low and data_max > high + (high - low):
             # A line out there would squeeze all that there is to see into a corner.
             axes.plot([], [], ls="none", label=f"{best}: far to the right")
         else:

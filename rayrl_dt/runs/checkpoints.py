@@ -42,21 +42,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+_GO_ON = "the run's checkpoints before it are whole: make room, then go on with --resume"
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, *, remedy: str = _GO_ON) -> Iterator[None]:
     """Turn a disk that is full, or refuse, into an error that says what to do.
 
     Raises:
-        UserError: `path` could not be written; the run's checkpoints before are whole.
+        UserError: `path` could not be written.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} could not be written ({why}); the run's checkpoints before it are whole: make room, then go on "
-            "with --resume"
-        ) from error
+        raise UserError(f"{path} could not be written ({why}); {remedy}") from error
 
 
 def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:

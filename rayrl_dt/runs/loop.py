@@ -20,7 +20,7 @@ from rayrl_dt.errors import number
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.owners import check_owner
 from rayrl_dt.interop.run_files import CONFIG
-from rayrl_dt.runs.checkpoints import latest_checkpoint
+from rayrl_dt.runs.checkpoints import latest_checkpoint, writing
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.runs.inputs import CRITIC_COPY, START_COPY, keep_bundle, own_folder, replace_key
 from rayrl_dt.runs.iterations import Iterations, Observer, RunOutcome
@@ -86,7 +86,8 @@ def _train(
     newest = latest_checkpoint(folder)
     if newest is not None:
         check_resumable(newest)
-    write_yaml(folder / CONFIG, values)
+    with writing(folder / CONFIG, remedy="make room, or name a folder that can be written"):
+        write_yaml(folder / CONFIG, values)
     start, critic = folder / START_COPY, folder / CRITIC_COPY
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         values = replace_key(values, "online", "start_from", str(start))

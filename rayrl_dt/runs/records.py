@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
-from rayrl_dt.errors import UserError
 from rayrl_dt.interop.run_files import METRICS, RECORD, read_records, step_of
 
 __all__ = ["checkpoint_score", "provenance", "records_up_to", "write_json", "write_yaml"]
@@ -67,8 +66,6 @@ def _write(path: Path, text: str) -> None:
     try:
         aside.write_text(text)
         aside.replace(path)
-    except OSError as error:
+    except OSError:
         aside.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} could not be written ({error.strerror}); make room, or name a folder that can be written"
-        ) from error
+        raise
