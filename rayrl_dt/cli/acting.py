@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import finish, show_table
-from rayrl_dt.cli.options import OtherDataset, Policy
+from rayrl_dt.cli.options import ContextLength, Guidance, OtherDataset, Policy, SharedCluster
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["act"]
@@ -26,16 +26,9 @@ def act(
     dataset: OtherDataset = None,
     workers: Annotated[int, typer.Option(help="Processes that act at once, at most.")] = 1,
     cpus: Annotated[float, typer.Option(help="CPUs that each of them takes.")] = 1.0,
-    context_length: Annotated[
-        int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strongly the return is followed; as in training by default.")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Address of a running Ray cluster; the policy must lie on storage that it shares."),
-    ] = None,
+    context_length: ContextLength = None,
+    guidance: Guidance = None,
+    address: SharedCluster = None,
 ) -> None:
     """Write what a policy would do at each step of logged data, for several returns, with Ray Data.
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file
-from rayrl_dt.cli.options import JsonFile, OtherEnv, Policy, TrustEnvironment
+from rayrl_dt.cli.options import ContextLength, JsonFile, OtherEnv, Policy, TrustEnvironment
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import whole
 
@@ -36,9 +36,7 @@ def evaluate(
     env: OtherEnv = None,
     trust_environment: TrustEnvironment = False,
     seed: Annotated[int, typer.Option(help="Seed of the environments and of sampled actions.")] = 0,
-    context_length: Annotated[
-        int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
-    ] = None,
+    context_length: ContextLength = None,
     action_selection: Annotated[
         str | None,
         typer.Option(

@@ -9,12 +9,15 @@ import typer
 
 __all__ = [
     "CheckpointMinutes",
+    "ContextLength",
+    "Guidance",
     "JsonFile",
     "OtherDataset",
     "OtherEnv",
     "Overrides",
     "Policy",
     "Resume",
+    "SharedCluster",
     "TrustCheckpoint",
     "TrustEnvironment",
 ]
@@ -57,4 +60,14 @@ CheckpointMinutes = Annotated[
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", dir_okay=False, help="Write the figures to this JSON file too.")
+]
+ContextLength = Annotated[
+    int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="How strongly the return is followed; as in training by default.")
+]
+SharedCluster = Annotated[
+    str | None,
+    typer.Option(help="Address of a running Ray cluster; the policy must lie on storage that it shares."),
 ]

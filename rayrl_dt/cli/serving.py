@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import console, finish
-from rayrl_dt.cli.options import Policy
+from rayrl_dt.cli.options import ContextLength, Guidance, Policy, SharedCluster
 
 __all__ = ["serve"]
 
@@ -28,21 +28,14 @@ def serve(
     wait_ms: Annotated[
         float, typer.Option(help="Milliseconds that the first step of a batch waits for others.")
     ] = 2.0,
-    context_length: Annotated[
-        int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")
-    ] = None,
+    context_length: ContextLength = None,
     action_selection: Annotated[
         str | None,
         typer.Option(help="How discrete actions are chosen: sample or mode; as in training by default."),
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strongly the return is followed; as in training by default.")
-    ] = None,
+    guidance: Guidance = None,
     cpus: Annotated[float, typer.Option(help="CPUs that the policy may use.")] = 1.0,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Address of a running Ray cluster; the policy must lie on storage that it shares."),
-    ] = None,
+    address: SharedCluster = None,
 ) -> None:
     """Serve a policy over HTTP with Ray Serve: sessions with a target each, answered in batches. Ctrl-C ends it.
 

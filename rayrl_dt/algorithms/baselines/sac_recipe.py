@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -133,14 +133,11 @@ def make(
         replay = recorder.take()
         medium, best = _choose(checkpoints)
         count = _ROLLOUTS if episodes is None else episodes
-        played = [
-            _rollouts(algo, recorder, checkpoint, count, progress, (number * count, 2 * count))
-            for number, checkpoint in enumerate((medium, best))
-        ]
+        of_medium, of_best = _rollouts(algo, recorder, (medium, best), count, progress)
         data = {
             "replay": (replay, f"all training episodes of {steps} environment steps, in order"),
-            "medium": (played[0], f"rollouts at {medium.steps} steps"),
-            "best": (played[1], f"rollouts at {best.steps} steps, the best"),
+            "medium": (of_medium, f"rollouts at {medium.steps} steps"),
+            "best": (of_best, f"rollouts at {best.steps} steps, the best"),
         }
     finally:
         algo.stop()
@@ -264,21 +261,22 @@ def _choose(checkpoints: list[_Checkpoint]) -> tuple[_Checkpoint, _Checkpoint]:
 def _rollouts(
     algo: SAC,
     recorder: RecordEpisodes,
-    checkpoint: _Checkpoint,
+    checkpoints: Sequence[_Checkpoint],
     episodes: int,
     progress: Progress | None,
-    before_and_all: tuple[int, int],
-) -> list[RawEpisode]:
-    """Stochastic episodes of a checkpoint, through RLlib's own way of acting; other rollouts may have come before."""
-    algo.env_runner.module.set_state(checkpoint.state)
+) -> list[list[RawEpisode]]:
+    """Stochastic episodes of each checkpoint, through RLlib's own way of acting."""
+    played: list[list[RawEpisode]] = []
     recorder.take()
-    found: list[RawEpisode] = []
-    while len(found) < episodes:
-        algo.env_runner.sample(num_episodes=min(_AT_ONCE, episodes - len(found)), explore=True)
-        found += recorder.take()
-        if progress is not None:
-            progress(before_and_all[0] + len(found), before_and_all[1])
-    return found
+    for checkpoint in checkpoints:
+        algo.env_runner.module.set_state(checkpoint.state)
+        played.append([])
+        while len(played[-1]) < episodes:
+            algo.env_runner.sample(num_episodes=min(_AT_ONCE, episodes - len(played[-1])), explore=True)
+            played[-1] += recorder.take()
+            if progress is not None:
+                progress(sum(map(len, played)), episodes * len(checkpoints))
+    return played
 
 
 def _random_rewards(env: gym.Env[Any, Any], seed: int) -> list[np.ndarray[Any, Any]]:
