@@ -22,7 +22,8 @@ from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critics import run_data
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec, check_task
+from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.task import check_task
 from rayrl_dt.serving.along import Along, act_along
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.models.spec import PolicySpec, check_task, evaluated_in
+from rayrl_dt.models.spec import PolicySpec, evaluated_in
+from rayrl_dt.models.task import check_task
 from rayrl_dt.reports.run_folder import short_names
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.data import scaling
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.envs import RecordedEnv, check_spaces, spaces_json
+from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.packed import Packed
@@ -328,21 +328,6 @@ def _head(model: ModelConfig, info: DatasetInfo) -> str:
             f"use {', '.join(map(repr, heads))} or 'auto'"
         )
     return heads[0] if model.head == "auto" else model.head
-
-
-def check_task(spec: PolicySpec, info: DatasetInfo) -> None:
-    """Check that data are of a policy's task.
-
-    Raises:
-        UserError: observations or actions are others.
-    """
-    try:
-        check_spaces(spec.observation_space, spec.action_space, info.observation_space, info.action_space)
-    except UserError as error:
-        raise UserError(
-            f"{info.source} is of another task than the policy from {spec.dataset}; name data of the policy's own task "
-            "with --dataset"
-        ) from error
 
 
 def evaluated_in(spec: PolicySpec, env: str | RecordedEnv | None = None) -> RecordedEnv:
