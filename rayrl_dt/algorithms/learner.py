@@ -183,7 +183,7 @@ class SequenceLearner(RLlibLearner):
             self._policy_steps(gradient_step),
             warmup_steps=self.config.warmup_steps,
             schedule=self.config.lr_decay,
-            total_steps=self._policy_steps(self.expected_steps),
+            total_steps=self._policy_steps(self.config.lr_decay_steps or self.expected_steps),
             floor=self.config.lr_floor,
         )
 

@@ -113,6 +113,8 @@ class TrainingSettings(Settings):
         lr: learning rate of the policy, after the warm-up.
         warmup_steps: linear warm-up of the learning rate, in steps of the policy.
         lr_decay: after the warm-up: "constant", or "cosine" to zero at the last gradient step.
+        lr_decay_steps: gradient steps after which the cosine is at zero instead, where a run is a part of its authors'
+            schedule, or goes on at the floor; None for the last gradient step. Only with "cosine".
         lr_floor: share of `lr` that the cosine does not fall below.
         weight_decay: AdamW's.
         decayed: "all" parameters, as in Decision Transformer's code for Gym, or the "weights" of linear maps and
@@ -132,6 +134,7 @@ class TrainingSettings(Settings):
     lr: float = setting(3e-4, real(above=0))
     warmup_steps: int = setting(500, count())
     lr_decay: str = setting("constant", choice("constant", "cosine"))
+    lr_decay_steps: int | None = setting(None, optional(count(1)))
     lr_floor: float = setting(0.0, real(least=0, below=1))
     weight_decay: float = setting(1e-4, real(least=0))
     decayed: str = setting("all", choice("all", "weights"))
@@ -139,6 +142,14 @@ class TrainingSettings(Settings):
     grad_clip: float | None = setting(0.25, optional(real(above=0)))
     return_scale: float | None = setting(None, optional(real(above=0)), fixed=whole_value)
     precision: str = setting("auto", choice(*PRECISIONS))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_decay_steps is not None and self.lr_decay == "constant":
+            raise UserError(
+                f"training.lr_decay_steps is {self.lr_decay_steps}, and nothing reads it with training.lr_decay "
+                "'constant'; set lr_decay to cosine, or leave it out"
+            )
 
 
 @dataclass(frozen=True)

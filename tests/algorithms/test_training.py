@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ def test_warm_up_is_linear_then_constant_or_a_cosine() -> None:
         for step in (0, 600, 1_050)
     ]
     assert floored == pytest.approx([0.01, 0.5, 0.1])
+
+
+def test_a_cosine_may_be_longer_than_a_run_or_shorter(tiny: Callable[..., Any], pendulum_data: str) -> None:
+    def rates(**settings: Any) -> list[float]:
+        config = tiny(pendulum_data).training(
+            gradient_steps=6, gradient_steps_per_iteration=1, lr=1.0, warmup_steps=0, **settings
+        )
+        algorithm = config.training(lr_decay="cosine", lr_floor=0.1).build_algo()
+        logged = [algorithm.train()["learners"]["default_policy"]["lr"] for _ in range(6)]
+        algorithm.stop()
+        return logged
+
+    expected = partial(scheduled_lr, 1.0, warmup_steps=0, schedule="cosine", floor=0.1)
+    for steps in (None, 12, 3):
+        assert rates(lr_decay_steps=steps) == [expected(step, total_steps=steps or 6) for step in range(6)]
+    with pytest.raises(UserError, match="lr_decay_steps is 12, and nothing reads it"):
+        tiny(pendulum_data).training(lr_decay_steps=12).validate()
 
 
 def test_what_decays_and_how_gradients_are_remembered(tiny: Callable[..., Any], pendulum_data: str) -> None:
