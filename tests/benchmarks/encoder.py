@@ -3,22 +3,33 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/encoder.py [--frames 256] [--seconds 10]
 
 Forward and backward of the networks of the papers on (4, 84, 84) bytes, in turns, the median of each. The plain form is
-`float() / 255` and three convolutions in NCHW and fp32; ours runs in bf16 where the CPU has it, and once more in fp32.
+`float() / 255` and three convolutions in NCHW and fp32. Ours runs as a learner runs it: in bf16 where the CPU has it, and
+keeping freed memory, which is a setting of a whole process; so each way has a process of its own, and the plain form is
+there with that setting, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
 
 from rayrl_dt.models.images import ImageNetwork
-from rayrl_dt.precision import autocast, resolve
+from rayrl_dt.precision import autocast, keep_freed_memory, resolve
+
+BEST = resolve("auto", torch.device("cpu"))
+WAYS = {
+    "plain, fp32": ("plain", "fp32", False),
+    "plain, fp32, memory kept": ("plain", "fp32", True),
+    "ours, fp32": ("ours", "fp32", True),
+    f"ours, {BEST}": ("ours", BEST, True),
+}
+"""Whose network, its precision, and whether the process keeps freed memory."""
 
 
 def plain_network() -> nn.Module:
@@ -28,39 +39,52 @@ def plain_network() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def plain(network: nn.Module, frames: Tensor) -> None:
-    network(frames.float() / 255).square().mean().backward()
-
-
-def ours(network: nn.Module, frames: Tensor, precision: str) -> None:
+def step(network: nn.Module, frames: Tensor, precision: str) -> None:
     with autocast(torch.device("cpu"), precision):
-        features = network(frames)
+        features = network(frames if isinstance(network, ImageNetwork) else frames.float() / 255)
     features.float().square().mean().backward()
+
+
+def take_turns(way: str, count: int, turns: Connection) -> None:
+    """Run a step whenever the other end asks, and say how long it took."""
+    whose, precision, keeps_memory = WAYS[way]
+    if keeps_memory:
+        keep_freed_memory()
+    network = plain_network() if whose == "plain" else ImageNetwork(4, 84, 84)
+    frames = torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+    while turns.recv():
+        begin = time.perf_counter()
+        step(network, frames, precision)
+        turns.send(time.perf_counter() - begin)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=10, help="for each way")
     options = parser.parse_args()
-    frames = torch.randint(0, 256, (options.frames, 4, 84, 84), dtype=torch.uint8)
-    best = resolve("auto", torch.device("cpu"))
-    ways: dict[str, Callable[[], None]] = {"plain, fp32": partial(plain, plain_network(), frames)}
-    for precision in dict.fromkeys(("fp32", best)):
-        ways[f"ours, {precision}"] = partial(ours, ImageNetwork(4, 84, 84), frames, precision)
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    end = time.perf_counter() + options.seconds * len(ways)
-    while time.perf_counter() < end or len(taken["plain, fp32"]) < 3:
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - begin)
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Connection] = {}
+    for way in WAYS:
+        ends[way], theirs = context.Pipe()
+        context.Process(target=take_turns, args=(way, options.frames, theirs), daemon=True).start()
+    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    end = None
+    while end is None or time.perf_counter() < end:
+        for way, turns in ends.items():
+            turns.send(True)
+            taken[way].append(turns.recv())
+        if end is None:  # the first turn holds start and allocation
+            taken = {way: [] for way in WAYS}
+            end = time.perf_counter() + options.seconds * len(WAYS)
+    for turns in ends.values():
+        turns.send(False)
     print(f"{options.frames} frames, {torch.get_num_threads()} threads, {len(taken['plain, fp32'])} turns")
     slowest = statistics.median(taken["plain, fp32"])
-    for name, times in taken.items():
+    for way, times in taken.items():
         median = statistics.median(times)
         print(
-            f"{name:12s} {options.frames / median:8,.0f} frames/s   {slowest / median:.2f} times the plain form"
+            f"{way:26s} {options.frames / median:8,.0f} frames/s   {slowest / median:.2f} times the plain form"
         )
 
 
