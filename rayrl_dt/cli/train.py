@@ -97,13 +97,14 @@ def train(
 
 def _place(out: str | None, default: Path, *, resume: bool) -> tuple[Path, RemoteCopy | None]:
     """Return the folder that a run works in, and its copy elsewhere if there is to be one."""
-    from rayrl_dt.runs.remote_copy import RemoteCopy, is_remote, name_of
+    from rayrl_dt.runs.remote_copy import RemoteCopy, working_folder
 
-    if out is None or not is_remote(out):
-        return default if out is None else Path(out), None
-    copy = RemoteCopy(out, Path("runs") / name_of(out))
+    folder, uri = working_folder(out, default)
+    if uri is None:
+        return folder, None
+    copy = RemoteCopy(uri, folder)
     copy.check(resume=resume)
-    return copy.folder, copy
+    return folder, copy
 
 
 def _trust(environment: bool) -> list[str]:

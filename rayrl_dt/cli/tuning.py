@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rayrl_dt.cli.console import console, finish, leave_unfinished
 from rayrl_dt.cli.options import Overrides, TrustCheckpoint
-
-if TYPE_CHECKING:
-    from rayrl_dt.tuning.remote_sweep import RemoteSweep
 
 __all__ = ["tune"]
 
@@ -60,11 +57,14 @@ def tune(
       rayrl-dt tune tune_configs/radt_offline.yaml --address auto --out s3://bucket/runs/radt-sweep
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
+    from rayrl_dt.runs.remote_copy import working_folder
     from rayrl_dt.tuning.conclusion import SWEEP
+    from rayrl_dt.tuning.remote_sweep import RemoteSweep
     from rayrl_dt.tuning.sweep import run_sweep
     from rayrl_dt.tuning.sweep_spec import read_sweep
 
-    folder, remote = _place(out, Path("runs") / f"{config.stem}-sweep")
+    folder, uri = working_folder(out, Path("runs") / f"{config.stem}-sweep")
+    remote = None if uri is None else RemoteSweep(uri, folder)
     if resume and remote is not None:
         remote.fetch()
     begun = folder / SWEEP
@@ -91,14 +91,3 @@ def tune(
         leave_unfinished(what, outcome.page, then=shlex.join(resume_command))
     evaluate = f"rayrl-dt eval {outcome.bundle}" if spec.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)
-
-
-def _place(out: str | None, default: Path) -> tuple[Path, RemoteSweep | None]:
-    """Return the local folder of a sweep, and where it is kept if that is elsewhere."""
-    from rayrl_dt.runs.remote_copy import is_remote, name_of
-    from rayrl_dt.tuning.remote_sweep import RemoteSweep
-
-    if out is None or not is_remote(out):
-        return default if out is None else Path(out), None
-    folder = Path("runs") / name_of(out)
-    return folder, RemoteSweep(out, folder)

@@ -20,7 +20,7 @@ from pyarrow import ArrowException, fs
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
-__all__ = ["RemoteCopy", "download", "file_state", "is_remote", "name_of", "reaching", "storage", "upload"]
+__all__ = ["RemoteCopy", "download", "file_state", "reaching", "storage", "upload", "working_folder"]
 
 _LOG = logging.getLogger(__name__)
 _FILES = "files.json"
@@ -30,21 +30,18 @@ _OWNER = ".copy"
 _LOCAL_ONLY = (".lock", _OWNER)
 
 
-def is_remote(out: str) -> bool:
-    """Return whether a place is named by a URI."""
-    return "://" in out
-
-
-def name_of(uri: str) -> str:
-    """Return the last part of the path of a URI.
+def working_folder(out: str | None, default: Path) -> tuple[Path, str | None]:
+    """Return the local folder that a run works in, and the URI that it is copied to if `--out` is one.
 
     Raises:
-        UserError: it names no folder.
+        UserError: the URI names no folder.
     """
-    name = PurePosixPath(urlsplit(uri).path).name
+    if out is None or "://" not in out:
+        return default if out is None else Path(out), None
+    name = PurePosixPath(urlsplit(out).path).name
     if not name:
-        raise UserError(f"--out is {uri!r}, which names no folder; give one, as in s3://bucket/runs/hopper")
-    return name
+        raise UserError(f"--out is {out!r}, which names no folder; give one, as in s3://bucket/runs/hopper")
+    return Path("runs") / name, out
 
 
 def storage(uri: str) -> tuple[fs.FileSystem, str]:

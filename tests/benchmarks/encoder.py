@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/encoder.py [--frames 256] [--seconds 10]
 
 Forward and backward of the networks of the papers on (4, 84, 84) bytes, in turns, the median of each. The plain form is
-`float() / 255` and three convolutions in NCHW and fp32. Ours runs as a learner runs it: in bf16 where the CPU has it, and
-keeping freed memory, which is a setting of a whole process; so each way has a process of its own, and the plain form is
-there with that setting, too.
+`float() / 255` and three convolutions in NCHW and fp32. Ours runs as a learner runs it: in bf16 where the CPU has it,
+and keeping freed memory, which is a setting of a whole process. So each way has a process of its own, and the plain
+form is there with that setting, too.
 """
 
 from __future__ import annotations

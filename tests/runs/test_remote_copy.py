@@ -13,7 +13,7 @@ from small_runs import StopAt, values
 from rayrl_dt.errors import UserError
 from rayrl_dt.runs import loop as runs
 from rayrl_dt.runs import remote_copy
-from rayrl_dt.runs.remote_copy import RemoteCopy, name_of, storage
+from rayrl_dt.runs.remote_copy import RemoteCopy, storage, working_folder
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused(made: dict[str, str], resume: bool, message: 
 )
 def test_what_is_no_place_is_refused(uri: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        name_of(uri)
+        working_folder(uri, Path("runs/default"))
         storage(uri)
 
 
@@ -160,4 +160,9 @@ def test_a_cloud_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyte
     ) as caught:
         RemoteCopy(uri, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert name_of(uri) == "run"
+    assert working_folder(uri, tmp_path / "default") == (Path("runs/run"), uri)
+
+
+def test_a_run_works_where_out_says_or_in_the_default() -> None:
+    assert working_folder(None, Path("runs/default")) == (Path("runs/default"), None)
+    assert working_folder("elsewhere/run", Path("runs/default")) == (Path("elsewhere/run"), None)
