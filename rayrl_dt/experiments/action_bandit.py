@@ -259,6 +259,10 @@ def _report(result: dict[str, Any], figure: Figure) -> list[Block]:
             "the data lie above 0.5",
             "muted",
         ),
+        Paragraph(
+            f"The best action of the data earns {number(result['data_best'], 3)}, DT {means['DT']}. A critic's "
+            f"gradient earns {means['PG']} in training (PG), and {means['AG']} while acting (AG)."
+        ),
         Tiles([("Best in the data", number(result["data_best"], 3), ""), *tiles]),
         Picture("actions.png", figure, "Reward, what the critics make of it, and the actions of each method"),
         Table(

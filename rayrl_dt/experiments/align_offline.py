@@ -245,6 +245,10 @@ def _report(result: dict[str, Any], figure: Figure) -> list[Block]:
         Paragraph(
             f"{result['dataset']}, seed {result['seed']}, {result['episodes']} episodes a target", "muted"
         ),
+        Paragraph(
+            f"{verdict}: it misses what a target brings by {number(result['miss'])} on average, the target itself by "
+            f"{number(result['miss_of_the_target'])}."
+        ),
         Tiles(
             [
                 (
@@ -260,8 +264,8 @@ def _report(result: dict[str, Any], figure: Figure) -> list[Block]:
         Picture("estimates.png", figure, "Estimated against achieved returns, one point a target and policy"),
         Table(["policy", "measured error", "estimated error", "miss"], rows),
         Paragraph(
-            f"{verdict}: it would if it missed by at most a quarter of what the better guess does, and if the order of "
-            f"the policies had a Spearman of {_ORDER} or more. Errors at single targets correlate with "
+            "The estimate holds where it misses by at most a quarter of what the better guess does, and where the "
+            f"order of the policies has a Spearman of {_ORDER} or more. Errors at single targets correlate with "
             f"{number(result['correlation_of_errors'], 2)}."
         ),
     ]

@@ -239,6 +239,10 @@ def _report(result: dict[str, Any]) -> list[Block]:
     with_key, without = kinds["success"]["at"], kinds["no key"]["at"]
     return [
         Paragraph(f"{number(result['walks'])} random walks, seed {result['seed']}", "muted"),
+        Paragraph(
+            f"With the key the model expects success with probability {percent(with_key['key'])}, without it with "
+            f"{percent(without['key'])}; exact are {percent(EXACT['with the key'])} and 0%."
+        ),
         Tiles(
             [
                 (

@@ -161,6 +161,11 @@ def _report(result: dict[str, Any]) -> list[Block]:
     made = paths["generated"]
     return [
         Paragraph(f"{result['edges']} edges, goal {result['goal']}, seed {result['seed']}", "muted"),
+        Paragraph(
+            f"A model of random walks goes to the goal in {number(made['mean_steps'], 2)} steps, where the walks take "
+            f"{number(paths['random walks']['mean_steps'], 2)} and "
+            f"{number(paths['shortest possible']['mean_steps'], 2)} would do."
+        ),
         Tiles(
             [
                 (

@@ -174,18 +174,19 @@ def _draw(result: dict[str, Any], what: str, title: str) -> Figure:
 def _report(result: dict[str, Any]) -> list[Block]:
     methods, seeds = result["methods"], result["seeds"]
     epochs = list(next(iter(methods.values()))["successes"])
+    found = {name: methods[name]["successes"][epochs[-1]] for name in ("ODT", "DDPG", "0.02 BC - Q")}
     tiles = [
-        (
-            name,
-            f"{methods[name]['successes'][epochs[-1]]} of {seeds}",
-            f"find the top within {epochs[-1]} epochs",
-        )
-        for name in ("ODT", "DDPG", "0.02 BC - Q")
+        (name, f"{count} of {seeds}", f"find the top within {epochs[-1]} epochs")
+        for name, count in found.items()
     ]
     rewards = _draw(result, "reward", "Reward of the policies asked for the best")
     actions = _draw(result, "action", "Action of the policies asked for the best reward")
     return [
         Paragraph(f"{seeds} seeds of each method, derived from {result['seed']}", "muted"),
+        Paragraph(
+            f"Of {seeds} seeds {found['ODT']} find the top within {epochs[-1]} online epochs with ODT's loss, "
+            f"{found['DDPG']} with DDPG's, and {found['0.02 BC - Q']} with a little of ODT's beside it."
+        ),
         Tiles(tiles),
         Paragraph(
             f"The best action, 0, earns {BEST_REWARD:g}; the logged ones lie at both ends and earn next to nothing. A "
