@@ -149,7 +149,7 @@ def test_the_critic_learns_when_the_outcome_is_decided() -> None:
     outcome = (actions[:, 4:5] == 3).long()
     lengths = torch.full((512,), HORIZON)
     data = Sequences(outcome.expand(-1, HORIZON + 1), torch.zeros_like(actions), actions, lengths)
-    model = train(Episodes(data, np.zeros(512), states=1), seed=0, steps=200)
+    model = train(Episodes(data, np.zeros(512), states=1), seed=0, steps=120)
     likely = success_so_far(model, data)
     decided = outcome[:, 0].numpy() == 1
     assert np.abs(likely[:, :5].mean(axis=0) - 0.25).max() < 0.1
