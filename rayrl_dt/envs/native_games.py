@@ -26,7 +26,14 @@ NATIVE = "vector_entry_point"
 
 _KEPT = ("repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
 # What it cannot do otherwise; further arguments of a game or of its preprocessing are refused.
-_FIXED = {"frameskip": 1, "obs_type": "rgb", "terminal_on_life_loss": False, "grayscale_obs": True}
+_FIXED = {
+    "frameskip": 1,
+    "obs_type": "rgb",
+    "terminal_on_life_loss": False,
+    "grayscale_obs": True,
+    "grayscale_newaxis": False,
+    "scale_obs": False,
+}
 _RENAMED = {"frame_skip": "frameskip", "noop_max": "noop_max"}
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from builders import build_model
+from gymnasium.wrappers import AtariPreprocessing
 from image_data import image_store
 
 from rayrl_dt.envs import RecordedEnv
@@ -16,7 +18,7 @@ from rayrl_dt.evaluation.rollout import Slot, run_slots
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 
-pytest.importorskip("ale_py")
+ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
 
@@ -94,6 +96,20 @@ def test_quotas_are_those_of_games_in_turn() -> None:
 def test_what_the_threads_cannot_play_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=f"{why}; set gym_env_vectorize_mode: sync"):
         made("Breakout", NATIVE, **options)
+
+
+def test_a_specification_of_recorded_data_says_the_defaults_too_and_is_played() -> None:
+    gym.register_envs(ale_py)
+    game = gym.make("ALE/Freeway-v5", frameskip=1, repeat_action_probability=0.0)
+    spec = AtariPreprocessing(game, noop_max=0).spec
+    assert spec is not None and "grayscale_newaxis" in spec.additional_wrappers[0].kwargs
+    games = RecordedEnv.of(spec).make_vector(2, mode=NATIVE)
+    np.testing.assert_array_equal(
+        games.reset(seed=0)[0], made("Freeway", "sync", noop_max=0).reset(seed=0)[0]
+    )
+    games.close()
+    with pytest.raises(UserError, match=r"has scale_obs True; set gym_env_vectorize_mode: sync"):
+        RecordedEnv.of(AtariPreprocessing(game, scale_obs=True).spec).make_vector(2, mode=NATIVE)
 
 
 def test_other_environments_and_actions_are_refused() -> None:
