@@ -113,8 +113,8 @@ def _has_key(env: KeyToDoor, walk: RawEpisode) -> bool:
 def train(episodes: Episodes, *, seed: int, steps: int, progress: Progress = unseen) -> ReturnModel:
     """Train a model of the episodes' returns and actions that is never given a return."""
     model = ReturnModel(return_classes=2, states=episodes.states, actions=4, steps=HORIZON, seed=seed)
-    how = {"steps": steps, "seed": seed, "emphasis": DOOR_STEP, "lr": _LR}
-    fit(model, episodes.sequences, give_returns=False, progress=progress, **how)
+    how = {"steps": steps, "seed": seed, "emphasis": DOOR_STEP}
+    fit(model, episodes.sequences, give_returns=False, progress=progress, lr=_LR, **how)
     return model
 
 

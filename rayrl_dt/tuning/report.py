@@ -64,7 +64,7 @@ def write_sweep_page(
     blocks = [
         Paragraph(_describe(spec), "muted"),
         *_missing(spec, trials),
-        *_headline(spec, winner),
+        *_headline(spec, groups, winner),
         *_charts(spec, trials, groups),
         *_settings(spec, groups),
         Heading("All trials"),
@@ -88,7 +88,7 @@ def _missing(spec: SweepSpec, trials: Sequence[TrialResult]) -> list[Block]:
     return [Notice("Trials that did not finish", lines)] if lines else []
 
 
-def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
+def _headline(spec: SweepSpec, groups: Sequence[Group], winner: Winner | None) -> list[Block]:
     if winner is None:
         return [Paragraph("No trial has left a checkpoint and a report yet.")]
     group, trial = winner.group, winner.trial
@@ -107,11 +107,24 @@ def _headline(spec: SweepSpec, winner: Winner | None) -> list[Block]:
         control = number(statistics.median(alone)) if alone else MISSING
         tiles.append(("Without", control, f"the same episodes, median {remark}"))
     return [
+        Paragraph(_answer(spec, groups, group)),
         Tiles(tiles),
         Paragraph(f"Best policy: {winner.bundle}"),
         Paragraph(f"Trial {trial.name} on its own:"),
         Code(winner.command),
     ]
+
+
+def _answer(spec: SweepSpec, groups: Sequence[Group], best: Group) -> str:
+    medians = [group.median for group in groups if group.median is not None]
+    setting = ", ".join(
+        f"{path.rpartition('.')[2]} {label(value)}" for path, value in best.parameters.items()
+    )
+    found = f"{spec.settings.metric} {number(best.median)}"
+    if len(medians) < 2:
+        return f"One setting has come to a result: {setting or 'the file as it is'}, {found}."
+    worst = (max if spec.settings.best == "min" else min)(medians)
+    return f"Of {len(medians)} settings the best is {setting}: {found}; the worst has {number(worst)}."
 
 
 def _charts(spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group]) -> list[Block]:

@@ -123,6 +123,14 @@ def test_the_page_answers_in_a_browser(browser: str, tmp_path: Path) -> None:
     assert seen["title"].startswith(f"trial b: {minus}80") and "online.alpha 0.02" in seen["title"]
 
 
+def test_the_page_opens_with_its_answer(tmp_path: Path) -> None:
+    minus = "\N{MINUS SIGN}"
+    answer = (
+        f"best is alpha 0.02, rl_gradient td3: evaluation/return_mean {minus}80; the worst has {minus}1,000."
+    )
+    assert f"Of 3 settings the {answer}" in write_page(tmp_path).read_text()
+
+
 def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     page = write_page(tmp_path)
     text = page.read_text()
