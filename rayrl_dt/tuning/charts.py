@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -18,7 +18,7 @@ from rayrl_dt.tuning.results import Group, TrialResult
 from rayrl_dt.tuning.space import Space
 from rayrl_dt.tuning.sweep_spec import SEED
 
-__all__ = ["curves", "label", "parallel_coordinates", "scatter", "titles"]
+__all__ = ["curves", "label", "parallel_coordinates", "scatter", "setting", "titles"]
 
 _COLUMNS = 2
 _TICKS = 4
@@ -34,6 +34,11 @@ _Axis = tuple[dict[float, str], Callable[[Any], float]]
 def label(value: Any) -> str:
     """Return a parameter as the file would write it; rounded to four figures."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def setting(parameters: Mapping[str, Any]) -> str:
+    """Return the parameters of a setting in one line, by the last parts of their keys."""
+    return ", ".join(f"{path.rpartition('.')[2]} {label(value)}" for path, value in parameters.items())
 
 
 def parallel_coordinates(spaces: Sequence[Space], trials: Sequence[TrialResult], metric: str) -> Figure:
@@ -98,10 +103,7 @@ def curves(groups: Sequence[Group], metric: str) -> Figure:
             axes.plot(xs, ys, color=color, lw=1.6, marker="o", ms=3.5, gid=mark(trial.name))
             axes.plot(xs, ys, gid=mark(trial.name), **_HIT)
         if len(groups) <= _LEGEND:
-            text = ", ".join(
-                f"{path.rpartition('.')[2]} {label(value)}" for path, value in group.parameters.items()
-            )
-            axes.plot([], [], color=color, lw=2, label=text or "all")
+            axes.plot([], [], color=color, lw=2, label=setting(group.parameters) or "all")
     if len(groups) <= _LEGEND:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     style_axes(axes, metric, "gradient steps", metric)

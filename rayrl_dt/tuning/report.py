@@ -117,14 +117,12 @@ def _headline(spec: SweepSpec, groups: Sequence[Group], winner: Winner | None) -
 
 def _answer(spec: SweepSpec, groups: Sequence[Group], best: Group) -> str:
     medians = [group.median for group in groups if group.median is not None]
-    setting = ", ".join(
-        f"{path.rpartition('.')[2]} {label(value)}" for path, value in best.parameters.items()
-    )
+    what = charts.setting(best.parameters)
     found = f"{spec.settings.metric} {number(best.median)}"
     if len(medians) < 2:
-        return f"One setting has come to a result: {setting or 'the file as it is'}, {found}."
+        return f"One setting has come to a result: {what or 'the file as it is'}, {found}."
     worst = (max if spec.settings.best == "min" else min)(medians)
-    return f"Of {len(medians)} settings the best is {setting}: {found}; the worst has {number(worst)}."
+    return f"Of {len(medians)} settings the best is {what}: {found}; the worst has {number(worst)}."
 
 
 def _charts(spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group]) -> list[Block]:

@@ -14,11 +14,13 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt.benchmarks.session import take_turns
 from rayrl_dt.models.images import ImageNetwork
 from rayrl_dt.precision import autocast, keep_freed_memory, resolve
 
@@ -45,17 +47,18 @@ def step(network: nn.Module, frames: Tensor, precision: str) -> None:
     features.float().square().mean().backward()
 
 
-def take_turns(way: str, count: int, turns: Connection) -> None:
-    """Run a step whenever the other end asks, and say how long it took."""
+def serve(way: str, frames: int, requests: Connection) -> None:
+    """Take as many steps as the other end asks for, and say how many frames a second that were."""
     whose, precision, keeps_memory = WAYS[way]
     if keeps_memory:
         keep_freed_memory()
     network = plain_network() if whose == "plain" else ImageNetwork(4, 84, 84)
-    frames = torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
-    while turns.recv():
+    images = torch.randint(0, 256, (frames, 4, 84, 84), dtype=torch.uint8)
+    while steps := requests.recv():
         begin = time.perf_counter()
-        step(network, frames, precision)
-        turns.send(time.perf_counter() - begin)
+        for _ in range(steps):
+            step(network, images, precision)
+        requests.send(frames * steps / (time.perf_counter() - begin))
 
 
 def main() -> None:
@@ -67,25 +70,24 @@ def main() -> None:
     ends: dict[str, Connection] = {}
     for way in WAYS:
         ends[way], theirs = context.Pipe()
-        context.Process(target=take_turns, args=(way, options.frames, theirs), daemon=True).start()
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
-    end = None
-    while end is None or time.perf_counter() < end:
-        for way, turns in ends.items():
-            turns.send(True)
-            taken[way].append(turns.recv())
-        if end is None:  # the first turn holds start and allocation
-            taken = {way: [] for way in WAYS}
-            end = time.perf_counter() + options.seconds * len(WAYS)
-    for turns in ends.values():
-        turns.send(False)
-    print(f"{options.frames} frames, {torch.get_num_threads()} threads, {len(taken['plain, fp32'])} turns")
-    slowest = statistics.median(taken["plain, fp32"])
-    for way, times in taken.items():
-        median = statistics.median(times)
-        print(
-            f"{way:26s} {options.frames / median:8,.0f} frames/s   {slowest / median:.2f} times the plain form"
-        )
+        context.Process(target=serve, args=(way, options.frames, theirs), daemon=True).start()
+
+    def work(way: str, frames: int) -> float:
+        ends[way].send(frames // options.frames)
+        rate: float = ends[way].recv()
+        return rate
+
+    works = {way: partial(work, way) for way in WAYS}
+    counts = dict.fromkeys(WAYS, options.frames)
+    for way in WAYS:  # the first step holds start and allocation
+        works[way](counts[way])
+    turns = take_turns(works, counts, options.seconds)
+    for end in ends.values():
+        end.send(0)
+    print(f"{options.frames} frames, {torch.get_num_threads()} threads, {len(turns)} turns")
+    medians = {way: statistics.median(turn[way] for turn in turns) for way in WAYS}
+    for way, rate in medians.items():
+        print(f"{way:26s} {rate:8,.0f} frames/s   {rate / medians['plain, fp32']:.2f} times the plain form")
 
 
 if __name__ == "__main__":
