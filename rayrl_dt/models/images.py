@@ -72,11 +72,12 @@ class ImageNetwork(nn.Module):
         x = pixels_of(self._blocks(images), first)  # (N, H/s, W/s, C s s)
         x = x.permute(0, 3, 1, 2)  # channels come last in memory alone
         stride = first.stride[0] // self._block
-        x = functional.relu(functional.conv2d(x, self._weight(first), first.bias, stride))
+        x = functional.conv2d(x, self._weight(first), first.bias, stride)
         for layer in rest:
-            x = functional.relu(layer(x))
-        features: Tensor = x.flatten(1).reshape(*images.shape[:-3], self.features)  # (N, F) -> (..., F)
-        return features
+            x = layer(functional.relu(x))
+        # Flattened before the last ReLU: a ReLU is slow where its gradient lies in another order than its input.
+        features = functional.relu(x.flatten(1))
+        return features.reshape(*images.shape[:-3], self.features)  # (N, F) -> (..., F)
 
     def _blocks(self, images: Tensor) -> Tensor:
         """Return bytes `(..., C, H, W)` as blocks of s x s pixels, `(N, H/s, W/s, C s s)`, in one copy."""
@@ -90,10 +91,14 @@ class ImageNetwork(nn.Module):
         whole = all(stride % block == 0 for stride in (*images.stride()[:-1], images.storage_offset()))
         if images.stride(-1) != 1 or not whole:
             images = images.clone(memory_format=torch.contiguous_format)
-        # A row of a block is copied as one number, which is four times as fast as four bytes.
-        x = torch.unflatten(images.view(_WORDS[block]), -2, (-1, block))  # (..., C, H/s, s, W/s)
-        x = x.movedim((-3, -1), (-4, -3)).contiguous()  # (..., H/s, W/s, C, s)
-        x = x.view(torch.uint8).flatten(-2)  # (..., H/s, W/s, C s s)
+        # A row of a block is copied as one number, which is four times as fast as four bytes, and a channel at a time,
+        # which takes half as long as all at once.
+        rows = torch.unflatten(images.view(_WORDS[block]), -2, (-1, block))  # (..., C, H/s, s, W/s)
+        *batch, channels, height, _, width = rows.shape
+        blocks = rows.new_empty(*batch, height, width, channels, block)  # (..., H/s, W/s, C, s)
+        for channel in range(channels):
+            blocks[..., channel, :] = rows[..., channel, :, :, :].movedim(-1, -2)  # (..., H/s, W/s, s)
+        x = blocks.view(torch.uint8).flatten(-2)  # (..., H/s, W/s, C s s)
         return x.reshape(-1, *x.shape[-3:])
 
     def _weight(self, layer: nn.Conv2d) -> Tensor:
