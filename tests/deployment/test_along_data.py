@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,28 @@ def test_a_worker_that_fails_is_one_line_and_leaves_the_older_file(
     with pytest.raises(UserError, match="the weights are bad; use others"):
         write_actions(policy, out, dataset=source(policy))
     assert out.read_bytes() == b"older" and not list(policy.parent.glob(".actions*"))
+
+
+@pytest.mark.ray
+def test_the_part_of_a_killed_worker_is_done_again(
+    ray_session: None, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, act = policy.parent / "killed", along_data._act
+
+    def act_and_die(part: dict[str, Any], given: Any) -> Any:
+        answer = act(part, given)
+        if part["episodes"][0][0] > 0 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    tables = []
+    for name, what in (("whole", act), ("lost", act_and_die)):
+        monkeypatch.setattr(along_data, "_act", what)
+        out = policy.parent / f"{name}.parquet"
+        write_actions(policy, out, targets="-3,4", dataset=source(policy), workers=2)
+        tables.append(pq.read_table(out))
+    assert killed.exists() and tables[0].equals(tables[1])
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_the_page_is_written_from_what_finished(tmp_path: Path) -> None:
     seen: list[SuiteStatus] = []
     failures = run_suite(runs, jobs=2, episodes_at_maximum=2, observe=seen.append)
     reasons = {failure.run.name: failure.reason for failure in failures}
-    assert set(reasons) == {"diverging", "absent"}
+    assert set(reasons) == {"diverging", "absent"}, reasons
     assert "gradient became" in reasons["diverging"] and "exit status 1" in reasons["diverging"]
     assert "no/such-v0" in reasons["absent"]
     assert (seen[-1].done, seen[-1].failed, seen[-1].total) == (2, 2, 4) and not seen[-1].running
