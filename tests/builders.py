@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,10 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Trajectory, Window
 
 TINY: dict[str, Any] = {"context_length": 6, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
+
+writes_bytes = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="Minari of Python 3.10 writes bytes with losses"
+)
 
 
 def scramble(module: nn.Module, seed: int = 0) -> None:

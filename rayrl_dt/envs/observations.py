@@ -19,7 +19,7 @@ from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import as_array
 
-__all__ = ["Flattening", "are_pixels", "has_numbers"]
+__all__ = ["Flattening", "are_pixels", "has_numbers", "parts_of"]
 
 Array = np.ndarray[Any, Any]
 Space = gym.Space[Any]
@@ -58,7 +58,7 @@ class Flattening:
         space = self.space
         if self.kept or _is_picture(space):
             return space
-        parts = [part for _, part in _parts(space) if isinstance(part, _PARTS)]
+        parts = [part for _, part in parts_of(space) if isinstance(part, _PARTS)]
         boxes = [cast(gym.spaces.Box, flatten_space(part)) for part in parts if not self._packs(part)]
         if len(boxes) < len(parts):
             picture, *_ = (part.shape or () for part in parts if self._packs(part))
@@ -77,7 +77,7 @@ class Flattening:
 
     @cached_property
     def _has_one_picture(self) -> bool:
-        parts = [part for _, part in _parts(self.space) if isinstance(part, _PARTS)]
+        parts = [part for _, part in parts_of(self.space) if isinstance(part, _PARTS)]
         return self.packs and len(parts) > 1 and sum(map(_is_picture, parts)) == 1
 
     def _packs(self, part: Space) -> bool:
@@ -94,7 +94,7 @@ class Flattening:
         """The parts that are no numbers, as "name (kind)"."""
         return [
             f"{name} ({type(part).__name__})"
-            for name, part in _parts(self.space)
+            for name, part in parts_of(self.space)
             if not isinstance(part, _PARTS)
         ]
 
@@ -105,14 +105,14 @@ class Flattening:
             return []
         return [
             f"{name} {part.shape}".strip()
-            for name, part in _parts(self.space)
+            for name, part in parts_of(self.space)
             if isinstance(part, gym.spaces.Box) and are_pixels(part.shape, np.uint8)
         ]
 
     def feature(self, index: int) -> str:
         """Return what to call a number of the vector in messages."""
         first = 0
-        for name, part in _parts(self.space):
+        for name, part in parts_of(self.space):
             among = isinstance(part, _PARTS) and not self._packs(part)
             size = int(np.prod(flatten_space(part).shape or ())) if among else 0
             if index < first + size:
@@ -179,7 +179,7 @@ class Flattening:
 
 def has_numbers(space: Space) -> bool:
     """Return whether a part of the space is made of numbers of a fixed size."""
-    return any(isinstance(part, _PARTS) for _, part in _parts(space))
+    return any(isinstance(part, _PARTS) for _, part in parts_of(space))
 
 
 def are_pixels(shape: tuple[int, ...], dtype: Any) -> bool:
@@ -191,14 +191,14 @@ def _is_picture(space: Space) -> bool:
     return isinstance(space, gym.spaces.Box) and are_pixels(space.shape, space.dtype)
 
 
-def _parts(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:
+def parts_of(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:
     """Yield the innermost parts of a space, by their path."""
     if isinstance(space, gym.spaces.Dict):
         for key, part in space.spaces.items():
-            yield from _parts(part, f"{name}.{key}" if name else str(key))
+            yield from parts_of(part, f"{name}.{key}" if name else str(key))
     elif isinstance(space, gym.spaces.Tuple):
         for number, part in enumerate(space.spaces):
-            yield from _parts(part, f"{name}[{number}]")
+            yield from parts_of(part, f"{name}[{number}]")
     else:
         yield name, space
 

@@ -6,6 +6,7 @@ bytes of some data sets. Writing goes through Minari's storage, so that Minari r
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections import OrderedDict
@@ -45,7 +46,7 @@ from rayrl_dt.data.readers.minari_local import (
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
-from rayrl_dt.envs.observations import Flattening, has_numbers
+from rayrl_dt.envs.observations import Flattening, has_numbers, parts_of
 from rayrl_dt.envs.spec_text import writable
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
@@ -117,7 +118,9 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         evaluation_spec=evaluation_spec,
         recorded_actions=None if layout.plain else layout.space,
     )
-    attempts = _attempts(folder, storage, flattening, layout, total)
+    attempts = _attempts(
+        folder, storage, flattening, layout, total, jpeg=bool(raw.get("jpeg_encoding", True))
+    )
     return clean(map(in_frames, attempts) if screens else attempts, info, flattening), info
 
 
@@ -191,7 +194,7 @@ def write(
             observation_space=observation_space,
             action_space=action_space,
             env_spec=spec,
-            jpeg_encoding=False,  # lossless
+            **_losslessly(observation_space, action_space),
         )
         storage.update_metadata(metadata)
         storage.update_episodes(_buffers(trajectories, observation_space, action_space))
@@ -206,11 +209,33 @@ def write(
     return dataset_id
 
 
+def _losslessly(*spaces: gym.Space[Any]) -> dict[str, Any]:
+    """Return the option of Minari's storage that keeps bytes as they are; Minari 0.5.3 has none.
+
+    Raises:
+        UserError: these spaces need it.
+    """
+    if "jpeg_encoding" in inspect.signature(MinariStorage.new).parameters:
+        return {"jpeg_encoding": False}
+    if any(part.dtype == np.uint8 for space in spaces for _, part in parts_of(space)):
+        raise UserError(
+            f"Minari {minari.__version__} writes bytes as JPEG, with losses; install minari>=0.5.4, which needs "
+            "Python 3.11 or newer"
+        )
+    return {}
+
+
 def _attempts(
-    folder: Path, storage: MinariStorage, flattening: Flattening, layout: ActionLayout, total: int
+    folder: Path,
+    storage: MinariStorage,
+    flattening: Flattening,
+    layout: ActionLayout,
+    total: int,
+    *,
+    jpeg: bool,
 ) -> Iterator[Callable[[], Trajectory]]:
     try:
-        for number, values in enumerate(_episodes(folder, storage, flattening.space, total)):
+        for number, values in enumerate(_episodes(folder, storage, flattening.space, total, jpeg=jpeg)):
             yield partial(_trajectory, f"{folder}, episode_{number}", flattening, layout, values)
     except UserError:
         raise
@@ -233,7 +258,7 @@ def _trajectory(
 
 
 def _episodes(
-    folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int
+    folder: Path, storage: MinariStorage, space: gym.Space[Any], total: int, *, jpeg: bool
 ) -> Iterator[Mapping[str, Any]]:
     path = folder / "main_data.hdf5"
     if not path.exists():
@@ -241,7 +266,7 @@ def _episodes(
         return
     with hdf5.open_file(path) as file:
         for number in range(total):
-            if storage.jpeg_encoding and _has_image(space):
+            if jpeg and any(is_image_space(part) for _, part in parts_of(space)):
                 # Minari's decoding reads everything that is there.
                 hdf5.refuse_bombs(path, hdf5.arrays(file, f"episode_{number}"))
                 yield from storage.get_episodes([number])
@@ -265,14 +290,6 @@ def _values(group: Any, name: str, space: gym.Space[Any]) -> Any:
             for i, part in enumerate(space.spaces)
         )
     return hdf5.content(group, name)
-
-
-def _has_image(space: gym.Space[Any]) -> bool:
-    if isinstance(space, gym.spaces.Dict):
-        return any(_has_image(part) for part in space.spaces.values())
-    if isinstance(space, gym.spaces.Tuple):
-        return any(_has_image(part) for part in space.spaces)
-    return bool(is_image_space(space))
 
 
 def _stored_order(space: gym.Space[Any], stored: Any) -> gym.Space[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from builders import writes_bytes
 
 from rayrl_dt import DTConfig, UserError
 from rayrl_dt.algorithms import environments
@@ -18,6 +19,7 @@ from rayrl_dt.types import RawEpisode
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
+pytestmark = writes_bytes
 
 
 @pytest.fixture
