@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import build_model
+from builders import build_model, writes_bytes
 from torch.nn import functional
 
 from rayrl_dt.data.readers import minari_io
@@ -64,6 +64,7 @@ def store() -> TrajectoryStore:
     return TrajectoryStore.from_trajectories(*minari_io.read("packed/test-v0"))
 
 
+@writes_bytes
 def test_a_minari_data_set_is_packed_without_loss(store: TrajectoryStore) -> None:
     space = store.info.observation_space
     assert space == Packed(5, (36, 40, 3)) and space != Packed(5, (40, 36, 3))
@@ -77,6 +78,7 @@ def test_a_minari_data_set_is_packed_without_loss(store: TrajectoryStore) -> Non
         assert np.array_equal(picture, episode.observations["eye"][:-1])
 
 
+@writes_bytes
 def test_features_are_those_of_the_picture_and_the_normalized_numbers(store: TrajectoryStore) -> None:
     model = build_model(store, backbone="dt")
     (encoder,) = (module for module in model.modules() if isinstance(module, PackedEncoder))

@@ -9,6 +9,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
+from builders import writes_bytes
 
 from rayrl_dt.data import recipes, sources
 from rayrl_dt.data.readers import minari_io
@@ -19,6 +20,7 @@ pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
 
+@writes_bytes
 def test_what_is_written_replays_to_the_same_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.setenv("RAYRL_DT_CACHE", str(tmp_path / "cache"))
@@ -47,6 +49,7 @@ def test_episodes_do_not_hang_on_how_many_there_are() -> None:
     assert one.rewards.sum() > 20  # undisturbed: uniformly random play makes some 2 points
 
 
+@writes_bytes
 def test_images_are_compressed_without_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     frames = np.zeros((130, 40, 40), np.uint8)
