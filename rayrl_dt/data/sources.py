@@ -88,7 +88,9 @@ def locate(source: str) -> list[Path]:
         # Late, as in `_recipe`.
         from rayrl_dt.data import recipes
 
-        kind, rest = "minari", recipes.dataset_id(rest)
+        name, kind, rest = rest, "minari", recipes.dataset_id(rest)
+        if not minari_io.exists(rest):
+            raise UserError(f"the data of {source} have not been made yet; type rayrl-dt data make {name}")
     rest = rest.partition("#")[0] if kind == "dqn-replay" else rest
     place = minari_io.data_folder(rest) if kind == "minari" else Path(rest).expanduser()
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())

@@ -198,3 +198,11 @@ def test_processes_load_at_once(make_trajectories: Any, make_store: Any) -> None
     found = {results.get() for _ in processes}
     (folder,) = _cached()
     assert len(found) == 1 and found.pop()[::2] == (2400, str(folder))
+
+
+def test_a_recipe_that_was_not_made_yet_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(UserError, match="type rayrl-dt data make pendulum-mixed"):
+        sources.locate("recipe:pendulum-mixed")
