@@ -41,6 +41,8 @@ LONG = {
     *(f"experiment {name}" for name in ("shortest-path", "critic", "vitamin-bandit", "action-gradient")),
     "experiment align-offline",
 }
+# What is typed before.
+FIRST = {"refine": "critic runs/hopper --steps 20"}
 # What a command makes, and others read.
 MAKES = {"train": "runs/dt_pendulum-seed1", "tune": "runs/smoke-sweep"}
 RUNS = (
@@ -125,7 +127,7 @@ def _interrupt_when_served(url: str) -> threading.Thread:
 
 
 def _marked(name: str) -> Any:
-    return pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+    return pytest.param(name, marks=[pytest.mark.long, pytest.mark.timeout(1800)] if name in LONG else [])
 
 
 @pytest.mark.ray
@@ -145,6 +147,8 @@ def test_an_example_of_the_help_does_as_it_says(
         _interrupt_when_served("http://127.0.0.1:8000")
     if name == "import":
         pytest.importorskip("transformers", reason="needs the extra hf")
+    if name in FIRST:
+        assert run(*shlex.split(FIRST[name]))[0] == 0
     status, out, err = run(*words)
     assert status == 0, f"{out[-2000:]}\n{err[-2000:]}"
     assert out.strip()
