@@ -47,6 +47,34 @@ def test_a_home_that_cannot_be_written_and_a_slow_ray_are_one_line(
     assert "UserError: Ray did not start (" in ended.stderr.splitlines()[-1] and remedy in ended.stderr
 
 
+LATE = """
+import time, types
+import ray
+from ray._private import node, services
+from rayrl_dt.algorithms.session import join_ray
+
+find, calls = services.get_node, []
+
+def late(*given):
+    calls.append(given)
+    if len(calls) == 1:
+        raise RuntimeError("not yet")
+    return find(*given)
+
+services.get_node = late
+node.time = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() + 100 * len(calls)})
+join_ray("local", num_cpus=1, include_dashboard=False)
+print(ray.get(ray.remote(lambda: 41).remote()), ray.cluster_resources()["CPU"])
+"""
+"""Ray's first look for its own process fails, and a hundred seconds are over."""
+
+
+@pytest.mark.ray
+def test_a_local_ray_that_is_late_is_started_again() -> None:
+    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert ended.stdout.split() == ["41", "1.0"], ended.stderr[-2000:]
+
+
 @pytest.mark.ray
 def test_a_local_ray_listens_to_this_machine_alone() -> None:
     code = "from rayrl_dt.algorithms.session import start_ray; start_ray(); import ray; print(ray.nodes())"
