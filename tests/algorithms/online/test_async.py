@@ -393,7 +393,7 @@ def test_a_silent_runner_holds_nobody_up_and_what_it_brings_late_is_left_out(
 ) -> None:
     spec = EnvSpec("Held-v0", f"{__name__}:held", kwargs={"folder": str(tmp_path)}).to_json()
     config = asynchronous(env=spec, slots=1, env_steps=10**9, max_policy_lag=3)
-    config.env_runners(lag_timeout_s=0.5, call_timeout_s=1e6)
+    config.env_runners(lag_timeout_s=3.0, call_timeout_s=1e6)
     algorithm = config.build_algo()
     while not (tmp_path / "held").exists() or algorithm.gradient_steps < 4 + 3 * 5:
         algorithm.train()
