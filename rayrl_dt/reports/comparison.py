@@ -94,14 +94,19 @@ def reductions(runs: Sequence[RunFolder]) -> list[Block]:
         for method in methods
         if all(method in found for found in tasks.values())
     }
-    rows = [
-        [method, *(percent(found.get(method)) for found in tasks.values()), percent(means.get(method))]
-        for method in methods
+    lines = [
+        ["Last checkpoints", *tasks, "Mean"],
+        *(
+            [method, *(percent(found.get(method)) for found in tasks.values()), percent(means.get(method))]
+            for method in methods
+        ),
     ]
+    if len(tasks) > len(methods):  # a page is longer than it is wide
+        lines = [list(column) for column in zip(*lines, strict=True)]
     return [
         *([Paragraph(_in_words(means, len(tasks)))] if means else []),
         Heading(f"Reduction of the alignment error against {BASELINE}"),
-        Table(["Last checkpoints", *tasks, "Mean"], rows),
+        Table(lines[0], lines[1:]),
         Paragraph(_BASELINE_LEGEND, "muted"),
     ]
 

@@ -67,9 +67,13 @@ def runs(tmp_path: Path) -> list[RunFolder]:
 
 def test_the_reduction_is_shown_per_task_and_on_average(runs: list[RunFolder]) -> None:
     (block,) = [block for block in reductions(runs) if isinstance(block, Table)]
-    (row,) = block.rows
     first, second = 1 - 5.5 / 20.5, 1 - 10.5 / 40.5
-    assert row == ["RADT", f"{first:.1%}", f"{second:.1%}", f"{(first + second) / 2:.1%}"]
+    assert list(block.header) == ["Last checkpoints", "RADT"], "what there is more of goes down the page"
+    assert [row[1] for row in block.rows] == [f"{each:.1%}" for each in (first, second, (first + second) / 2)]
+    assert block.rows[-1][0] == "Mean" and "minari:a/b-v0" in block.rows[0][0]
+    one = reductions([run for run in runs if run.task[1] == "minari:a/b-v0"])
+    (block,) = [block for block in one if isinstance(block, Table)]
+    assert [list(row) for row in block.rows] == [["RADT", f"{first:.1%}", f"{first:.1%}"]]
 
 
 def test_every_error_has_its_mean_and_spread_over_seeds(runs: list[RunFolder]) -> None:
