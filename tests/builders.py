@@ -21,6 +21,8 @@ from rayrl_dt.types import Trajectory, Window
 
 TINY: dict[str, Any] = {"context_length": 6, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
 
+# Minari 0.5.4, the first that writes bytes as they are, needs Python 3.11. What is done with the one before is held by
+# `test_bytes_that_minari_would_change_are_refused`, on every Python.
 writes_bytes = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="Minari of Python 3.10 writes bytes with losses"
 )

@@ -90,7 +90,10 @@ def join_ray(address: str, **options: Any) -> None:
 
 
 def _init(address: str, **options: Any) -> None:
-    """Call `ray.init`, twice where a local Ray was late: on a busy machine one run of a suite would be lost for it."""
+    """Call `ray.init`, twice where a local Ray was late: on a busy machine a run of a suite would be lost for it.
+
+    What the first call has started ends with this process.
+    """
     import ray
 
     try:

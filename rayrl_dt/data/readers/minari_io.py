@@ -118,9 +118,8 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
         evaluation_spec=evaluation_spec,
         recorded_actions=None if layout.plain else layout.space,
     )
-    attempts = _attempts(
-        folder, storage, flattening, layout, total, jpeg=bool(raw.get("jpeg_encoding", True))
-    )
+    decoded = raw.get("jpeg_encoding", True) and any(is_image_space(part) for _, part in parts_of(space))
+    attempts = _attempts(folder, storage, flattening, layout, total, jpeg=decoded)
     return clean(map(in_frames, attempts) if screens else attempts, info, flattening), info
 
 
@@ -266,7 +265,7 @@ def _episodes(
         return
     with hdf5.open_file(path) as file:
         for number in range(total):
-            if jpeg and any(is_image_space(part) for _, part in parts_of(space)):
+            if jpeg:
                 # Minari's decoding reads everything that is there.
                 hdf5.refuse_bombs(path, hdf5.arrays(file, f"episode_{number}"))
                 yield from storage.get_episodes([number])
