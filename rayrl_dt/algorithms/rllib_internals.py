@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmCon
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env import env_runner_group
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -38,6 +40,24 @@ __all__ = [
 ]
 
 _PING_S = 5.0
+
+
+class _RayIfStarted:
+    """The module `ray`, whose `put` starts none.
+
+    RLlib's groups of runners put config and weights into the object store for their remote runners, also where they
+    have none: that alone would start a Ray, which takes seconds.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ray, name)
+
+    def put(self, value: Any) -> Any:
+        """Return a reference, or the value itself where no Ray has been started: remote calls take either."""
+        return ray.put(value) if ray.is_initialized() else value
+
+
+env_runner_group.ray = _RayIfStarted()
 
 
 def autoscaled_groups() -> Sequence[Any]:
@@ -193,6 +213,24 @@ def _leave_fresh_memory_alone() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """Have RLlib's seeding tell torch alone to be deterministic.
+
+    The call that it uses also loads torch's compiler, to tell that: 70 MB and a second of each runner.
+    """
+    both = torch.use_deterministic_algorithms
+    torch.use_deterministic_algorithms = _be_deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms = both
+
+
+def _be_deterministic(mode: bool, *, warn_only: bool = False) -> None:
+    torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if mode else "default")
+
+
 def _less_weights(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
@@ -215,7 +253,8 @@ class RLlibEnvRunner(SingleAgentEnvRunner):
 
     def __init__(self, **kwargs: Any) -> None:
         _leave_fresh_memory_alone()
-        super().__init__(**kwargs)
+        with _no_compiler():
+            super().__init__(**kwargs)
 
     @property
     def device(self) -> Any:

@@ -28,10 +28,11 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
     """Start Ray if this process has not joined one yet, and make sure that it can hold a run.
 
     A local Ray gets at least as many logical CPUs as the config asks for, so that a single run on a small
-    machine shares its cores instead of waiting for ones that will never come.
+    machine shares its cores instead of waiting for ones that will never come. A config whose runners and learners are
+    all in this process needs none, and none is started.
 
     Args:
-        config: a `SequenceConfig`, or None.
+        config: a `SequenceConfig`, or None for whatever is to come.
         address: of a running cluster; None for `RAY_ADDRESS`, else a local Ray.
 
     Raises:
@@ -39,6 +40,8 @@ def start_ray(config: Any = None, *, address: str | None = None) -> None:
     """
     import ray
 
+    if config is not None and not requested(config):
+        return
     if not ray.is_initialized():
         address = address_of(address)
         if address != "local":

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.data.store import TrajectoryStore
@@ -55,6 +54,8 @@ class Calibration:
 
 def isotonic(values: Array, weights: Array) -> Array:
     """Return the series `(N,)` that never falls with the least squared distance to `values (N,)`, weighted."""
+    from scipy.optimize import isotonic_regression  # a quarter of a second of every process's start otherwise
+
     fitted: Array = isotonic_regression(values, weights=weights).x
     return fitted
 

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.evaluation.statistics import Interval, stratified_bootstrap
@@ -128,6 +127,8 @@ class EvaluationResult:
         """Rank correlation of asked and mean achieved return, ties averaged; None if either is constant."""
         if np.ptp(self._asked) == 0 or np.ptp(self._means) == 0:
             return None
+        from scipy import stats  # half a second, which every process's start would take otherwise
+
         return round(float(stats.spearmanr(self._asked, self._means).statistic), 12)
 
     @property

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from rayrl_dt.seeding import numpy_generator
 
@@ -40,6 +39,8 @@ def mean(draws: Sequence[Array]) -> Array:
 
 def interquartile_mean(draws: Sequence[Array]) -> Array:
     """Return the `(R,)` mean of the middle half of all values of all strata, each `(R, n)`."""
+    from scipy import stats  # as in `EvaluationResult.spearman`
+
     return np.asarray(stats.trim_mean(np.concatenate(draws, axis=1), 0.25, axis=1))
 
 
