@@ -12,6 +12,7 @@ import yaml
 __all__ = [
     "BEST",
     "CONFIG",
+    "CRITIC_COPY",
     "EXPECTED",
     "FRAMES",
     "LAST",
@@ -19,6 +20,7 @@ __all__ = [
     "MAXIMUM",
     "METRICS",
     "RECORD",
+    "START_COPY",
     "find_run",
     "is_locked",
     "is_run",
@@ -36,6 +38,8 @@ METRICS = "metrics.jsonl"
 """A line per iteration."""
 EXPECTED = "expected_gradient_steps"
 """In the record: those of the whole run, as far as they were known when it began."""
+START_COPY, CRITIC_COPY = "start", "critic"
+"""Copies of the bundles of the policy that it finetunes, and of the critic that its objective asks."""
 LAST, BEST = "evaluations/last.json", "evaluations/best.json"
 """The evaluations of the last and of the best checkpoint."""
 MAXIMUM = "evaluations/maximum.json"

@@ -18,6 +18,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.interop.critics import carry_critic
+from rayrl_dt.interop.run_files import CRITIC_COPY
 
 __all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
 
@@ -75,8 +76,10 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:
     try:
         with writing(target):
             algorithm.save_to_path(str(aside.resolve()))
-            # One that was trained since, with the policy before this one, is still a critic of the same data.
-            carry_critic(newest, aside / BUNDLE)
+            # One that was trained since, with the policy before this one, is still a critic of the same data; else the
+            # one that the objective asks. To act with; neither replaces a critic that trains with the policy.
+            for source in (newest, folder / CRITIC_COPY):
+                carry_critic(source, aside / BUNDLE)
             shutil.copytree(aside / BUNDLE, newest_aside, dirs_exist_ok=True)
             publish(aside, target, replace=True)
             publish(newest_aside, newest, replace=True)

@@ -16,14 +16,12 @@ from filelock import FileLock, Timeout
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import CONFIG, LOCK, RECORD, is_run
+from rayrl_dt.interop.run_files import CONFIG, CRITIC_COPY, LOCK, RECORD, START_COPY, is_run
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
-__all__ = ["CRITIC_COPY", "START_COPY", "check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
+__all__ = ["check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
 
 _LOG = logging.getLogger(__name__)
-START_COPY, CRITIC_COPY = "start", "critic"
-"""The copies, in the run folder, of the policy to finetune and of the critic of the objective."""
 _PATIENCE_S = 0.3
 """Whoever only looks whether a folder is locked (`rayrl-dt watch`) holds the lock for a moment."""
 

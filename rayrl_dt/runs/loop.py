@@ -19,10 +19,10 @@ from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.errors import number
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.owners import check_owner
-from rayrl_dt.interop.run_files import CONFIG
+from rayrl_dt.interop.run_files import CONFIG, CRITIC_COPY, START_COPY
 from rayrl_dt.runs.checkpoints import latest_checkpoint, writing
 from rayrl_dt.runs.config_files import build_config
-from rayrl_dt.runs.inputs import CRITIC_COPY, START_COPY, keep_bundle, own_folder, replace_key
+from rayrl_dt.runs.inputs import keep_bundle, own_folder, replace_key
 from rayrl_dt.runs.iterations import Iterations, Observer, RunOutcome
 from rayrl_dt.runs.records import write_yaml
 from rayrl_dt.runs.remote_copy import RemoteCopy

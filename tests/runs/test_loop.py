@@ -300,6 +300,19 @@ def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data:
         assert all(np.array_equal(critic[name], again[name]) for name in critic)
 
 
+def test_a_run_keeps_the_critic_that_its_objective_asks(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    judge, folder = tmp_path / "judge", tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), judge)
+    add_critic(judge, training=CriticTraining(steps=5, batch_size=8, hidden=8), seed=3)
+    runs.train(values(pendulum_data, gradient_steps=4, objective="pg", critic_from=str(judge)), folder)
+    for place in (folder, folder / "checkpoints" / "000000004"):
+        bundle = Bundle.open(place)
+        assert bundle.header["critic"] == Bundle.open(judge).header["critic"]
+        assert same(bundle.critic.state_dict(), Bundle.open(judge).critic.state_dict())
+
+
 def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
