@@ -132,7 +132,7 @@ def _train_command(dataset: str, *, known_env: bool) -> str:
     """Return the command that trains a small Decision Transformer on a data set."""
     if dataset == "recipe:pendulum-mixed":
         return "rayrl-dt train tune_configs/dt_pendulum.yaml"
-    command = ["rayrl-dt", "train", "tune_configs/dt.yaml", "--set", f"offline_data.dataset={dataset}"]
+    command = ["rayrl-dt", "train", "tune_configs/dt.yaml", "--dataset", dataset]
     if not known_env:
         command += ["--set", "environment.env=ID"]
     name = Path(dataset.partition(":")[2].strip("/").replace("/", "-")).stem

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "CheckpointMinutes",
     "ContextLength",
+    "Dataset",
     "Guidance",
     "JsonFile",
     "OtherDataset",
@@ -20,12 +21,20 @@ __all__ = [
     "SharedCluster",
     "TrustCheckpoint",
     "TrustEnvironment",
+    "chosen_data",
 ]
 
 Policy = Annotated[Path, typer.Argument(help="Run folder, checkpoint or policy bundle.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one key, as in section.key=value; may be given several times."),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="Data source instead of the config's (offline_data.dataset): recipe:NAME, minari:ID, d4rl:FILE, "
+        "store:FOLDER."
+    ),
 ]
 OtherDataset = Annotated[
     str | None, typer.Option(help="Use this data source instead of the one that the policy was trained on.")
@@ -71,3 +80,8 @@ SharedCluster = Annotated[
     str | None,
     typer.Option(help="Address of a running Ray cluster; the policy must lie on storage that it shares."),
 ]
+
+
+def chosen_data(dataset: str | None) -> list[str]:
+    """Return the `--set` that a `--dataset` stands for."""
+    return [] if dataset is None else [f"offline_data.dataset={dataset}"]

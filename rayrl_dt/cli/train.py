@@ -9,7 +9,15 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import command_line, console, finish, leave_unfinished
-from rayrl_dt.cli.options import CheckpointMinutes, Overrides, Resume, TrustCheckpoint, TrustEnvironment
+from rayrl_dt.cli.options import (
+    CheckpointMinutes,
+    Dataset,
+    Overrides,
+    Resume,
+    TrustCheckpoint,
+    TrustEnvironment,
+    chosen_data,
+)
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
 
@@ -48,6 +56,7 @@ def quickstart(
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file that says what to train, as in tune_configs/.")],
+    dataset: Dataset = None,
     overrides: Overrides = None,
     out: Annotated[
         str | None,
@@ -66,17 +75,18 @@ def train(
 ) -> None:
     """Train on logged data. Ctrl-C saves a checkpoint, and ends with status 1.
 
-    A resumed run keeps the settings that it started with, those of --set and --seed included; --set changes them.
+    A resumed run keeps the settings that it started with (--dataset, --set, --seed, too); --set changes them.
 
     Examples:
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
+      rayrl-dt train tune_configs/dt.yaml --dataset minari:mujoco/hopper/medium-v0 --out runs/hopper
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
       rayrl-dt train tune_configs/dt_pendulum.yaml --out runs/slow --resume
       rayrl-dt train tune_configs/dt_pendulum.yaml --out s3://bucket/runs/pendulum
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
-    changes = [*(overrides or []), *_trust(trust_environment)]
+    changes = [*chosen_data(dataset), *(overrides or []), *_trust(trust_environment)]
     values = apply_overrides(read_yaml(config), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])

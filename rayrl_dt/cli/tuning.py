@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import console, finish, leave_unfinished
-from rayrl_dt.cli.options import Overrides, TrustCheckpoint
+from rayrl_dt.cli.options import Dataset, Overrides, TrustCheckpoint, chosen_data
 
 __all__ = ["tune"]
 
@@ -19,6 +19,7 @@ def tune(
     samples: Annotated[
         int | None, typer.Option(help="Number of trials; the config's tune.num_samples by default.")
     ] = None,
+    dataset: Dataset = None,
     overrides: Overrides = None,
     out: Annotated[
         str | None,
@@ -69,7 +70,8 @@ def tune(
         remote.fetch()
     begun = folder / SWEEP
     values = read_yaml(begun if resume and begun.is_file() else config)
-    spec = read_sweep(apply_overrides(values, overrides or []), default_name=config.stem, samples=samples)
+    changes = [*chosen_data(dataset), *(overrides or [])]
+    spec = read_sweep(apply_overrides(values, changes), default_name=config.stem, samples=samples)
     outcome = run_sweep(
         spec, folder, resume=resume, trust_checkpoint=trust_checkpoint, address=address, remote=remote
     )

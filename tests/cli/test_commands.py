@@ -233,12 +233,19 @@ def test_data_make_list_preview(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     picture = tmp_path / "walks.png"
     status, out, _ = run("data", "preview", "recipe:key-to-door-1k", "--out", str(picture))
     assert status == 0 and "episodes" in out and picture.stat().st_size > 10_000
-    assert "--set offline_data.dataset=recipe:key-to-door-1k --out runs/dt-key-to-door-1k" in out
+    assert "--dataset recipe:key-to-door-1k --out runs/dt-key-to-door-1k" in out
     status, _, err = run("data", "make", "key-to-door-1k", "--episodes", "20")
     assert status == 2 and "overwrite" in err
     monkeypatch.chdir(tmp_path)
     assert run("data", "preview", "recipe:key-to-door-1k")[0] == 0
     assert (tmp_path / "runs" / "previews" / "recipe-key-to-door-1k.png").exists()
+
+
+@pytest.mark.parametrize("command", [("train", "dt.yaml"), ("tune", "smoke.yaml")])
+def test_a_data_source_is_an_option(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    status, _, err = run(*command, "--dataset", "minary:x", "--out", str(tmp_path / "out"))
+    assert status == 2 and "unknown prefix 'minary' of the source 'minary:x'" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
