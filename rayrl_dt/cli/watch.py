@@ -21,7 +21,10 @@ _COLORS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "r
 
 
 def watch(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, sweeps, or folders that hold some.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run folders, sweeps, or folders that hold some; runs by default.", show_default=False),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Print the table once, as is done where the output is no terminal.")
     ] = False,
@@ -32,13 +35,13 @@ def watch(
     E is the alignment error of an evaluation, R the return at its only target; the best one is the best checkpoint's.
 
     Examples:
-      rayrl-dt watch runs
+      rayrl-dt watch
       rayrl-dt watch runs/dt_pendulum-seed1 runs/smoke-sweep --once
     """
     from rayrl_dt.reports.overview import HEADINGS, Overview
 
     number("--seconds", seconds, least=0.1)
-    overview = Overview(runs)
+    overview = Overview(runs or [Path("runs")])
 
     def shown() -> Table:
         rows = [(*map(escape, row[:-1]), _colored(row[-1])) for row in overview.rows()]
