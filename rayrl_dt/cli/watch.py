@@ -23,7 +23,9 @@ _COLORS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "r
 def watch(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders, sweeps, or folders that hold some; runs by default.", show_default=False),
+        typer.Argument(
+            help="Run folders, sweeps, or folders that hold some; runs by default.", show_default=False
+        ),
     ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Print the table once, as is done where the output is no terminal.")

@@ -45,9 +45,10 @@ class ModelConfig(Settings):
         timestep_embedding: "learned" as in DT, or "none" as in Online DT (Zheng et al. 2022, their code's default),
             where a window knows its order from the causal mask alone; of DT, transformer BC, ConvFormer, Reinformer.
             "auto" is "none" for algorithm OnlineDT, unless it starts from a policy, and "learned" for all others.
-        embeddings: "gym" (linear maps, each step's timestep, DT's norm), or "atari" as in the authors' networks for
-            images: a tanh (DT) or SiLU (RADT, observations alone) behind the linear maps, and positions of the window
-            instead of its steps (`rayrl_dt.models.positions`); of DT, transformer BC, RADT. "auto": atari for images.
+        embeddings: "gym" (linear maps, each step's timestep, DT's norm, which RADT has for images alone), or "atari" as
+            in the authors' networks for images: a tanh (DT) or SiLU (RADT, observations alone) behind the linear maps,
+            and positions of the window instead of its steps (`rayrl_dt.models.positions`); of DT, transformer BC, RADT.
+            "auto": atari for images.
         encoder: what reads observations: "vector", "image" (the convolutions of agents on Atari), "impala" (deeper),
             or "auto" by what they are, which is never "impala".
         frame_stack: single images `(H, W)` that the policy sees at a step, its own and those before it, as channels;

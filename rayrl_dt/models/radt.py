@@ -6,7 +6,8 @@ Followed is the authors' released code (github.com/CyberAgentAILab/radt, MIT), s
 
 Differences: pads are masked with the right sign (the released trainer passes its mask inverted, and so does
 `padding_mask="inverted"`, in training only, as there); the last layer computes only the tokens that are read; a
-padding query attends to its own step instead of uniformly to everything, and is never read.
+padding query attends to its own step instead of uniformly to everything, and is never read; with `embeddings: gym`,
+where the authors have no pictures, tokens of pictures are normalized, as DT normalizes all of its tokens.
 
 Shape legend: B batch, K steps, T = 2K tokens (s, a of each step), R tokens that are read, d width.
 """
@@ -248,6 +249,9 @@ class RADTTrunk(Trunk):
         """Return the tokens `(B, K, 2, d)` and `ReturnStream`'s gates, keys and values, functions of each step."""
         observed = self.embed_observation(inputs.observations)  # (B, K, d)
         if self.window_positions is None:
+            if self.embed_observation.encoder.raw:
+                # What convolutions say is small beside actions and positions, and was left unread for long.
+                observed = functional.layer_norm(observed, observed.shape[-1:])
             position = self.embed_position(
                 self.positions[inputs.timesteps.clamp(max=len(self.positions) - 1)]
             )

@@ -237,6 +237,24 @@ def test_radt_for_atari_equals_its_network_on_embeddings_written_out() -> None:
     torch.testing.assert_close(values, functional.layer_norm(scaled, (16,)), rtol=1e-5, atol=1e-5)
 
 
+def test_pictures_have_normalized_tokens_in_radts_network_for_vectors() -> None:
+    store = image_store()
+    model = model_of(store, backbone="radt", embeddings="gym").double()
+    w, trunk = model.state_dict(), model.trunk
+    window = full_windows(store, model)
+    features = plain(trunk.embed_observation.encoder.network, window.observations).reshape(4, 5, -1)
+    observed = functional.linear(
+        features, w["trunk.embed_observation.weight"], w["trunk.embed_observation.bias"]
+    )
+    position = trunk.embed_position(trunk.positions[window.timesteps])
+    with torch.no_grad():
+        tokens, *_ = trunk.embed(model.inputs(window))
+        normalized = (observed - observed.mean(-1, keepdim=True)) / observed.std(
+            -1, correction=0, keepdim=True
+        )
+    torch.testing.assert_close(tokens[:, :, 0], normalized + position, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backbone", ["dt", "radt", "no-return"])
 def test_padding_shifts_nothing(backbone: str) -> None:
     """A window that is padded on the left is the same shorter window."""

@@ -56,8 +56,9 @@ def test_kept_images_give_the_outputs_of_whole_windows(backbone: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_the_embeddings_of_gym_on_images_too() -> None:
-    for _, found, wanted in played(model_of("dt", embeddings="gym")):
+@pytest.mark.parametrize("backbone", ["dt", "radt"])
+def test_the_embeddings_of_gym_on_images_too(backbone: str) -> None:
+    for _, found, wanted in played(model_of(backbone, embeddings="gym")):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
