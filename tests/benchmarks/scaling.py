@@ -109,8 +109,8 @@ def rate(
     model: dict[str, int],
     per_round: int,
     env_config: dict[str, Any],
-) -> float:
-    """Environment steps a second of finished episodes, with a learner that has next to nothing to do."""
+) -> tuple[float, float]:
+    """Environment steps of finished episodes and calls a second, with a learner that has next to nothing to do."""
     endless = {"env_steps": 10**9, "env_steps_per_iteration": per_round, "updates_per_iteration": 1}
     algorithm = configure(
         data, env, runners, model=model, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
@@ -118,10 +118,11 @@ def rate(
     try:
         while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners:
             algorithm.train()
-        begin, steps = time.perf_counter(), algorithm.env_steps
+        begin, steps, calls = time.perf_counter(), algorithm.env_steps, algorithm.stream_calls
         while time.perf_counter() - begin < seconds:
             algorithm.train()
-        return float((algorithm.env_steps - steps) / (time.perf_counter() - begin))
+        passed = time.perf_counter() - begin
+        return (algorithm.env_steps - steps) / passed, (algorithm.stream_calls - calls) / passed
     finally:
         algorithm.stop()
 
@@ -198,9 +199,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
-    ray.init(
-        address="local", num_cpus=32, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    usual = {"hung": "4,8"}.get(
+        arguments.what, "1,2" if arguments.what in ("hopper", "falling") else "1,2,4,8,16"
     )
+    counts = [int(count) for count in (arguments.runners or usual).split(",")]
+    room = {"num_cpus": max(counts) + 16, "include_dashboard": False}
+    ray.init(address="local", logging_level="ERROR", log_to_driver=False, **room)
     with tempfile.TemporaryDirectory() as folder:
         hopper = arguments.what in ("hopper", "falling")
         model = {
@@ -222,8 +226,6 @@ def main() -> None:
                     flush=True,
                 )
             return
-        usual = {"hung": "4,8"}.get(arguments.what, "1,2" if hopper else "1,2,4,8,16")
-        counts = [int(count) for count in (arguments.runners or usual).split(",")]
         if arguments.what == "hung":
             flag = Path(folder) / "hang"
             for runners in counts * arguments.repeats:
@@ -236,7 +238,7 @@ def main() -> None:
             return
         found: dict[int, list[float]] = {runners: [] for runners in counts}
         for runners in counts * arguments.repeats:
-            steps_per_second = rate(
+            steps_per_second, calls_per_second = rate(
                 data,
                 env,
                 runners,
@@ -246,7 +248,10 @@ def main() -> None:
                 env_config={"terminate_when_unhealthy": False} if arguments.what == "hopper" else {},
             )
             found[runners].append(steps_per_second)
-            print(f"{runners:3} runners {steps_per_second:9.1f} env-steps/s", flush=True)
+            print(
+                f"{runners:3} runners {steps_per_second:9.1f} env-steps/s {calls_per_second:7.1f} calls/s",
+                flush=True,
+            )
         first = statistics.median(found[counts[0]]) / counts[0]
         for runners, rates in found.items():
             median = statistics.median(rates)
