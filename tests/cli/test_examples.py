@@ -30,7 +30,7 @@ from rayrl_dt.runs import loop
 Run = Callable[..., tuple[int, str, str]]
 
 # Which example of a command; the first one without a row.
-CHOSEN = {"watch": 1, "bench": 1}
+CHOSEN = {"bench": 1}
 # Minutes each, however small what they name is.
 LONG = {
     "quickstart",
