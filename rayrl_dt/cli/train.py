@@ -38,7 +38,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder to write data, runs and report to.")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="Seed of data, weights, batches and episodes.")] = 0,
 ) -> None:
-    """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~4 minutes).
+    """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~3 minutes).
 
     The third policy is pretrained on poor data alone and goes online with a critic; one page shows all of them.
     Ctrl-C saves a checkpoint, and ends with status 1; the same command goes on from there.
