@@ -199,14 +199,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
-    usual = {"hung": "4,8"}.get(
-        arguments.what, "1,2" if arguments.what in ("hopper", "falling") else "1,2,4,8,16"
-    )
+    hopper = arguments.what in ("hopper", "falling")
+    usual = {"hung": "4,8"}.get(arguments.what, "1,2" if hopper else "1,2,4,8,16")
     counts = [int(count) for count in (arguments.runners or usual).split(",")]
     room = {"num_cpus": max(counts) + 16, "include_dashboard": False}
     ray.init(address="local", logging_level="ERROR", log_to_driver=False, **room)
     with tempfile.TemporaryDirectory() as folder:
-        hopper = arguments.what in ("hopper", "falling")
         model = {
             "context_length": arguments.context_length,
             "embed_dim": arguments.embed_dim or (64 if hopper else 32),

@@ -15,19 +15,20 @@ from contract import ONLINE
 from safetensors.numpy import load_file
 from small_runs import values
 
+from rayrl_dt import OnlineDTConfig
 from rayrl_dt.runs.loop import train
 
 # In a process of its own, as others have started a Ray in this one.
 ALONE = """
 import json, sys
+from pathlib import Path
 import ray
 from small_runs import StopAt
 from rayrl_dt.runs.loop import train
 
-values, folder = json.loads(sys.argv[1]), sys.argv[2]
-from pathlib import Path
-assert not train(values, Path(folder), observer=StopAt(6)).finished
-assert train(values, Path(folder), resume=True).finished
+values, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+assert not train(values, folder, observer=StopAt(6)).finished
+assert train(values, folder, resume=True).finished
 print("Ray" if ray.is_initialized() else "no Ray")
 """
 
@@ -65,8 +66,6 @@ def test_a_run_with_nothing_remote_needs_no_ray(
 def test_a_runner_loads_only_what_it_acts_with_and_is_deterministic(
     ray_session: None, pendulum_data: str
 ) -> None:
-    from rayrl_dt import OnlineDTConfig
-
     def loaded(runner: Any) -> tuple[set[str], bool]:
         import torch
 
