@@ -53,7 +53,7 @@ class RLGradientLearner(MultiLossLearner):
         networks = self.networks
         # Critics have seen the windows whole.
         window = batch.window = networks.model.dropping_returns(batch.window)
-        returns = self.rl_gradient.asked_returns(networks, batch)
+        returns = self.rl_gradient.asked_returns(networks, batch, online=self.online)
         with precision.autocast(self.device, networks.precision):
             if returns is None:
                 outputs = networks.model(window)  # (B, K, O)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class CriticGradient(RLGradient):
 
     reads = CriticSettings
     successors = True
-    logs = (CRITIC_LOSS, Q_MEAN)
+    logs: ClassVar[tuple[str, ...]] = (CRITIC_LOSS, Q_MEAN)
 
     settings: CriticSettings
 
@@ -175,14 +176,19 @@ class CriticGradient(RLGradient):
         """Return the policy that targets follow: the slow copy."""
         return networks.target_model
 
+    def asked_next(self, networks: Networks, batch: Batch) -> Window[Tensor]:
+        """Return the shifted windows as targets ask for them: with the returns that their episodes achieved."""
+        following = batch.window.next
+        assert following is not None
+        return following
+
     def following(self, bench: Bench, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the actions `(B, K, A)` that targets assume next, and what their values get beside `(B, K)`.
 
         They are those of the policy's slow copy, drawn where it draws and with clipped noise where it does not.
         """
         networks, head = bench.networks, bench.networks.model.spec.head
-        following = batch.window.next
-        assert following is not None
+        following = self.asked_next(networks, batch)
         outputs = outputs_at_every_step(self.followed(networks), following, networks.precision).float()
         if head.stochastic:
             actions = head.sample_with_density(outputs, batch.noise)[0]

@@ -15,6 +15,7 @@ from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.models.trunk import TrunkInputs
 from rayrl_dt.precision import autocast
 from rayrl_dt.settings import Settings, count, setting
@@ -219,6 +220,13 @@ class RLGradient:
             UserError: with another choice.
         """
 
+    def check_policy(self, spec: PolicySpec) -> None:
+        """Refuse data that it cannot use.
+
+        Raises:
+            UserError: with another choice.
+        """
+
     def trained(self, networks: Networks) -> Iterable[Trained]:
         """Return what it trains beside the policy."""
         return ()
@@ -226,10 +234,10 @@ class RLGradient:
     def critic_step(self, bench: Bench, batch: Batch) -> None:
         """Take the steps of what it trains beside the policy."""
 
-    def asked_returns(self, networks: Networks, batch: Batch) -> Tensor | None:
+    def asked_returns(self, networks: Networks, batch: Batch, *, online: bool) -> Tensor | None:
         """Return what else the policy is asked for, `(M, B, K, 1)` raw; None for nothing but the data's returns.
 
-        The outputs are `Batch.asked`, when the policy's loss is asked for.
+        The outputs are `Batch.asked`, when the policy's loss is asked for. The arguments are those of `policy_loss`.
         """
         return None
 

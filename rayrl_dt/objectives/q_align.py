@@ -51,18 +51,14 @@ from rayrl_dt.objectives.gradient import (
     RLGradient,
     Trained,
 )
-from rayrl_dt.objectives.objective import Q_MEAN, Imitation, mean_of_steps
+from rayrl_dt.objectives.objective import Q_MEAN, Imitation
+from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, rise_of
 from rayrl_dt.objectives.return_shift import ReturnShift, shifted
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, choice, count, flag, real, setting
 
-__all__ = ["ALIGN_LOGS", "CoTrainedQAlign", "QAlign", "QAligned", "ordering_loss", "rise_of"]
-
-ALIGN_LOSS, AGREEMENT, SLOPE = ALIGN_LOGS = ("align_loss", "align_agreement", "align_slope")
-# Of the first shifts' deviation, what it falls to; as on most of the authors' data sets.
-_LAST = 1 / 3
-_TINY = torch.finfo(torch.float32).tiny
+__all__ = ["CoTrainedQAlign", "QAlign", "QAligned", "check_orders"]
 
 
 @dataclass(frozen=True)
@@ -122,20 +118,13 @@ class QAligned(Imitation):
 
     def shift(self, spec: PolicySpec) -> ReturnShift:
         """Return the shift as it is set, and for the rest what the returns of a policy's data say."""
-
-        def chosen(value: float | str, otherwise: float) -> float:
-            return otherwise if isinstance(value, str) else value
-
-        data = spec.data_returns
-        start = chosen(self.align_shift, data["p95"] - data["p5"])
-        low = chosen(self.align_low, min(data["min"], 0.0))
-        high = chosen(self.align_high, max(data["max"], 0.0))
-        return ReturnShift(
-            start=start,
-            end=chosen(self.align_shift_end, _LAST * start),
-            low=low,
-            high=high,
-            target=chosen(self.align_target_shift, high - low),
+        return ReturnShift.of_data(
+            spec.data_returns,
+            start=self.align_shift,
+            end=self.align_shift_end,
+            low=self.align_low,
+            high=self.align_high,
+            target=self.align_target_shift,
         )
 
     def __post_init__(self) -> None:
@@ -152,39 +141,29 @@ class QAligned(Imitation):
         Raises:
             UserError: all returns of the data are the same, or the range is empty.
         """
-        found = self.shift(spec)
-        if found.start == 0:
-            raise UserError(
-                f"training.objective q_align shifts returns as far as those of {spec.dataset} differ, and they are "
-                f"all about {spec.data_returns['p50']:.6g}; set training.align_shift, or objective: imitation"
-            )
-        if found.low >= found.high:
-            raise UserError(
-                f"training.align_low is {found.low:g} and align_high {found.high:g}; set a range of returns, low "
-                'before high, or "auto"'
-            )
+        self.shift(spec).check(spec, "training.align", "objective: imitation")
 
 
-def ordering_loss(gaps: Tensor, mask: Tensor, *, twins: str = "min", margin: Tensor | float = 0.0) -> Tensor:
-    """Return the mean over real steps of how far values fall where they should rise.
+def check_orders(model: ModelConfig, setting: str, otherwise: str) -> None:
+    """Refuse policies that are not asked for returns.
 
     Args:
-        gaps: `(2, B, K)`, each critic's rise in the direction of the shift.
-        mask: `(B, K)`.
-        twins: "min", the lower one of the two violations, or "mean".
-        margin: by how much they should rise, `(B, 1)`.
+        model: the policy's choices.
+        setting: what orders actions, for the message.
+        otherwise: what else to choose, likewise.
+
+    Raises:
+        UserError: the backbone reads none, or acts on returns of its own.
     """
-    violations = functional.relu(margin - gaps)  # (2, B, K)
-    lenient = violations.amin(dim=0) if twins == "min" else violations.mean(dim=0)  # (B, K)
-    return lenient.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def rise_of(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Return the slope `()` of the least squares line through values over returns, both `(B, K)`; 0 where it falls."""
-    known_values, known_returns = values[mask], returns[mask]  # (N,) each
-    away = known_returns - known_returns.mean()
-    slope = (away * known_values).sum() / away.square().sum().clamp(min=_TINY)
-    return slope.clamp(min=0.0)
+    backbone = BACKBONES[model.backbone]
+    if backbone.reads_returns and not backbone.predicts_returns:
+        return
+    having = [name for name, row in BACKBONES.items() if row.reads_returns and not row.predicts_returns]
+    why = "acts on returns that it predicts itself" if backbone.predicts_returns else "reads no returns"
+    raise UserError(
+        f"{setting} orders actions by the return that is asked for, and backbone {model.backbone!r} {why}; choose "
+        f"{', '.join(having)}, or {otherwise}"
+    )
 
 
 class QAlign(RLGradient):
@@ -212,20 +191,9 @@ class QAlign(RLGradient):
         Raises:
             UserError: the backbone reads none, or acts on returns of its own.
         """
-        backbone = BACKBONES[model.backbone]
-        if not backbone.reads_returns or backbone.predicts_returns:
-            having = [
-                name for name, row in BACKBONES.items() if row.reads_returns and not row.predicts_returns
-            ]
-            why = (
-                "acts on returns that it predicts itself" if backbone.predicts_returns else "reads no returns"
-            )
-            raise UserError(
-                f"training.objective q_align orders actions by the return that is asked for, and backbone "
-                f"{model.backbone!r} {why}; choose {', '.join(having)}, or objective: imitation"
-            )
+        check_orders(model, "training.objective q_align", "objective: imitation")
 
-    def asked_returns(self, networks: Networks, batch: Batch) -> Tensor | None:
+    def asked_returns(self, networks: Networks, batch: Batch, *, online: bool) -> Tensor | None:
         """Return the shifted returns `(1, B, K, 1)`, once they count."""
         if self.align.align_weight == 0 or batch.progress < self.align.align_start:
             return None
@@ -240,28 +208,15 @@ class QAlign(RLGradient):
         """Add the loss of wrong orders."""
         if batch.asked is None:
             return fit
-        judge, head, window = networks.judge, networks.model.spec.head, batch.window
-        assert judge is not None and batch.shift is not None
+        judge, spec = networks.judge, networks.model.spec
+        assert judge is not None
         dtype, observations = dtype_of(networks.precision), batch.inputs.observations
-        with torch.no_grad():
-            anchor = judge(observations, head.mode(outputs).float(), dtype)  # (2, B, K)
-        moved = judge(observations, head.mode(batch.asked[0]).float(), dtype)  # (2, B, K)
-        shift = (batch.shift / networks.model.spec.return_scale)[:, None]  # (B, 1)
-        gaps = shift.sign() * (moved - anchor)
-        counts = window.mask & (shift != 0)  # (B, K)
-        margin = self.align.align_margin * self._unit(judge, networks, batch) * shift.abs()
-        loss = ordering_loss(gaps, counts, twins=self.align.align_twins, margin=margin)
+        order = Order.of(batch, outputs, spec, lambda actions: judge(observations, actions, dtype))
+        margin = self.align.align_margin * self._unit(judge, networks, batch) * order.shift.abs()
+        loss = order.loss(twins=self.align.align_twins, margin=margin)
+        batch.logged |= order.logged(loss)
         weight: float | Tensor = self.align.align_weight
-        if self.align.align_normalize:
-            weight = weight / mean_of_steps(anchor.abs().mean(dim=0), window.mask).clamp(min=_TINY)
-        rises = gaps.detach()
-        batch.logged |= {
-            Q_MEAN: mean_of_steps(anchor.amin(dim=0), window.mask),
-            ALIGN_LOSS: loss.detach(),
-            AGREEMENT: mean_of_steps((rises > 0).float().mean(dim=0), counts),
-            SLOPE: mean_of_steps(rises.mean(dim=0) / shift.abs().where(shift != 0, 1.0), counts),
-        }
-        return fit + weight * loss
+        return fit + (weight / order.size if self.align.align_normalize else weight) * loss
 
     def _unit(self, judge: TwinCritic, networks: Networks, batch: Batch) -> Tensor | float:
         """Return what a margin of 1 is, in units of Q by the return scale."""

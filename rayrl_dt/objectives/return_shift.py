@@ -6,17 +6,22 @@ Shape legend: B batch, K steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Window
 
 __all__ = ["ReturnShift", "shifted"]
 
 # Of the last shifts' deviation: shorter ones say nothing.
 _SHORTEST = 0.2
+# Of the first shifts' deviation, what it falls to; as on most of the data sets of Q-Align's authors.
+_LAST = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,59 @@ class ReturnShift:
     low: float
     high: float
     target: float
+
+    @classmethod
+    def of_data(
+        cls,
+        returns: Mapping[str, float],
+        *,
+        start: float | str = "auto",
+        end: float | str = "auto",
+        low: float | str = "auto",
+        high: float | str = "auto",
+        target: float | str = "auto",
+    ) -> ReturnShift:
+        """Return the shift as it is given, and where that is "auto", what the returns of the data say.
+
+        Args:
+            returns: of the data, by the names of `PolicySpec.data_returns`.
+            start: or the distance between the 5th and the 95th percentile.
+            end: or a third of it.
+            low: or the data's lowest return, or 0 if that is lower.
+            high: or the highest one, or 0 if that is higher.
+            target: or the whole range.
+        """
+
+        def chosen(value: float | str, otherwise: float) -> float:
+            return otherwise if isinstance(value, str) else value
+
+        begin = chosen(start, returns["p95"] - returns["p5"])
+        lowest, highest = chosen(low, min(returns["min"], 0.0)), chosen(high, max(returns["max"], 0.0))
+        return cls(
+            begin, chosen(end, _LAST * begin), lowest, highest, target=chosen(target, highest - lowest)
+        )
+
+    def check(self, spec: PolicySpec, prefix: str, otherwise: str) -> None:
+        """Check that shift and range are some.
+
+        Args:
+            spec: the policy whose data decided.
+            prefix: of the settings' names, for the message.
+            otherwise: what else to choose, likewise.
+
+        Raises:
+            UserError: all returns of the data are the same, or the range is empty.
+        """
+        if self.start == 0:
+            raise UserError(
+                f"{prefix}_shift auto is as far as the returns of {spec.dataset} differ, and they are all about "
+                f"{spec.data_returns['p50']:.6g}; set {prefix}_shift, or {otherwise}"
+            )
+        if self.low >= self.high:
+            raise UserError(
+                f"{prefix}_low is {self.low:g} and {prefix.rsplit('.', 1)[-1]}_high {self.high:g}; set a range of "
+                'returns, low before high, or "auto"'
+            )
 
     def draw(self, progress: float, noise: Tensor) -> Tensor:
         """Return the shifts `(B,)` for standard normal numbers `(B,)`, when `progress` (0 to 1) of training is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayrl_dt.objectives.expected_q import ExpectedQ
 from rayrl_dt.objectives.gradient import GradientSettings, RLGradient
+from rayrl_dt.objectives.online_q_align import OnlineQAlign
 from rayrl_dt.objectives.online_weighted import OnlineAWAC, OnlinePG
 from rayrl_dt.objectives.sac import SAC
 from rayrl_dt.objectives.td3 import TD3
@@ -15,6 +16,7 @@ RL_GRADIENTS: dict[str, type[RLGradient]] = {
     "sac": SAC,
     "pg": OnlinePG,
     "awac": OnlineAWAC,
+    "q_align": OnlineQAlign,
     "expected_q": ExpectedQ,
     "none": RLGradient,
 }

@@ -15,7 +15,7 @@ from rayrl_dt.algorithms.evaluation import ALIGNMENT
 from rayrl_dt.algorithms.learner import GRAD_NORM, GRADIENT_STEPS, LEARNING_RATE, LOSS
 from rayrl_dt.algorithms.online.learner import online_metrics
 from rayrl_dt.algorithms.rllib_internals import uncount_iteration
-from rayrl_dt.objectives.q_align import ALIGN_LOGS
+from rayrl_dt.objectives.return_order import ALIGN_LOGS
 from rayrl_dt.runs.checkpoints import prune_checkpoints, write_checkpoint, writing
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.remote_copy import RemoteCopy

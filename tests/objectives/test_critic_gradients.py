@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pg, gaussian": {"rl_gradient": "pg", "head": "gaussian"},
     "awac": {"rl_gradient": "awac", "advantage_temperature": 0.5, "advantage_cap": 1.5},
     "awac, gaussian": {"rl_gradient": "awac", "head": "gaussian", **STRONG},
+    "q_align": {"rl_gradient": "q_align", "order_weight": 3.0},
+    "q_align, gaussian": {"rl_gradient": "q_align", "head": "gaussian", "order_high": -200.0, **STRONG},
 }
 
 
@@ -47,7 +50,7 @@ def build(ray_session: None, pendulum_data: str) -> Iterator[Callable[..., Any]]
         config.training(train_batch_size_per_learner=B, lr=LR, warmup_steps=0, weight_decay=0.01)
         config.training(grad_clip=None, precision="fp32")
         chosen = {"polyak": POLYAK, "gamma": GAMMA, "reward_scale": 4.0, "critic_width": 16, "alpha": 0.4}
-        if online["rl_gradient"] == "awac":
+        if online["rl_gradient"] in ("awac", "q_align"):
             del chosen["alpha"]
         config.online(optimizer="adamw", pretrain_steps=0, env_steps=200, **{**chosen, **online})
         algorithm = config.build_algo()
@@ -103,6 +106,17 @@ def mean(x: Tensor, mask: Tensor) -> Tensor:
     return x[mask].mean()
 
 
+def asked_for(window: Any, shift: Tensor, low: float, high: float) -> tuple[Any, Tensor]:
+    """The windows with their returns moved, row by row, and by how much each was."""
+    returns, moved = window.returns_to_go.clone(), torch.zeros(len(shift))
+    for row, real in enumerate(window.mask):
+        first = float(window.returns_to_go[row, :, 0][real][0])
+        end = min(max(first + float(shift[row]), min(low, first)), max(high, first))
+        moved[row] = end - first
+        returns[row][real] += end - first
+    return replace(window, returns_to_go=returns), moved
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
     """Two gradient steps in a row: the slow copies of the first enter the second."""
@@ -137,12 +151,18 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
 
     normalizer = policy.spec.normalizer
     shift, spread = torch.tensor(normalizer.mean), torch.tensor(normalizer.std)
+    data, wrong = policy.spec.data_returns, []
+    low, high = min(data["min"], 0.0), max(data["max"], 0.0)
+    if kind == "q_align" and config.order_high != "auto":
+        high = config.order_high
     for step, window in enumerate(windows(algorithm, 2)):
         noise = torch.Generator().manual_seed(step)
         learner._take_step(Batch(window, networks.model, torch.Generator().manual_seed(step)))
 
         seen, following = ((w.observations - shift) / spread for w in (window, window.next))
         actions, mask, next_window = window.actions / 2, window.mask, window.next
+        if kind == "q_align":
+            next_window, _ = asked_for(next_window, torch.full((B,), high - low), low, high)
         with torch.no_grad():
             outputs, bonus = actor(next_window), torch.zeros(B, 4)
             draw = torch.randn(B, 4, 1, generator=noise)
@@ -166,6 +186,12 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
             descend("critic", sum(mean(error, mask[rows]) for error in errors))
 
         outputs = policy(window)
+        if kind == "q_align":
+            draw = torch.randn(B, generator=noise)
+            spread_of_shifts = data["p95"] - data["p5"]
+            size = (draw.abs() * spread_of_shifts).clamp(min=0.2 * spread_of_shifts / 3)
+            asked, moved = asked_for(window, torch.copysign(size, draw), low, high)
+            further = policy(asked)
         together = (lambda q: q.min(0).values) if ensemble == 2 else (lambda q: q.mean(0))
         own = outputs.chunk(2, -1)[0].tanh() if gaussian else outputs
         weights = torch.ones(B, 4)
@@ -190,6 +216,14 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
         elif kind == "pg":
             judges = together(values(critic, seen, own))
             loss = loss - config.alpha * mean(judges, mask) / mean(judges.detach().abs(), mask)
+        elif kind == "q_align":
+            other = further.chunk(2, -1)[0].tanh() if gaussian else further
+            anchor = values(critic, seen, own).detach()
+            falls = (-(values(critic, seen, other) - anchor) * moved.sign()[:, None]).clamp(min=0)
+            falls = falls.min(0).values if ensemble == 2 else falls.mean(0)
+            penalty = mean(falls, mask & (moved != 0)[:, None])
+            loss = loss + config.order_weight * penalty / mean(anchor.abs().mean(0), mask)
+            wrong.append(float(penalty.detach()))
         descend("policy", loss)
         follow(slow, critic)
         if kind != "sac":
@@ -206,6 +240,7 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
             )
     if gaussian:
         torch.testing.assert_close(networks.log_temperature, log_temperature.detach())
+    assert kind != "q_align" or min(wrong) > 0, "something is out of order, or nothing is tested"
 
 
 class _Draws(CriticGradient):
@@ -276,7 +311,7 @@ def test_steps_of_the_critics_share_no_window(build: Callable[..., Any]) -> None
         (
             {"rl_gradient": "ppo"},
             "auto",
-            "rl_gradient is 'ppo'. Allowed: awac, expected_q, none, pg, sac, td3",
+            "rl_gradient is 'ppo'. Allowed: awac, expected_q, none, pg, q_align, sac, td3",
         ),
     ],
 )

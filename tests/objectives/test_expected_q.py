@@ -164,7 +164,7 @@ def test_each_gradient_says_which_one_to_take_instead(
 ) -> None:
     for dataset, refused, remedy in (
         (cartpole_data, "td3", "expected_q or none"),
-        (pendulum_data, "expected_q", "td3 or sac or pg or awac or none"),
+        (pendulum_data, "expected_q", "td3 or sac or pg or awac or q_align or none"),
     ):
         with pytest.raises(UserError, match=f"{refused} does not take .*set online.rl_gradient: {remedy}"):
             OnlineDTConfig().offline_data(dataset=dataset).online(rl_gradient=refused).build_algo()

@@ -23,7 +23,8 @@ from rayrl_dt.losses import masked_mse
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.objectives.gradient import Batch
 from rayrl_dt.objectives.imitation import imitation_loss
-from rayrl_dt.objectives.q_align import CoTrainedQAlign, QAlign, QAligned, ordering_loss, rise_of
+from rayrl_dt.objectives.q_align import CoTrainedQAlign, QAlign, QAligned
+from rayrl_dt.objectives.return_order import ordering_loss, rise_of
 from rayrl_dt.objectives.return_shift import ReturnShift, shifted
 from rayrl_dt.types import Window
 
@@ -76,7 +77,7 @@ def step(
     """The policy's loss as a learner has it, with the shift that is drawn or given: batch, loss, supervised loss."""
     gradient, networks = QAlign(align, 16), networks_of(model, critic)
     batch = Batch(window, model, torch.Generator().manual_seed(1), progress=0.5)
-    returns = gradient.asked_returns(networks, batch)
+    returns = gradient.asked_returns(networks, batch, online=True)
     assert returns is not None
     if shift is not None:
         returns = moved_by(window, shift).returns_to_go[None]
@@ -136,7 +137,7 @@ def test_no_shift_is_no_loss_and_no_weight_is_imitation(model: SequenceModel) ->
     torch.testing.assert_close(batch.asked[0], model(window), rtol=0, atol=atol)
     for silent in (QAlign(QAligned(align_weight=0.0), 16), QAlign(QAligned(align_start=0.6), 16)):
         other, networks = Batch(window, model, torch.Generator(), progress=0.5), networks_of(model, critic)
-        assert silent.asked_returns(networks, other) is None
+        assert silent.asked_returns(networks, other, online=True) is None
         assert silent.policy_loss(fit, batch.asked, networks, other, online=True) is fit
 
 
@@ -209,7 +210,7 @@ def test_neither_anchor_nor_critic_has_a_gradient(model: SequenceModel) -> None:
     critic, window = critic_of(model), random_window(model, REAL)
     gradient, networks = QAlign(QAligned(), 16), networks_of(model, critic)
     batch = Batch(window, model, torch.Generator().manual_seed(1), progress=0.5)
-    assert gradient.asked_returns(networks, batch) is not None
+    assert gradient.asked_returns(networks, batch, online=True) is not None
     outputs, other = (torch.rand(4, K, 2).sub(0.5).requires_grad_() for _ in range(2))
     batch.asked = other[None]
     loss = gradient.policy_loss(torch.zeros(()), outputs, networks, batch, online=True)
@@ -336,7 +337,7 @@ def test_it_makes_a_wrong_order_right(make_store: MakeStore) -> None:
         gradient, networks = QAlign(align, 16), networks_of(trained, critic)
         for number in range(300):
             batch = Batch(data, trained, torch.Generator().manual_seed(number), progress=0.5)
-            asked = gradient.asked_returns(networks, batch)
+            asked = gradient.asked_returns(networks, batch, online=True)
             if asked is None:
                 outputs = trained(data)
             else:

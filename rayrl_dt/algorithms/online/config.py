@@ -137,6 +137,7 @@ class OnlineConfig(SequenceConfig):
                 f"{store.info.action_space}; set online.rl_gradient: {' or '.join(fitting)} "
                 f"(--set online.rl_gradient={fitting[0]})"
             )
+        self.gradient.check_policy(self.resolved_spec)
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "

@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sac": {**STRONG, "rl_gradient": "sac", "head": "gaussian", "exploration_targets": "best"},
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
+    "q_align": {**STRONG, "rl_gradient": "q_align"},
 }
 Configure = Callable[..., OnlineDTConfig]
 
