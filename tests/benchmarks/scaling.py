@@ -4,11 +4,14 @@
     python tests/benchmarks/scaling.py hopper            # one that is, in episodes of 1,000 steps
     python tests/benchmarks/scaling.py hopper --embed-dim 128 --layers 3 --context-length 20    # a larger policy
     python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
+    python tests/benchmarks/scaling.py falling --fragment 1    # a call for each step: what a call costs the driver
     python tests/benchmarks/scaling.py turns             # async against sync: the same updates, the same samples
     python tests/benchmarks/scaling.py hung              # what one hung runner costs the others: waiting environments
 
 Each figure is measured through `algorithm.train()` of asynchronous finetuning, after all runners have brought episodes.
-Where the machine is shared with others, --repeats measures the counts in turn and reports each one's median.
+What a call costs is the CPU time of the driver, all its threads, by calls: its learner takes one small update for 200
+steps, or 2,000 on Hopper. Where the machine is shared with others, --repeats measures the counts in turn and reports
+each one's median.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -87,6 +90,7 @@ def configure(
     *,
     model: dict[str, int],
     env_config: dict[str, Any] | None = None,
+    fragment: int = 200,
     **online: Any,
 ) -> OnlineDTConfig:
     config = OnlineDTConfig()
@@ -96,8 +100,18 @@ def configure(
     config.training(gradient_steps_per_iteration=1, train_batch_size_per_learner=16)
     config.evaluation(target_returns=[10.0])
     config.env_runners(num_env_runners=runners)
+    if online.get("mode") == "async":
+        config.env_runners(rollout_fragment_length=fragment)
     config.online(pretrain_steps=0, exploration_target=10.0, **online)
     return config
+
+
+class Rate(NamedTuple):
+    """What runners bring, by second of the wall, and what a call costs the driver."""
+
+    steps: float
+    calls: float
+    driver_ms: float
 
 
 def rate(
@@ -109,20 +123,31 @@ def rate(
     model: dict[str, int],
     per_round: int,
     env_config: dict[str, Any],
-) -> tuple[float, float]:
-    """Environment steps of finished episodes and calls a second, with a learner that has next to nothing to do."""
+    fragment: int,
+) -> Rate:
+    """Measure with a learner that has next to nothing to do; steps are those of finished episodes."""
     endless = {"env_steps": 10**9, "env_steps_per_iteration": per_round, "updates_per_iteration": 1}
     algorithm = configure(
-        data, env, runners, model=model, env_config=env_config, mode="async", max_rounds_ahead=1e9, **endless
+        data,
+        env,
+        runners,
+        model=model,
+        env_config=env_config,
+        fragment=fragment,
+        mode="async",
+        max_rounds_ahead=1e9,
+        **endless,
     ).build_algo()
     try:
         while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners:
             algorithm.train()
         begin, steps, calls = time.perf_counter(), algorithm.env_steps, algorithm.stream_calls
+        busy = time.process_time()
         while time.perf_counter() - begin < seconds:
             algorithm.train()
         passed = time.perf_counter() - begin
-        return (algorithm.env_steps - steps) / passed, (algorithm.stream_calls - calls) / passed
+        steps, calls = algorithm.env_steps - steps, algorithm.stream_calls - calls
+        return Rate(steps / passed, calls / passed, 1e3 * (time.process_time() - busy) / calls)
     finally:
         algorithm.stop()
 
@@ -197,6 +222,7 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, default=5, help="of the policy")
     parser.add_argument("--embed-dim", type=int, help="of the policy; 64 on Hopper, else 32")
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
+    parser.add_argument("--fragment", type=int, default=200, help="steps of a call (rollout_fragment_length)")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
     hopper = arguments.what in ("hopper", "falling")
@@ -236,7 +262,7 @@ def main() -> None:
             return
         found: dict[int, list[float]] = {runners: [] for runners in counts}
         for runners in counts * arguments.repeats:
-            steps_per_second, calls_per_second = rate(
+            measured = rate(
                 data,
                 env,
                 runners,
@@ -244,10 +270,12 @@ def main() -> None:
                 model=model,
                 per_round=2_000 if hopper else 200,
                 env_config={"terminate_when_unhealthy": False} if arguments.what == "hopper" else {},
+                fragment=arguments.fragment,
             )
-            found[runners].append(steps_per_second)
+            found[runners].append(measured.steps)
             print(
-                f"{runners:3} runners {steps_per_second:9.1f} env-steps/s {calls_per_second:7.1f} calls/s",
+                f"{runners:3} runners {measured.steps:9.1f} env-steps/s {measured.calls:7.1f} calls/s, each "
+                f"{measured.driver_ms:.2f} ms of the driver",
                 flush=True,
             )
         first = statistics.median(found[counts[0]]) / counts[0]

@@ -58,6 +58,7 @@ class OnlineDTConfig(OnlineConfig):
     | deterministic ODT | `online(rl_gradient="none")` |
     | ODT | `online(rl_gradient="none")`, `rl_module(model_config={"head": "gaussian"})` |
     | soft actor-critic | `online(rl_gradient="sac", bc_weight=0, alpha=1)`, the same head |
+    | Q-Align online | `online(rl_gradient="q_align")`, a backbone that obeys, such as `"radt"` |
 
     Differences from the papers and their code: returns-to-go are relabeled once, when an episode enters the replay,
     not at each draw (the same numbers); time-outs bootstrap online as they do offline (`timeout_is_terminal=True` does

@@ -28,8 +28,9 @@ class OnlineSettings(Settings):
         max_rounds_ahead: in async mode, iterations that runners may be ahead of the updates; a learner that keeps
             up never has them wait.
         rl_gradient: "td3" adds the critic's gradient to a deterministic policy, "sac" to a Gaussian one through its
-            draws, "pg" normalized to either; "awac" weighs the actions of the data by their advantage; "expected_q" is
-            for discrete actions; "none" leaves critics out.
+            draws, "pg" normalized to either; "awac" weighs the actions of the data by their advantage; "q_align"
+            orders the actions by the return that is asked for; "expected_q" is for discrete actions; "none" leaves
+            critics out.
         bc_weight: weight of the supervised loss online; 0 is TD3 alone.
         action_regularization: weight of the mean squared distance between the policy's actions and those of the
             policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
