@@ -202,6 +202,14 @@ class SequenceConfig(EnvironmentConfig):
         return self.gradient is not None and self.gradient.successors
 
     @property
+    def samples_episode_returns(self) -> bool:
+        """Whether batches carry the returns of their windows' episodes."""
+        gradient = self.gradient
+        if gradient is not None and gradient.reads_episode_returns:
+            return True
+        return self.training_objective.reads_episode_returns
+
+    @property
     def samples_discount(self) -> float | None:
         """The discount of the returns that come with successors; None where nothing asks for them."""
         return None

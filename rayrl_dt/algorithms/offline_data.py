@@ -236,6 +236,6 @@ class SequenceOfflineData(OfflineData):
             return_balance=self.config.return_balance,
             successors=self.config.samples_successors,
             frame_stack=self.config.resolved_spec.model.frame_stack,
-            episode_returns=self.config.training_objective.reads_episode_returns,
+            episode_returns=self.config.samples_episode_returns,
             discount=self.config.samples_discount,
         )

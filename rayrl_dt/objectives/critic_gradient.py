@@ -176,7 +176,7 @@ class CriticGradient(RLGradient):
         """Return the policy that targets follow: the slow copy."""
         return networks.target_model
 
-    def asked_next(self, networks: Networks, batch: Batch) -> Window[Tensor]:
+    def asked_next(self, networks: Networks, batch: Batch, *, online: bool) -> Window[Tensor]:
         """Return the shifted windows as targets ask for them: with the returns that their episodes achieved."""
         following = batch.window.next
         assert following is not None
@@ -188,7 +188,7 @@ class CriticGradient(RLGradient):
         They are those of the policy's slow copy, drawn where it draws and with clipped noise where it does not.
         """
         networks, head = bench.networks, bench.networks.model.spec.head
-        following = self.asked_next(networks, batch)
+        following = self.asked_next(networks, batch, online=bench.online)
         outputs = outputs_at_every_step(self.followed(networks), following, networks.precision).float()
         if head.stochastic:
             actions = head.sample_with_density(outputs, batch.noise)[0]

@@ -208,6 +208,11 @@ class RLGradient:
         """The networks it needs beside the policy."""
         return Companions()
 
+    @property
+    def reads_episode_returns(self) -> bool:
+        """Whether batches carry the returns of their windows' episodes."""
+        return False
+
     @classmethod
     def fits(cls, head: Head) -> bool:
         """Return whether it can train policies with a head."""

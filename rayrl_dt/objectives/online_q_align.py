@@ -76,9 +76,10 @@ class OnlineQAlign(CriticGradient):
         """
         self._law(spec).check(spec, "online.order", "rl_gradient: td3")
 
-    def asked_next(self, networks: Networks, batch: Batch) -> Window[Tensor]:
+    def asked_next(self, networks: Networks, batch: Batch, *, online: bool) -> Window[Tensor]:
         """Return the shifted windows with the returns that end at the top of the range."""
-        window, law = super().asked_next(networks, batch), self._law(networks.model.spec)
+        following = super().asked_next(networks, batch, online=online)
+        window, law = following, self._law(networks.model.spec)
         top = window.returns_to_go.new_full((window.batch_size,), law.target)  # (B,)
         returns, _ = shifted(window, top, law.low, law.high)
         return replace(window, returns_to_go=returns)

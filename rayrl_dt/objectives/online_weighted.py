@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from rayrl_dt import losses
+from rayrl_dt.objectives.climbing import AlphaSettings, Climbing
 from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings, judgment
 from rayrl_dt.objectives.gradient import Batch, Networks
-from rayrl_dt.objectives.td3 import AlphaSettings
 from rayrl_dt.settings import real, setting
 
 __all__ = ["OnlineAWAC", "OnlineAWACSettings", "OnlinePG"]
 
 
-class OnlinePG(CriticGradient):
+class OnlinePG(Climbing):
     """Fits the data and climbs Q(s, pi) / E|Q(s, pi)|, the denominator detached (equation 9).
 
     pi is the policy's own action: tanh(mean) of a Gaussian head. `alpha` is its weight; QT's are 0.4 to 5.
@@ -39,7 +39,7 @@ class OnlinePG(CriticGradient):
         alpha = self.settings.weight(online=online)
         if alpha == 0:
             return fit
-        actions = networks.model.spec.head.mode(outputs.float())  # (B, K, A)
+        actions = networks.model.spec.head.mode(self.climbers(outputs, batch))  # (B, K, A)
         values = judgment(networks, batch, actions)  # (B, K)
         return fit + alpha * losses.td3_actor_loss(values, batch.window.mask, normalize=True)
 

@@ -22,9 +22,9 @@ from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
-from rayrl_dt.objectives.critic_gradient import CriticGradient, judgment
+from rayrl_dt.objectives.climbing import AlphaSettings, Climbing
+from rayrl_dt.objectives.critic_gradient import judgment
 from rayrl_dt.objectives.gradient import Batch, Bench, Networks
-from rayrl_dt.objectives.td3 import AlphaSettings
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.settings import flag, setting
 
@@ -43,7 +43,7 @@ class SACSettings(AlphaSettings):
     entropy_in_targets: bool = setting(True, flag())
 
 
-class SAC(CriticGradient):
+class SAC(Climbing):
     """Critics of a policy that draws, and their gradient through its draws."""
 
     reads = SACSettings
@@ -78,8 +78,8 @@ class SAC(CriticGradient):
         The temperature is one of the policy's loss, where Q counts alpha times; in units of Q it is lambda / alpha.
         While alpha is 0 the policy climbs no Q, and the critics value its rewards alone.
         """
-        networks, following = bench.networks, batch.window.next
-        assert following is not None
+        networks = bench.networks
+        following = self.asked_next(networks, batch, online=bench.online)
         model = self.followed(networks).eval()  # without dropout, as slow copies act
         outputs = outputs_at_every_step(model, following, networks.precision).float()
         model.train()
@@ -96,6 +96,7 @@ class SAC(CriticGradient):
         alpha = self.settings.weight(online=online)
         if alpha == 0:
             return fit
-        actions, _ = networks.model.spec.head.sample_with_density(outputs.float(), batch.noise)  # (B, K, A)
+        head = networks.model.spec.head
+        actions, _ = head.sample_with_density(self.climbers(outputs, batch), batch.noise)  # (B, K, A)
         values = judgment(networks, batch, actions)  # (B, K)
         return fit + alpha * losses.td3_actor_loss(values, batch.window.mask, normalize=False)

@@ -21,29 +21,12 @@ from torch import Tensor
 from rayrl_dt import losses
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.model_config import ModelConfig
-from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
+from rayrl_dt.objectives.climbing import AlphaSettings, Climbing
 from rayrl_dt.objectives.gradient import Batch, Networks
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import flag, real, setting
+from rayrl_dt.settings import flag, setting
 
-__all__ = ["TD3", "AlphaSettings", "TD3Settings"]
-
-
-@dataclass(frozen=True)
-class AlphaSettings(CriticSettings):
-    """How the critic's gradient enters.
-
-    Attributes:
-        alpha: weight of the critic's gradient online.
-        alpha_pretrain: its weight before; the critic is trained in both phases.
-    """
-
-    alpha: float = setting(0.1, real(least=0))
-    alpha_pretrain: float = setting(0.0, real(least=0))
-
-    def weight(self, *, online: bool) -> float:
-        """Return the weight in a phase."""
-        return self.alpha if online else self.alpha_pretrain
+__all__ = ["TD3", "TD3Settings"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +40,7 @@ class TD3Settings(AlphaSettings):
     normalize_q: bool = setting(False, flag())
 
 
-class TD3(CriticGradient):
+class TD3(Climbing):
     """Twin critics and the gradient of the first one through a deterministic policy's actions.
 
     Of more than two it is the gradient of their mean, as RLPD has it.
@@ -90,7 +73,7 @@ class TD3(CriticGradient):
         dtype, observations, actions = (
             dtype_of(networks.precision),
             batch.features,
-            outputs.float(),
+            self.climbers(outputs, batch),
         )
         if settings.critic_ensemble == 2:
             values = networks.critic.first(observations, actions, dtype)  # (B, K, A) -> (B, K)
