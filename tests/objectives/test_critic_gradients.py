@@ -23,13 +23,18 @@ pytestmark = pytest.mark.ray
 
 B, LR, POLYAK, GAMMA = 8, 1e-3, 0.3, 0.9
 STRONG = {"critic_ensemble": 4, "critic_subset": 2, "critic_updates_per_actor": 2, "critic_layer_norm": True}
+AIMED = {"gradient_returns": "target", "exploration_target": -100.0}
 CASES: dict[str, dict[str, Any]] = {
     "td3": {"rl_gradient": "td3"},
     "td3, strong": {"rl_gradient": "td3", **STRONG},
+    "td3, aimed": {"rl_gradient": "td3", **AIMED},
+    "td3, strong and aimed": {"rl_gradient": "td3", **STRONG, **AIMED},
     "sac": {"rl_gradient": "sac", "head": "gaussian", "temperature_lr": 0.1},
     "sac, strong": {"rl_gradient": "sac", "head": "gaussian", "bc_weight": 0.0, "alpha": 1.0, **STRONG},
     "sac, no entropy in targets": {"rl_gradient": "sac", "head": "gaussian", "entropy_in_targets": False},
+    "sac, aimed": {"rl_gradient": "sac", "head": "gaussian", **AIMED},
     "pg": {"rl_gradient": "pg"},
+    "pg, aimed": {"rl_gradient": "pg", **AIMED},
     "pg, gaussian": {"rl_gradient": "pg", "head": "gaussian"},
     "awac": {"rl_gradient": "awac", "advantage_temperature": 0.5, "advantage_cap": 1.5},
     "awac, gaussian": {"rl_gradient": "awac", "head": "gaussian", **STRONG},
@@ -161,6 +166,15 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
 
         seen, following = ((w.observations - shift) / spread for w in (window, window.next))
         actions, mask, next_window = window.actions / 2, window.mask, window.next
+
+        def aimed(some: Any, window: Any = window) -> Any:
+            """The windows of episodes that began with the target, with what was earned since taken off."""
+            further = -100.0 - window.episode_returns
+            return replace(some, returns_to_go=some.returns_to_go + (further * some.mask)[..., None])
+
+        aims = "aimed" in case
+        if aims:
+            next_window = aimed(next_window)
         if kind == "q_align":
             next_window, _ = asked_for(next_window, torch.full((B,), high - low), low, high)
         with torch.no_grad():
@@ -202,19 +216,21 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
             assert not gaussian or weights[mask].std() > 0.01
         errors = negative_log_likelihood(outputs, actions) if gaussian else ((own - actions) ** 2).mean(-1)
         loss = config.bc_weight * mean(weights * errors, mask)
+        climbing = policy(aimed(window)) if aims else outputs
+        climber = climbing.chunk(2, -1)[0].tanh() if gaussian else climbing
         if gaussian:
             _, density = drawn(policy, outputs, torch.randn(B, 4, 1, generator=noise))
             temperature = log_temperature.detach().exp()
             loss = loss + temperature * mean(density, mask)
             descend("temperature", log_temperature.exp() * (-mean(density, mask).detach() + 1))
         if kind == "td3":
-            judges = values(critic, seen, own)
+            judges = values(critic, seen, climber)
             loss = loss - config.alpha * mean(judges[0] if ensemble == 2 else judges.mean(0), mask)
         elif kind == "sac":
-            taken, _ = drawn(policy, outputs, torch.randn(B, 4, 1, generator=noise))
+            taken, _ = drawn(policy, climbing, torch.randn(B, 4, 1, generator=noise))
             loss = loss - config.alpha * mean(together(values(critic, seen, taken)), mask)
         elif kind == "pg":
-            judges = together(values(critic, seen, own))
+            judges = together(values(critic, seen, climber))
             loss = loss - config.alpha * mean(judges, mask) / mean(judges.detach().abs(), mask)
         elif kind == "q_align":
             other = further.chunk(2, -1)[0].tanh() if gaussian else further

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
     "q_align": {**STRONG, "rl_gradient": "q_align"},
+    "td3 at the target": {**STRONG, "gradient_returns": "target"},
 }
 Configure = Callable[..., OnlineDTConfig]
 
