@@ -179,8 +179,13 @@ class SequenceAlgorithm(Algorithm):
         return self.config.resolved_spec
 
     def policy_state(self) -> dict[str, Any]:
-        """Return the weights of the policy network as NumPy arrays, from the learner."""
-        return _below("model.", self._networks())
+        """Return the weights of the policy that acts as NumPy arrays, from the learner."""
+        return self._acting(self._networks())
+
+    def _acting(self, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the weights of what acts, of all the networks'."""
+        companions = self.config.companions
+        return _below("model." if companions is None else f"{companions.acting}.", networks)
 
     def _networks(self) -> dict[str, Any]:
         """Return the weights of the policy and its company as NumPy arrays, from the learner."""
@@ -235,7 +240,7 @@ class SequenceAlgorithm(Algorithm):
         networks = self._networks()
         bundle = save_bundle(
             self.policy_spec,
-            _below("model.", networks),
+            self._acting(networks),
             folder / BUNDLE,
             command=self.command,
             gradient_steps=self.gradient_steps,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.utils.numpy import convert_to_numpy
 from torch import nn
 
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
@@ -92,6 +94,14 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
         for name, copied in self._slow_copies.items():
             if only in (None, name):
                 copied.move(polyak)
+
+    def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights; those of env runners hold what acts under the policy's name."""
+        state: dict[str, Any] = super().get_state(*args, inference_only=inference_only, **kwargs)
+        if inference_only and self.companions.slow_acts:
+            acting = convert_to_numpy(self.target_model.state_dict())
+            state.update({f"model.{name}": value for name, value in acting.items()})
+        return state
 
     def get_non_inference_attributes(self) -> list[str]:
         """Names what env runners do without."""

@@ -21,6 +21,7 @@ from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.data.windows import gather
 from rayrl_dt.evaluation.rollout import Slot, run_slots
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed
@@ -42,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
     "q_align": {**STRONG, "rl_gradient": "q_align"},
-    "td3 at the target": {**STRONG, "gradient_returns": "target"},
+    "td3 at the target": {**STRONG, "gradient_returns": "target", "act_with": "slow_copy"},
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -109,6 +110,42 @@ def test_with_all_of_it_on_a_run_resumes_bit_for_bit(online: Configure, method: 
     assert whole.asked_return == resumed.asked_return == whole.replay.state()["episodes"]["asked"][-1]
     whole.stop()
     resumed.stop()
+
+
+@pytest.mark.ray
+def test_a_slow_copy_acts_where_it_is_asked_to(online: Configure, tmp_path: Path) -> None:
+    """In rollouts, evaluations and bundles, while the policy goes on learning beside it."""
+    algorithm = online(act_with="slow_copy", polyak=0.1).build_algo()
+    algorithm.train()
+    algorithm.train()
+    weights = algorithm.learner_group.get_weights()["default_policy"]
+    policy, slow = (
+        {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+        for start in ("model.", "target_model.")
+    )
+    assert any(not np.array_equal(policy[name], slow[name]) for name in slow)
+
+    def numbers(model: Any) -> dict[str, Any]:
+        return {name: value.numpy() for name, value in model.state_dict().items()}
+
+    algorithm.evaluate()
+    runners = algorithm.eval_env_runner_group or algorithm.env_runner_group
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    assert_same(numbers(runners.local_env_runner.module.model), slow)
+    assert_same(algorithm.policy_state(), slow)  # what remote runners are sent
+    assert_same(numbers(Bundle.open(tmp_path / "saved").model), slow)
+    algorithm.stop()
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
+    assert_same(resumed.learner_group.get_weights()["default_policy"], weights)
+    resumed.stop()
+
+
+@pytest.mark.parametrize("rl_gradient", ["none", "sac"])
+def test_without_a_slow_copy_none_acts(rl_gradient: str) -> None:
+    config = OnlineDTConfig().offline_data(dataset="recipe:pendulum-mixed")
+    config.rl_module(model_config={"head": "gaussian"}).online(rl_gradient=rl_gradient, act_with="slow_copy")
+    with pytest.raises(UserError, match=f"rl_gradient {rl_gradient} keeps none .* rl_gradient: td3"):
+        config.validate()
 
 
 @pytest.mark.ray
