@@ -179,13 +179,8 @@ class SequenceAlgorithm(Algorithm):
         return self.config.resolved_spec
 
     def policy_state(self) -> dict[str, Any]:
-        """Return the weights of the policy that acts as NumPy arrays, from the learner."""
-        return self._acting(self._networks())
-
-    def _acting(self, networks: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the weights of what acts, of all the networks'."""
-        companions = self.config.companions
-        return _below("model." if companions is None else f"{companions.acting}.", networks)
+        """Return the weights of the policy network as NumPy arrays, from the learner: what collects."""
+        return _below("model.", self._networks())
 
     def _networks(self) -> dict[str, Any]:
         """Return the weights of the policy and its company as NumPy arrays, from the learner."""
@@ -237,15 +232,14 @@ class SequenceAlgorithm(Algorithm):
     def save_beside(self, folder: Path) -> None:
         """Write what a checkpoint holds beside RLlib's files: the policy's bundle, with a critic trained beside it."""
         keep_fixed(self.config, folder)
-        networks = self._networks()
+        networks, companions = self._networks(), self.config.companions
         bundle = save_bundle(
             self.policy_spec,
-            self._acting(networks),
+            _below("model." if companions is None else f"{companions.evaluated}.", networks),
             folder / BUNDLE,
             command=self.command,
             gradient_steps=self.gradient_steps,
         )
-        companions = self.config.companions
         place = None if companions is None else companions.kept_under
         if place is not None:
             weights = {f"{place}{name}": value for name, value in _below("critic.", networks).items()}

@@ -96,11 +96,11 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
                 copied.move(polyak)
 
     def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Return the weights; those of env runners hold what acts under the policy's name."""
+        """Return the weights; those for inference hold what is evaluated under the policy's name."""
         state: dict[str, Any] = super().get_state(*args, inference_only=inference_only, **kwargs)
-        if inference_only and self.companions.slow_acts:
-            acting = convert_to_numpy(self.target_model.state_dict())
-            state.update({f"model.{name}": value for name, value in acting.items()})
+        if inference_only and self.companions.slow_evaluated:
+            slow = convert_to_numpy(self.target_model.state_dict())
+            state.update({f"model.{name}": value for name, value in slow.items()})
         return state
 
     def get_non_inference_attributes(self) -> list[str]:

@@ -33,7 +33,7 @@ class Companions:
         slow: the networks with a slow copy, of "model" (the policy) and "critic".
         frozen_model: whether to keep the policy that finetuning began with.
         initial_temperature: of the entropy; None without one.
-        slow_acts: whether the policy's slow copy acts in its place, in env runners, evaluations and bundles.
+        slow_evaluated: whether the policy's slow copy is what is evaluated and kept in bundles.
     """
 
     critic: str | None = None
@@ -42,12 +42,12 @@ class Companions:
     slow: tuple[str, ...] = ()
     frozen_model: bool = False
     initial_temperature: float | None = None
-    slow_acts: bool = False
+    slow_evaluated: bool = False
 
     @property
-    def acting(self) -> str:
-        """The name of the network that acts."""
-        return "target_model" if self.slow_acts else "model"
+    def evaluated(self) -> str:
+        """The name of the network that is evaluated and kept."""
+        return "target_model" if self.slow_evaluated else "model"
 
     @property
     def kept_under(self) -> str | None:

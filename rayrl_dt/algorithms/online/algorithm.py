@@ -172,7 +172,7 @@ class OnlineDT(SequenceAlgorithm):
         """Run whole episodes until a round is complete; each is a function of the weights and its number."""
         begin, config, runners = time.perf_counter(), self.config, self.env_runner_group
         if runners.num_remote_env_runners() == 0:
-            runners.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            runners.local_env_runner.load_policy(self.policy_state())
             call = Collect(stop=self.stop_asked)
         else:
             call = Collect(ray.put(self.policy_state()))

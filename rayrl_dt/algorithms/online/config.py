@@ -215,7 +215,7 @@ class OnlineConfig(SequenceConfig):
             self.gradient.companions,
             frozen_model=self.action_regularization > 0,
             initial_temperature=self.initial_temperature if holds_entropy else None,
-            slow_acts=self.act_with == "slow_copy",
+            slow_evaluated=self.evaluated == "slow_copy",
         )
 
     def validate(self) -> None:
@@ -264,10 +264,10 @@ class OnlineConfig(SequenceConfig):
         model = self.sequence_model
         self.gradient.check_model(model)
         self.gradient.check_batch(self.train_batch_size_per_learner)
-        if self.act_with == "slow_copy" and "model" not in self.gradient.companions.slow:
+        if self.evaluated == "slow_copy" and "model" not in self.gradient.companions.slow:
             raise UserError(
-                f"online.act_with is slow_copy, and rl_gradient {self.rl_gradient} keeps none of the policy; set "
-                "act_with: policy, or rl_gradient: td3"
+                f"online.evaluated is slow_copy, and rl_gradient {self.rl_gradient} keeps none of the policy; set "
+                "evaluated: policy, or rl_gradient: td3"
             )
         if not BACKBONES[model.backbone].every_step:
             raise UserError(

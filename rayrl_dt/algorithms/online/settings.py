@@ -46,8 +46,9 @@ class OnlineSettings(Settings):
         updates_per_iteration: gradient steps that each round allows, once it is complete.
         exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
             head "gaussian" samples instead and ignores it.
-        act_with: what acts in rollouts, evaluations and exported policies: the "policy" as its last step left it, as
-            the papers have it, or its "slow_copy", which the critics' targets follow (`polyak`) and which shakes less.
+        evaluated: what is evaluated and exported: the "policy" as its last step left it, as the papers have it, or its
+            "slow_copy", which the critics' targets follow (`polyak`) and which shakes less. The policy itself collects:
+            that it shakes is part of how it explores.
         exploration_target: raw return asked for while collecting; None for the highest evaluation target.
         exploration_targets: "constant" as above, as the papers have it; "best" asks for the best return in the replay
             and a margin; "quantiles" for a quantile of its returns that each episode draws anew, and the margin. The
@@ -88,7 +89,7 @@ class OnlineSettings(Settings):
     env_steps_per_iteration: int = setting(400, count(1))
     updates_per_iteration: int = setting(150, count(1))
     exploration_noise: float = setting(0.1, real(least=0))
-    act_with: str = setting("policy", choice("policy", "slow_copy"))
+    evaluated: str = setting("policy", choice("policy", "slow_copy"))
     exploration_target: float | None = setting(None, optional(real()))
     exploration_targets: str = setting("constant", lambda name, value: one_of(name, value, EXPLORATION))
     exploration_margin: float = setting(0.1, real(least=0))

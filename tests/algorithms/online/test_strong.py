@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
     "q_align": {**STRONG, "rl_gradient": "q_align"},
-    "td3 at the target": {**STRONG, "gradient_returns": "target", "act_with": "slow_copy"},
+    "td3 at the target": {**STRONG, "gradient_returns": "target", "evaluated": "slow_copy"},
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -113,9 +113,9 @@ def test_with_all_of_it_on_a_run_resumes_bit_for_bit(online: Configure, method: 
 
 
 @pytest.mark.ray
-def test_a_slow_copy_acts_where_it_is_asked_to(online: Configure, tmp_path: Path) -> None:
-    """In rollouts, evaluations and bundles, while the policy goes on learning beside it."""
-    algorithm = online(act_with="slow_copy", polyak=0.1).build_algo()
+def test_a_slow_copy_is_evaluated_where_it_is_asked_to(online: Configure, tmp_path: Path) -> None:
+    """In evaluations and bundles; the policy itself goes on collecting."""
+    algorithm = online(evaluated="slow_copy", polyak=0.1).build_algo()
     algorithm.train()
     algorithm.train()
     weights = algorithm.learner_group.get_weights()["default_policy"]
@@ -132,8 +132,10 @@ def test_a_slow_copy_acts_where_it_is_asked_to(online: Configure, tmp_path: Path
     runners = algorithm.eval_env_runner_group or algorithm.env_runner_group
     algorithm.save_to_path(str(tmp_path / "saved"))
     assert_same(numbers(runners.local_env_runner.module.model), slow)
-    assert_same(algorithm.policy_state(), slow)  # what remote runners are sent
+    assert_same(algorithm.policy_state(), policy)  # what collects
     assert_same(numbers(Bundle.open(tmp_path / "saved").model), slow)
+    algorithm._collect(algorithm.replay)
+    assert_same(numbers(algorithm.env_runner_group.local_env_runner.module.model), policy)
     algorithm.stop()
     resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
     assert_same(resumed.learner_group.get_weights()["default_policy"], weights)
@@ -141,9 +143,9 @@ def test_a_slow_copy_acts_where_it_is_asked_to(online: Configure, tmp_path: Path
 
 
 @pytest.mark.parametrize("rl_gradient", ["none", "sac"])
-def test_without_a_slow_copy_none_acts(rl_gradient: str) -> None:
+def test_without_a_slow_copy_none_is_evaluated(rl_gradient: str) -> None:
     config = OnlineDTConfig().offline_data(dataset="recipe:pendulum-mixed")
-    config.rl_module(model_config={"head": "gaussian"}).online(rl_gradient=rl_gradient, act_with="slow_copy")
+    config.rl_module(model_config={"head": "gaussian"}).online(rl_gradient=rl_gradient, evaluated="slow_copy")
     with pytest.raises(UserError, match=f"rl_gradient {rl_gradient} keeps none .* rl_gradient: td3"):
         config.validate()
 
