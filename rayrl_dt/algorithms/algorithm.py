@@ -147,7 +147,7 @@ class SequenceAlgorithm(Algorithm):
             return sum(p.numel() for p in SequenceModel(self.policy_spec).parameters())
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Evaluate the current weights on the configured targets, with a fixed quota of episodes each.
+        """Evaluate the current policy on the configured targets, with a fixed quota of episodes each.
 
         RLlib's own evaluation counts whichever episodes finish first, and drops what a custom evaluation
         function returns.
@@ -179,7 +179,7 @@ class SequenceAlgorithm(Algorithm):
         return self.config.resolved_spec
 
     def policy_state(self) -> dict[str, Any]:
-        """Return the weights of the policy network as NumPy arrays, from the learner: what collects."""
+        """Return the weights of the policy network, which collects where anything does, as NumPy arrays."""
         return _below("model.", self._networks())
 
     def _networks(self) -> dict[str, Any]:

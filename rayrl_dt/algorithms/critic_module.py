@@ -25,7 +25,8 @@ COMPANIONS = "companions"
 class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
     """Adds what only a learner needs, as `Companions` says; env runners hold the policy alone.
 
-    All of it is weights, so checkpoints keep it and need nothing but themselves.
+    All of it is weights, so checkpoints keep it and need nothing but themselves. Where the
+    slow copy is what is evaluated, runners get it under the policy's name, and the policy itself to collect with.
 
     Attributes:
         companions: which of the following there are.

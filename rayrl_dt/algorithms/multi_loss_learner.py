@@ -86,7 +86,9 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
             module.train()  # walks through every layer, so not at each step
         module.model.reseed(derive_seed(seed, "dropout", self._rank, step))
         noise = torch_generator(seed, self.noise, self._rank, step)
-        window, progress = Window.from_dict(batch[DEFAULT_MODULE_ID]), step / self.config.gradient_steps
+        window = Window.from_dict(batch[DEFAULT_MODULE_ID])
+        # Finetuning takes more steps than planned where its episodes are shorter than the logged ones.
+        progress = min(1.0, step / self.config.gradient_steps)
         self._take_step(Batch(window, module.model, noise, progress, module.precision))
         self.gradient_step += 1
         return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}

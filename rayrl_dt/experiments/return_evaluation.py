@@ -27,6 +27,7 @@ from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.objectives.return_shift import as_if_asked
 from rayrl_dt.seeding import numpy_generator, seeded_weights
 from rayrl_dt.types import Window
 
@@ -135,7 +136,7 @@ def fit_evaluation(
 def _loss(found: Evaluation, slow: nn.Module, window: Window[Tensor], asked: Tensor) -> Tensor:
     """Return the squared error of D, `()`, where the episodes of windows had asked for returns `(B, 1)`."""
     assert window.rewards is not None and window.terminated is not None and window.episode_returns is not None
-    returns = window.returns_to_go + (asked - window.episode_returns)[..., None]  # (B, K, 1)
+    returns = as_if_asked(window, window.episode_returns, asked)  # (B, K, 1)
     with torch.no_grad():
         following = found.missed(window, found.acts(window, returns), returns, slow)[:, 1:]  # (B, K - 1)
         following = nn.functional.pad(following, (0, 1))  # the last step's is not known

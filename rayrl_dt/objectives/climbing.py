@@ -15,8 +15,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
 from rayrl_dt.objectives.gradient import Batch, Networks
+from rayrl_dt.objectives.return_order import check_orders
+from rayrl_dt.objectives.return_shift import as_if_asked
 from rayrl_dt.settings import choice, real, setting
 from rayrl_dt.types import Window
 
@@ -69,25 +72,39 @@ class Climbing(CriticGradient):
         """Whether it climbs at the target, which is how far above what an episode achieved."""
         return self.settings.gradient_returns == "target"
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse policies that are not asked for returns, where the target is what climbs.
+
+        Raises:
+            UserError: the backbone reads none, or acts on returns of its own.
+        """
+        if self.reads_episode_returns:
+            check_orders(model, "online.gradient_returns target", "gradient_returns: achieved")
+
     def asked_next(self, networks: Networks, batch: Batch, *, online: bool) -> Window[Tensor]:
         """Return the shifted windows with the returns at which the policy climbs."""
         following = super().asked_next(networks, batch, online=online)
-        if self.target is None or not online:
+        if not self._aims(online=online):
             return following
-        return replace(following, returns_to_go=self._aimed(following, batch.window))
+        return replace(following, returns_to_go=self._aimed(following, batch))
 
     def asked_returns(self, networks: Networks, batch: Batch, *, online: bool) -> Tensor | None:
-        """Return the returns `(1, B, K, 1)` at which the policy climbs, where they are not those of the data."""
-        if self.target is None or self.settings.weight(online=online) == 0 or not online:
+        """Return the returns `(1, B, K, 1)` at which the policy climbs, where they are not those of the data.
+
+        Windows that ask for nothing climb there, too: that is for their fit to the data.
+        """
+        if not self._aims(online=online) or self.settings.weight(online=online) == 0:
             return None
-        return self._aimed(batch.window, batch.window)[None]
+        return self._aimed(batch.drawn, batch)[None]
 
     def climbers(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the outputs `(B, K, O)` that climb: those for the target, or those for the returns of the data."""
         return (outputs if batch.asked is None else batch.asked[0]).float()
 
-    def _aimed(self, window: Window[Tensor], of: Window[Tensor]) -> Tensor:
-        """Return the returns `(B, K, 1)` of episodes that begin with the target; padding as it was."""
-        assert self.target is not None and of.episode_returns is not None
-        missing = (self.target - of.episode_returns) * window.mask  # (B, K)
-        return window.returns_to_go + missing[..., None]
+    def _aims(self, *, online: bool) -> bool:
+        return self.target is not None and online
+
+    def _aimed(self, window: Window[Tensor], batch: Batch) -> Tensor:
+        """Return the returns `(B, K, 1)` of windows of the batch, shifted or not, as if asked for the target."""
+        assert self.target is not None and batch.drawn.episode_returns is not None
+        return as_if_asked(window, batch.drawn.episode_returns, self.target)

@@ -24,7 +24,8 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.heads import CategoricalHead
 from rayrl_dt.models.model_config import ModelConfig
-from rayrl_dt.objectives.critic_gradient import CriticGradient, judgment
+from rayrl_dt.objectives.climbing import Climbing
+from rayrl_dt.objectives.critic_gradient import judgment
 from rayrl_dt.objectives.gradient import Batch, Bench, Networks
 from rayrl_dt.objectives.td3 import TD3Settings
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
@@ -32,7 +33,7 @@ from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 __all__ = ["ExpectedQ"]
 
 
-class ExpectedQ(CriticGradient):
+class ExpectedQ(Climbing):
     """Critics of all discrete actions, and their gradient through the policy's probabilities."""
 
     reads = TD3Settings
@@ -56,16 +57,17 @@ class ExpectedQ(CriticGradient):
         Raises:
             UserError: the head is chosen, and not categorical.
         """
+        super().check_model(model)
         if model.head not in ("auto", "categorical"):
             raise UserError(
                 f"online.rl_gradient expected_q needs discrete actions, model_config.head is {model.head!r}; set head: "
-                "categorical, or another rl_gradient: td3, sac, pg, awac or none"
+                "categorical, or another rl_gradient: td3, sac, pg, awac, q_align or none"
             )
 
     def following(self, bench: Bench, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the law of the slow copy's next actions `(B, K, n)`, and nothing beside its value."""
-        networks, following = bench.networks, batch.window.next
-        assert following is not None
+        networks = bench.networks
+        following = self.asked_next(networks, batch, online=bench.online)
         outputs = outputs_at_every_step(self.followed(networks), following, networks.precision)
         law = _law(networks, outputs)
         return law, torch.zeros_like(law[..., 0])
@@ -78,7 +80,9 @@ class ExpectedQ(CriticGradient):
         alpha = settings.weight(online=online)
         if alpha == 0:
             return fit
-        values = judgment(networks, batch, _law(networks, outputs))  # (B, K, n) -> (B, K)
+        values = judgment(
+            networks, batch, _law(networks, self.climbers(outputs, batch))
+        )  # (B, K, n) -> (B, K)
         return fit + alpha * losses.td3_actor_loss(values, batch.window.mask, normalize=settings.normalize_q)
 
 

@@ -58,7 +58,8 @@ class Batch:
         precision: "fp32" or "bf16", of the encoder's products.
 
     Attributes:
-        window, noise, progress: as given.
+        window, noise, progress: as given; a policy's step leaves windows that ask for nothing in `window`.
+        drawn: the windows as they were drawn.
         shift: `(B,)`, how far the returns of `asked` lie from those of the windows, raw; None without them.
         asked: outputs `(M, B, K, O)` of the policy for `RLGradient.asked_returns`; None without them.
         logged: what the policy's loss leaves for the log, detached.
@@ -72,7 +73,8 @@ class Batch:
         progress: float = 0.0,
         precision: str = "fp32",
     ) -> None:
-        self.window, self.noise, self.progress = window, noise, progress
+        self.window = self.drawn = window
+        self.noise, self.progress = noise, progress
         self._model, self._precision = model, precision
         self.shift: Tensor | None = None
         self.asked: Tensor | None = None

@@ -6,15 +6,15 @@ so finetuned forgets what it is asked for. Here what is asked for more is pushed
 nothing is pushed that is in order.
 
 Differs from `q_align`: the critics are those of `CriticGradient`, as many as there are; their targets ask the slow
-policy for the top of the range at the shifted window, with TD3's smoothing noise; more than two critics count by their
-mean; and the weight is always divided by the mean of |Q|.
+policy for the top of the range at the shifted window, and it acts there as for any gradient with critics; of more than
+two critics the mean of their violations counts; and the weight is always divided by the mean of |Q|.
 
 Shape legend: B batch, K steps, A action dimensions, E critics.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -23,9 +23,8 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
 from rayrl_dt.objectives.gradient import Batch, Networks
-from rayrl_dt.objectives.q_align import check_orders
-from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order
-from rayrl_dt.objectives.return_shift import ReturnShift, shifted
+from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_orders
+from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, real, setting
 from rayrl_dt.types import Window
@@ -39,8 +38,9 @@ class OnlineQAlignSettings(CriticSettings):
 
     Attributes:
         order_weight: of the loss of wrong orders, by the mean of |Q|; from the start of finetuning.
-        order_shift: standard deviation of the shifts at first, in raw returns, which falls to a third; "auto" for the
-            distance between the 5th and the 95th percentile of the logged returns.
+        order_shift: standard deviation of the shifts when the run begins, with its pretraining, in raw returns; it
+            falls to a third by the run's planned end. "auto" for the distance between the 5th and the 95th percentile
+            of the logged returns.
         order_low: lowest return that is asked for by a shift; "auto" for the lowest logged one, or 0 if that is lower.
         order_high: highest one, which the critics' targets ask for; "auto" for the highest logged one, or 0 if that is
             higher. Set it to what the task can pay where that is more.
@@ -69,28 +69,25 @@ class OnlineQAlign(CriticGradient):
         check_orders(model, "online.rl_gradient q_align", "rl_gradient: td3")
 
     def check_policy(self, spec: PolicySpec) -> None:
-        """Check that shift and range are some; see `ReturnShift.check`.
+        """Check that neither shift nor range is empty; see `ReturnShift.check`.
 
         Raises:
-            UserError: they are none.
+            UserError: one is.
         """
         self._law(spec).check(spec, "online.order", "rl_gradient: td3")
 
     def asked_next(self, networks: Networks, batch: Batch, *, online: bool) -> Window[Tensor]:
         """Return the shifted windows with the returns that end at the top of the range."""
         following = super().asked_next(networks, batch, online=online)
-        window, law = following, self._law(networks.model.spec)
-        top = window.returns_to_go.new_full((window.batch_size,), law.target)  # (B,)
-        returns, _ = shifted(window, top, law.low, law.high)
-        return replace(window, returns_to_go=returns)
+        return self._law(networks.model.spec).at_the_top(following)
 
     def asked_returns(self, networks: Networks, batch: Batch, *, online: bool) -> Tensor | None:
         """Return the shifted returns `(1, B, K, 1)`, once finetuning has begun."""
         if not online or self.settings.order_weight == 0:
             return None
         law, window = self._law(networks.model.spec), batch.window
-        shift = law.draw(batch.progress, batch.normal(window.returns_to_go[:, 0, 0]))  # (B,)
-        returns, batch.shift = shifted(window, shift, law.low, law.high)
+        noise = batch.normal(window.returns_to_go[:, 0, 0])  # (B,)
+        returns, batch.shift = law.asked(window, batch.progress, noise)
         return returns[None]
 
     def policy_loss(
@@ -104,7 +101,7 @@ class OnlineQAlign(CriticGradient):
             batch, outputs, networks.model.spec, lambda actions: critic.held(observations, actions, dtype)
         )
         loss = order.loss(twins="min" if critic.ensemble == 2 else "mean")
-        batch.logged |= {name: value for name, value in order.logged(loss).items() if name in ALIGN_LOGS}
+        batch.logged |= order.logged(loss)
         return fit + self.settings.order_weight / order.size * loss
 
     def _law(self, spec: PolicySpec) -> ReturnShift:

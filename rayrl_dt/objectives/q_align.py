@@ -26,7 +26,7 @@ Shape legend: B batch, K steps, M courses of returns, A action dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -37,7 +37,6 @@ from rayrl_dt import losses
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.critics.networks import TwinCritic
 from rayrl_dt.errors import UserError
-from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.critic_gradient import descend_critics
@@ -51,14 +50,14 @@ from rayrl_dt.objectives.gradient import (
     RLGradient,
     Trained,
 )
-from rayrl_dt.objectives.objective import Q_MEAN, Imitation
-from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, rise_of
-from rayrl_dt.objectives.return_shift import ReturnShift, shifted
+from rayrl_dt.objectives.objective import Q_MEAN, Imitation, mean_of_steps
+from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_orders, rise_of
+from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, choice, count, flag, real, setting
 
-__all__ = ["CoTrainedQAlign", "QAlign", "QAligned", "check_orders"]
+__all__ = ["CoTrainedQAlign", "QAlign", "QAligned"]
 
 
 @dataclass(frozen=True)
@@ -136,34 +135,12 @@ class QAligned(Imitation):
             )
 
     def check_policy(self, spec: PolicySpec) -> None:
-        """Check that shift and range are some.
+        """Check that neither shift nor range is empty.
 
         Raises:
             UserError: all returns of the data are the same, or the range is empty.
         """
         self.shift(spec).check(spec, "training.align", "objective: imitation")
-
-
-def check_orders(model: ModelConfig, setting: str, otherwise: str) -> None:
-    """Refuse policies that are not asked for returns.
-
-    Args:
-        model: the policy's choices.
-        setting: what orders actions, for the message.
-        otherwise: what else to choose, likewise.
-
-    Raises:
-        UserError: the backbone reads none, or acts on returns of its own.
-    """
-    backbone = BACKBONES[model.backbone]
-    if backbone.reads_returns and not backbone.predicts_returns:
-        return
-    having = [name for name, row in BACKBONES.items() if row.reads_returns and not row.predicts_returns]
-    why = "acts on returns that it predicts itself" if backbone.predicts_returns else "reads no returns"
-    raise UserError(
-        f"{setting} orders actions by the return that is asked for, and backbone {model.backbone!r} {why}; choose "
-        f"{', '.join(having)}, or {otherwise}"
-    )
 
 
 class QAlign(RLGradient):
@@ -198,8 +175,8 @@ class QAlign(RLGradient):
         if self.align.align_weight == 0 or batch.progress < self.align.align_start:
             return None
         law, window = self.align.shift(networks.model.spec), batch.window
-        shift = law.draw(batch.progress, batch.normal(window.returns_to_go[:, 0, 0]))
-        returns, batch.shift = shifted(window, shift, law.low, law.high)
+        noise = batch.normal(window.returns_to_go[:, 0, 0])  # (B,)
+        returns, batch.shift = law.asked(window, batch.progress, noise)
         return returns[None]
 
     def policy_loss(
@@ -214,7 +191,7 @@ class QAlign(RLGradient):
         order = Order.of(batch, outputs, spec, lambda actions: judge(observations, actions, dtype))
         margin = self.align.align_margin * self._unit(judge, networks, batch) * order.shift.abs()
         loss = order.loss(twins=self.align.align_twins, margin=margin)
-        batch.logged |= order.logged(loss)
+        batch.logged |= {Q_MEAN: mean_of_steps(order.anchor.amin(dim=0), order.mask), **order.logged(loss)}
         weight: float | Tensor = self.align.align_weight
         return fit + (weight / order.size if self.align.align_normalize else weight) * loss
 
@@ -270,10 +247,7 @@ class CoTrainedQAlign(QAlign):
         spec, gamma, dtype = networks.model.spec, self.align.align_gamma, dtype_of(networks.precision)
         law, scale = self.align.shift(spec), spec.reward_scale or 1.0
         with torch.no_grad():
-            returns, _ = shifted(
-                window, window.rewards.new_full((window.batch_size,), law.target), law.low, law.high
-            )
-            asked = replace(window, returns_to_go=returns)
+            asked = law.at_the_top(window)
             outputs = outputs_at_every_step(networks.target_model, asked, networks.precision)
             actions = spec.head.mode(outputs).float()  # (B, K, A)
             following = networks.target_critic(

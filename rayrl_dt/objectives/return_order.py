@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayrl_dt.errors import UserError
+from rayrl_dt.models.backbones import BACKBONES
+from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.gradient import Batch
-from rayrl_dt.objectives.objective import Q_MEAN, mean_of_steps
+from rayrl_dt.objectives.objective import mean_of_steps
 
-__all__ = ["ALIGN_LOGS", "Order", "ordering_loss", "rise_of"]
+__all__ = ["ALIGN_LOGS", "Order", "check_orders", "ordering_loss", "rise_of"]
 
 ALIGN_LOSS, AGREEMENT, SLOPE = ALIGN_LOGS = ("align_loss", "align_agreement", "align_slope")
 _TINY = torch.finfo(torch.float32).tiny
@@ -66,7 +69,7 @@ class Order:
 
     @property
     def size(self) -> Tensor:
-        """The mean of |Q| over real steps, `()`, which is no zero."""
+        """The mean of |Q| over real steps, `()`, at least the smallest float."""
         return mean_of_steps(self.anchor.abs().mean(dim=0), self.mask).clamp(min=_TINY)
 
     def loss(self, *, twins: str, margin: Tensor | float = 0.0) -> Tensor:
@@ -77,7 +80,6 @@ class Order:
         """Return what is worth a line in the log beside the loss, detached."""
         rises, counts = self.gaps.detach(), self.counts
         return {
-            Q_MEAN: mean_of_steps(self.anchor.amin(dim=0), self.mask),
             ALIGN_LOSS: loss.detach(),
             AGREEMENT: mean_of_steps((rises > 0).float().mean(dim=0), counts),
             SLOPE: mean_of_steps(rises.mean(dim=0) / self.shift.abs().where(self.shift != 0, 1.0), counts),
@@ -104,3 +106,25 @@ def rise_of(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     away = known_returns - known_returns.mean()
     slope = (away * known_values).sum() / away.square().sum().clamp(min=_TINY)
     return slope.clamp(min=0.0)
+
+
+def check_orders(model: ModelConfig, setting: str, otherwise: str) -> None:
+    """Refuse policies that are not asked for returns.
+
+    Args:
+        model: the policy's choices.
+        setting: what orders actions, for the message.
+        otherwise: what else to choose, likewise.
+
+    Raises:
+        UserError: the backbone reads none, or acts on returns of its own.
+    """
+    backbone = BACKBONES[model.backbone]
+    if backbone.reads_returns and not backbone.predicts_returns:
+        return
+    having = [name for name, row in BACKBONES.items() if row.reads_returns and not row.predicts_returns]
+    why = "acts on returns that it predicts itself" if backbone.predicts_returns else "reads no returns"
+    raise UserError(
+        f"{setting} orders actions by the return that is asked for, and backbone {model.backbone!r} {why}; choose "
+        f"{', '.join(having)}, or {otherwise}"
+    )

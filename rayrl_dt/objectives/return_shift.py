@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Window
 
-__all__ = ["ReturnShift", "shifted"]
+__all__ = ["ReturnShift", "as_if_asked", "shifted"]
 
 # Of the last shifts' deviation: shorter ones say nothing.
 _SHORTEST = 0.2
@@ -53,15 +53,15 @@ class ReturnShift:
         high: float | str = "auto",
         target: float | str = "auto",
     ) -> ReturnShift:
-        """Return the shift as it is given, and where that is "auto", what the returns of the data say.
+        """Return the shift with what is given, in raw returns; "auto" follows from the data.
 
         Args:
             returns: of the data, by the names of `PolicySpec.data_returns`.
-            start: or the distance between the 5th and the 95th percentile.
-            end: or a third of it.
-            low: or the data's lowest return, or 0 if that is lower.
-            high: or the highest one, or 0 if that is higher.
-            target: or the whole range.
+            start: "auto" for the distance between the 5th and the 95th percentile.
+            end: "auto" for a third of it.
+            low: "auto" for the data's lowest return, or 0 if that is lower.
+            high: "auto" for the highest one, or 0 if that is higher.
+            target: "auto" for the whole range.
         """
 
         def chosen(value: float | str, otherwise: float) -> float:
@@ -74,7 +74,7 @@ class ReturnShift:
         )
 
     def check(self, spec: PolicySpec, prefix: str, otherwise: str) -> None:
-        """Check that shift and range are some.
+        """Check that neither shift nor range is empty.
 
         Args:
             spec: the policy whose data decided.
@@ -92,8 +92,17 @@ class ReturnShift:
         if self.low >= self.high:
             raise UserError(
                 f"{prefix}_low is {self.low:g} and {prefix.rsplit('.', 1)[-1]}_high {self.high:g}; set a range of "
-                'returns, low before high, or "auto"'
+                "returns, low before high"
             )
+
+    def asked(self, window: Window[Tensor], progress: float, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the returns of windows shifted by a draw; see `draw` and `shifted`."""
+        return shifted(window, self.draw(progress, noise), self.low, self.high)
+
+    def at_the_top(self, window: Window[Tensor]) -> Window[Tensor]:
+        """Return the windows as a critic's target asks for them."""
+        shift = window.returns_to_go.new_full((window.batch_size,), self.target)
+        return replace(window, returns_to_go=shifted(window, shift, self.low, self.high)[0])
 
     def draw(self, progress: float, noise: Tensor) -> Tensor:
         """Return the shifts `(B,)` for standard normal numbers `(B,)`, when `progress` (0 to 1) of training is over."""
@@ -125,3 +134,15 @@ def shifted(window: Window[Tensor], shift: Tensor, low: float, high: float) -> t
     shift = shift.masked_fill(begin.isnan(), 0.0)
     returns = window.returns_to_go + shift[:, None, None] * window.mask[..., None]
     return returns, shift
+
+
+def as_if_asked(window: Window[Tensor], episode_returns: Tensor, asked: Tensor | float) -> Tensor:
+    """Return the returns `(B, K, 1)` of windows whose episodes had begun with other returns; padding as it was.
+
+    Args:
+        window: raw windows, with the returns that their episodes achieved.
+        episode_returns: `(B, K)` raw, of those episodes.
+        asked: raw return at an episode's first step, `(B, 1)` or one for all.
+    """
+    further = (asked - episode_returns) * window.mask  # (B, K)
+    return window.returns_to_go + further[..., None]

@@ -61,6 +61,7 @@ class SAC(Climbing):
         Raises:
             UserError: the head is not Gaussian.
         """
+        super().check_model(model)
         if model.head != "gaussian":
             chosen = "'auto', which is deterministic" if model.head == "auto" else repr(model.head)
             raise UserError(

@@ -56,6 +56,7 @@ class TD3(Climbing):
         Raises:
             UserError: the head is Gaussian.
         """
+        super().check_model(model)
         if model.head == "gaussian":
             raise UserError(
                 "online.rl_gradient td3 needs a deterministic policy, model_config.head is 'gaussian'; set head: "

@@ -146,8 +146,12 @@ def rate(
         while time.perf_counter() - begin < seconds:
             algorithm.train()
         passed = time.perf_counter() - begin
-        steps, calls = algorithm.env_steps - steps, algorithm.stream_calls - calls
-        return Rate(steps / passed, calls / passed, 1e3 * (time.process_time() - busy) / calls)
+        made = algorithm.stream_calls - calls
+        return Rate(
+            steps=(algorithm.env_steps - steps) / passed,
+            calls=made / passed,
+            driver_ms=1e3 * (time.process_time() - busy) / max(1, made),
+        )
     finally:
         algorithm.stop()
 
@@ -222,7 +226,9 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, default=5, help="of the policy")
     parser.add_argument("--embed-dim", type=int, help="of the policy; 64 on Hopper, else 32")
     parser.add_argument("--layers", type=int, help="of the policy; 2 on Hopper, else 1")
-    parser.add_argument("--fragment", type=int, default=200, help="steps of a call (rollout_fragment_length)")
+    parser.add_argument(
+        "--fragment", type=int, default=200, help="steps of a call (sleeping, hopper, falling)"
+    )
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
     hopper = arguments.what in ("hopper", "falling")

@@ -277,6 +277,22 @@ def test_a_target_asks_distinct_critics_drawn_anew() -> None:
     assert torch.equal(noise.get_state(), before), "TD3's noise is what it was before there were ensembles"
 
 
+def test_pretraining_climbs_at_what_was_achieved(build: Callable[..., Any]) -> None:
+    """And the target is asked for from the first step online, also of windows that are to fit no return."""
+    algorithm = build(rl_gradient="td3", alpha_pretrain=0.4, **AIMED)
+    gradient, networks = algorithm.config.gradient, algorithm.learner_group._learner.networks
+    window = next(one for one in windows(algorithm, 100) if (one.mask & (one.timesteps == 0)).any())
+    batch = Batch(window, networks.model, torch.Generator())
+    assert gradient.asked_returns(networks, batch, online=False) is None
+    assert gradient.asked_next(networks, batch, online=False) is window.next
+    asked = gradient.asked_returns(networks, batch, online=True)
+    batch.window = replace(window, returns_to_go=torch.full_like(window.returns_to_go, math.nan))
+    assert torch.equal(gradient.asked_returns(networks, batch, online=True), asked)
+    first = (window.timesteps == 0) & window.mask
+    assert (asked[0, ..., 0][first] + 100.0).abs().max() < 1e-3
+    assert (asked[0, ..., 0][~window.mask] == 0).all()
+
+
 def test_what_critics_make_of_an_action_together() -> None:
     two, three = torch.tensor([[1.0, 5.0], [2.0, 3.0]]), torch.tensor([[1.0], [2.0], [6.0]])
     assert judged(two).tolist() == [1.0, 3.0] and judged(three).tolist() == [3.0]
@@ -328,6 +344,21 @@ def test_steps_of_the_critics_share_no_window(build: Callable[..., Any]) -> None
             {"rl_gradient": "ppo"},
             "auto",
             "rl_gradient is 'ppo'. Allowed: awac, expected_q, none, pg, q_align, sac, td3",
+        ),
+        (
+            {"rl_gradient": "awac", "alpha": 0.3},
+            "auto",
+            r"alpha is 0.3, .*rl_gradient awac; remove it, or set .* td3 or sac or pg or expected_q",
+        ),
+        (
+            {"order_weight": 2.0},
+            "auto",
+            "order_weight is 2.0, and nothing reads it with online.rl_gradient td3; .* rl_gradient: q_align",
+        ),
+        (
+            {"gradient_returns": "target", "exploration_targets": "best"},
+            "auto",
+            "gradient_returns target climbs at one return, .* best asks .* exploration_targets: constant",
         ),
     ],
 )

@@ -53,6 +53,9 @@ class OnlineLearner(RLGradientLearner):
         if self.gradient_step == self.config.pretrain_steps:
             self.networks.begin_finetuning()
         super()._take_step(batch)
+        if self.gradient_step == self.config.pretrain_steps - 1:
+            # What is evaluated at the switch is what finetuning begins with, also where that is a slow copy.
+            self.networks.copy_targets()
 
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         config, networks = self.config, self.networks

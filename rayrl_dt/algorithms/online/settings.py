@@ -48,7 +48,8 @@ class OnlineSettings(Settings):
             head "gaussian" samples instead and ignores it.
         evaluated: what is evaluated and exported: the "policy" as its last step left it, as the papers have it, or its
             "slow_copy", which the critics' targets follow (`polyak`) and which shakes less. The policy itself collects:
-            that it shakes is part of how it explores.
+            that it shakes is part of how it explores. While pretraining, the copy lags behind; finetuning begins with
+            equal ones.
         exploration_target: raw return asked for while collecting; None for the highest evaluation target.
         exploration_targets: "constant" as above, as the papers have it; "best" asks for the best return in the replay
             and a margin; "quantiles" for a quantile of its returns that each episode draws anew, and the margin. The

@@ -21,7 +21,6 @@ from rayrl_dt.data.replay import TrajectoryReplay
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.data.windows import gather
 from rayrl_dt.evaluation.rollout import Slot, run_slots
-from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
 from rayrl_dt.seeding import derive_seed
@@ -43,7 +42,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
     "q_align": {**STRONG, "rl_gradient": "q_align"},
-    "td3 at the target": {**STRONG, "gradient_returns": "target", "evaluated": "slow_copy"},
+    "td3 at the target": {
+        **STRONG,
+        "exploration_targets": "constant",
+        "gradient_returns": "target",
+        "evaluated": "slow_copy",
+    },
 }
 Configure = Callable[..., OnlineDTConfig]
 
@@ -113,51 +117,16 @@ def test_with_all_of_it_on_a_run_resumes_bit_for_bit(online: Configure, method: 
 
 
 @pytest.mark.ray
-def test_a_slow_copy_is_evaluated_where_it_is_asked_to(online: Configure, tmp_path: Path) -> None:
-    """In evaluations and bundles; the policy itself goes on collecting."""
-    algorithm = online(evaluated="slow_copy", polyak=0.1).build_algo()
-    algorithm.train()
-    algorithm.train()
-    weights = algorithm.learner_group.get_weights()["default_policy"]
-    policy, slow = (
-        {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
-        for start in ("model.", "target_model.")
-    )
-    assert any(not np.array_equal(policy[name], slow[name]) for name in slow)
-
-    def numbers(model: Any) -> dict[str, Any]:
-        return {name: value.numpy() for name, value in model.state_dict().items()}
-
-    algorithm.evaluate()
-    runners = algorithm.eval_env_runner_group or algorithm.env_runner_group
-    algorithm.save_to_path(str(tmp_path / "saved"))
-    assert_same(numbers(runners.local_env_runner.module.model), slow)
-    assert_same(algorithm.policy_state(), policy)  # what collects
-    assert_same(numbers(Bundle.open(tmp_path / "saved").model), slow)
-    algorithm._collect(algorithm.replay)
-    assert_same(numbers(algorithm.env_runner_group.local_env_runner.module.model), policy)
-    algorithm.stop()
-    resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
-    assert_same(resumed.learner_group.get_weights()["default_policy"], weights)
-    resumed.stop()
-
-
-@pytest.mark.parametrize("rl_gradient", ["none", "sac"])
-def test_without_a_slow_copy_none_is_evaluated(rl_gradient: str) -> None:
-    config = OnlineDTConfig().offline_data(dataset="recipe:pendulum-mixed")
-    config.rl_module(model_config={"head": "gaussian"}).online(rl_gradient=rl_gradient, evaluated="slow_copy")
-    with pytest.raises(UserError, match=f"rl_gradient {rl_gradient} keeps none .* rl_gradient: td3"):
-        config.validate()
-
-
-@pytest.mark.ray
 @pytest.mark.long
-def test_a_shared_replay_makes_no_difference(online: Configure) -> None:
+@pytest.mark.parametrize("method", ["td3", "td3 at the target"])
+def test_a_shared_replay_makes_no_difference(online: Configure, method: str) -> None:
     """Logged windows are drawn in the learner, collected ones in the replay's process."""
     found = []
     for runners in (0, 1):
         algorithm = (
-            online(**STRONG, env_steps_per_iteration=400).env_runners(num_env_runners=runners).build_algo()
+            online(**METHODS[method], env_steps_per_iteration=400)
+            .env_runners(num_env_runners=runners)
+            .build_algo()
         )
         finish(algorithm)
         found.append(state(algorithm))

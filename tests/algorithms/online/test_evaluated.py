@@ -1,0 +1,94 @@
+"""What is evaluated and exported while finetuning: the policy, or its slow copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
+from rayrl_dt.interop.bundle import Bundle
+
+SMALL = {"context_length": 4, "embed_dim": 16, "num_layers": 1, "num_heads": 2}
+SETTINGS = {"pretrain_steps": 2, "env_steps": 600, "env_steps_per_iteration": 200, "critic_width": 8}
+
+
+def configure(data: str, **online: Any) -> OnlineDTConfig:
+    config = OnlineDTConfig().offline_data(dataset=data).rl_module(model_config=SMALL)
+    config.training(train_batch_size_per_learner=8, warmup_steps=3, lr=1e-2, precision="fp32")
+    config.evaluation(target_returns="dataset:2", episodes_per_target=1)
+    return config.online(**{**SETTINGS, "updates_per_iteration": 3, "evaluated": "slow_copy", **online})
+
+
+def weights_of(algorithm: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The policy's and the slow copy's, from the learner."""
+    every = algorithm.learner_group.get_weights()["default_policy"]
+    policy, slow = (
+        {name.removeprefix(start): value for name, value in every.items() if name.startswith(start)}
+        for start in ("model.", "target_model.")
+    )
+    return policy, slow
+
+
+def numbers(model: Any) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    assert one.keys() == other.keys()
+    return all(np.array_equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.ray
+def test_a_slow_copy_is_evaluated_and_the_policy_collects(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    algorithm = configure(pendulum_data).build_algo()
+    algorithm.train()
+    assert algorithm.gradient_steps == 2
+    assert equal(*weights_of(algorithm)), "what is evaluated at the switch is what finetuning begins with"
+    algorithm.train()
+    policy, slow = weights_of(algorithm)
+    assert not equal(policy, slow)
+    algorithm.evaluate()
+    evaluating = algorithm.eval_env_runner_group or algorithm.env_runner_group
+    assert equal(numbers(evaluating.local_env_runner.module.model), slow)
+    algorithm.save_to_path(str(tmp_path / "saved"))
+    assert equal(numbers(Bundle.open(tmp_path / "saved").model), slow)
+    algorithm._collect(algorithm.replay)
+    assert equal(numbers(algorithm.env_runner_group.local_env_runner.module.model), policy)
+    algorithm.stop()
+    resumed = OnlineDT.from_checkpoint(str(tmp_path / "saved"))
+    for one, other in zip(weights_of(resumed), (policy, slow), strict=True):
+        assert equal(one, other)
+    resumed.stop()
+
+
+@pytest.mark.ray
+def test_remote_runners_do_alike(ray_session: None, pendulum_data: str) -> None:
+    """Evaluations on the runners that collect, too: the same returns as in one process, and the same weights."""
+    found = []
+    for runners in (0, 1):
+        config = configure(pendulum_data, polyak=0.5).env_runners(num_env_runners=runners)
+        algorithm = config.evaluation(evaluation_interval=1).build_algo()
+        results = []
+        while not algorithm.done:
+            results.append(algorithm.train())
+        returns = [result["evaluation"]["return_mean"] for result in results]
+        found.append((returns, weights_of(algorithm)))
+        algorithm.stop()
+    (one, one_weights), (other, other_weights) = found
+    assert len(one) > 3 and one == other
+    assert all(equal(*pair) for pair in zip(one_weights, other_weights, strict=True))
+
+
+@pytest.mark.parametrize(("rl_gradient", "head"), [("none", "gaussian"), ("sac", "gaussian")])
+def test_without_a_slow_copy_none_is_evaluated(rl_gradient: str, head: str) -> None:
+    config = OnlineDTConfig().offline_data(dataset="recipe:pendulum-mixed")
+    config.rl_module(model_config={"head": head}).online(rl_gradient=rl_gradient, evaluated="slow_copy")
+    with pytest.raises(
+        UserError, match=rf"rl_gradient {rl_gradient} keeps none .* \(td3, pg, awac, q_align, expected_q\)"
+    ):
+        config.validate()
