@@ -346,16 +346,6 @@ def test_steps_of_the_critics_share_no_window(build: Callable[..., Any]) -> None
             "rl_gradient is 'ppo'. Allowed: awac, expected_q, none, pg, q_align, sac, td3",
         ),
         (
-            {"rl_gradient": "awac", "alpha": 0.3},
-            "auto",
-            r"alpha is 0.3, .*rl_gradient awac; remove it, or set .* td3 or sac or pg or expected_q",
-        ),
-        (
-            {"order_weight": 2.0},
-            "auto",
-            "order_weight is 2.0, and nothing reads it with online.rl_gradient td3; .* rl_gradient: q_align",
-        ),
-        (
             {"gradient_returns": "target", "exploration_targets": "best"},
             "auto",
             "gradient_returns target climbs at one return, .* best asks .* exploration_targets: constant",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from rayrl_dt.algorithms.config import SequenceConfig
@@ -24,7 +24,6 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.gradient import RLGradient
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS, gradient_settings
-from rayrl_dt.settings import attribute_of
 
 __all__ = ["OnlineConfig"]
 
@@ -242,13 +241,7 @@ class OnlineConfig(SequenceConfig):
                     f"env_runners.{name} is {value}, and nothing reads it with online.mode: sync, which collects whole "
                     "episodes; remove it, or set mode: async"
                 )
-        if self.gradient.reads_episode_returns and self.exploration_targets != "constant":
-            raise UserError(
-                "online.gradient_returns target climbs at one return, and exploration_targets "
-                f"{self.exploration_targets} asks for another in each round; "
-                "set exploration_targets: constant, or gradient_returns: achieved"
-            )
-        self._check_gradient_settings()
+        _check_gradient(self)
         if self.start_from is not None and self.chosen_model:
             raise UserError(
                 "rl_module.model_config and online.start_from exclude each other: the model is that of the policy "
@@ -267,33 +260,11 @@ class OnlineConfig(SequenceConfig):
         self._check_model()
         super().validate()
 
-    def _check_gradient_settings(self) -> None:
-        """Refuse what is set for other gradients."""
-        read = {
-            name: {each.name for each in fields(gradient.reads)} for name, gradient in RL_GRADIENTS.items()
-        }
-        for each in dict.fromkeys(each for part in gradient_settings() for each in fields(part)):
-            value = getattr(self, attribute_of(each))
-            # The policy's spec records the rewards' scale, whatever trains it.
-            if each.name in read[self.rl_gradient] | {"reward_scale"} or value == each.default:
-                continue
-            reading = " or ".join(name for name, names in read.items() if each.name in names)
-            raise UserError(
-                f"online.{each.name} is {value!r}, and nothing reads it with online.rl_gradient {self.rl_gradient}; "
-                f"remove it, or set rl_gradient: {reading}"
-            )
-
     def _check_model(self) -> None:
         """Refuse models that cannot be finetuned: the config's own, or that of the policy to start from."""
         model = self.sequence_model
         self.gradient.check_model(model)
         self.gradient.check_batch(self.train_batch_size_per_learner)
-        if self.evaluated == "slow_copy" and "model" not in self.gradient.companions.slow:
-            having = [name for name, row in RL_GRADIENTS.items() if "model" in row.of(self).companions.slow]
-            raise UserError(
-                f"online.evaluated is slow_copy, and rl_gradient {self.rl_gradient} keeps none of the policy; set "
-                f"evaluated: policy, or an rl_gradient that does ({', '.join(having)})"
-            )
         if not BACKBONES[model.backbone].every_step:
             raise UserError(
                 f"model_config.backbone {model.backbone} has one output per window; finetune a sequence backbone"
@@ -303,3 +274,19 @@ class OnlineConfig(SequenceConfig):
                 f"model_config.backbone {model.backbone} cannot be finetuned online: its return prediction would not "
                 "be trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
             )
+
+
+def _check_gradient(config: OnlineConfig) -> None:
+    """Check that the gradient has what the settings beside it ask for."""
+    if config.gradient.reads_episode_returns and config.exploration_targets != "constant":
+        raise UserError(
+            "online.gradient_returns target climbs at one return, and exploration_targets "
+            f"{config.exploration_targets} asks for another in each round; "
+            "set exploration_targets: constant, or gradient_returns: achieved"
+        )
+    if config.evaluated == "slow_copy" and "model" not in config.gradient.companions.slow:
+        having = [name for name, row in RL_GRADIENTS.items() if "model" in row.of(config).companions.slow]
+        raise UserError(
+            f"online.evaluated is slow_copy, and rl_gradient {config.rl_gradient} keeps none of the policy; set "
+            f"evaluated: policy, or an rl_gradient that does ({', '.join(having)})"
+        )
