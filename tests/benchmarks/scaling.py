@@ -1,6 +1,7 @@
 """How collection scales with env runners, and what it saves to collect while learning.
 
     python tests/benchmarks/scaling.py sleeping          # an environment that waits 20 ms a step: not bound by the CPU
+    python tests/benchmarks/scaling.py sleeping --runners 1,8x8    # 8 runners of 8 such environments, in processes
     python tests/benchmarks/scaling.py hopper            # one that is, in episodes of 1,000 steps
     python tests/benchmarks/scaling.py hopper --embed-dim 128 --layers 3 --context-length 20    # a larger policy
     python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
@@ -83,10 +84,25 @@ def record(env: gym.Env[Any, Any], name: str, folder: Path) -> str:
     return f"store:{folder}"
 
 
+class Runners(NamedTuple):
+    """How many there are, and how many environments each has, beyond one in processes of their own."""
+
+    count: int
+    slots: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> Runners:
+        """From "8" or "8x4"."""
+        return cls(*(int(number) for number in text.split("x")))
+
+    def __str__(self) -> str:
+        return f"{self.count:3} runners" + (f" of {self.slots}" if self.slots > 1 else "")
+
+
 def configure(
     data: str,
     env: str,
-    runners: int,
+    runners: Runners,
     *,
     model: dict[str, int],
     env_config: dict[str, Any] | None = None,
@@ -99,7 +115,10 @@ def configure(
     config.rl_module(model_config={"max_episode_steps": 1000, **model})
     config.training(gradient_steps_per_iteration=1, train_batch_size_per_learner=16)
     config.evaluation(target_returns=[10.0])
-    config.env_runners(num_env_runners=runners)
+    mode = "sync" if runners.slots == 1 else "async"
+    config.env_runners(
+        num_env_runners=runners.count, num_envs_per_env_runner=runners.slots, gym_env_vectorize_mode=mode
+    )
     if online.get("mode") == "async":
         config.env_runners(rollout_fragment_length=fragment)
     config.online(pretrain_steps=0, exploration_target=10.0, **online)
@@ -117,7 +136,7 @@ class Rate(NamedTuple):
 def rate(
     data: str,
     env: str,
-    runners: int,
+    runners: Runners,
     seconds: float,
     *,
     model: dict[str, int],
@@ -139,7 +158,7 @@ def rate(
         **endless,
     ).build_algo()
     try:
-        while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners:
+        while algorithm.async_runners is None or len(algorithm.async_runners.streams) < runners.count:
             algorithm.train()
         begin, steps, calls = time.perf_counter(), algorithm.env_steps, algorithm.stream_calls
         busy = time.process_time()
@@ -166,7 +185,7 @@ def wall_time(
         "env_steps_per_iteration": steps,
         "updates_per_iteration": updates,
     }
-    algorithm = configure(data, env, runners, model=model, mode=mode, **settings).build_algo()
+    algorithm = configure(data, env, Runners(runners), model=model, mode=mode, **settings).build_algo()
     try:
         # The runners' processes are up once they have evaluated.
         algorithm.evaluate()
@@ -185,7 +204,7 @@ def hung(
     """Environment steps a second of all runners but one, before that one hangs and from then on."""
     settings = {"env_steps": 10**9, "updates_per_iteration": 1, "mode": "async"}
     algorithm = configure(
-        data, env, runners, model=model, env_config={"hang": str(flag)}, **settings
+        data, env, Runners(runners), model=model, env_config={"hang": str(flag)}, **settings
     ).build_algo()
 
     def brought() -> dict[int, int]:
@@ -220,7 +239,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("sleeping", "hopper", "falling", "turns", "hung"))
-    parser.add_argument("--runners", help="how many, separated by commas")
+    parser.add_argument("--runners", help="how many, separated by commas; 8x4 for 8 of 4 environments each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each count, in turn")
     parser.add_argument("--context-length", type=int, default=5, help="of the policy")
@@ -233,8 +252,8 @@ def main() -> None:
     arguments = parser.parse_args()
     hopper = arguments.what in ("hopper", "falling")
     usual = {"hung": "4,8"}.get(arguments.what, "1,2" if hopper else "1,2,4,8,16")
-    counts = [int(count) for count in (arguments.runners or usual).split(",")]
-    room = {"num_cpus": max(counts) + 16, "include_dashboard": False}
+    counts = [Runners.read(count) for count in (arguments.runners or usual).split(",")]
+    room = {"num_cpus": max(runners.count for runners in counts) + 16, "include_dashboard": False}
     ray.init(address="local", logging_level="ERROR", log_to_driver=False, **room)
     with tempfile.TemporaryDirectory() as folder:
         model = {
@@ -259,14 +278,14 @@ def main() -> None:
         if arguments.what == "hung":
             flag = Path(folder) / "hang"
             for runners in counts * arguments.repeats:
-                before, after = hung(data, env, runners, arguments.seconds, model=model, flag=flag)
+                before, after = hung(data, env, runners.count, arguments.seconds, model=model, flag=flag)
                 print(
-                    f"{runners:3} runners, one hangs: the others take {before:.1f} env-steps/s before and "
+                    f"{runners}, one hangs: the others take {before:.1f} env-steps/s before and "
                     f"{after:.1f} in the {arguments.seconds:g} s from then on, {after / before - 1:+.1%}",
                     flush=True,
                 )
             return
-        found: dict[int, list[float]] = {runners: [] for runners in counts}
+        found: dict[Runners, list[float]] = {runners: [] for runners in counts}
         for runners in counts * arguments.repeats:
             measured = rate(
                 data,
@@ -280,14 +299,16 @@ def main() -> None:
             )
             found[runners].append(measured.steps)
             print(
-                f"{runners:3} runners {measured.steps:9.1f} env-steps/s {measured.calls:7.1f} calls/s, each "
+                f"{runners} {measured.steps:9.1f} env-steps/s {measured.calls:7.1f} calls/s, each "
                 f"{measured.driver_ms:.2f} ms of the driver",
                 flush=True,
             )
-        first = statistics.median(found[counts[0]]) / counts[0]
+        environments = {runners: runners.count * runners.slots for runners in found}
+        first = statistics.median(found[counts[0]]) / environments[counts[0]]
         for runners, rates in found.items():
             median = statistics.median(rates)
-            print(f"{runners:3} runners {median:9.1f} env-steps/s  {median / runners / first:.2f} of linear")
+            share = median / environments[runners] / first
+            print(f"{runners} {median:9.1f} env-steps/s  {share:.2f} of linear")
 
 
 if __name__ == "__main__":
