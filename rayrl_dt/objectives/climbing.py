@@ -18,7 +18,7 @@ from torch import Tensor
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
 from rayrl_dt.objectives.gradient import Batch, Networks
-from rayrl_dt.objectives.return_order import check_orders
+from rayrl_dt.objectives.return_order import check_asked_for_returns
 from rayrl_dt.objectives.return_shift import as_if_asked
 from rayrl_dt.settings import choice, real, setting
 from rayrl_dt.types import Window
@@ -79,7 +79,9 @@ class Climbing(CriticGradient):
             UserError: the backbone reads none, or acts on returns of its own.
         """
         if self.reads_episode_returns:
-            check_orders(model, "online.gradient_returns target", "gradient_returns: achieved")
+            check_asked_for_returns(
+                model, "online.gradient_returns target climbs at", "gradient_returns: achieved"
+            )
 
     def asked_next(self, networks: Networks, batch: Batch, *, online: bool) -> Window[Tensor]:
         """Return the shifted windows with the returns at which the policy climbs."""

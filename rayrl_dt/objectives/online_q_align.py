@@ -23,7 +23,7 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
 from rayrl_dt.objectives.gradient import Batch, Networks
-from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_orders
+from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_asked_for_returns
 from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, real, setting
@@ -66,7 +66,7 @@ class OnlineQAlign(CriticGradient):
         Raises:
             UserError: the backbone reads none, or acts on returns of its own.
         """
-        check_orders(model, "online.rl_gradient q_align", "rl_gradient: td3")
+        check_asked_for_returns(model, "online.rl_gradient q_align orders actions by", "rl_gradient: td3")
 
     def check_policy(self, spec: PolicySpec) -> None:
         """Check that neither shift nor range is empty; see `ReturnShift.check`.
@@ -85,10 +85,7 @@ class OnlineQAlign(CriticGradient):
         """Return the shifted returns `(1, B, K, 1)`, once finetuning has begun."""
         if not online or self.settings.order_weight == 0:
             return None
-        law, window = self._law(networks.model.spec), batch.window
-        noise = batch.normal(window.returns_to_go[:, 0, 0])  # (B,)
-        returns, batch.shift = law.asked(window, batch.progress, noise)
-        return returns[None]
+        return self._law(networks.model.spec).ask(batch)
 
     def policy_loss(
         self, fit: Tensor, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool

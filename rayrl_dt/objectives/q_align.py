@@ -51,7 +51,7 @@ from rayrl_dt.objectives.gradient import (
     Trained,
 )
 from rayrl_dt.objectives.objective import Q_MEAN, Imitation, mean_of_steps
-from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_orders, rise_of
+from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_asked_for_returns, rise_of
 from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
@@ -168,16 +168,13 @@ class QAlign(RLGradient):
         Raises:
             UserError: the backbone reads none, or acts on returns of its own.
         """
-        check_orders(model, "training.objective q_align", "objective: imitation")
+        check_asked_for_returns(model, "training.objective q_align orders actions by", "objective: imitation")
 
     def asked_returns(self, networks: Networks, batch: Batch, *, online: bool) -> Tensor | None:
         """Return the shifted returns `(1, B, K, 1)`, once they count."""
         if self.align.align_weight == 0 or batch.progress < self.align.align_start:
             return None
-        law, window = self.align.shift(networks.model.spec), batch.window
-        noise = batch.normal(window.returns_to_go[:, 0, 0])  # (B,)
-        returns, batch.shift = law.asked(window, batch.progress, noise)
-        return returns[None]
+        return self.align.shift(networks.model.spec).ask(batch)
 
     def policy_loss(
         self, fit: Tensor, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool

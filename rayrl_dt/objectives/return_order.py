@@ -21,7 +21,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.gradient import Batch
 from rayrl_dt.objectives.objective import mean_of_steps
 
-__all__ = ["ALIGN_LOGS", "Order", "check_orders", "ordering_loss", "rise_of"]
+__all__ = ["ALIGN_LOGS", "Order", "check_asked_for_returns", "ordering_loss", "rise_of"]
 
 ALIGN_LOSS, AGREEMENT, SLOPE = ALIGN_LOGS = ("align_loss", "align_agreement", "align_slope")
 _TINY = torch.finfo(torch.float32).tiny
@@ -108,12 +108,12 @@ def rise_of(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return slope.clamp(min=0.0)
 
 
-def check_orders(model: ModelConfig, setting: str, otherwise: str) -> None:
+def check_asked_for_returns(model: ModelConfig, what: str, otherwise: str) -> None:
     """Refuse policies that are not asked for returns.
 
     Args:
         model: the policy's choices.
-        setting: what orders actions, for the message.
+        what: a setting and what it does by the return that is asked for, for the message.
         otherwise: what else to choose, likewise.
 
     Raises:
@@ -125,6 +125,6 @@ def check_orders(model: ModelConfig, setting: str, otherwise: str) -> None:
     having = [name for name, row in BACKBONES.items() if row.reads_returns and not row.predicts_returns]
     why = "acts on returns that it predicts itself" if backbone.predicts_returns else "reads no returns"
     raise UserError(
-        f"{setting} orders actions by the return that is asked for, and backbone {model.backbone!r} {why}; choose "
+        f"{what} the return that is asked for, and backbone {model.backbone!r} {why}; choose "
         f"{', '.join(having)}, or {otherwise}"
     )

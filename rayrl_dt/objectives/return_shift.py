@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.objectives.gradient import Batch
 from rayrl_dt.types import Window
 
 __all__ = ["ReturnShift", "as_if_asked", "shifted"]
@@ -95,9 +96,11 @@ class ReturnShift:
                 "returns, low before high"
             )
 
-    def asked(self, window: Window[Tensor], progress: float, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the returns of windows shifted by a draw; see `draw` and `shifted`."""
-        return shifted(window, self.draw(progress, noise), self.low, self.high)
+    def ask(self, batch: Batch) -> Tensor:
+        """Return a batch's returns `(1, B, K, 1)` shifted by a draw, and leave the shifts in `Batch.shift`."""
+        shift = self.draw(batch.progress, batch.normal(batch.window.returns_to_go[:, 0, 0]))  # (B,)
+        returns, batch.shift = shifted(batch.window, shift, self.low, self.high)
+        return returns[None]
 
     def at_the_top(self, window: Window[Tensor]) -> Window[Tensor]:
         """Return the windows as a critic's target asks for them."""

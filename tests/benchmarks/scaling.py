@@ -117,10 +117,11 @@ def configure(
     config.evaluation(target_returns=[10.0])
     mode = "sync" if runners.slots == 1 else "async"
     config.env_runners(
-        num_env_runners=runners.count, num_envs_per_env_runner=runners.slots, gym_env_vectorize_mode=mode
+        num_env_runners=runners.count,
+        num_envs_per_env_runner=runners.slots,
+        gym_env_vectorize_mode=mode,
+        rollout_fragment_length=fragment,
     )
-    if online.get("mode") == "async":
-        config.env_runners(rollout_fragment_length=fragment)
     config.online(pretrain_steps=0, exploration_target=10.0, **online)
     return config
 
