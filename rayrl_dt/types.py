@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from rayrl_dt.devices import on_device
 from rayrl_dt.errors import UserError
 
 __all__ = [
@@ -34,7 +35,7 @@ SMALLEST_STD = 1e-6
 """A feature of observations that deviates by less counts as constant."""
 
 # Deviations in units of a feature's scale: less is noise around a constant, and what it is raised to then.
-_NEARLYSMALLEST_STD = 3e-4
+_NEARLY_CONSTANT = 3e-4
 _RAISED = 0.01
 # Of the deviation: steps of noise are sqrt(2) deviations long, those of a signal far shorter.
 _JITTER = 0.5
@@ -212,7 +213,7 @@ class Window(Generic[ArrayT]):
     def to_torch(self, device: torch.device | str = "cpu") -> Window[torch.Tensor]:
         """Return the window as tensors on `device`; CPU tensors share memory with the arrays."""
         tensors = {
-            f.name: torch.as_tensor(getattr(self, f.name)).to(device, non_blocking=True)
+            f.name: on_device(torch.as_tensor(getattr(self, f.name)), device)
             for f in fields(self)
             if f.name != "next" and getattr(self, f.name) is not None
         }
@@ -278,7 +279,7 @@ class Normalizer:
         varies = std >= SMALLEST_STD
         typical = np.median(std[varies]) if varies.any() else 0.0
         scale = np.maximum(np.abs(mean), typical)
-        raised = varies & (std < _NEARLYSMALLEST_STD * scale)
+        raised = varies & (std < _NEARLY_CONSTANT * scale)
         if raised.any():
             steps, number = np.zeros(int(raised.sum())), 0
             for begin in range(0, count, chunk):

@@ -25,6 +25,7 @@ LAYERS: tuple[str, ...] = (
     "seeding",
     "versions",
     "precision",
+    "devices",
     "cores",
     "types",
     "losses",

@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+from torch import Tensor
 
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
@@ -121,8 +122,10 @@ class SequenceAlgorithm(Algorithm):
         # The learner's own count: an observer may have stopped it early.
         self.gradient_steps = int(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, GRADIENT_STEPS)))
 
-    def observe_steps(self, observer: Callable[[int, float], bool] | None) -> None:
+    def observe_steps(self, observer: Callable[[int, Tensor], bool] | None) -> None:
         """Have a local learner call `observer(gradient_step, loss)` after each step; False ends the iteration.
+
+        The loss is where it was computed, and who reads it waits for the device.
 
         Remote learners cannot be watched from here: their steps show when the iteration ends.
         """

@@ -11,12 +11,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from rayrl_dt import precision
+from rayrl_dt.algorithms.divergence import DivergenceGuard
 from rayrl_dt.algorithms.module import PREDICTIONS, RETURNS, SequenceRLModule
 from rayrl_dt.algorithms.offline_data import BatchSource
-from rayrl_dt.algorithms.policy_optimizer import optimizer_arguments, parameters_of
+from rayrl_dt.algorithms.policy_optimizer import adamw, optimizer_arguments, parameters_of
 from rayrl_dt.algorithms.rllib_internals import RLlibLearner
 from rayrl_dt.algorithms.step_means import StepMeans
-from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.objectives.imitation import return_loss
 from rayrl_dt.objectives.objective import Objective
 from rayrl_dt.precision import keep_freed_memory
@@ -69,11 +69,13 @@ class SequenceLearner(RLlibLearner):
 
     Attributes:
         gradient_step: gradient steps taken; saved, and the only clock of warm-up, batches and dropout.
-        observer: called with (gradient step, loss) after each step; returning False ends the iteration.
+        observer: called with (gradient step, loss) after each step; returning False ends the iteration. The loss is
+            where it was computed: who reads it waits for the device.
+        guard: finds what has diverged.
         expected_steps: gradient steps of the whole run, as far as they are known: where the cosine ends.
     """
 
-    observer: Callable[[int, float], bool] | None = None
+    observer: Callable[[int, Tensor], bool] | None = None
 
     def build(self) -> None:
         """Build the module and its optimizer."""
@@ -83,6 +85,7 @@ class SequenceLearner(RLlibLearner):
         self.expected_steps: int = self.config.gradient_steps
         self._rank = torch.distributed.get_rank() if self.config.num_learners > 1 else 0
         self._means = StepMeans()
+        self.guard = DivergenceGuard(self.device)
         self._last_loss = torch.zeros(())
         self._objective: Objective = self.config.training_objective
         self.sequence_module.precision = precision.resolve(self.config.precision, self.device)
@@ -97,7 +100,7 @@ class SequenceLearner(RLlibLearner):
         """Register AdamW; see `TrainingSettings` for what decays."""
         # A frozen critic is no business of the optimizer.
         arguments = optimizer_arguments(self.module[module_id], config)
-        optimizer = torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")
+        optimizer = adamw(self.device, **arguments)
         self.register_optimizer(
             module_id=module_id,
             optimizer=optimizer,
@@ -109,7 +112,7 @@ class SequenceLearner(RLlibLearner):
         """Yield the batches of the next gradient steps; an observer may end them."""
         for window in source.batches(rank=self._rank, first_step=self.gradient_step, count=count):
             yield window.to_torch(self.device)
-            if self.observer is not None and not self.observer(self.gradient_step, float(self._last_loss)):
+            if self.observer is not None and not self.observer(self.gradient_step, self._last_loss):
                 return
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -127,6 +130,7 @@ class SequenceLearner(RLlibLearner):
         self.sequence_module.model.reseed(seed)
         result = super().gradient_step_on(batch)
         self.gradient_step += 1
+        self.guard.stepped()
         return result
 
     def compute_loss_for_module(
@@ -151,15 +155,20 @@ class SequenceLearner(RLlibLearner):
         """Clip the global gradient norm.
 
         Raises:
-            TrainingDiverged: the norm is NaN or infinite; the weights have not been touched.
+            TrainingDiverged: the norm is NaN or infinite; the weights have not been touched. See `DivergenceGuard`.
         """
         gradients = [gradient for gradient in gradients_dict.values() if gradient is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if not bool(torch.isfinite(norm)):
-            raise TrainingDiverged(
-                f"the gradient became {float(norm)} at gradient step {self.gradient_step}; the weights before "
-                "it are intact: lower training.lr, or look for extreme values with `rayrl-dt data preview`"
-            )
+        step = self.gradient_step
+        self.guard.check(
+            torch.isfinite(norm),
+            (norm, self._last_loss),
+            lambda norm, _: (
+                f"the gradient became {norm} at gradient step {step}; the weights before it are intact: "
+                "lower training.lr, or look for extreme values with `rayrl-dt data preview`"
+            ),
+        )
+        self.guard.hold(optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID))
         if self.config.grad_clip is not None:
             scale = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
@@ -167,7 +176,12 @@ class SequenceLearner(RLlibLearner):
         return gradients_dict
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Log the means over the steps of this call that logged something, and the step count."""
+        """Log the means over the steps of this call that logged something, and the step count.
+
+        Raises:
+            TrainingDiverged: it was found on a device; see `DivergenceGuard`.
+        """
+        self.guard.read()
         for key, value in self._means.take().items():
             self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
         lr = self._lr(self.gradient_step - 1)

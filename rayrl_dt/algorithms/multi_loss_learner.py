@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from rayrl_dt import losses
 from rayrl_dt.algorithms.critic_module import CriticRLModule
 from rayrl_dt.algorithms.learner import GRAD_NORM, LOSS, SequenceLearner
-from rayrl_dt.algorithms.policy_optimizer import optimizer_arguments, parameters_of
+from rayrl_dt.algorithms.policy_optimizer import adamw, optimizer_arguments, parameters_of
 from rayrl_dt.algorithms.rllib_internals import SeveralLosses
-from rayrl_dt.critics.guard import check_values
-from rayrl_dt.errors import TrainingDiverged
+from rayrl_dt.critics.guard import explosion, possible
 from rayrl_dt.objectives.gradient import Batch, Trained
 from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Window
@@ -45,7 +44,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         """Build module and optimizers."""
         super().build()
         self.networks.begin_training()
-        self._largest_reward = float(self.config.largest_reward)
+        self._largest_reward = torch.tensor(float(self.config.largest_reward), device=self.device)
 
     @property
     def networks(self) -> CriticRLModule:
@@ -59,7 +58,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         policy = self._policy_optimizer(optimizer_arguments(self.networks.model, self.config))
         found = {POLICY: (policy, config.lr)}
         for name, parameters, lr, decay in self._trained():
-            adam = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=self.device.type == "cpu")
+            adam = adamw(self.device, params=parameters, lr=lr, weight_decay=decay)
             found[name] = adam, lr
         for name, (optimizer, lr) in found.items():
             self.register_optimizer(
@@ -71,7 +70,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
             )
 
     def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(**arguments, fused=self.device.type == "cpu")
+        return adamw(self.device, **arguments)
 
     @abstractmethod
     def _trained(self) -> Iterable[Trained]:
@@ -91,6 +90,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         progress = min(1.0, step / self.config.gradient_steps)
         self._take_step(Batch(window, module.model, noise, progress, module.precision))
         self.gradient_step += 1
+        self.guard.stepped()
         return {}, {DEFAULT_MODULE_ID: self._last_loss}, {}
 
     @abstractmethod
@@ -107,7 +107,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         """Take one step of an optimizer; return the norm of the gradient before clipping.
 
         Raises:
-            TrainingDiverged: the loss or its gradient is NaN or infinite in any of the learners.
+            TrainingDiverged: the loss or its gradient is NaN or infinite in any of the learners; see `DivergenceGuard`.
         """
         found = torch.autograd.grad(loss, self._parameters(optimizer), allow_unused=True)
         gradients = [
@@ -128,16 +128,21 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         """Take one step of an optimizer along gradients that are there already; see `descend`."""
         gradients, mean = self._averaged(gradients, loss)
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(mean)):
-            raise TrainingDiverged(
-                f"{what} became {float(mean):.3g} with a gradient of {float(norm):.3g} at gradient step "
-                f"{self.gradient_step}; the last checkpoint is intact: lower training.lr or critic_lr"
-            )
+        step = self.gradient_step
+        self.guard.check(
+            torch.isfinite(norm) & torch.isfinite(mean),
+            (mean, norm),
+            lambda mean, norm: (
+                f"{what} became {mean:.3g} with a gradient of {norm:.3g} at gradient step {step}; "
+                "the last checkpoint is intact: lower training.lr or critic_lr"
+            ),
+        )
         if clip is not None:
             torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
         for parameter, gradient in zip(self._parameters(optimizer), gradients, strict=True):
             parameter.grad = gradient
         found = self.get_optimizer(DEFAULT_MODULE_ID, optimizer)
+        self.guard.hold([found])
         found.step()
         found.zero_grad(set_to_none=True)
         return norm
@@ -164,13 +169,17 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         assert window.rewards is not None
         # One that stops alone leaves the others waiting for its next gradient.
         means, rewards = self._from_all_learners(torch.stack([mean, window.rewards.abs().max()])).T
-        self._largest_reward = max(self._largest_reward, float(rewards.max()))
-        check_values(
-            float(means.mean()),
-            largest_reward=self._largest_reward / reward_scale,
-            gamma=gamma,
-            step=self.gradient_step,
-            remedy="the last checkpoint is intact: set critic_layer_norm: true, or lower critic_lr",
+        self._largest_reward = torch.maximum(self._largest_reward, rewards.max())
+        step, mean, largest = self.gradient_step, means.mean(), self._largest_reward / reward_scale
+        self.guard.check(
+            possible(mean, largest_reward=largest, gamma=gamma),
+            (mean, largest),
+            lambda mean, largest: explosion(
+                mean,
+                largest_reward=largest,
+                step=step,
+                remedy="the last checkpoint is intact: set critic_layer_norm: true, or lower critic_lr",
+            ),
         )
 
     def _from_all_learners(self, values: Tensor) -> Tensor:
@@ -195,9 +204,11 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Add the size of the largest reward, which may have left the replay."""
-        return {**super().get_state(*args, **kwargs), _LARGEST_REWARD: self._largest_reward}
+        return {**super().get_state(*args, **kwargs), _LARGEST_REWARD: float(self._largest_reward)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore the state; see `SequenceLearner`."""
         super().set_state(state)
-        self._largest_reward = float(state.get(_LARGEST_REWARD, self._largest_reward))
+        self._largest_reward = self._largest_reward.new_tensor(
+            state.get(_LARGEST_REWARD, self._largest_reward)
+        )

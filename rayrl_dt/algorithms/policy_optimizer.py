@@ -1,12 +1,27 @@
-"""What every optimizer of a policy's weights is told, whichever learner builds it."""
+"""What every optimizer of a policy's weights is told, whichever learner builds it; and AdamW."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["optimizer_arguments", "parameters_of"]
+from rayrl_dt import devices
+
+__all__ = ["adamw", "optimizer_arguments", "parameters_of"]
+
+
+def adamw(device: torch.device, *, fused_on_cpu: bool = True, **arguments: Any) -> torch.optim.AdamW:
+    """Return AdamW, fused: in one pass over memory, and such that `DivergenceGuard` can hold it.
+
+    Args:
+        device: of the weights.
+        fused_on_cpu: False for what has always been computed in several passes there: that rounds otherwise, and runs
+            would not go on as they began.
+        arguments: of `torch.optim.AdamW`.
+    """
+    return torch.optim.AdamW(**arguments, fused=fused_on_cpu or not devices.reads_are_free(device))
 
 
 def optimizer_arguments(model: nn.Module, config: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _bare_loop(algorithm: Any, store: TrajectoryStore) -> Work:
     model = copy.deepcopy(module.model).train()
     device = model.head.weight.device
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cpu"
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     steps = itertools.count()
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, SupportsFloat
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -93,7 +93,7 @@ class TrainingProgress:
             rate=0.0,
         )
 
-    def stepped(self, gradient_step: int, loss: float) -> None:
+    def stepped(self, gradient_step: int, loss: SupportsFloat) -> None:
         """Move the bar."""
         self._window.append((time.perf_counter(), gradient_step))
         (begin, first), (end, last) = self._window[0], self._window[-1]

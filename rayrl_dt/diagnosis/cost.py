@@ -140,7 +140,7 @@ def _training(
     chosen = model.spec.model
     drawn = windows.sample(store, rng, batch_size, chosen.context_length, frame_stack=chosen.frame_stack)
     window = drawn.to_torch(device)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5, fused=device.type == "cpu")
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5, fused=True)
 
     def call() -> None:
         with autocast(device, precision):

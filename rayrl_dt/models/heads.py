@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt import losses
+from rayrl_dt.devices import on_device
 from rayrl_dt.models.head import ContinuousHead, Head
 from rayrl_dt.models.multi_categorical import MultiCategoricalHead
 from rayrl_dt.types import ACTION_LIMIT
@@ -84,7 +85,7 @@ class GaussianHead(ContinuousHead):
         """Draw from the squashed normal law; see `Head`."""
         mean, log_std = self.law(outputs)  # (B, A) each
         noise = torch.randn((count, *mean.shape), generator=generator, device=generator.device)
-        return _squashed(mean + log_std.exp() * noise.to(mean.device))  # (M, B, A)
+        return _squashed(mean + log_std.exp() * on_device(noise, mean.device))  # (M, B, A)
 
     def sample_with_density(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw from the squashed normal law; see `Head`."""
@@ -177,4 +178,4 @@ def _squashed(before: Tensor) -> Tensor:
 
 def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
-    return torch.randn(like.shape, generator=generator).to(like.device)
+    return on_device(torch.randn(like.shape, generator=generator), like.device)

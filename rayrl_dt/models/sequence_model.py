@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt import devices
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.dropout import DropoutSource
 from rayrl_dt.models.encoders import Encoder, encoder_of
@@ -76,7 +77,7 @@ class SequenceModel(nn.Module):
         if share == 0 or not self.training:
             return window
         drawn = torch.from_numpy(self._dropping.random(window.batch_size) < share)  # (B,)
-        dropped = drawn.to(window.mask.device)[:, None, None]
+        dropped = devices.on_device(drawn, window.mask.device)[:, None, None]
         return replace(window, returns_to_go=window.returns_to_go.masked_fill(dropped, torch.nan))
 
     def forward(self, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
@@ -137,7 +138,9 @@ class SequenceModel(nn.Module):
 
     def inputs(self, window: Window[Tensor]) -> TrunkInputs:
         """Convert a raw window to model units; padding becomes zero in model units."""
-        return self.masked_inputs(window, None if bool(window.mask.all()) else window.mask)
+        # A look at the mask is worth it where it costs nothing.
+        full = devices.reads_are_free(window.mask.device) and bool(window.mask.all())
+        return self.masked_inputs(window, None if full else window.mask)
 
     def masked_inputs(self, window: Window[Tensor], mask: Tensor | None) -> TrunkInputs:
         """Convert a raw window as `inputs` does, without a look at what its mask holds.

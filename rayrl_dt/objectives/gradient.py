@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.critics.networks import TwinCritic
+from rayrl_dt.devices import on_device
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -104,7 +105,7 @@ class Batch:
 
     def normal(self, like: Tensor) -> Tensor:
         """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
-        return torch.randn(like.shape, generator=self.noise).to(like.device)
+        return on_device(torch.randn(like.shape, generator=self.noise), like.device)
 
 
 class Bench(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.cql import CONSERVATIVE_GAP
@@ -30,7 +30,7 @@ class Observer(Protocol):
     def started(self, algorithm: SequenceAlgorithm) -> None:
         """Take note that the algorithm is built."""
 
-    def stepped(self, gradient_step: int, loss: float) -> None:
+    def stepped(self, gradient_step: int, loss: SupportsFloat) -> None:
         """Take note of a gradient step (local learner only)."""
 
     def iterated(self, record: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Iterations:
     def run(self, observer: Observer | None) -> RunOutcome:
         """Iterate until the last gradient step or an interrupt."""
 
-        def on_step(gradient_step: int, loss: float) -> bool:
+        def on_step(gradient_step: int, loss: SupportsFloat) -> bool:
             if observer is not None:
                 observer.stepped(gradient_step, loss)
             return not self.stopping

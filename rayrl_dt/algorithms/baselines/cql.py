@@ -18,6 +18,7 @@ from rayrl_dt.algorithms.multi_loss_learner import TEMPERATURE, MultiLossLearner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.critics.return_floor import calibrated
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.devices import on_device
 from rayrl_dt.errors import UserError
 from rayrl_dt.objectives.gradient import CRITIC, CRITIC_LOSS, Batch, Trained
 from rayrl_dt.objectives.objective import Q_MEAN
@@ -218,6 +219,6 @@ class CQLLearner(MultiLossLearner):
 
     def _draw_uniform(self, like: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform actions in [-1, 1] with their log-density, in the shapes of drawn ones `(B, M, A)`."""
-        actions = 2.0 * torch.rand(like.shape, generator=noise).to(like.device) - 1.0
+        actions = 2.0 * on_device(torch.rand(like.shape, generator=noise), like.device) - 1.0
         log_density = torch.full(like.shape[:-1], -like.shape[-1] * math.log(2.0), device=like.device)
         return actions, log_density

@@ -10,6 +10,7 @@ import torch
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.baselines.config import MemorylessConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
+from rayrl_dt.algorithms.policy_optimizer import adamw
 from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.errors import UserError
@@ -90,8 +91,7 @@ class TD3BCLearner(RLGradientLearner):
     """The learner of `TD3BCConfig`."""
 
     def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        # Not fused: that rounds otherwise, and runs would not go on as they began.
-        return torch.optim.AdamW(**arguments)
+        return adamw(self.device, fused_on_cpu=False, **arguments)
 
 
 class TD3BC(SequenceAlgorithm):

@@ -21,6 +21,8 @@ class Lamb(Optimizer):
 
     Differs from the released code, which also clips the global gradient norm to 1 in here: clip before `step`.
 
+    Like torch's fused optimizers it stands still in a step where its attribute `found_inf`, a tensor `()`, is 1.
+
     Args:
         params: tensors, or groups of them.
         lr: step length relative to the length of each tensor.
@@ -65,6 +67,9 @@ class Lamb(Optimizer):
         """Move the tensors of one group."""
         beta1, beta2 = group["betas"]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
+        held: torch.Tensor | None = getattr(self, "found_inf", None)
+        if held is not None:
+            gradients = [gradient.masked_fill(held > 0, 0.0) for gradient in gradients]
         states = [self._advance(weight) for weight in weights]
         first = [state["exp_avg"] for state in states]
         second = [state["exp_avg_sq"] for state in states]
@@ -83,6 +88,8 @@ class Lamb(Optimizer):
             steps = torch.stack(torch._foreach_norm(update))
             ratios = (lengths / steps).where((lengths > 0) & (steps > 0), 1.0)
             torch._foreach_mul_(update, list(ratios.unbind()))
+        if held is not None:
+            torch._foreach_mul_(update, 1.0 - held)
         torch._foreach_add_(weights, update, alpha=-group["lr"])
 
     def _advance(self, weight: torch.Tensor) -> dict[str, Any]:

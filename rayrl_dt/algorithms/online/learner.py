@@ -12,6 +12,7 @@ from torch import Tensor
 from rayrl_dt import losses, precision
 from rayrl_dt.algorithms.multi_loss_learner import ENTROPY, TEMPERATURE
 from rayrl_dt.algorithms.online.lamb import Lamb
+from rayrl_dt.algorithms.policy_optimizer import adamw
 from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.objectives.gradient import Batch, Trained
 from rayrl_dt.objectives.objective import BC_LOSS
@@ -20,14 +21,15 @@ from rayrl_dt.objectives.rl_gradients import logged
 __all__ = ["OnlineLearner", "online_metrics"]
 
 ACTION_DISTANCE = "action_distance"
-_OPTIMIZERS = {"lamb": Lamb, "adamw": torch.optim.AdamW}
 
 
 class OnlineLearner(RLGradientLearner):
     """Adds the entropy of a Gaussian head, and holds actions near those that finetuning began with."""
 
     def _policy_optimizer(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        return _OPTIMIZERS[self.config.optimizer](**arguments)
+        if self.config.optimizer == "lamb":
+            return Lamb(**arguments)
+        return adamw(self.device, fused_on_cpu=False, **arguments)
 
     def _trained(self) -> Iterable[Trained]:
         yield from super()._trained()
