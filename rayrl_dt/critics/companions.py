@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -43,6 +43,11 @@ class Companions:
     frozen_model: bool = False
     initial_temperature: float | None = None
     slow_evaluated: bool = False
+
+    def evaluating_slow_copy(self) -> Companions:
+        """Return the same with a slow copy of the policy, which is what is evaluated and kept in bundles."""
+        slow = self.slow if "model" in self.slow else ("model", *self.slow)
+        return replace(self, slow=slow, slow_evaluated=True)
 
     @property
     def evaluated(self) -> str:

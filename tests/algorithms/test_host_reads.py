@@ -106,8 +106,6 @@ def build(ray_session: None, pendulum_data: str, cartpole_data: str) -> Build:
             config = OnlineDTConfig()
             config.rl_module(model_config={**MODEL, "head": settings.pop("head", "auto")})
             sizes = {"pretrain_steps": 3, "env_steps": 200, "env_steps_per_iteration": 200, "critic_width": 8}
-            if method == "none":
-                del sizes["critic_width"]
             config.online(**sizes, **settings, updates_per_iteration=3)
         data = cartpole_data if "CartPole" in method else pendulum_data
         config.offline_data(dataset=data).evaluation(target_returns="dataset:2", evaluation_interval=0)

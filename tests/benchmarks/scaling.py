@@ -2,6 +2,8 @@
 
     python tests/benchmarks/scaling.py sleeping          # an environment that waits 20 ms a step: not bound by the CPU
     python tests/benchmarks/scaling.py sleeping --runners 1,8x8    # 8 runners of 8 such environments, in processes
+    python tests/benchmarks/scaling.py sleeping --sleep 0.2 --runners 1,64               # slow ones, by the dozen
+    python tests/benchmarks/scaling.py sleeping --sleep 0 --width 20000 --runners 1,2    # MB/s that a driver bears
     python tests/benchmarks/scaling.py hopper            # one that is, in episodes of 1,000 steps
     python tests/benchmarks/scaling.py hopper --embed-dim 128 --layers 3 --context-length 20    # a larger policy
     python tests/benchmarks/scaling.py falling           # the same, ended by its falls: 50 steps and a call each
@@ -35,6 +37,7 @@ from rayrl_dt.types import Trajectory
 
 SLEEP = 0.02
 EPISODE = 50
+WIDTH = 4
 
 
 class Sleeping(gym.Env[Any, Any]):
@@ -42,27 +45,32 @@ class Sleeping(gym.Env[Any, Any]):
 
     Args:
         hang: a file; the first one that finds it takes it away and hangs.
+        sleep: seconds that a step waits.
+        width: numbers of an observation.
     """
 
-    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, hang: str | None = None) -> None:
+    def __init__(self, hang: str | None = None, *, sleep: float = SLEEP, width: int = WIDTH) -> None:
         self.hang = None if hang is None else Path(hang)
+        self.sleep = sleep
+        self.observation_space = gym.spaces.Box(-1, 1, (width,), np.float32)
+        self.seen = self.observation_space.sample()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.time = 0
-        return self.observation_space.sample(), {}
+        return self.seen, {}
 
     def step(self, action: Any) -> Any:
-        time.sleep(SLEEP)
+        if self.sleep:
+            time.sleep(self.sleep)
         self.time += 1
         if self.hang is not None and self.hang.exists():
             with contextlib.suppress(FileNotFoundError):  # another one was quicker
                 self.hang.unlink()
                 time.sleep(10**6)
-        return self.observation_space.sample(), 1.0, False, self.time == EPISODE, {}
+        return self.seen, 1.0, False, self.time == EPISODE, {}
 
 
 def record(env: gym.Env[Any, Any], name: str, folder: Path) -> str:
@@ -127,11 +135,16 @@ def configure(
 
 
 class Rate(NamedTuple):
-    """What runners bring, by second of the wall, and what a call costs the driver."""
+    """What runners bring, by second of the wall, and what a call and a second cost the driver."""
 
     steps: float
     calls: float
     driver_ms: float
+
+    @property
+    def driver_cores(self) -> float:
+        """How many cores the driver keeps busy."""
+        return self.calls * self.driver_ms / 1e3
 
 
 def rate(
@@ -249,6 +262,8 @@ def main() -> None:
     parser.add_argument(
         "--fragment", type=int, default=200, help="steps of a call (sleeping, hopper, falling)"
     )
+    parser.add_argument("--sleep", type=float, default=SLEEP, help="seconds that a step waits (sleeping)")
+    parser.add_argument("--width", type=int, default=WIDTH, help="numbers of an observation (sleeping)")
     parser.add_argument("--updates", type=int, default=100, help="of each round (turns)")
     arguments = parser.parse_args()
     hopper = arguments.what in ("hopper", "falling")
@@ -266,7 +281,7 @@ def main() -> None:
             env, made = "Hopper-v5", gym.make("Hopper-v5")
         else:
             # Runners import this file by its name.
-            env, made = f"{Path(__file__).stem}:Sleeping", Sleeping()
+            env, made = f"{Path(__file__).stem}:Sleeping", Sleeping(sleep=0, width=arguments.width)
         data = record(made, env, Path(folder) / "store")
         if arguments.what == "turns":
             for mode in ("sync", "async"):
@@ -286,6 +301,9 @@ def main() -> None:
                     flush=True,
                 )
             return
+        waiting = {"sleep": arguments.sleep, "width": arguments.width}
+        config = {"hopper": {"terminate_when_unhealthy": False}, "sleeping": waiting}.get(arguments.what, {})
+        step_mb = 4 * (sum(space.shape[0] for space in (made.observation_space, made.action_space)) + 1) / 1e6
         found: dict[Runners, list[float]] = {runners: [] for runners in counts}
         for runners in counts * arguments.repeats:
             measured = rate(
@@ -295,13 +313,14 @@ def main() -> None:
                 arguments.seconds,
                 model=model,
                 per_round=2_000 if hopper else 200,
-                env_config={"terminate_when_unhealthy": False} if arguments.what == "hopper" else {},
+                env_config=config,
                 fragment=arguments.fragment,
             )
             found[runners].append(measured.steps)
             print(
                 f"{runners} {measured.steps:9.1f} env-steps/s {measured.calls:7.1f} calls/s, each "
-                f"{measured.driver_ms:.2f} ms of the driver",
+                f"{measured.driver_ms:.2f} ms of the driver; {step_mb * measured.steps:.1f} MB/s, the driver on "
+                f"{measured.driver_cores:.2f} cores",
                 flush=True,
             )
         environments = {runners: runners.count * runners.slots for runners in found}

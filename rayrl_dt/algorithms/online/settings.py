@@ -47,7 +47,7 @@ class OnlineSettings(Settings):
         exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
             head "gaussian" samples instead and ignores it.
         evaluated: what is evaluated and exported: the "policy" as its last step left it, as the papers have it, or its
-            "slow_copy", which the critics' targets follow (`polyak`) and which shakes less. The policy itself collects:
+            "slow_copy", which moves like the critics' (`polyak`) and shakes less. The policy itself collects:
             that it shakes is part of how it explores. While pretraining, the copy lags behind; finetuning begins with
             equal ones.
         exploration_target: raw return asked for while collecting; None for the highest evaluation target.
@@ -135,7 +135,8 @@ class CallSettings(Settings):
 
     Attributes:
         rollout_fragment_length: in async mode, steps of a runner's environments in one call, which also ends where an
-            episode does, or after a second; a lost runner loses its unfinished episodes.
+            episode does, or after a second; but it takes 2.5 ms for each of the runners at least, up to that second. A
+            lost runner loses its unfinished episodes.
         lag_timeout_s: in async mode, seconds that a runner may be silent for until the learner and the others go on
             without it. What it then brings with weights older than `max_policy_lag` is left out, with a note.
         call_timeout_s: in async mode, seconds of silence after which a runner is taken for one that hangs, and is

@@ -1,8 +1,9 @@
 """Collection that never stops: each remote runner has its next call before it has answered the last.
 
 A runner's environments go on from call to call, so nobody waits for a long episode. A call returns with the step in
-which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. Weights travel
-once through the object store, whoever asks for them, and only when they have moved far enough.
+which an episode ends, or after some steps, so that a lost runner loses its unfinished episodes only. The more runners
+there are, the longer their calls are at least: one process answers them all. Weights travel once through the object
+store, whoever asks for them, and only when they have moved far enough.
 
 What a result brings is counted against what its stream says it has brought. So where one is lost and its runner lives
 (its node's object store was lost, say), the stream ends and the runner begins another.
@@ -34,6 +35,8 @@ _LOG = logging.getLogger(__name__)
 _CALLS_PER_RUNNER = 2
 # A slow environment's call ends after so long, so that it gets newer weights.
 _CALL_S = 1.0
+# A call takes 1.3 ms of the driver, so it is busy with calls for half of the time at most, up to 400 runners.
+_LEAST_CALL_S_PER_RUNNER = 0.0025
 _PROBE_INTERVAL_S = 2.0
 _PROBE_TIMEOUT_S = 0.2
 # How often in a row a runner may be restarted for its silence.
@@ -83,8 +86,9 @@ class ContinueStream:
         number: of the call; a new stream is seeded with it.
         policy: weights of the policy in the object store.
         weights: gradient step that they are of.
-        steps: vector steps to take at most.
+        steps: vector steps to take at most, where `least_seconds` have passed then.
         seconds: to take at most, but for the last step.
+        least_seconds: to take at least, also where an episode ends before.
         oldest_stream: a stream that an earlier call began ends, and this call begins another.
     """
 
@@ -93,6 +97,7 @@ class ContinueStream:
     weights: int
     steps: int
     seconds: float
+    least_seconds: float
     oldest_stream: int
 
     def __call__(self, runner: Any) -> StreamResult | RunnerFailure:
@@ -132,7 +137,7 @@ class AsyncRunners:
 
     Args:
         group: RLlib's `EnvRunnerGroup`.
-        steps: vector steps of a call at most.
+        steps: vector steps of a call at most, but for calls that many runners make longer.
         calls: calls made in this run so far; numbers go on from there, and streams that those calls began end.
         patience: how long runners are waited for.
 
@@ -189,11 +194,14 @@ class AsyncRunners:
         if not any(room > 0 for room in runners.values()):
             return
         policy_reference, weights = policy()
+        least = min(_CALL_S, _LEAST_CALL_S_PER_RUNNER * len(runners))
         for _ in range(_CALLS_PER_RUNNER):
             for runner, room in runners.items():
                 if room > 0:
                     oldest = self._oldest_streams.get(runner, self._first_call)
-                    call = ContinueStream(self.calls, policy_reference, weights, self._steps, _CALL_S, oldest)
+                    call = ContinueStream(
+                        self.calls, policy_reference, weights, self._steps, _CALL_S, least, oldest
+                    )
                     reference = self._manager.actors()[runner].apply.remote(call)
                     self._pending[reference] = _PendingCall(runner, weights)
                     self.calls += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +127,10 @@ class SequenceEnvRunner(RLlibEnvRunner):
             env.close()
 
     def continue_stream(self, call: ContinueStream) -> StreamResult:
-        """Go on collecting until an episode ends, or for some steps; running episodes stay for the next call."""
+        """Go on collecting until an episode ends, or for some steps; running episodes stay for the next call.
+
+        Both give way to the time that a call takes at least.
+        """
         if self._weights_of != call.weights:
             self.load_policy(ray.get(call.policy))
             self._weights_of = call.weights
@@ -140,10 +144,12 @@ class SequenceEnvRunner(RLlibEnvRunner):
         stream = self._stream
         before, steps_before = stream.episodes, stream.collector.env_steps
         finished: list[FinishedEpisode] = []
-        end = time.monotonic() + call.seconds
-        for _ in range(call.steps):
-            finished = stream.collector.step()
-            if finished or time.monotonic() > end:
+        begin = time.monotonic()
+        for step in itertools.count(1):
+            finished += stream.collector.step()
+            passed = time.monotonic() - begin
+            enough = finished or step >= call.steps
+            if (enough and passed >= call.least_seconds) or passed > call.seconds:
                 break
         stream.episodes += len(finished)
         return StreamResult(

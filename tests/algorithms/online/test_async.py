@@ -124,6 +124,21 @@ def test_episodes_go_on_from_call_to_call(asynchronous: Configure) -> None:
     algorithm.stop()
 
 
+def test_calls_of_many_runners_are_longer(asynchronous: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if two were many: calls that would end with each step take a tenth of a second."""
+    monkeypatch.setattr(asynchronous_runners, "_LEAST_CALL_S_PER_RUNNER", 0.05)
+    algorithm = asynchronous().env_runners(rollout_fragment_length=1).build_algo()
+    begin = time.monotonic()
+    finish(algorithm)
+    passed = time.monotonic() - begin
+    assert algorithm.env_steps >= 1600
+    under_way = 2 * 2
+    assert algorithm.stream_calls <= under_way + 2 * passed / 0.1
+    assert algorithm.stream_calls < 1600 / 2, "two steps of environments in one of a runner"
+    check_counters(algorithm, logged=8)
+    algorithm.stop()
+
+
 def test_resuming_goes_on_with_the_same_content(asynchronous: Configure, tmp_path: Path) -> None:
     # More steps than the calls under way bring, however late the learner looks: the resumed run has some to collect.
     algorithm = asynchronous(env_steps=6400).build_algo()
