@@ -19,6 +19,6 @@ def reads_are_free(device: torch.device | str) -> bool:
 
 def on_device(values: Tensor, device: torch.device | str) -> Tensor:
     """Return values of the host on a device; a GPU copies page-locked memory without holding the host up."""
-    if torch.device(device).type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    if values.device.type == "cpu" and torch.device(device).type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
