@@ -30,10 +30,9 @@ class DivergenceGuard:
         self._reads_are_free = devices.reads_are_free(device)
         self._messages: list[Callable[..., str]] = []  # of all checks since the last read
         self._steps = 0
-        self._failed = torch.full(
-            (), -1, dtype=torch.int64, device=device
-        )  # the first one, among the messages
-        self._values = torch.zeros(2, device=device)  # what it saw
+        # The first check that failed, by the place of its message, and what it saw.
+        self._failed = torch.full((), -1, dtype=torch.int64, device=device)
+        self._values = torch.zeros(2, device=device)
 
     def check(self, fine: Tensor, values: Sequence[Tensor], message: Callable[..., str]) -> None:
         """Refuse to go on where something is not fine.
