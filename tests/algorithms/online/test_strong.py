@@ -38,7 +38,13 @@ STRONG: dict[str, Any] = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "td3": STRONG,
-    "sac": {**STRONG, "rl_gradient": "sac", "head": "gaussian", "exploration_targets": "best"},
+    "sac": {
+        **STRONG,
+        "rl_gradient": "sac",
+        "head": "gaussian",
+        "exploration_targets": "best",
+        "evaluated": "slow_copy",
+    },
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
     "q_align": {**STRONG, "rl_gradient": "q_align"},
