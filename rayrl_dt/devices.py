@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["on_device", "reads_are_free"]
+__all__ = ["normal_like", "on_device", "reads_are_free"]
 
 
 def reads_are_free(device: torch.device | str) -> bool:
@@ -22,3 +22,8 @@ def on_device(values: Tensor, device: torch.device | str) -> Tensor:
     if values.device.type == "cpu" and torch.device(device).type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
+    return on_device(torch.randn(like.shape, generator=generator), like.device)

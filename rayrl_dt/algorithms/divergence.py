@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from rayrl_dt.errors import TrainingDiverged
 __all__ = ["DivergenceGuard"]
 
 _STEPS_BETWEEN_READS = 100
+
+
+class _Check(NamedTuple):
+    """The arguments of `DivergenceGuard.check`."""
+
+    fine: Tensor
+    values: Sequence[Tensor]
+    message: Callable[..., str]
+
+    def error(self) -> TrainingDiverged:
+        """Return what a failed check raises."""
+        return TrainingDiverged(self.message(*map(float, self.values)))
 
 
 class DivergenceGuard:
@@ -28,31 +41,28 @@ class DivergenceGuard:
 
     def __init__(self, device: torch.device) -> None:
         self._reads_are_free = devices.reads_are_free(device)
-        self._messages: list[Callable[..., str]] = []  # of all checks since the last read
+        self._unread: list[_Check] = []
+        self._failed = torch.zeros((), dtype=torch.bool, device=device)  # any so far
         self._steps = 0
-        # The first check that failed, by the place of its message, and what it saw.
-        self._failed = torch.full((), -1, dtype=torch.int64, device=device)
-        self._values = torch.zeros(2, device=device)
 
     def check(self, fine: Tensor, values: Sequence[Tensor], message: Callable[..., str]) -> None:
         """Refuse to go on where something is not fine.
 
         Args:
             fine: `()` bool.
-            values: two numbers `()` for the message.
-            message: called with the values; says what is wrong.
+            values: numbers `()` for the message.
+            message: called with the values as floats; says what is wrong.
 
         Raises:
             TrainingDiverged: it is not fine, and reads are free.
         """
+        found = _Check(fine, values, message)
         if self._reads_are_free:
             if not bool(fine):
-                raise TrainingDiverged(message(*map(float, values)))
+                raise found.error()
             return
-        first = ~fine & (self._failed < 0)
-        self._failed = torch.where(first, len(self._messages), self._failed)
-        self._values = torch.where(first, torch.stack(list(values)).float(), self._values)
-        self._messages.append(message)
+        self._failed = self._failed | ~fine
+        self._unread.append(found)
 
     def hold(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Have optimizers stand still in their next step if a check has failed.
@@ -61,8 +71,9 @@ class DivergenceGuard:
         """
         if self._reads_are_free:
             return
-        found = (self._failed >= 0).float()
+        found = self._failed.float()
         for optimizer in optimizers:
+            # As the scaler does; `Optimizer` itself declares neither of the two.
             optimizer.grad_scale, optimizer.found_inf = None, found  # type: ignore[attr-defined]
 
     def stepped(self) -> None:
@@ -77,9 +88,6 @@ class DivergenceGuard:
         Raises:
             TrainingDiverged: one has; the message is that of the first.
         """
-        if not self._messages:
-            return
-        failed, *values = torch.cat([self._failed[None].double(), self._values.double()]).tolist()
-        if failed >= 0:
-            raise TrainingDiverged(self._messages[int(failed)](*values))
-        self._messages.clear()
+        if bool(self._failed):
+            raise next(found for found in self._unread if not bool(found.fine)).error()
+        self._unread.clear()

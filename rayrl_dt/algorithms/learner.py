@@ -162,8 +162,8 @@ class SequenceLearner(RLlibLearner):
         step = self.gradient_step
         self.guard.check(
             torch.isfinite(norm),
-            (norm, self._last_loss),
-            lambda norm, _: (
+            (norm,),
+            lambda norm: (
                 f"the gradient became {norm} at gradient step {step}; the weights before it are intact: "
                 "lower training.lr, or look for extreme values with `rayrl-dt data preview`"
             ),

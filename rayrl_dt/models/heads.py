@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrl_dt import losses
-from rayrl_dt.devices import on_device
+from rayrl_dt.devices import normal_like, on_device
 from rayrl_dt.models.head import ContinuousHead, Head
 from rayrl_dt.models.multi_categorical import MultiCategoricalHead
 from rayrl_dt.types import ACTION_LIMIT
@@ -90,12 +90,12 @@ class GaussianHead(ContinuousHead):
     def sample_with_density(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw from the squashed normal law; see `Head`."""
         mean, log_std = self.law(outputs)
-        return losses.squashed_gaussian_sample(mean, log_std, _normal_like(mean, generator))
+        return losses.squashed_gaussian_sample(mean, log_std, normal_like(mean, generator))
 
     def entropy(self, outputs: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return the entropy of the squashed law; see `Head`."""
         mean, log_std = self.law(outputs)
-        return losses.squashed_gaussian_entropy(mean, log_std, mask, _normal_like(mean, generator))
+        return losses.squashed_gaussian_entropy(mean, log_std, mask, normal_like(mean, generator))
 
 
 class CategoricalHead(Head):
@@ -174,8 +174,3 @@ HEADS: dict[str, type[Head]] = {
 
 def _squashed(before: Tensor) -> Tensor:
     return torch.tanh(before).clamp(-ACTION_LIMIT, ACTION_LIMIT)
-
-
-def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
-    return on_device(torch.randn(like.shape, generator=generator), like.device)

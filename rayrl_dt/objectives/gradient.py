@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.critics.networks import TwinCritic
-from rayrl_dt.devices import on_device
+from rayrl_dt.devices import normal_like
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -104,8 +104,8 @@ class Batch:
         return [Batch(window, self._model, self.noise, self.progress, self._precision) for window in windows]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Draw standard normal numbers from a CPU generator, so that they are the same on every device."""
-        return on_device(torch.randn(like.shape, generator=self.noise), like.device)
+        """Draw standard normal numbers from the step's noise; see `rayrl_dt.devices.normal_like`."""
+        return normal_like(like, self.noise)
 
 
 class Bench(Protocol):

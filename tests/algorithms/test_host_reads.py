@@ -154,7 +154,7 @@ def test_reads_are_found(build: Build) -> None:
     algorithm.stop()
 
 
-def diverging(algorithm: Any, method: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def diverging(algorithm: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """What a learner says whose policy has a NaN from its second step on; its weights before and after."""
     learner = algorithm.learner_group._learner
     step, before = learner.gradient_step_on, {}
@@ -177,9 +177,9 @@ def diverging(algorithm: Any, method: str) -> tuple[str, dict[str, Any], dict[st
 @pytest.mark.ray
 @pytest.mark.parametrize("method", ["DT", "RADT", "none", "td3 with AdamW", "td3", "CQL", "TD3BC"])
 def test_what_diverges_is_found_as_where_reads_are_free(build: Build, method: str) -> None:
-    plain, _, _ = diverging(build(method), method)
+    plain, _, _ = diverging(build(method))
     with reads_cost():
-        message, before, after = diverging(build(method), method)
+        message, before, after = diverging(build(method))
     assert message == plain
     assert f"at gradient step {2 if method == 'TD3BC' else 1}" in message, (
         "its policy takes every second step"
