@@ -22,6 +22,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that start Ray first: they take longest, and none of them is to be what all workers wait for."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
 @pytest.fixture(autouse=True)
 def data_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each test empty data set and cache folders, and no way to download."""
