@@ -13,7 +13,7 @@ from torch import nn
 from rayrl_dt.algorithms.module import INIT_SEED, SequenceRLModule
 from rayrl_dt.critics.companions import CRITICS, Companions, still_copy
 from rayrl_dt.critics.networks import IQLCritic, TwinCritic
-from rayrl_dt.critics.slow_copy import SlowCopy
+from rayrl_dt.critics.slow_copy import OneVector, SlowCopy
 from rayrl_dt.seeding import seeded_weights
 
 __all__ = ["COMPANIONS", "CriticRLModule"]
@@ -25,14 +25,15 @@ COMPANIONS = "companions"
 class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
     """Adds what only a learner needs, as `Companions` says; env runners hold the policy alone.
 
-    All of it is weights, so checkpoints keep it and need nothing but themselves. Where the
-    slow copy is what is evaluated, runners get it under the policy's name, and the policy itself to collect with.
+    All of it is weights, so checkpoints keep it and need nothing but themselves. Where an average of the policy is what
+    is evaluated, runners get it under the policy's name, and the policy itself to collect with.
 
     Attributes:
         companions: which of the following there are.
         critic: one of `CRITICS`.
         target_model: slow copy of the policy, always in eval mode.
         target_critic: slow copy of the critic.
+        averaged_model: average of the policy's weights, in eval mode.
         frozen_model: the policy that finetuning began with, in eval mode.
         log_temperature: logarithm of the entropy's weight.
     """
@@ -51,6 +52,8 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
                 self.critic.requires_grad_(False)
         for name in wanted.slow:
             setattr(self, f"target_{name}", still_copy(getattr(self, name)))
+        if wanted.averaged:
+            self.averaged_model = still_copy(self.model)
         if wanted.frozen_model:
             self.frozen_model = still_copy(self.model)
         if wanted.initial_temperature is not None:
@@ -68,27 +71,35 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
         super().train(mode)
         for copied, _ in self._copies():
             copied.eval()
+        if self.companions.averaged:
+            self.averaged_model.eval()
         if self.companions.frozen_model:
             self.frozen_model.eval()
         return self
 
     def begin_training(self) -> None:
-        """Prepare the weights, where they are to stay, for moving the targets."""
-        self._slow_copies = {
-            name: SlowCopy(target, source)
-            for name, (target, source) in zip(self.companions.slow, self._copies(), strict=True)
+        """Prepare the weights, where they are to stay, for moving what follows them."""
+        wanted = self.companions
+        followed = {
+            name: OneVector(getattr(self, name).parameters())
+            for name in {*wanted.slow, *(("model",) if wanted.averaged else ())}
         }
+        self._slow_copies = {
+            name: SlowCopy(getattr(self, f"target_{name}"), followed[name]) for name in wanted.slow
+        }
+        if wanted.averaged:
+            self._average = SlowCopy(self.averaged_model, followed["model"])
 
     def begin_finetuning(self) -> None:
-        """Make all copies equal to what they are copies of."""
-        self.copy_targets()
+        """Make the targets, and the policy that stays, equal to what they are copies of."""
+        for target, source in self._copies():
+            target.load_state_dict(source.state_dict())
         if self.companions.frozen_model:
             self.frozen_model.load_state_dict(self.model.state_dict())
 
-    def copy_targets(self) -> None:
-        """Make the targets equal to what they follow, as at the start of finetuning."""
-        for target, source in self._copies():
-            target.load_state_dict(source.state_dict())
+    def average(self, share: float) -> None:
+        """Move the average by `share` of the way to the policy."""
+        self._average.move(share)
 
     def move_targets(self, polyak: float, *, only: str | None = None) -> None:
         """Move the targets by `polyak` of the way to what they follow; `only` names one, such as "critic"."""
@@ -99,14 +110,21 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
     def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Return the weights; those for inference hold what is evaluated under the policy's name."""
         state: dict[str, Any] = super().get_state(*args, inference_only=inference_only, **kwargs)
-        if inference_only and self.companions.slow_evaluated:
-            slow = convert_to_numpy(self.target_model.state_dict())
-            state.update({f"model.{name}": value for name, value in slow.items()})
+        if inference_only and self.companions.averaged:
+            averaged = convert_to_numpy(self.averaged_model.state_dict())
+            state.update({f"model.{name}": value for name, value in averaged.items()})
         return state
 
     def get_non_inference_attributes(self) -> list[str]:
         """Names what env runners do without."""
-        return ["critic", "target_model", "target_critic", "frozen_model", "log_temperature"]
+        return [
+            "critic",
+            "target_model",
+            "target_critic",
+            "averaged_model",
+            "frozen_model",
+            "log_temperature",
+        ]
 
     def _copies(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return the slow copies, each with what it follows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -33,7 +33,8 @@ class Companions:
         slow: the networks with a slow copy, of "model" (the policy) and "critic".
         frozen_model: whether to keep the policy that finetuning began with.
         initial_temperature: of the entropy; None without one.
-        slow_evaluated: whether the policy's slow copy is what is evaluated and kept in bundles.
+        averaged: whether to keep an average of the policy's weights, which is what is then evaluated and kept in
+            bundles.
     """
 
     critic: str | None = None
@@ -42,17 +43,12 @@ class Companions:
     slow: tuple[str, ...] = ()
     frozen_model: bool = False
     initial_temperature: float | None = None
-    slow_evaluated: bool = False
-
-    def evaluating_slow_copy(self) -> Companions:
-        """Return the same with a slow copy of the policy, which is what is evaluated and kept in bundles."""
-        slow = self.slow if "model" in self.slow else ("model", *self.slow)
-        return replace(self, slow=slow, slow_evaluated=True)
+    averaged: bool = False
 
     @property
     def evaluated(self) -> str:
         """The name of the network that is evaluated and kept."""
-        return "target_model" if self.slow_evaluated else "model"
+        return "averaged_model" if self.averaged else "model"
 
     @property
     def kept_under(self) -> str | None:

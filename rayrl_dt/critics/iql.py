@@ -65,8 +65,8 @@ class IQLStep:
         self, critic: IQLCritic, *, expectile: float, gamma: float, dtype: torch.dtype = torch.float32
     ) -> None:
         self._critic, self._expectile, self._gamma, self._dtype = critic, expectile, gamma, dtype
-        self.slow = SlowCopy(critic.target, critic.q)
-        parts = OneVector(critic.value.parameters()), self.slow.network
+        parts = OneVector(critic.value.parameters()), OneVector(critic.q.parameters())
+        self.slow = SlowCopy(critic.target, parts[1])
         found = [part.zeros() for part in parts]
         self.vectors = [(part.vector, gradients) for part, (gradients, _) in zip(parts, found, strict=True)]
         self.parameters = [*critic.value.parameters(), *critic.q.parameters()]

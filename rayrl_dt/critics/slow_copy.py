@@ -56,18 +56,14 @@ class SlowCopy:
     """Moves a copy of a network towards it, a small share of the way at a time.
 
     Args:
-        copy: of `network`; its weights move.
-        network: what it follows.
-
-    Attributes:
-        copy: the weights of the copy.
-        network: those of the network.
+        copy: of the network; its weights move.
+        followed: the weights of the network, which several copies may follow.
     """
 
-    def __init__(self, copy: nn.Module, network: nn.Module) -> None:
-        self.copy, self.network = (OneVector(module.parameters()) for module in (copy, network))
+    def __init__(self, copy: nn.Module, followed: OneVector) -> None:
+        self._copy, self._followed = OneVector(copy.parameters()), followed
 
     @torch.no_grad()
     def move(self, share: float) -> None:
         """Move the copy by `share` of the way."""
-        self.copy.vector.lerp_(self.network.vector, share)
+        self._copy.vector.lerp_(self._followed.vector, share)

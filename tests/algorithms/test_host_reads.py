@@ -47,7 +47,7 @@ ONLINE: dict[str, dict[str, Any]] = {
     "none": {},
     "td3": {"critic_ensemble": 3, "critic_updates_per_actor": 2},
     "td3 with AdamW": {"rl_gradient": "td3", "optimizer": "adamw"},
-    "td3 at the target": {"rl_gradient": "td3", "gradient_returns": "target", "evaluated": "slow_copy"},
+    "td3 at the target": {"rl_gradient": "td3", "gradient_returns": "target", "averaged_share": 0.5},
     "sac": {"head": "gaussian"},
     "pg": {"head": "gaussian"},
     "awac": {},

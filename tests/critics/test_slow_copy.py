@@ -8,7 +8,7 @@ import torch
 from builders import scramble
 from torch import nn
 
-from rayrl_dt.critics.slow_copy import SlowCopy
+from rayrl_dt.critics.slow_copy import OneVector, SlowCopy
 
 
 def networks() -> tuple[nn.Sequential, nn.Sequential]:
@@ -23,7 +23,7 @@ def test_each_weight_moves_by_its_share() -> None:
     slow, network = networks()
     before, parameters = copy.deepcopy(slow.state_dict()), list(network.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    copied = SlowCopy(slow, network)
+    copied = SlowCopy(slow, OneVector(network.parameters()))
     assert all(torch.equal(value, slow.state_dict()[name]) for name, value in before.items())
     network(torch.ones(1, 3)).sum().backward()
     optimizer.step()  # the optimizer's weights are still the network's
@@ -37,7 +37,7 @@ def test_each_weight_moves_by_its_share() -> None:
 
 def test_loaded_and_replaced_weights_are_followed() -> None:
     slow, network = networks()
-    copied = SlowCopy(slow, network)
+    copied = SlowCopy(slow, OneVector(network.parameters()))
     slow.load_state_dict(network.state_dict())
     for parameter in network.parameters():
         parameter.data = parameter.data + 1.0  # elsewhere in memory, as after a move to another device

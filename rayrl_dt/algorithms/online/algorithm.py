@@ -338,7 +338,7 @@ def _take_over(path: str, learners: LearnerGroup) -> None:
     weights = Bundle.open(path).model.state_dict()
     state = learners.get_weights(module_ids=[DEFAULT_MODULE_ID])
     module = state[DEFAULT_MODULE_ID]
-    for prefix in ("model", "target_model"):  # there are targets only beside a critic
+    for prefix in ("model", "target_model", "averaged_model"):  # there may be no others than the first
         taken = {f"{prefix}.{name}": value.numpy() for name, value in weights.items()}
         module.update({name: value for name, value in taken.items() if name in module})
     learners.set_weights(state)

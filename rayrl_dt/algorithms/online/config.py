@@ -211,12 +211,12 @@ class OnlineConfig(SequenceConfig):
     def companions(self) -> Companions:
         """What a learner keeps beside the policy: what the gradient needs, and what holds actions and entropy."""
         holds_entropy = self.policy_spec is not None and self.resolved_spec.head.target_entropy is not None
-        found = replace(
+        return replace(
             self.gradient.companions,
+            averaged=self.averaged_share is not None,
             frozen_model=self.action_regularization > 0,
             initial_temperature=self.initial_temperature if holds_entropy else None,
         )
-        return found.evaluating_slow_copy() if self.evaluated == "slow_copy" else found
 
     def validate(self) -> None:
         """Check what the values of `online` ask of the others, too.
@@ -283,10 +283,4 @@ def _check_gradient(config: OnlineConfig) -> None:
             "online.gradient_returns target climbs at one return, and exploration_targets "
             f"{config.exploration_targets} asks for another in each round; "
             "set exploration_targets: constant, or gradient_returns: achieved"
-        )
-    if config.evaluated == "slow_copy" and not config.gradient.companions.slow:
-        having = [name for name, row in RL_GRADIENTS.items() if row.of(config).companions.slow]
-        raise UserError(
-            f"online.evaluated is slow_copy, and rl_gradient {config.rl_gradient} moves none; set evaluated: policy, "
-            f"or an rl_gradient that does ({', '.join(having)})"
         )

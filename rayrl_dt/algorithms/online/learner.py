@@ -55,9 +55,16 @@ class OnlineLearner(RLGradientLearner):
         if self.gradient_step == self.config.pretrain_steps:
             self.networks.begin_finetuning()
         super()._take_step(batch)
-        if self.gradient_step == self.config.pretrain_steps - 1:
-            # What is evaluated at the switch is what finetuning begins with, also where that is a slow copy.
-            self.networks.copy_targets()
+
+    def _policy_step(self, batch: Batch) -> None:
+        super()._policy_step(batch)
+        if self.networks.companions.averaged:
+            self.networks.average(self._way_to_the_policy())
+
+    def _way_to_the_policy(self) -> float:
+        """Return by how much of the way the average moves to the policy: all of it while pretraining."""
+        steps = self._phase_step // self.rl_gradient.settings.actor_interval + 1
+        return 1 / max(1.0, self.config.averaged_share * steps) if self.online else 1.0
 
     def _policy_loss(self, fit: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         config, networks = self.config, self.networks

@@ -46,10 +46,10 @@ class OnlineSettings(Settings):
         updates_per_iteration: gradient steps that each round allows, once it is complete.
         exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
             head "gaussian" samples instead and ignores it.
-        evaluated: what is evaluated and exported: the "policy" as its last step left it, as the papers have it, or its
-            "slow_copy", which moves like the critics' (`polyak`) and shakes less. The policy itself collects:
-            that it shakes is part of how it explores. While pretraining, the copy lags behind; finetuning begins with
-            equal ones.
+        averaged_share: evaluate and export an average of the policy's weights over about this share of its steps
+            online so far, the last ones, which shakes less (Shamir and Zhang 2013, polynomial decay). None for the
+            policy as its last step left it, as the papers have it. The policy itself collects: that it shakes is part
+            of how it explores.
         exploration_target: raw return asked for while collecting; None for the highest evaluation target.
         exploration_targets: "constant" as above, as the papers have it; "best" asks for the best return in the replay
             and a margin; "quantiles" for a quantile of its returns that each episode draws anew, and the margin. The
@@ -90,7 +90,9 @@ class OnlineSettings(Settings):
     env_steps_per_iteration: int = setting(400, count(1))
     updates_per_iteration: int = setting(150, count(1))
     exploration_noise: float = setting(0.1, real(least=0))
-    evaluated: str = setting("policy", choice("policy", "slow_copy"))
+    averaged_share: float | None = setting(
+        None, optional(real(above=0, most=1)), fixed=lambda value: value is not None
+    )
     exploration_target: float | None = setting(None, optional(real()))
     exploration_targets: str = setting("constant", lambda name, value: one_of(name, value, EXPLORATION))
     exploration_margin: float = setting(0.1, real(least=0))

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "rl_gradient": "sac",
         "head": "gaussian",
         "exploration_targets": "best",
-        "evaluated": "slow_copy",
+        "averaged_share": 0.5,
     },
     "pg": {**STRONG, "rl_gradient": "pg", "head": "gaussian"},
     "awac": {**STRONG, "rl_gradient": "awac", "offline_fraction": 0.0, "offline_fraction_steps": None},
@@ -52,7 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
         **STRONG,
         "exploration_targets": "constant",
         "gradient_returns": "target",
-        "evaluated": "slow_copy",
+        "averaged_share": 0.5,
     },
 }
 Configure = Callable[..., OnlineDTConfig]
