@@ -22,12 +22,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that start Ray first: they take longest, and none of them is to be what all workers wait for."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in with_ray)
-
-
 @pytest.fixture(autouse=True)
 def data_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each test empty data set and cache folders, and no way to download."""
@@ -105,16 +99,15 @@ def ray_session() -> Iterator[None]:
     import ray
     from ray.tune.utils.util import UtilMonitor
 
-    mine = not ray.is_initialized()
+    if ray.is_initialized():  # by a test that asks for less, and is over
+        ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         # An algorithm watches the machine's load in a thread of its own, and waits 0.7 s for it when it stops.
         patch.setattr(UtilMonitor, "start", lambda self: None)
-        if mine:
-            options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
-            ray.init(address="local", num_cpus=5, **options)
+        options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+        ray.init(address="local", num_cpus=5, **options)
         yield
-        if mine:
-            ray.shutdown()
+        ray.shutdown()
 
 
 @pytest.fixture

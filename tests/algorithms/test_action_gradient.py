@@ -15,7 +15,7 @@ from rayrl_dt.interop.bundle import save_bundle
 from rayrl_dt.interop.critics import add_critic
 from rayrl_dt.policy.sampled_actions import SampledActions
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 SMALL = CriticTraining(steps=20, batch_size=16, hidden=16)
 
 

@@ -16,7 +16,7 @@ from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.types import Trajectory
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 SPACES: dict[str, tuple[gym.Space[Any], gym.Space[Any]]] = {
     "Cells": (gym.spaces.Discrete(4), gym.spaces.MultiDiscrete([2, 3], start=[1, 0])),

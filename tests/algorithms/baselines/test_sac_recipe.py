@@ -11,7 +11,7 @@ from rayrl_dt.data import recipes
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.errors import UserError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def test_trains_and_writes_three_data_sets() -> None:
