@@ -261,10 +261,10 @@ def test_the_order_of_updates(online: Configure) -> None:
     seen: list[tuple[int, dict[str, Any]]] = [(learner.gradient_step, state(algorithm))]
     copied: list[bool] = []
     module = learner.networks
-    copy_targets = module.copy_targets
+    begin_finetuning = module.begin_finetuning
 
     def copy_and_look() -> None:
-        copy_targets()
+        begin_finetuning()
         now = state(algorithm)
         copied.append(
             all(
@@ -274,7 +274,7 @@ def test_the_order_of_updates(online: Configure) -> None:
             )
         )
 
-    module.copy_targets = copy_and_look
+    module.begin_finetuning = copy_and_look
     algorithm.observe_steps(lambda step, loss: seen.append((step, state(algorithm))) is None)
     algorithm.train()
     assert copied == [True]
