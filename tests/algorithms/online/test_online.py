@@ -898,6 +898,8 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
     [
         ({"alpha": -0.1}, "online.alpha is -0.1"),
         ({"action_regularization": -1}, "online.action_regularization is -1"),
+        ({"averaged_share": 0}, "online.averaged_share is 0"),
+        ({"averaged_share": 1.5}, "online.averaged_share is 1.5"),
         ({"rl_gradient": "td4"}, "Did you mean 'td3'"),
         ({"gamma": 1.5}, "online.gamma is 1.5"),
         ({"replay_capacity_trajectories": 0}, "replay_capacity_trajectories"),
