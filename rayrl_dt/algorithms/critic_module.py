@@ -50,10 +50,8 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
                 self.critic = CRITICS[wanted.critic](self.model.spec, **wanted.shape)
             if not wanted.critic_trains:
                 self.critic.requires_grad_(False)
-        for name in wanted.slow:
-            setattr(self, f"target_{name}", still_copy(getattr(self, name)))
-        if wanted.averaged:
-            self.averaged_model = still_copy(self.model)
+        for copied, name in self._copies().items():
+            setattr(self, copied, still_copy(getattr(self, name)))
         if wanted.frozen_model:
             self.frozen_model = still_copy(self.model)
         if wanted.initial_temperature is not None:
@@ -69,43 +67,36 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
     def train(self, mode: bool = True) -> CriticRLModule:
         """Set the mode of the policy; its copies act without dropout whatever it is."""
         super().train(mode)
-        for copied, _ in self._copies():
-            copied.eval()
-        if self.companions.averaged:
-            self.averaged_model.eval()
+        for copied in self._copies():
+            getattr(self, copied).eval()
         if self.companions.frozen_model:
             self.frozen_model.eval()
         return self
 
     def begin_training(self) -> None:
         """Prepare the weights, where they are to stay, for moving what follows them."""
-        wanted = self.companions
-        followed = {
-            name: OneVector(getattr(self, name).parameters())
-            for name in {*wanted.slow, *(("model",) if wanted.averaged else ())}
+        copies = self._copies()
+        followed = {name: OneVector(getattr(self, name).parameters()) for name in set(copies.values())}
+        self._moving = {
+            copied: SlowCopy(getattr(self, copied), followed[name]) for copied, name in copies.items()
         }
-        self._slow_copies = {
-            name: SlowCopy(getattr(self, f"target_{name}"), followed[name]) for name in wanted.slow
-        }
-        if wanted.averaged:
-            self._average = SlowCopy(self.averaged_model, followed["model"])
 
     def begin_finetuning(self) -> None:
-        """Make the targets, and the policy that stays, equal to what they are copies of."""
-        for target, source in self._copies():
-            target.load_state_dict(source.state_dict())
+        """Make all copies equal to what they are copies of."""
+        for copied, name in self._copies().items():
+            getattr(self, copied).load_state_dict(getattr(self, name).state_dict())
         if self.companions.frozen_model:
             self.frozen_model.load_state_dict(self.model.state_dict())
 
     def average(self, share: float) -> None:
         """Move the average by `share` of the way to the policy."""
-        self._average.move(share)
+        self._moving["averaged_model"].move(share)
 
     def move_targets(self, polyak: float, *, only: str | None = None) -> None:
         """Move the targets by `polyak` of the way to what they follow; `only` names one, such as "critic"."""
-        for name, copied in self._slow_copies.items():
+        for name in self.companions.slow:
             if only in (None, name):
-                copied.move(polyak)
+                self._moving[f"target_{name}"].move(polyak)
 
     def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Return the weights; those for inference hold what is evaluated under the policy's name."""
@@ -126,6 +117,7 @@ class CriticRLModule(SequenceRLModule, InferenceOnlyAPI):
             "log_temperature",
         ]
 
-    def _copies(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Return the slow copies, each with what it follows."""
-        return [(getattr(self, f"target_{name}"), getattr(self, name)) for name in self.companions.slow]
+    def _copies(self) -> dict[str, str]:
+        """Return the names of the copies that move, each with that of what it follows."""
+        averaged = {"averaged_model": "model"} if self.companions.averaged else {}
+        return {f"target_{name}": name for name in self.companions.slow} | averaged
