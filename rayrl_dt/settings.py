@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +27,7 @@ __all__ = [
     "flag",
     "optional",
     "real",
+    "refuse_unread",
     "setting",
     "text",
     "whole_value",
@@ -212,6 +213,36 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
         return asdict(self)
+
+
+def refuse_unread(
+    part: type[Settings],
+    config: object,
+    *,
+    because: str,
+    remedy: str | None = None,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Refuse settings of a flat config that nothing reads, unless they have their defaults.
+
+    Args:
+        part: the settings' class.
+        config: has the values.
+        because: of what nothing reads them, as in "online.mode: sync".
+        remedy: what else to do than remove it, as in "set mode: async"; None for nothing.
+        names: those of the fields that nothing reads; None for all.
+
+    Raises:
+        UserError: naming the first.
+    """
+    chosen = None if names is None else set(names)
+    for each in fields(part):
+        value = getattr(config, attribute_of(each))
+        if value != each.default and (chosen is None or each.name in chosen):
+            raise UserError(
+                f"{part.section}.{each.name} is {value!r}, and nothing reads it with {because}; remove it"
+                + (f", or {remedy}" if remedy else "")
+            )
 
 
 def as_number(value: Any) -> Any:

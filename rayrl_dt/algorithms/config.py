@@ -31,7 +31,7 @@ from rayrl_dt.objectives.offline import OBJECTIVES
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.refinement import Refinement, choose_refinement
 from rayrl_dt.policy.sampled_actions import SampledActions
-from rayrl_dt.settings import Settings
+from rayrl_dt.settings import Settings, refuse_unread
 
 __all__ = ["SequenceConfig"]
 
@@ -285,13 +285,13 @@ class SequenceConfig(EnvironmentConfig):
 def _check_objective(config: SequenceConfig) -> None:
     """Check that nothing is set for other objectives, and that there is a critic where this one asks one."""
     for name, objective in OBJECTIVES.items():
-        for each in dataclasses.fields(objective):
-            value = getattr(config, each.name)
-            if value != each.default and name != config.objective:
-                raise UserError(
-                    f"training.{each.name} is {value!r}, and nothing reads it with training.objective "
-                    f"{config.objective}; remove it, or set training.objective: {name}"
-                )
+        if name != config.objective:
+            refuse_unread(
+                objective,
+                config,
+                because=f"training.objective {config.objective}",
+                remedy=f"set training.objective: {name}",
+            )
     if config.gradient is not None:
         config.gradient.check_model(config.sequence_model)
     asks, trains = config.training_objective.asks_critic, config.training_objective.trains_critic

@@ -209,6 +209,5 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore the state; see `SequenceLearner`."""
         super().set_state(state)
-        self._largest_reward = self._largest_reward.new_tensor(
-            state.get(_LARGEST_REWARD, self._largest_reward)
-        )
+        if _LARGEST_REWARD in state:
+            self._largest_reward = self._largest_reward.new_tensor(state[_LARGEST_REWARD])

@@ -26,7 +26,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.imitation import imitation_loss
 from rayrl_dt.objectives.objective import BC_LOSS, Q_MEAN, Imitation, Objective, Terms, mean_of_steps
 from rayrl_dt.objectives.q_align import QAligned
-from rayrl_dt.settings import choice, real, setting
+from rayrl_dt.settings import choice, real, refuse_unread, setting
 from rayrl_dt.types import Window
 
 __all__ = ["OBJECTIVES", "AdvantageWeighted", "PolicyGradient"]
@@ -60,12 +60,14 @@ class PolicyGradient(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, unset in (("pg_best", 1.0), ("pg_floor", 0.0)):
-            if self.pg_weighting != "adaptive" and getattr(self, name) != unset:
-                raise UserError(
-                    f"training.{name} is {getattr(self, name)}, and nothing reads it with pg_weighting "
-                    f"{self.pg_weighting}; remove it, or set training.pg_weighting: adaptive"
-                )
+        if self.pg_weighting != "adaptive":
+            refuse_unread(
+                type(self),
+                self,
+                because=f"pg_weighting {self.pg_weighting}",
+                remedy="set training.pg_weighting: adaptive",
+                names=("pg_best", "pg_floor"),
+            )
 
     @property
     def reads_episode_returns(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.offline_data import LoggedShare
+from rayrl_dt.algorithms.online import unread
 from rayrl_dt.algorithms.online.exploration import EXPLORATION, Exploration
 from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
 from rayrl_dt.critics.companions import Companions
@@ -138,6 +139,7 @@ class OnlineConfig(SequenceConfig):
                 f"(--set online.rl_gradient={fitting[0]})"
             )
         self.gradient.check_policy(self.resolved_spec)
+        unread.check_head(self)
         if self.action_regularization > 0 and not self.resolved_spec.head.continuous:
             raise UserError(
                 f"online.action_regularization is {self.action_regularization}, a weight of distances between "
@@ -235,12 +237,8 @@ class OnlineConfig(SequenceConfig):
                 "online.mode async collects on remote env runners, and there are none; set "
                 "env_runners.num_env_runners to 1 or more, or online.mode: sync"
             )
-        for name, value in vars(CallSettings.of(self)).items():
-            if self.mode == "sync" and value != getattr(CallSettings(), name) and not self.in_evaluation:
-                raise UserError(
-                    f"env_runners.{name} is {value}, and nothing reads it with online.mode: sync, which collects whole "
-                    "episodes; remove it, or set mode: async"
-                )
+        if self.policy_spec is None:
+            unread.check_settings(self)
         _check_gradient(self)
         if self.start_from is not None and self.chosen_model:
             raise UserError(

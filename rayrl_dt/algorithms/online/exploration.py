@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,10 @@ class Exploration:
         span: raw return between the worst and the best logged episode, the unit of `margin`.
         margin: how far beyond the best that is known targets may go, in spans.
         quantile: of the known returns, from which on targets are drawn.
+        reads: the settings of `online` that it reads.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"exploration_margin"})
 
     span: float
     margin: float
@@ -47,6 +50,8 @@ class Best(Exploration):
 
 class Quantiles(Exploration):
     """Ask for what good episodes achieved, each time for another one, and the margin."""
+
+    reads = frozenset({"exploration_margin", "exploration_quantile"})
 
     def target(self, returns: Array, rng: np.random.Generator) -> float:
         """Return a quantile that is drawn between `quantile` and 1, and the margin."""

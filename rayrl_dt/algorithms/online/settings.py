@@ -8,7 +8,18 @@ from typing import ClassVar
 from rayrl_dt.algorithms.online.exploration import EXPLORATION
 from rayrl_dt.errors import UserError, one_of
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS
-from rayrl_dt.settings import Settings, choice, count, flag, optional, real, setting, text, whole_value
+from rayrl_dt.settings import (
+    Settings,
+    choice,
+    count,
+    flag,
+    optional,
+    real,
+    refuse_unread,
+    setting,
+    text,
+    whole_value,
+)
 
 __all__ = ["CallSettings", "OnlineSettings"]
 
@@ -30,7 +41,7 @@ class OnlineSettings(Settings):
         rl_gradient: "td3" adds the critic's gradient to a deterministic policy, "sac" to a Gaussian one through its
             draws, "pg" normalized to either; "awac" weighs the actions of the data by their advantage; "q_align"
             orders the actions by the return that is asked for; "expected_q" is for discrete actions; "none" leaves
-            critics out.
+            critics out, whatever is set of them.
         bc_weight: weight of the supervised loss online; 0 is TD3 alone.
         action_regularization: weight of the mean squared distance between the policy's actions and those of the
             policy that finetuning began with, online (TD3+ODT, appendix G.7: 0.05, summed over action dimensions,
@@ -45,7 +56,7 @@ class OnlineSettings(Settings):
             episode, as the papers have it. The last round may go beyond `env_steps`.
         updates_per_iteration: gradient steps that each round allows, once it is complete.
         exploration_noise: standard deviation of the noise on collected actions, in units of [-1, 1];
-            head "gaussian" samples instead and ignores it.
+            head "gaussian" samples instead.
         averaged_share: evaluate and export an average of the policy's weights over about this share of its steps
             online so far, the last ones, which shakes less (Shamir and Zhang 2013, polynomial decay). None for the
             policy as its last step left it, as the papers have it. The policy itself collects: that it shakes is part
@@ -117,7 +128,15 @@ class OnlineSettings(Settings):
                 f"online.offline_fraction_steps is {self.offline_fraction_steps}, and there is no offline_fraction to "
                 "fall; set online.offline_fraction, such as 0.5"
             )
-        if self.exploration_targets == "constant":
+        law = EXPLORATION[self.exploration_targets]
+        refuse_unread(
+            type(self),
+            self,
+            because=f"exploration_targets: {self.exploration_targets}",
+            remedy="set exploration_targets: quantiles",
+            names={"exploration_margin", "exploration_quantile"} - (law.reads if law else frozenset()),
+        )
+        if law is None:
             return
         if self.exploration_target is not None:
             raise UserError(

@@ -375,7 +375,9 @@ def test_actions_are_held_from_the_start_of_finetuning_on(online: Configure) -> 
 @pytest.mark.parametrize("preset", ["TD3+ODT", "ODT"])
 def test_the_regularizer_pulls_towards_the_first_policy_s_actions(online: Configure, preset: str) -> None:
     settings = {**PRESETS[preset], "action_regularization": 0.5, "bc_weight": 0.0, "dropout": 0.0}
-    algorithm = online(**settings, alpha=0.0, initial_temperature=1e-12).build_algo()
+    if preset == "ODT":
+        settings["initial_temperature"] = 1e-12
+    algorithm = online(**settings, alpha=0.0).build_algo()
     learner = algorithm.learner_group._learner
     module, window = learner.networks, _window(algorithm)
     module.precision = "fp32"
@@ -634,10 +636,13 @@ def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None
     local.stop()
 
 
+@pytest.mark.parametrize("averaged_share", [None, 0.6])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners: Any, preset: str) -> None:
+def test_two_learners_of_every_preset_stay_equal(
+    online: Configure, two_learners: Any, preset: str, averaged_share: float | None
+) -> None:
     """Through pretraining into finetuning, on batches of their own: a preset's learner in both processes."""
-    config = online(**PRESETS[preset]).learners(num_learners=2)
+    config = online(**PRESETS[preset], averaged_share=averaged_share).learners(num_learners=2)
     config.validate()
     iterators = config.offline_data_class(config).iterators(2)
     spaces = {DEFAULT_MODULE_ID: (config.observation_space, config.action_space)}
@@ -659,6 +664,7 @@ def test_two_learners_of_every_preset_stay_equal(online: Configure, two_learners
     before, after = one[3:]
     assert same(before, other[3]) and same(after, other[4])
     learns = {"model.": True, "critic.": config.rl_gradient == "td3", "log_temperature": preset == "ODT"}
+    learns["averaged_model."] = averaged_share is not None
     for prefix in (prefix for prefix, does in learns.items() if does):
         assert not same(before, after, prefix)
 
@@ -933,7 +939,12 @@ def test_counts_are_whole_numbers(section: str) -> None:
         "env_runners": ("num_env_runners", "num_envs_per_env_runner"),
         "learners": ("num_learners",),
     }[section]
-    file = {"algorithm": "OnlineDT", "offline_data": {"dataset": "recipe:pendulum-mixed"}}
+    file = {
+        "algorithm": "OnlineDT",
+        "offline_data": {"dataset": "recipe:pendulum-mixed"},
+        "online": {"mode": "async"},
+        "env_runners": {"num_env_runners": 1},
+    }
     for written in ("1e3", "1.0e+3"):
         overrides = [f"{section}.{name}={written}" for name in counts]
         config = build_config(apply_overrides(file, overrides))
