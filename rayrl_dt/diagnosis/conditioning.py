@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
-from rayrl_dt.evaluation.rollout import EpisodeRecord, assign_slots, run_slots
+from rayrl_dt.evaluation.rollout import EpisodeRecord, action_draws, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import evaluated_in
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
-from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.seeding import derive_seed
 from rayrl_dt.types import Window
 
 __all__ = ["OFFSETS", "Course", "Sensitivity", "return_courses", "sensitivity"]
@@ -170,7 +170,7 @@ def return_courses(
         flattening=spec.flattening,
     )
     try:
-        sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
+        sample = action_draws(spec, slots)
         collector = Collector(vector, VectorActor(model, len(slots), sample=sample), record=True)
         episodes = run_slots(collector, slots, progress=progress).episodes
     finally:

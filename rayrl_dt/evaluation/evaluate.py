@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rayrl_dt.data.scores import ReferenceScore, reference_for
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
+from rayrl_dt.evaluation.rollout import Rollouts, action_draws, assign_slots, run_slots
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import TargetReturns, policy_targets
 from rayrl_dt.interop.bundle import Bundle
@@ -22,7 +22,7 @@ from rayrl_dt.policy.double_check import DoubleCheck
 from rayrl_dt.policy.refinement import choose_refinement
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions
-from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.seeding import derive_seed
 
 __all__ = ["assemble", "evaluate_bundle", "evaluate_model"]
 
@@ -77,7 +77,7 @@ def evaluate_model(
         flattening=spec.flattening,
     )
     try:
-        sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
+        sample = action_draws(spec, slots)
         actor = VectorActor(
             model,
             len(slots),

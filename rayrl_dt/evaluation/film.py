@@ -18,12 +18,12 @@ from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.evaluation.frame_strip import low_middle_high, pictures_of, sees_pictures
-from rayrl_dt.evaluation.rollout import assign_slots, run_slots
+from rayrl_dt.evaluation.rollout import action_draws, assign_slots, run_slots
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.spec import PolicySpec, evaluated_in
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.collector import Collector
-from rayrl_dt.seeding import derive_seed, torch_generator
+from rayrl_dt.seeding import derive_seed
 
 __all__ = ["Film", "Take", "film"]
 
@@ -111,7 +111,7 @@ def film(
         partial(filmed, maker, space), len(slots), spaces=(spec.observation_space, spec.action_space)
     )
     try:
-        sample = torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
+        sample = action_draws(spec, slots)
         actor = VectorActor(
             bundle.model, len(slots), sample=sample, context_length=spec.acts_on, guidance=spec.guidance
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from rayrl_dt.evaluation.rollout import Rollouts, assign_slots, run_slots
+from rayrl_dt.evaluation.rollout import Rollouts, action_draws, assign_slots, run_slots
 from rayrl_dt.evaluation.targets import policy_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critics import refiner_of
@@ -24,7 +24,7 @@ _SLOTS = 32
 class RefinedPolicy:
     """The policy of a bundle, and its critic where one is asked, loaded once, in environments that are made once.
 
-    Every call of `run` plays the same episodes (same seeds, same targets), so only the way differs.
+    Every call of `run` plays the same episodes (same seeds, same targets, same draws), so only the way differs.
 
     Args:
         path: run folder, checkpoint or bundle; one that is `trusting()` may run code of any package as
@@ -82,6 +82,7 @@ class RefinedPolicy:
             progress: called with the number of episodes that just ended.
         """
         self.take(settings)
+        self._actor.sample = action_draws(self.bundle.spec, self._slots)
         return run_slots(self._collector, self._slots, progress=progress)
 
     def take(self, settings: WayToAct | None) -> None:

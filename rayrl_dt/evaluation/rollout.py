@@ -11,12 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.collector import Collector
-from rayrl_dt.seeding import derive_seed
+from rayrl_dt.seeding import derive_seed, torch_generator
 from rayrl_dt.types import Trajectory
 
-__all__ = ["EpisodeRecord", "Rollouts", "RolloutsStopped", "Slot", "assign_slots", "run_slots"]
+__all__ = [
+    "EpisodeRecord",
+    "Rollouts",
+    "RolloutsStopped",
+    "Slot",
+    "action_draws",
+    "assign_slots",
+    "run_slots",
+]
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,11 @@ def assign_slots(
         for target in targets
         for j in range(share)
     ]
+
+
+def action_draws(spec: PolicySpec, slots: Sequence[Slot]) -> torch.Generator | None:
+    """Return what the actions of an evaluation are drawn with, new each time; None for a policy that draws none."""
+    return torch_generator(slots[0].seed, "actions") if spec.samples_actions else None
 
 
 def run_slots(

@@ -222,6 +222,24 @@ def test_a_policy_that_is_guided_has_both_as_controls(guided: Path, tmp_path: Pa
     assert grid.sweeps[0].axes[2] == [1.0, 2.0, 4.0] and grid.sweeps[0].cell("", "", 2.0) is grid.control
 
 
+@pytest.mark.parametrize("selection", ["sample", "mode"])
+def test_a_policy_that_draws_its_actions_draws_the_same_in_each_way(tmp_path: Path, selection: str) -> None:
+    """As an evaluation of its own does."""
+    model = build_model(store_for(gym.make("CartPole-v1")), backbone="decoupled", return_dropout=0.2)
+    acting = model.spec.acting(context_length=None, action_selection=selection)
+    weights = {name: 0.3 * value for name, value in model.state_dict().items()}  # hesitates
+    path = save_bundle(acting, weights, tmp_path / "policy")
+    options: dict[str, Any] = {"env": "CartPole-v1", "episodes": 6, "target": "50"}
+    grid = grid_of(path, ways=[*map(Guidance, (0.0, 3.0))], **options)
+    seen = []
+    for cell in (grid.control, *grid.cells):
+        weight = cell.settings.weight if isinstance(cell.settings, Guidance) else None
+        alone = evaluate_bundle(path, targets="50", episodes_per_target=6, env="CartPole-v1", guidance=weight)
+        assert alone.targets[0].returns == cell.returns
+        seen.append(cell.returns)
+    assert len(set(seen)) > 1
+
+
 def test_the_calibration_is_drawn(guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayrl_dt.critics.calibration._FLAT", -1.0)
     grid = grid_of(guided, ways=double_checks([4], [0.5], ["align"]), episodes=1)
