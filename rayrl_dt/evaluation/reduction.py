@@ -6,6 +6,7 @@ within a seed, so that one seed per side still gets the noise of its episodes (a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.statistics import Interval
 from rayrl_dt.seeding import numpy_generator
 
-__all__ = ["BASELINE", "baseline_of", "error_reduction"]
+__all__ = ["BASELINE", "baseline_of", "error_reduction", "method_of"]
 
 BASELINE = "DT"
 """The method that others are measured against, as RADT's paper does."""
@@ -26,7 +27,12 @@ Array = np.ndarray[Any, Any]
 
 def baseline_of(groups: Mapping[str, Sequence[EvaluationResult]]) -> str | None:
     """Return the label of the baseline among labels such as "DT" or "DT (2 seeds)", or None."""
-    return next((label for label in groups if label.split(" (")[0] == BASELINE), None)
+    return next((label for label in groups if method_of(label) == BASELINE), None)
+
+
+def method_of(label: str) -> str:
+    """Return a label without its count of seeds: "DT (wide)" for "DT (wide) (2 seeds)"."""
+    return re.sub(r" \(\d+ seeds\)$", "", label)
 
 
 def error_reduction(

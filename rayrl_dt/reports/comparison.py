@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rayrl_dt.evaluation.reduction import BASELINE, baseline_of, error_reduction
+from rayrl_dt.evaluation.reduction import BASELINE, baseline_of, error_reduction, method_of
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.statistics import Interval, interquartile_mean, stratified_bootstrap
 from rayrl_dt.reports import plots
@@ -23,7 +23,8 @@ from rayrl_dt.reports.document import (
 )
 from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, compare, metrics, places_of
 from rayrl_dt.reports.learning_curve import learning_curve
-from rayrl_dt.reports.run_folder import RunFolder, group_seeds
+from rayrl_dt.reports.run_folder import RunFolder
+from rayrl_dt.reports.seeds import group_seeds
 
 __all__ = ["compare_runs", "reductions"]
 
@@ -40,8 +41,7 @@ def compare_runs(runs: Sequence[RunFolder]) -> list[Block]:
         tasks.setdefault(run.task, []).append(run)
     blocks: list[Block] = []
     for index, ((environment, dataset), members) in enumerate(tasks.items(), start=1):
-        groups = group_seeds(members)
-        evaluated = _evaluated(groups)
+        evaluated = _evaluated(members)
         blocks.append(Heading(f"{environment} from {dataset}" if len(tasks) > 1 else "All runs"))
         if len(tasks) == 1:
             blocks.insert(0, Paragraph(f"{environment} \u00b7 {dataset}", "muted"))
@@ -71,21 +71,21 @@ def compare_runs(runs: Sequence[RunFolder]) -> list[Block]:
 def reductions(runs: Sequence[RunFolder]) -> list[Block]:
     """Return how far each method's error lies below the baseline's, on average in words, and per task in a table.
 
-    Nothing if no task has both the baseline and another method.
+    Runs that have not come to their end are left out. Nothing if no task has both the baseline and another method.
     """
     tasks: dict[str, dict[str, float]] = {}
     every = list(dict.fromkeys(run.task for run in runs))
     environments = [environment for environment, _ in every]
     for task in every:
         name = task[0] if environments.count(task[0]) == 1 else " from ".join(task)
-        groups = _evaluated(group_seeds([run for run in runs if run.task == task]))
+        groups = _evaluated([run for run in runs if run.task == task and run.stopped is None])
         baseline = baseline_of(groups)
         if baseline is None:
             continue
         for label, results in groups.items():
             found = error_reduction(groups[baseline], results)
             if label != baseline and found is not None:
-                tasks.setdefault(name, {})[label.split(" (")[0]] = found.estimate
+                tasks.setdefault(name, {})[method_of(label)] = found.estimate
     if not tasks:
         return []
     methods = list(dict.fromkeys(method for found in tasks.values() for method in found))
@@ -121,13 +121,11 @@ def _in_words(means: Mapping[str, float], tasks: int) -> str:
     return f"Beside {BASELINE} the alignment error of the last checkpoint is {listed}{over}."
 
 
-def _evaluated(groups: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[EvaluationResult]]:
-    """Return the last evaluations of each group that has some, of policies that were asked for something."""
-    return {
-        label: results
-        for label, group in groups.items()
-        if (results := [run.last for run in group if run.last is not None and not run.last.targets_ignored])
-    }
+def _evaluated(runs: Sequence[RunFolder]) -> dict[str, list[EvaluationResult]]:
+    """Return the last evaluations by group, of runs that have one, of policies that were asked for something."""
+    found = {id(run): run.last for run in runs if run.last is not None and not run.last.targets_ignored}
+    groups = group_seeds([run for run in runs if id(run) in found])
+    return {label: [found[id(run)] for run in group] for label, group in groups.items()}
 
 
 def _runs_table(runs: Sequence[RunFolder]) -> Table:
@@ -136,7 +134,8 @@ def _runs_table(runs: Sequence[RunFolder]) -> Table:
     for run in runs:
         best = number(run.best.alignment_error_relative, 3) if run.last and run.best else MISSING
         cells = metrics(run.last) if run.last else [MISSING] * len(METRICS)
-        rows.append([run.name, str(run.info.get("seed", MISSING)), *cells, best])
+        name = run.name if run.stopped is None else f"{run.name}, {run.stopped}"
+        rows.append([name, str(run.info.get("seed", MISSING)), *cells, best])
     if any(run.maximum is not None for run in runs):
         header.append("At the data's maximum")
         for run, row in zip(runs, rows, strict=True):

@@ -14,9 +14,20 @@ import yaml
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.evaluation.frame_strip import FrameStrip
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.interop.run_files import BEST, CONFIG, FRAMES, LAST, MAXIMUM, METRICS, RECORD, read_records
+from rayrl_dt.interop.run_files import (
+    BEST,
+    CONFIG,
+    EXPECTED,
+    FRAMES,
+    LAST,
+    MAXIMUM,
+    METRICS,
+    RECORD,
+    read_records,
+    step_of,
+)
 
-__all__ = ["RunFolder", "group_seeds", "load_runs", "short_names"]
+__all__ = ["RunFolder", "load_runs", "short_names"]
 
 _PIECES = (RECORD, CONFIG, METRICS, LAST, BEST)
 
@@ -72,6 +83,11 @@ class RunFolder:
         return str(env or "unknown environment"), str(dataset or "unknown data set")
 
     @property
+    def stopped(self) -> str | None:
+        """Where the run stands, such as "at step 500 of 3,000", if it has not come to its end; None otherwise."""
+        return _stopped(self.info, self.records)
+
+    @property
     def data_max(self) -> float | None:
         """The highest raw return in the data."""
         if self.last is not None and self.last.data is not None:
@@ -90,20 +106,6 @@ def load_runs(folders: Sequence[Path]) -> list[RunFolder]:
     if not paths:
         raise UserError("there is no run to report on; give at least one run folder")
     return [_load(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
-
-
-def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
-    """Return the runs by label; run whose configurations differ in nothing but the seed share one."""
-    groups: dict[str, list[RunFolder]] = {}
-    for run in runs:
-        groups.setdefault(_identity(run), []).append(run)
-    methods = [members[0].method for members in groups.values()]
-    labeled = {}
-    for members in groups.values():
-        first = members[0]
-        label = first.method if methods.count(first.method) == 1 else first.name
-        labeled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
-    return labeled
 
 
 def _load(path: Path, name: str) -> RunFolder:
@@ -133,6 +135,9 @@ def _load(path: Path, name: str) -> RunFolder:
     except yaml.YAMLError as error:
         problems.append(f"{CONFIG} is not YAML ({one_line(error)}); shown as it stands")
     records = _records(path, problems)
+    stopped = _stopped(info, records)
+    if stopped is not None:
+        problems.append(f"the run has not come to its end, {stopped}")
     last, best = piece(LAST, _evaluation), piece(BEST, _evaluation)
     maximum = piece(MAXIMUM, _evaluation) if (path / MAXIMUM).exists() else None
     frames = piece(FRAMES, FrameStrip.open) if (path / FRAMES).exists() else None
@@ -180,6 +185,16 @@ def _records(folder: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
+def _stopped(info: dict[str, Any], records: Sequence[dict[str, Any]]) -> str | None:
+    """Return where a run stands that is not done; None if it is, or if nothing says so."""
+    if not records or records[-1].get("done") is not False:
+        return None
+    step, expected = step_of(records[-1]), info.get(EXPECTED)
+    return f"at step {step:,}" + (
+        f" of {expected:,}" if isinstance(expected, int) and expected > step else ""
+    )
+
+
 def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> EvaluationResult | None:
     """Return the last evaluation of the training log: what a killed run has instead of `evaluations/last.json`."""
     for record in reversed(records):
@@ -194,22 +209,6 @@ def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> Ev
                 result = replace(result, gradient_steps=step)
             return result
     return None
-
-
-def _identity(run: RunFolder) -> str:
-    try:
-        config = yaml.safe_load(run.config_text)
-    except yaml.YAMLError:
-        config = None
-    if not isinstance(config, dict):
-        return str(run.path)
-    return json.dumps([run.algorithm, run.task, _without_seed(config)], sort_keys=True, default=str)
-
-
-def _without_seed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_seed(item) for key, item in value.items() if key != "seed"}
-    return [_without_seed(item) for item in value] if isinstance(value, list) else value
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

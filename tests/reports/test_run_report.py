@@ -13,8 +13,9 @@ from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
 from rayrl_dt.reports import document, evaluation_text
-from rayrl_dt.reports.run_folder import group_seeds, load_runs
+from rayrl_dt.reports.run_folder import load_runs
 from rayrl_dt.reports.run_report import write_report
+from rayrl_dt.reports.seeds import group_seeds
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TARGETS = (8.0, 196.0, 385.0, 573.0, 762.0, 950.0, 1138.0)
