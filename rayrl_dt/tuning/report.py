@@ -92,7 +92,7 @@ def _headline(spec: SweepSpec, groups: Sequence[Group], winner: Winner | None) -
     if winner is None:
         return [Paragraph("No trial has left a checkpoint and a report yet.")]
     group, trial = winner.group, winner.trial
-    remark = f"over {len(group.trials)} seeds" if len(group.trials) > 1 else "of one seed"
+    remark = f"over {group.seeds} seeds" if len(group.trials) > 1 else "of one seed"
     what = f"median {remark}" if spec.run is not None else f"last checkpoint, median {remark}"
     tiles = [(f"Best {spec.settings.metric}", number(group.median), what)]
     # The tables have the whole path.
@@ -164,7 +164,7 @@ def _settings(spec: SweepSpec, groups: Sequence[Group]) -> list[Block]:
             str(rank),
             *(label(group.parameters[path]) for path in shared),
             number(group.median),
-            str(len(group.trials)),
+            group.seeds,
         ]
         for rank, group in enumerate(groups, start=1)
     ]

@@ -90,18 +90,17 @@ class TrialResult:
         if self.evaluated is not None:
             return self.evaluated if self.best[1] is not None else None
         metric = dict(self.curve)
-        found = []
+        found: dict[int, Path] = {}
         for folder in sorted(self.folder.glob("checkpoint_*")):
             try:
                 steps = Bundle.open(folder).gradient_steps
             except UserError:
                 continue  # what a killed process was writing
             if steps in metric and math.isfinite(metric[steps]):
-                found.append((metric[steps], folder))
-        best: tuple[Any, Path | None] = _CHOOSE[self.mode](
-            found, key=lambda item: item[0], default=(None, None)
-        )
-        return best[1]
+                # PBT goes back to another trial's weights, and may come to a step again: the metric is of the later.
+                found[steps] = folder
+        best = _CHOOSE[self.mode](found, key=lambda steps: metric[steps], default=None)
+        return None if best is None else found[best]
 
     def to_json(self) -> dict[str, Any]:
         """Return a row of the results table; checkpoints of the sweep are told relative to its folder."""
@@ -129,16 +128,25 @@ class Group:
 
     Attributes:
         parameters: those that they share.
-        median: of the last metrics of its whole trials; where half of the trials were stopped, of the metrics at the
-            report where the middle one was; None where none has reported.
+        median: of the last metrics of its whole trials, failed ones counted as worse than any; where half of the
+            trials stopped early, of the metrics at the report where the middle one was. None where none has reported,
+            or where the middle one failed without a report.
         trials: one per seed.
         rung: of the middle one.
+        counted: how many trials the median is over.
     """
 
     parameters: dict[str, Any]
     median: float | None
     trials: tuple[TrialResult, ...]
     rung: tuple[bool, int]
+    counted: int
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds the median is over, as in "3", or "2 of 3" where one has nothing to tell yet."""
+        every = len(self.trials)
+        return str(every) if self.counted == every else f"{self.counted} of {every}"
 
     @classmethod
     def of(cls, parameters: dict[str, Any], trials: Sequence[TrialResult]) -> Group:
@@ -148,10 +156,14 @@ class Group:
         stopped, reports = rung
         if stopped:
             metrics = [trial.curve[-reports - 1][1] for trial in reported if len(trial.curve) >= -reports]
+            failed = 0
         else:
             metrics = [trial.curve[-1][1] for trial in reported if trial.whole]
-        finite = [metric for metric in metrics if math.isfinite(metric)]
-        return cls(parameters, statistics.median(finite) if finite else None, tuple(trials), rung)
+            failed = sum(trial.status == "failed" for trial in trials)
+        worst = -math.inf if trials[0].mode == "max" else math.inf
+        counted = [metric for metric in metrics if math.isfinite(metric)] + failed * [worst]
+        median = statistics.median(counted) if counted else worst
+        return cls(parameters, median if math.isfinite(median) else None, tuple(trials), rung, len(counted))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -115,6 +115,42 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
     assert "Trials that did not finish" in page and "c: failed" in page and "No trial has left" in page
 
 
+@pytest.mark.parametrize(
+    ("curves", "median", "seeds"),
+    [
+        ([[10.0], [12.0], None], 12.0, "3"),
+        ([[10.0], [12.0], []], 11.0, "2 of 3"),
+        ([[10.0], None, None], None, "3"),
+    ],
+    ids=["one failed", "one has not begun", "most failed"],
+)
+def test_a_seed_that_failed_counts_as_worse_than_any(
+    tmp_path: Path, values: dict[str, Any], curves: list[list[float] | None], median: float | None, seeds: str
+) -> None:
+    """A setting that fails now and then does not win by its survivors; one that is yet to come says nothing."""
+    spec, out = read_sweep(values, default_name="test"), tmp_path / "out"
+    for seed, curve in enumerate(curves):
+        write_trial(out / str(seed), 1e-3, seed, curve or [], done=bool(curve))
+        if curve is None:
+            (out / str(seed) / "error.txt").write_text("diverged")
+    (group,) = group_trials(read_trials(out, spec), "min")
+    assert (group.median, group.seeds) == (median, seeds)
+
+
+def test_of_two_checkpoints_of_one_step_the_later_is_what_the_metric_is_of(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """PBT goes back to another trial's weights, and comes to the step again."""
+    spec, out = read_sweep(values, default_name="test"), tmp_path / "out"
+    write_trial(out / "a", 1e-3, 0, [9.0, 5.0], done=True)
+    model = build_model(store_for(gym.make("Pendulum-v1")))
+    for number, step in enumerate((3, 6, 6)):
+        folder = out / "a" / f"checkpoint_{number:06d}"
+        save_bundle(model.spec, model.state_dict(), folder / "policy", gradient_steps=step)
+    (trial,) = read_trials(out, spec)
+    assert trial.best_checkpoint == out / "a" / "checkpoint_000002"
+
+
 def test_what_a_scheduler_stopped_is_compared_where_it_was_stopped(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:
