@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from rayrl_dt.data import sources, windows
+from rayrl_dt.data.filters import below_return
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.diagnosis import attention, conditioning, cost
 from rayrl_dt.diagnosis.attention import AttentionSummary
@@ -18,6 +20,7 @@ from rayrl_dt.diagnosis.cost import Cost
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.run_files import run_settings
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec, evaluated_in
 from rayrl_dt.models.task import check_task
@@ -42,7 +45,7 @@ class PolicyExamination:
         path: as given.
         backbone: of its network.
         env: id of its environment, or None if unknown.
-        dataset: source id of the data that it was examined on.
+        dataset: the data that it was examined on: their source id, and the run's `below_return` if it had one.
         gradient_steps: behind its weights, if recorded.
         attention: None for a backbone without attention that can be read.
         sensitivity: None if the data's returns have no range.
@@ -145,15 +148,16 @@ def examine(
     for bundle in bundles.values():
         if episodes > 0 and (env or bundle.spec.env):
             evaluated_in(bundle.spec, env).spec()  # refuses now what it would refuse after minutes
-    groups: dict[tuple[str, bool], list[str]] = {}
+    groups: dict[tuple[str, bool, float | None], list[str]] = {}
     for label, model in models.items():
         # The target rule says whether the policy learned from delayed rewards.
         delayed = model.spec.model.target_rule == "constant"
-        groups.setdefault((dataset or model.spec.dataset, delayed), []).append(label)
+        limit = None if dataset else run_settings(bundles[label].path, "offline_data").get("below_return")
+        groups.setdefault((dataset or model.spec.dataset, delayed, limit), []).append(label)
     found: dict[str, PolicyExamination] = {}
-    for (source, delayed), members in groups.items():
+    for (source, delayed, limit), members in groups.items():
         say(f"loading {source}", 0, 0)
-        store = _load(source, delayed, [models[label].spec for label in members])
+        store = _load(source, delayed, limit, [models[label].spec for label in members])
         plan = parse_targets(targets, store.episode_returns)
         say(f"timing {', '.join(members)}", 0, 0)
         named = [(label, models[label]) for label in members]
@@ -162,6 +166,7 @@ def examine(
             say(f"{label}: attention and sensitivity", 0, 0)
             batches = list(_batches(store, num_windows, model.spec, seed))
             looked, felt, remarks = _inspect(model, batches, store)
+            remarks += [] if dataset else _other_returns(model.spec, ReturnRange.of(store.episode_returns))
             courses: tuple[Course, ...] = ()
             if episodes > 0:
                 courses, more = _roll(model, plan, label, say, env=env, episodes=episodes, seed=seed)
@@ -172,7 +177,7 @@ def examine(
                 path=str(bundles[label].path),
                 backbone=model.spec.model.backbone,
                 env=None if where is None else where.id,
-                dataset=source,
+                dataset=source if limit is None else f"{source}, returns below {limit:g}",
                 gradient_steps=bundles[label].gradient_steps,
                 attention=looked,
                 sensitivity=felt,
@@ -242,14 +247,25 @@ def _batches(store: TrajectoryStore, count: int, spec: PolicySpec, seed: int) ->
         yield windows.sample(store, rng, size, spec.acts_on, frame_stack=spec.model.frame_stack).to_torch()
 
 
-def _load(source: str, delayed: bool, specs: Sequence[PolicySpec]) -> TrajectoryStore:
+def _other_returns(spec: PolicySpec, here: ReturnRange) -> list[str]:
+    """Say so where the data are not all that a policy learned from, or more: nothing but its run knows of filters."""
+    learned = ReturnRange.recorded(spec)
+    if learned is None or np.allclose(astuple(learned), astuple(here), rtol=1e-4):
+        return []
+    return [
+        f"it learned from returns of {learned.minimum:,.4g} to {learned.maximum:,.4g}; those of the data here go from "
+        f"{here.minimum:,.4g} to {here.maximum:,.4g}: targets and units are of the latter"
+    ]
+
+
+def _load(source: str, delayed: bool, limit: float | None, specs: Sequence[PolicySpec]) -> TrajectoryStore:
     try:
         store = sources.load(source, delayed_reward=delayed)
     except UserError as error:
         raise UserError(f"{error}; or name other data of the same task with --dataset") from error
     for spec in specs:
         check_task(spec, store.info)
-    return store
+    return store if limit is None else below_return(store, limit)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

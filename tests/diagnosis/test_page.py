@@ -15,6 +15,7 @@ import pytest
 from builders import build_model, store_for
 
 from rayrl_dt.data import windows
+from rayrl_dt.data.filters import below_return
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.diagnosis import attention, conditioning, cost
 from rayrl_dt.diagnosis import plots as diagnosis_plots
@@ -138,6 +139,33 @@ def test_policies_of_other_data_have_a_section_of_their_own(make: Make, tmp_path
     assert names == {
         f"{n}-{what}.png" for n in (1, 2) for what in ("attention", "return-ages", "sensitivity")
     }, "no rollouts were asked for"
+
+
+def test_a_policy_is_examined_on_the_episodes_that_it_learned_from(make: Make, tmp_path: Path) -> None:
+    """A run knows of `below_return`; its bare bundle does not, and the page says what that means."""
+    whole = make("whole")
+    store = TrajectoryStore.open(tmp_path / "data")
+    limit = float(np.median(store.episode_returns))
+    model = build_model(below_return(store, limit))
+    run = tmp_path / "poor"
+    save_bundle(model.spec, model.state_dict(), run / "policy")
+    (run / "config.yaml").write_text(f"offline_data: {{below_return: {limit}}}\n")
+    (run / "run.json").write_text("{}")
+    bare = save_bundle(model.spec, model.state_dict(), tmp_path / "bare")
+    all_of_it, poor, other = look([whole, run, bare], targets="dataset:2").policies
+    asked = [[course.target for course in found.courses] for found in (all_of_it, poor, other)]
+    assert asked[1] == pytest.approx([model.spec.data_returns["p5"], model.spec.data_returns["p95"]])
+    assert asked[0] == asked[2] != asked[1]
+    assert poor.dataset.endswith(f", returns below {limit:g}") and poor.dataset.startswith(other.dataset)
+    assert poor.sensitivity is not None and all_of_it.sensitivity is not None
+    assert poor.sensitivity.span < all_of_it.sensitivity.span
+    assert [
+        any("it learned from returns of" in line for line in found.remarks) for found in (all_of_it, poor)
+    ] == [
+        False,
+        False,
+    ]
+    assert any("it learned from returns of" in line for line in other.remarks)
 
 
 def test_other_data_can_be_named(make: Make, tmp_path: Path) -> None:
