@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rayrl_dt.diagnosis.attention import AttentionSummary, LayerAttention
 from rayrl_dt.diagnosis.conditioning import Course, Sensitivity
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, MARKERS, canvas, style_axes
+from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, legend_name, series_style, style_axes
 
 __all__ = ["attention_shares", "return_ages", "return_courses", "sensitivity_curves"]
 
@@ -61,7 +61,7 @@ def return_ages(summaries: Mapping[str, AttentionSummary]) -> Figure:
         ages = np.arange(len(summary.uniform_ages))
         for index, layer in enumerate(summary.layers):
             axes.plot(
-                ages, _normalized(layer.ages), lw=1.8, ms=4, label=f"layer {index + 1}", **_style(index)
+                ages, _normalized(layer.ages), lw=1.8, ms=4, label=f"layer {index + 1}", **series_style(index)
             )
         axes.plot(ages, _normalized(summary.uniform_ages), color=FAINT, lw=1.2, ls=":", label="all alike")
         style_axes(axes, label, "age of the return (steps)", "share of the attention to returns")
@@ -78,7 +78,7 @@ def sensitivity_curves(curves: Mapping[str, Sensitivity]) -> Figure:
     figure, (axes,) = canvas(1, 1, (7.2, 3.8))
     axes.axvline(0.0, color=FAINT, lw=1.2, ls=":", zorder=1, label="the data's own returns")
     for index, (label, curve) in enumerate(curves.items()):
-        axes.plot(curve.offsets, curve.values, lw=2, ms=5, label=label, **_style(index))
+        axes.plot(curve.offsets, curve.values, lw=2, ms=5, label=legend_name(label), **series_style(index))
     style_axes(
         axes,
         "Sensitivity of the action to the target",
@@ -139,10 +139,6 @@ def _shared_legend(figure: Figure, every: Sequence[Any]) -> None:
     columns = 3 if len(order) in (3, 5, 6) else 4
     style = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "labelcolor": INK}
     figure.legend([found[label] for label in order], order, ncols=columns, **style)
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _normalized(values: Sequence[float]) -> np.ndarray[Any, Any]:

@@ -31,7 +31,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.imitation import imitation_loss
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
 from rayrl_dt.reports.page import make_folder, write_page
-from rayrl_dt.reports.style import COLORS, FAINT, MARKERS, canvas, style_axes
+from rayrl_dt.reports.style import FAINT, canvas, legend_name, series_style, style_axes
 from rayrl_dt.seeding import derive_seed, numpy_generator, seeded_weights
 
 __all__ = ["DATASET", "POLICIES", "STEPS", "Outcome", "judge", "run", "train"]
@@ -224,10 +224,9 @@ def _outcome(
 
 def _draw(outcomes: dict[str, Outcome]) -> Figure:
     figure, (axes,) = canvas(1, 1, (6.4, 4.6))
-    for (name, each), color, marker in zip(outcomes.items(), COLORS, MARKERS, strict=False):
-        axes.plot(
-            each.achieved, each.estimated, ls="", marker=marker, ms=6, color=color, label=name, alpha=0.8
-        )
+    for index, (name, each) in enumerate(outcomes.items()):
+        style = {**series_style(index), "ls": "", "ms": 6, "alpha": 0.8, "label": legend_name(name)}
+        axes.plot(each.achieved, each.estimated, **style)
     ends = [value for each in outcomes.values() for value in (*each.achieved, *each.estimated)]
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, lw=1)
     style_axes(axes, "What each target brings", "achieved (raw)", "estimated from data (raw)")

@@ -101,13 +101,14 @@ Block: TypeAlias = Heading | Paragraph | Notice | Tiles | Table | Picture | Code
 
 
 def decimals(values: Iterable[float], *, digits: int = 5) -> int:
-    """Return the places after the point, at most 3, that give the largest of `values` `digits` figures.
+    """Return the places after the point that give the largest of `values` `digits` figures.
 
-    Raw returns that belong together share it, so that columns of them line up.
+    At most 3, or as many as three figures take where all are smaller than 0.1. Raw returns that belong together share
+    it, so that columns of them line up.
     """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     magnitude = math.floor(math.log10(largest)) if largest > 0 else 0
-    return min(3, max(0, digits - 1 - magnitude))
+    return min(max(3, 2 - magnitude), max(0, digits - 1 - magnitude))
 
 
 def number(value: object, places: int | None = None) -> str:
@@ -115,7 +116,8 @@ def number(value: object, places: int | None = None) -> str:
 
     Args:
         value: a number; text stays as it is.
-        places: digits after the point of a float; about four figures without trailing zeros if absent.
+        places: digits after the point of a float; about four figures without trailing zeros if absent, with an
+            exponent below a millionth.
     """
     if value is None or isinstance(value, bool):
         return MISSING
@@ -125,7 +127,9 @@ def number(value: object, places: int | None = None) -> str:
         return MISSING
     if isinstance(value, int):
         places = 0
-    if places is None:
+    if places is None and 0 < abs(value) < 1e-6:
+        text = f"{value:.3g}"
+    elif places is None:
         text = f"{value:,.{decimals([value], digits=4)}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text
     else:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rayrl_dt.evaluation.finetuning import recorded_number
-from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, style_axes
+from rayrl_dt.reports.style import COLORS, DASHES, FAINT, INK, canvas, legend_name, style_axes
 
 __all__ = ["learning_curve"]
 
@@ -41,7 +41,7 @@ def learning_curve(runs: Mapping[str, Sequence[Record]], *, data_max: float | No
                 lw=1.8,
                 marker="o" if len(xs) <= 40 and name not in ("Training loss", "Learning rate") else None,
                 ms=4,
-                label=label,
+                label=legend_name(label),
             )
         values = [y for _, ys in series.values() for y in ys]
         # Decades only where there are some: a log axis over half a decade is hard to read.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.reports.document import number
-from rayrl_dt.reports.style import COLORS, FAINT, INK, MARKERS, canvas, style_axes
+from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, legend_name, series_style, style_axes
 
 __all__ = ["desired_vs_achieved", "return_histogram"]
 
@@ -27,9 +27,9 @@ def desired_vs_achieved(
     """
     figure, (axes,) = canvas(1, 1, (7.2, 5.0))
     for index, (label, seeds) in enumerate(results.items()):
-        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+        style = series_style(index)
         for position, group in enumerate(_same_targets(seeds)):
-            _draw_seeds(axes, group, label if position == 0 else None, style)
+            _draw_seeds(axes, group, legend_name(label) if position == 0 else None, style)
     asked = [item.target for seeds in results.values() for result in seeds for item in result.targets]
     low, high = min(asked, default=0.0), max(asked, default=0.0)
     if asked:

@@ -13,7 +13,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
-__all__ = ["COLORS", "DASHES", "FAINT", "GRID", "INK", "MARKERS", "canvas", "save_png", "style_axes"]
+__all__ = [
+    "COLORS",
+    "DASHES",
+    "FAINT",
+    "GRID",
+    "INK",
+    "MARKERS",
+    "canvas",
+    "legend_name",
+    "save_png",
+    "series_style",
+    "style_axes",
+]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Blue, vermilion and green first."""
@@ -34,6 +46,18 @@ def canvas(
     for axes in every[shown:] if shown is not None else ():
         axes.set_visible(False)
     return figure, every
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Return color, marker and dashes of the series with a number, from 0; the first 49 differ in color or marker."""
+    turn, place = divmod(index, len(COLORS))
+    marker = MARKERS[(place + turn) % len(MARKERS)]
+    return {"color": COLORS[place], "marker": marker, "ls": DASHES[turn % len(DASHES)]}
+
+
+def legend_name(name: str) -> str:
+    """Return a name as a legend shows it: Matplotlib leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def style_axes(axes: Any, title: str, x: str, y: str) -> None:

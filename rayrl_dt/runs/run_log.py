@@ -116,8 +116,11 @@ class RunLog:
             for key, value in values.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        for target in evaluation.get("targets", []):
-            scalars[f"evaluation/return_at_target_{target['target']:.0f}"] = target["return_mean"]
+        targets = evaluation.get("targets", [])
+        # Whole numbers where they tell the targets apart: returns may lie between 0 and 1.
+        figures = ".0f" if len({f"{item['target']:.0f}" for item in targets}) == len(targets) else ".6g"
+        for item in targets:
+            scalars[f"evaluation/return_at_target_{item['target']:{figures}}"] = item["return_mean"]
         for name, value in scalars.items():
             self._tensorboard.write_event(
                 Event(wall_time=time.time(), step=step, summary=scalar(name, value))

@@ -56,6 +56,15 @@ def test_labels_differ_in_color_and_marker_and_seeds_of_other_targets_are_kept()
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("DT") == 1
 
 
+def test_many_labels_are_told_apart_and_all_of_them_are_named():
+    results = {f"_{number}": [evaluation([number, 50, 80])] for number in range(10)}
+    axes = plots.desired_vs_achieved(results).axes[0]
+    looks = {(to_hex(c.lines[0].get_color()), c.lines[0].get_marker()) for c in axes.containers}
+    assert len(looks) == 10
+    names = {text.get_text().strip() for text in axes.get_legend().get_texts()}
+    assert set(results) < names
+
+
 def records():
     return [
         {

@@ -270,6 +270,10 @@ def test_a_policy_that_was_asked_for_nothing_is_not_said_to_follow(tmp_path):
         (-0.25, None, "\u22120.25"),
         (3124.04, None, "3,124"),
         (20.27, None, "20.27"),
+        (0.00042, None, "0.00042"),
+        (-0.0123456, None, "\u22120.0123"),
+        (1e-17, None, "1e\u221217"),
+        (0.0, None, "0"),
         (-0.004, 1, "0.0"),
         (1138, 1, "1,138"),
         ("as is", None, "as is"),
@@ -277,6 +281,16 @@ def test_a_policy_that_was_asked_for_nothing_is_not_said_to_follow(tmp_path):
 )
 def test_numbers_are_readable(value, places, text):
     assert document.number(value, places) == text
+
+
+def test_small_returns_have_figures():
+    assert [document.decimals(values) for values in ([0.0, 5e-4, 1e-3], [0.05], [0.5], [12.0])] == [
+        5,
+        4,
+        3,
+        3,
+    ]
+    assert document.number(5e-4, document.decimals([0.0, 1e-3])) == "0.00050"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

@@ -33,6 +33,7 @@ from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint
 from rayrl_dt.runs.config_files import build_config, read_yaml
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.records import checkpoint_score
+from rayrl_dt.runs.run_log import RunLog
 
 pytestmark = pytest.mark.ray
 
@@ -369,6 +370,24 @@ def test_a_tensorboard_file_that_does_not_fit_on_the_disk_ends_nothing(tmp_path:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     read = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(4, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [((-1503.17, -150.2), ["-1503", "-150"]), ((0.05, 0.2, 0.35, 1.0), ["0.05", "0.2", "0.35", "1"])],
+)
+def test_each_target_has_a_curve_of_its_own_in_tensorboard(
+    tmp_path: Path, asked: tuple[float, ...], names: list[str]
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    targets = [{"target": target, "return_mean": 2.0 * target} for target in asked]
+    log = RunLog(tmp_path, 0, command=None)
+    log._to_tensorboard({"gradient_steps": 4, "evaluation": {"targets": targets}})
+    log.close()
+    read = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    for name, target in zip(names, asked, strict=True):
+        (event,) = read.Scalars(f"evaluation/return_at_target_{name}")
+        assert event.value == pytest.approx(2.0 * target)
 
 
 @pytest.mark.timeout(1500)
