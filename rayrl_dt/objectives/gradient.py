@@ -186,10 +186,12 @@ class RLGradient:
         reads: the settings' class; its fields are flat attributes of configs.
         successors: whether batches carry rewards and the windows shifted by one step.
         logs: metrics beside those of the policy.
+        reads_progress: whether it reads how much of the run is over.
     """
 
     reads: ClassVar[type[GradientSettings]] = GradientSettings
     successors: ClassVar[bool] = False
+    reads_progress: ClassVar[bool] = False
     logs: ClassVar[tuple[str, ...]] = ()
 
     settings: GradientSettings

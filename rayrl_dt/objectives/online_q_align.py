@@ -39,7 +39,7 @@ class OnlineQAlignSettings(CriticSettings):
     Attributes:
         order_weight: of the loss of wrong orders, by the mean of |Q|; from the start of finetuning.
         order_shift: standard deviation of the shifts when the run begins, with its pretraining, in raw returns; it
-            falls to a third by the run's planned end. "auto" for the distance between the 5th and the 95th percentile
+            falls to a third by the run's end. "auto" for the distance between the 5th and the 95th percentile
             of the logged returns.
         order_low: lowest return that is asked for by a shift; "auto" for the lowest logged one, or 0 if that is lower.
         order_high: highest one, which the critics' targets ask for; "auto" for the highest logged one, or 0 if that is
@@ -57,6 +57,7 @@ class OnlineQAlign(CriticGradient):
 
     reads = OnlineQAlignSettings
     logs: ClassVar[tuple[str, ...]] = (*CriticGradient.logs, *ALIGN_LOGS)
+    reads_progress = True
 
     settings: OnlineQAlignSettings
 

@@ -142,7 +142,7 @@ class OnlineDT(SequenceAlgorithm):
 
     @property
     def expected_gradient_steps(self) -> int:
-        """Gradient steps of the whole run, if episodes stay as long as they were, and no fewer than planned."""
+        """Gradient steps of the whole run, if its rounds stay as long as they were."""
         return self.config.expected_gradient_steps(self.env_steps, self.rounds, self.updates_due)
 
     def training_step(self) -> None:

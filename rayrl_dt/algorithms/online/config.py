@@ -64,20 +64,21 @@ class OnlineConfig(SequenceConfig):
         """Gradient steps of the whole run at most, if collected episodes are as long as the logged ones or longer."""
         steps = max(self.env_steps_per_iteration, self.logged_episode_steps)
         rounds = math.ceil(self.env_steps / steps) - math.floor(self.collect_before_update / steps)
-        return self.pretrain_steps + rounds * self.updates_per_iteration
+        return self.pretrain_steps + max(0, rounds) * self.updates_per_iteration
 
     def expected_gradient_steps(self, env_steps: int, rounds: int, updates: int) -> int:
-        """Return the gradient steps of a whole run: those planned, or more where its episodes are shorter.
+        """Return the gradient steps of a whole run, if its rounds stay as they were; those planned before the first.
 
         Args:
             env_steps: collected so far.
             rounds: that they were collected in.
             updates: that are due after them.
         """
-        if rounds == 0 or self.lr_decay == "constant":
+        if rounds == 0 or not (self.lr_decay != "constant" or self.gradient.reads_progress):
             return self.gradient_steps
-        left = math.ceil(max(0, self.env_steps - env_steps) * rounds / env_steps)
-        return max(self.gradient_steps, self.pretrain_steps + updates + left * self.updates_per_iteration)
+        learned_from = max(env_steps, self.collect_before_update)  # rounds before allow no updates
+        left = math.ceil(max(0, self.env_steps - learned_from) * rounds / env_steps)
+        return self.pretrain_steps + updates + left * self.updates_per_iteration
 
     @property
     def policy_lag_bound(self) -> int:

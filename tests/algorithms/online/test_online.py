@@ -829,6 +829,32 @@ def test_a_cosine_ends_with_a_run_whose_episodes_are_shorter_than_the_logged_one
     resumed.stop()
 
 
+def test_a_cosine_ends_with_a_run_whose_rounds_are_longer_than_planned(online: Configure) -> None:
+    """Its episodes have 200 steps, the logged ones 150 on average."""
+    config = online(env_steps=600, env_steps_per_iteration=1, collect_before_update=200)
+    algorithm = config.training(lr=1e-3, lr_decay="cosine", warmup_steps=0).build_algo()
+    assert algorithm.config.gradient_steps == 4 + (4 - 1) * 3
+    rates = []
+    while not algorithm.done:
+        rates.append(algorithm.train()["learners"]["default_policy"]["lr"])
+    assert algorithm.gradient_steps == 4 + 2 * 3
+    expected = partial(scheduled_lr, 1e-3, warmup_steps=0, schedule="cosine")
+    assert rates == [expected(3, total_steps=13), expected(6, total_steps=10), expected(9, total_steps=10)]
+    algorithm.stop()
+
+
+@pytest.mark.parametrize("lr_decay", ["constant", "cosine"])
+def test_pretraining_alone_takes_its_steps_whatever_comes_before_updates(
+    online: Configure, lr_decay: str
+) -> None:
+    config = online(env_steps=0, collect_before_update=5000).training(lr_decay=lr_decay, warmup_steps=0)
+    algorithm = config.build_algo()
+    assert algorithm.config.gradient_steps == 4
+    rate = algorithm.train()["learners"]["default_policy"]["lr"]
+    assert algorithm.done and algorithm.gradient_steps == 4 and rate > 0
+    algorithm.stop()
+
+
 def test_what_diverges_in_one_of_two_learners_stops_both_in_one_line(two_learners: Any) -> None:
     """One that raised alone would leave the other in its next `all_reduce`, for half an hour."""
 
