@@ -97,6 +97,26 @@ def test_a_training_step_in_bf16_stays_close(make_store: Callable[..., object]) 
     assert cosine > 0.99
 
 
+@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
+def test_a_saturated_policy_learns_its_way_back(make_store: Callable[..., object], chosen: str) -> None:
+    """Four units beyond the middle, where the tanh of bf16 is 1 and its gradient 0."""
+    from builders import build_model, random_window
+
+    from rayrl_dt import losses
+
+    model = build_model(make_store()).train()
+    layer = model.head
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+        layer.bias.fill_(4.0)
+    window = random_window(model, [6, 3, 1])
+    with precision.autocast("cpu", chosen):
+        predicted = model(window)
+    losses.masked_mse(predicted, torch.zeros_like(predicted), window.mask).backward()
+    assert predicted.dtype == torch.float32
+    assert (layer.bias.grad > 1e-4).all()
+
+
 @linux
 def test_resident_memory_sees_what_is_allocated() -> None:
     # In a process of its own: in this one, blocks that other tests freed may be handed out again.

@@ -28,8 +28,8 @@ class DeterministicHead(ContinuousHead):
     stochastic = False
 
     def read_out(self, raw: Tensor) -> Tensor:
-        """Squash; see `Head`."""
-        return torch.tanh(raw)
+        """Squash; see `Head`. In float32: beyond 3.47 the tanh of bf16 is 1, and its gradient 0 for good."""
+        return torch.tanh(raw.float())
 
     def imitation_loss(
         self, outputs: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None

@@ -58,8 +58,9 @@ class CriticSettings(GradientSettings):
             than two.
         critic_subset: how many of them a target asks, drawn anew for each step of the critics; it takes their lowest
             value. 2 in TD3, RLPD and WSRL.
-        critic_updates_per_actor: steps of the critics for one of the actor, each on a part of the batch of its own;
-            the actor's is on all of it. 4 in WSRL (batches of 4 x 256), 20 in RLPD.
+        critic_updates_per_actor: steps of the critics in a gradient step, each on a part of the batch of its own; the
+            actor's is on all of it. 4 in WSRL (batches of 4 x 256), 20 in RLPD. An `actor_interval` of 2 makes them
+            twice as many for one of the actor.
     """
 
     gamma: float = setting(0.99, real(above=0, most=1))

@@ -161,7 +161,7 @@ class GradientSettings(Settings):
     """What every RL gradient is told.
 
     Attributes:
-        actor_interval: gradient steps of the critic for one of the actor and the targets.
+        actor_interval: gradient steps of the critics for one of the actor and the targets.
     """
 
     section: ClassVar[str] = "online"
@@ -250,6 +250,10 @@ class RLGradient:
         The outputs are `Batch.asked`, when the policy's loss is asked for. The arguments are those of `policy_loss`.
         """
         return None
+
+    def entropy_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the outputs `(B, K, O)` whose entropy finetuning holds: `outputs`, for the returns of the data."""
+        return outputs
 
     def check_batch(self, batch_size: int) -> None:
         """Refuse batches of a size that it cannot use.

@@ -25,7 +25,6 @@ from rayrl_dt.objectives.critic_gradient import CriticGradient, CriticSettings
 from rayrl_dt.objectives.gradient import Batch, Networks
 from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_asked_for_returns
 from rayrl_dt.objectives.return_shift import ReturnShift
-from rayrl_dt.precision import dtype_of
 from rayrl_dt.settings import automatic, real, setting
 from rayrl_dt.types import Window
 
@@ -94,9 +93,9 @@ class OnlineQAlign(CriticGradient):
         """Add the loss of wrong orders."""
         if batch.asked is None:
             return fit
-        dtype, critic, observations = dtype_of(networks.precision), networks.critic, batch.features
+        critic, observations = networks.critic, batch.features
         order = Order.of(
-            batch, outputs, networks.model.spec, lambda actions: critic.held(observations, actions, dtype)
+            batch, outputs, networks.model.spec, lambda actions: critic.held(observations, actions)
         )
         loss = order.loss(twins="min" if critic.ensemble == 2 else "mean")
         batch.logged |= order.logged(loss)

@@ -184,8 +184,8 @@ class QAlign(RLGradient):
             return fit
         judge, spec = networks.judge, networks.model.spec
         assert judge is not None
-        dtype, observations = dtype_of(networks.precision), batch.inputs.observations
-        order = Order.of(batch, outputs, spec, lambda actions: judge(observations, actions, dtype))
+        observations = batch.inputs.observations
+        order = Order.of(batch, outputs, spec, lambda actions: judge(observations, actions))
         margin = self.align.align_margin * self._unit(judge, networks, batch) * order.shift.abs()
         loss = order.loss(twins=self.align.align_twins, margin=margin)
         batch.logged |= {Q_MEAN: mean_of_steps(order.anchor.amin(dim=0), order.mask), **order.logged(loss)}

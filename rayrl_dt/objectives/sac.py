@@ -1,8 +1,8 @@
 """Soft actor-critic's gradient for policies with a memory, whose entropy Online Decision Transformer tunes already.
 
 Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", section 5. The policy descends
-bc_weight NLL - lambda H - alpha Q(s, a~), with ODT's temperature lambda, which holds the entropy at -A. With bc_weight
-0 and alpha 1 that is soft actor-critic alone.
+bc_weight NLL - lambda H - alpha Q(s, a~), with ODT's temperature lambda, which holds the entropy at -A, of the actions
+that climb. With bc_weight 0 and alpha 1 that is soft actor-critic alone.
 
 Differs from the paper in what a memory asks: states are windows, and a' of the targets is drawn at the shifted window
 with the returns-to-go that its episode achieved. Critics step before the policy.
@@ -89,6 +89,10 @@ class SAC(Climbing):
         if alpha == 0 or not self.settings.entropy_in_targets:
             return actions, torch.zeros_like(log_density)
         return actions, -(networks.log_temperature.detach().exp() / alpha) * log_density
+
+    def entropy_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the outputs that climb: there the critics value the entropy, and collection draws."""
+        return self.climbers(outputs, batch)
 
     def policy_loss(
         self, fit: Tensor, outputs: Tensor, networks: Networks, batch: Batch, *, online: bool

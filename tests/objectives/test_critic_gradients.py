@@ -219,7 +219,8 @@ def test_a_step_is_what_it_says(build: Callable[..., Any], case: str) -> None:
         climbing = policy(aimed(window)) if aims else outputs
         climber = climbing.chunk(2, -1)[0].tanh() if gaussian else climbing
         if gaussian:
-            _, density = drawn(policy, outputs, torch.randn(B, 4, 1, generator=noise))
+            held = climbing if kind == "sac" else outputs
+            _, density = drawn(policy, held, torch.randn(B, 4, 1, generator=noise))
             temperature = log_temperature.detach().exp()
             loss = loss + temperature * mean(density, mask)
             descend("temperature", log_temperature.exp() * (-mean(density, mask).detach() + 1))

@@ -70,7 +70,7 @@ class OnlineLearner(RLGradientLearner):
         config, networks = self.config, self.networks
         loss = fit * (config.bc_weight if self.online else 1.0)
         if networks.companions.initial_temperature is not None:
-            loss = loss - self._weighted_entropy(outputs, batch)
+            loss = loss - self._weighted_entropy(self.rl_gradient.entropy_outputs(outputs, batch), batch)
         loss = self.rl_gradient.policy_loss(loss, outputs, networks, batch, online=self.online)
         if self.online and networks.companions.frozen_model:
             distance = self._action_distance(outputs, batch)
