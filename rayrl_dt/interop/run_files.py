@@ -11,6 +11,7 @@ import yaml
 
 __all__ = [
     "BEST",
+    "CHECKPOINTS",
     "CONFIG",
     "CRITIC_COPY",
     "EXPECTED",
@@ -40,6 +41,8 @@ EXPECTED = "expected_gradient_steps"
 """In the record: those of the whole run, as far as they were known when it began."""
 START_COPY, CRITIC_COPY = "start", "critic"
 """Copies of the bundles of the policy that it finetunes, and of the critic that its objective asks."""
+CHECKPOINTS = "checkpoints"
+"""Folder of checkpoints by their gradient steps."""
 LAST, BEST = "evaluations/last.json", "evaluations/best.json"
 """The evaluations of the last and of the best checkpoint."""
 MAXIMUM = "evaluations/maximum.json"
@@ -52,8 +55,11 @@ FRAMES = "evaluations/frames.npz"
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a run was started in a folder, even if it was lost before its first checkpoint."""
-    return (folder / CONFIG).exists()
+    """Return whether a run was started in a folder, even if it was lost before its first checkpoint.
+
+    A `config.yaml` alone may be anyone's.
+    """
+    return (folder / CONFIG).exists() and any((folder / mark).exists() for mark in (RECORD, LOCK))
 
 
 def is_locked(folder: Path) -> bool | None:

@@ -18,7 +18,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.interop.critics import carry_critic
-from rayrl_dt.interop.run_files import CRITIC_COPY
+from rayrl_dt.interop.run_files import CHECKPOINTS, CRITIC_COPY
 
 __all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
 
@@ -31,7 +31,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
     A checkpoint is renamed into place only when whole, so every folder that is named by a number is one.
     """
-    root = folder / "checkpoints"
+    root = folder / CHECKPOINTS
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
@@ -70,7 +70,7 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:
     Raises:
         UserError: the disk is full or refuses; the checkpoints before this one are whole.
     """
-    target = folder / "checkpoints" / f"{algorithm.gradient_steps:09d}"
+    target = folder / CHECKPOINTS / f"{algorithm.gradient_steps:09d}"
     newest = folder / BUNDLE
     aside, newest_aside = stage(target), stage(newest)
     try:

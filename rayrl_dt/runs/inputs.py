@@ -6,6 +6,7 @@ Bundles are copied into the folder, for the originals may move or go on training
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import CONFIG, CRITIC_COPY, LOCK, RECORD, START_COPY, is_run
+from rayrl_dt.interop.bundle import BUNDLE, Bundle
+from rayrl_dt.interop.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    CRITIC_COPY,
+    LOCK,
+    METRICS,
+    RECORD,
+    START_COPY,
+    is_run,
+)
 from rayrl_dt.runs.checkpoints import latest_checkpoint
 
 __all__ = ["check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
@@ -24,6 +34,21 @@ __all__ = ["check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
 _LOG = logging.getLogger(__name__)
 _PATIENCE_S = 0.3
 """Whoever only looks whether a folder is locked (`rayrl-dt watch`) holds the lock for a moment."""
+_STAGED = re.compile(r"\.[\w.-]+-[0-9a-f]{12}$")
+_WRITTEN = (
+    CONFIG,
+    RECORD,
+    METRICS,
+    LOCK,
+    START_COPY,
+    CRITIC_COPY,
+    CHECKPOINTS,
+    BUNDLE,
+    "evaluations",
+    ".copy",
+)
+_OF_RUNS = re.compile(rf"({'|'.join(map(re.escape, _WRITTEN))}|events\..*|\w+\.tmp|{_STAGED.pattern})$")
+"""What a run that was lost before its first checkpoint may have left."""
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -35,11 +60,16 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise UserError(f"{folder} is a file; choose another --out")
     taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
     if taken and not is_run(folder):
-        raise UserError(f"{folder} exists already and is no run (it has no {CONFIG}); choose another --out")
+        raise UserError(
+            f"{folder} exists already and is no run (it has no {CONFIG}, or no {RECORD}); choose another --out"
+        )
     if resume and not taken:
         raise UserError(f"{folder} has nothing to resume; start it without --resume")
     if not resume and latest_checkpoint(folder) is not None:
         raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
+    foreign = [path.name for path in folder.iterdir() if not _OF_RUNS.match(path.name)] if taken else []
+    if foreign and not resume:
+        raise UserError(f"{folder} holds {min(foreign)}, which no run has written; choose another --out")
 
 
 @contextmanager
@@ -89,7 +119,8 @@ def locked(folder: Path, *, what: str) -> Iterator[None]:
 
 def _clear(folder: Path, *, resume: bool) -> None:
     """Remove half-written checkpoints, and from a new run's folder what a lost one would mix into it."""
-    rests = [*folder.glob(".*-*"), *(folder / "checkpoints").glob(".*-*")]
+    staged = (*folder.glob(".*-*"), *(folder / CHECKPOINTS).glob(".*-*"))
+    rests = [path for path in staged if _STAGED.match(path.name)]
     if not resume:
         rests += [folder / START_COPY, folder / CRITIC_COPY, *folder.glob("events.*")]
     for rest in rests:

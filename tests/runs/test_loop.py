@@ -120,6 +120,30 @@ def test_a_taken_folder_is_refused_and_left_alone(
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        ([], r"is no run .*choose another --out"),
+        ([".lock", "run.json"], r"holds \.git-credentials, which no run has written; choose another --out"),
+    ],
+    ids=["a folder of configs", "where a run was lost"],
+)
+def test_nothing_that_no_run_wrote_is_touched(
+    ray_session: None, pendulum_data: str, tmp_path: Path, marks: list[str], message: str
+) -> None:
+    """`--out .` in a project with a `config.yaml` of its own."""
+    folder = tmp_path / "project"
+    for name in ("start", ".venv-py311"):
+        (folder / name).mkdir(parents=True)
+    for name in (".git-credentials", "config.yaml", "critic", "events.md", *marks):
+        (folder / name).write_text("# mine")
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(UserError, match=message):
+        runs.train(values(pendulum_data), folder)
+    assert {path.name for path in folder.iterdir()} == before
+    assert (folder / "config.yaml").read_text() == "# mine"
+
+
 def test_a_run_that_was_lost_before_its_first_checkpoint_starts_over(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
