@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,7 +46,7 @@ class RunLog:
         # Not a `SummaryWriter`: its thread and its last attempt when the process ends fail loudly on a full disk.
         self._tensorboard = EventsWriter(str(folder / "events"))
         best = folder / BEST
-        self._best = checkpoint_score(json.loads(best.read_text())) if best.exists() else -math.inf
+        self._best: Mapping[str, Any] | None = json.loads(best.read_text()) if best.exists() else None
 
     def describe(self, algorithm: SequenceAlgorithm, values: Mapping[str, Any]) -> None:
         """Write `config.yaml` and `run.json`; of a resumed run, how it was started stays on record."""
@@ -96,13 +95,15 @@ class RunLog:
             self._tensorboard.close()
 
     def _keep_evaluation(self, evaluation: dict[str, Any], checkpoint: Path) -> None:
-        """Write the last evaluation, and the best one by `checkpoint_score`."""
+        """Write the last evaluation, and the best one by `checkpoint_score` of those with its targets."""
         (self._folder / LAST).parent.mkdir(exist_ok=True)
         named = {**evaluation, "checkpoint": str(checkpoint.relative_to(self._folder))}
         write_json(self._folder / LAST, named)
-        score = checkpoint_score(evaluation)
-        if score > self._best:
-            self._best = score
+        best = self._best
+        # Other targets, which a resumed run may have, make other scores.
+        comparable = best is not None and _targets(best) == _targets(evaluation)
+        if best is None or not comparable or checkpoint_score(evaluation) > checkpoint_score(best):
+            self._best = named
             write_json(self._folder / BEST, named)
 
     def _to_tensorboard(self, record: Mapping[str, Any]) -> None:
@@ -126,6 +127,10 @@ class RunLog:
                 Event(wall_time=time.time(), step=step, summary=scalar(name, value))
             )
         self._tensorboard.flush()
+
+
+def _targets(evaluation: Mapping[str, Any]) -> list[float]:
+    return [item["target"] for item in evaluation["targets"]]
 
 
 def _summary(store: TrajectoryStore) -> dict[str, Any]:

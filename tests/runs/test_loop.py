@@ -264,6 +264,25 @@ def test_the_best_of_one_target_has_the_highest_return(
     assert checkpoint_score(evaluation) == score
 
 
+def test_the_best_is_among_evaluations_of_the_same_targets(tmp_path: Path) -> None:
+    """A run of one target that is resumed with two: a return of 3,000 is no score to beat with an error."""
+
+    def evaluated(*pairs: tuple[float, float]) -> str:
+        targets = [{"target": asked, "return_mean": achieved} for asked, achieved in pairs]
+        error = float(np.mean([abs(asked - achieved) for asked, achieved in pairs]))
+        log = RunLog(tmp_path, 0, command=None)
+        log._keep_evaluation({"alignment_error": error, "targets": targets}, tmp_path / "checkpoints/1")
+        log.close()
+        return (tmp_path / "evaluations/best.json").read_text()
+
+    first = evaluated((2500.0, 3000.0))
+    assert evaluated((2500.0, 2000.0)) == first
+    second = evaluated((1000.0, 900.0), (2500.0, 2400.0))
+    assert second != first
+    assert evaluated((1000.0, 500.0), (2500.0, 2400.0)) == second
+    assert evaluated((1000.0, 1000.0), (2500.0, 2400.0)) != second
+
+
 @pytest.mark.parametrize("name", ["dT", "dTConfig"])
 def test_a_checkpoint_whose_classes_moved_is_refused(
     ray_session: None, pendulum_data: str, tmp_path: Path, name: str
