@@ -51,7 +51,8 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Trajectory], DatasetInfo]:
             `next_observations`.
 
     Raises:
-        UserError: the file is missing, damaged, of another format, or holds no finished episode.
+        UserError: the file is missing, damaged, of another format, holds no finished episode, or has its steps in no
+            order.
     """
     episodes, info = stream(path)
     return list(episodes), info
@@ -154,6 +155,12 @@ def _ends(file: Path, columns: dict[str, Any]) -> tuple[Array, list[str]]:
         jumps = _jumps(file, columns)
         seams = jumps & ~ended
         if "timeouts" not in columns:
+            if seams.sum() > _MOST_SEAMS * count:
+                raise UserError(
+                    f"{file}: the steps are not in order, since at {seams.sum():,} of {count:,} next_observations are "
+                    "not the observations of the next step, and there are no timeouts; use a version of the file whose "
+                    "steps are in order"
+                )
             ended |= seams
         elif seams.sum() > _MOST_SEAMS * count:
             notes.append(

@@ -86,6 +86,19 @@ def test_ends_without_timeouts_show_in_the_next_observations(make_trajectories: 
     _assert_same(d4rl.read(_write(tmp_path / "old.hdf5", arrays))[0], trajectories)
 
 
+def test_steps_in_no_order_are_refused_where_no_timeouts_say_what_an_episode_is(
+    make_trajectories: Any, tmp_path: Path
+) -> None:
+    arrays = _arrays(make_trajectories(), unfinished=0)
+    del arrays["timeouts"]
+    order = np.random.default_rng(0).permutation(len(arrays["rewards"]))
+    shuffled = {name: values[order] for name, values in arrays.items()}
+    with pytest.raises(
+        UserError, match=r"mixed.hdf5: the steps are not in order, .* there are no timeouts; use"
+    ):
+        d4rl.read(_write(tmp_path / "mixed.hdf5", shuffled))
+
+
 def test_terminals_alone_come_with_a_note(make_trajectories: Any, tmp_path: Path) -> None:
     arrays = _arrays(make_trajectories(lengths=(3, 4, 5)))  # the second one is truncated
     del arrays["timeouts"], arrays["next_observations"]
