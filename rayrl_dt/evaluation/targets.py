@@ -19,6 +19,8 @@ _IGNORED = (
     "alignment error"
 )
 _MOST = 1000
+# Of the returns: percentiles that are nearer are apart by rounding alone, as policies read float32.
+_SAME = 1e-6
 _REMEDY = 'use "dataset:7", "dataset:max" or raw returns such as "500,1500,3000"'
 
 
@@ -159,7 +161,7 @@ def _count(spec: str) -> int:
 def _spread(count: int, data: ReturnRange, spec: str) -> TargetReturns:
     if count == 1:
         return TargetReturns((data.p95,), data)
-    if data.p5 == data.p95:
+    if data.p95 - data.p5 <= _SAME * max(abs(data.p5), abs(data.p95)):
         warning = (
             f"{spec!r} gives one target only, {data.p5:g}: the data's 5th and 95th percentile coincide, "
             "so alignment cannot be measured on this data"

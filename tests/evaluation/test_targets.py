@@ -65,6 +65,17 @@ def test_data_with_a_single_return_gives_one_target_and_says_so():
     assert "coincide" in plan.warnings[0]
 
 
+def test_returns_that_are_apart_by_rounding_alone_are_a_single_return():
+    rounded = [0.1 + 0.2, 0.3] * 10
+    assert rounded[0] != rounded[1]
+    for returns in (rounded, np.multiply(rounded, -1e6)):
+        plan = parse_targets("dataset:7", returns)
+        assert len(plan.targets) == 1 and "coincide" in plan.warnings[0]
+    for returns in (np.linspace(0, 1e-9, 20), np.linspace(1e6, 1e6 + 10, 20), [0.0] * 5 + [1e-3] * 5 + [1e9]):
+        plan = parse_targets("dataset:7", returns)
+        assert len(set(plan.targets)) == 7 and plan.warnings == ()
+
+
 def test_targets_outside_the_data_are_kept_and_named():
     plan = parse_targets("-1,5,20", [0.0, 10.0])
     assert plan.targets == (-1.0, 5.0, 20.0)
