@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import ray
@@ -136,11 +137,20 @@ def run_on_runners(
             f"these died, or took more than {config.episode_timeout_s:g} s for an episode "
             "(env_runners.episode_timeout_s); check the runners' memory and logs, then resume from the last checkpoint"
         )
-    ordered = [done[part] for part in sorted(done)]
+    return _joined(slots, done, count)
+
+
+def _joined(slots: list[Slot], parts: dict[int, Rollouts], count: int) -> Rollouts:
+    """Return the rollouts of `count` parts, of which each has every `count`-th slot, in the order of the slots."""
+    left = {part: iter(result.episodes) for part, result in parts.items()}
     return Rollouts(
-        episodes=tuple(record for result in ordered for record in result.episodes),
-        env_steps=sum(result.env_steps for result in ordered),
-        seconds=max(result.seconds for result in ordered),
+        episodes=tuple(
+            record
+            for number, slot in enumerate(slots)
+            for record in islice(left[number % count], slot.episodes)
+        ),
+        env_steps=sum(result.env_steps for result in parts.values()),
+        seconds=max(result.seconds for result in parts.values()),
     )
 
 
