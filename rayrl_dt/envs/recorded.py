@@ -20,8 +20,8 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from rayrl_dt.envs.atari import PREPROCESSING, TIME_LIMIT, is_game, outer_limit, preprocessed
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
-from rayrl_dt.envs.resolve import TRUSTED, refused, registered, unknown
-from rayrl_dt.envs.spec_text import code_of, lettered, numbered, spec_of_text, writable
+from rayrl_dt.envs.resolve import TRUSTED, made_of, refused, registered, unknown
+from rayrl_dt.envs.spec_text import code_of, lettered, numbered, restored, spec_of_text, writable, written
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError, one_line, whole
 
@@ -41,7 +41,7 @@ class Wrapping:
     Attributes:
         name: of it.
         entry_point: `module:Class`.
-        kwargs: of its constructor; None if they were not recorded.
+        kwargs: of its constructor, as texts hold them; None if they were not recorded.
     """
 
     name: str
@@ -57,7 +57,7 @@ class RecordedEnv:
         id: Gymnasium's id; `package:Id-v0` where the package has to be imported first, or `module:Class`.
         entry_point: `module:Class`, for where no package registers the id. None if it was not recorded: without a time
             limit of its own it then has the registered one.
-        kwargs: of its constructor, without the render mode.
+        kwargs: of its constructor, without the render mode, as texts hold them (`rayrl_dt.envs.spec_text`).
         max_episode_steps: time limit; None for none.
         wrappers: from the inside out, without the time limit and those that show it.
         evaluation: where policies are evaluated; None for here.
@@ -154,7 +154,8 @@ class RecordedEnv:
             wrappers, steps = (*(each for each in wrappers if each.entry_point != TIME_LIMIT), *limit), None
         for name, value in arguments.items():
             try:
-                json.dumps(value)
+                json.dumps(value)  # numbers of NumPy are not of its types
+                arguments[name] = written(value)
             except (TypeError, ValueError) as error:
                 raise UserError(
                     f"environment.env_config.{name} is {value!r}, which no file can hold; use numbers, texts and lists"
@@ -185,13 +186,8 @@ class RecordedEnv:
         Raises:
             UserError: it is unknown here, needs code that is not trusted, or cannot be made.
         """
-        spec = self.spec()
-        try:
-            shown: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            made = gym.make(spec, disable_env_checker=True, **shown)
-        except Exception as error:  # its constructor is anybody's code
-            raise refused(self.id, error) from error
-        return PlainEnv(made, flattening)
+        shown = {} if render_mode is None else {"render_mode": render_mode}
+        return PlainEnv(made_of(self.spec(), self.id, **shown), flattening)
 
     def make_vector(
         self, num_envs: int, *, flattening: Flattening | None = None, **options: Any
@@ -232,10 +228,11 @@ class RecordedEnv:
                 id=self.id.rpartition(":")[2],
                 entry_point=entry_point,
                 max_episode_steps=steps,
-                kwargs=dict(self.kwargs),
-                additional_wrappers=tuple(WrapperSpec(**vars(each)) for each in self.wrappers),
+                kwargs=restored(self.kwargs),
+                additional_wrappers=tuple(WrapperSpec(**restored(vars(each))) for each in self.wrappers),
             )
-        except gym.error.Error as error:  # an id that is none
+        # An id or an array that is none.
+        except (gym.error.Error, ValueError, TypeError, OverflowError) as error:
             raise refused(self.id, error) from error
 
     def _check(self, entry_point: str, kind: type) -> None:

@@ -6,13 +6,15 @@ import contextlib
 import difflib
 import importlib
 import io
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from rayrl_dt.envs.spec_text import readings
 from rayrl_dt.errors import UserError
 
-__all__ = ["TRUSTED", "refused", "registered", "unknown"]
+__all__ = ["TRUSTED", "made_of", "refused", "registered", "unknown"]
 
 TRUSTED = (
     "ale_py",
@@ -61,6 +63,26 @@ def _register_extras(name: str) -> None:
                 raise UserError(
                     f"environment {name!r} needs {package}, which is missing: {remedy}"
                 ) from error
+
+
+def made_of(spec: EnvSpec, name: str, **options: Any) -> gym.Env[Any, Any]:
+    """Make the environment of a specification, of its `readings` the first that can be made.
+
+    Args:
+        spec: of it.
+        name: what messages call it.
+        options: of `gymnasium.make`.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    errors = []
+    for reading in readings(spec):
+        try:
+            return gym.make(reading, disable_env_checker=True, **options)
+        except Exception as error:  # its constructor is anybody's code
+            errors.append(error)
+    raise refused(name, errors[0]) from errors[0]
 
 
 def refused(name: str, error: Exception) -> UserError:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import wrappers
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import RenderCollection, RescaleAction, TransformObservation, TransformReward
 
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.envs.recorded import time_limit
-from rayrl_dt.envs.spec_text import spec_text
+from rayrl_dt.envs.spec_text import spec_text, unmarked
 from rayrl_dt.errors import UserError
 
 
@@ -181,6 +183,83 @@ def test_arguments_of_numpy_are_written() -> None:
     assert recorded.make().action_space == made.action_space and recorded.make().unwrapped.g == 4.0
     with pytest.raises(UserError, match=r"Mine-v0 was made with size=<object .*, which no file can hold"):
         spec_text(EnvSpec("Mine-v0", entry_point=Mine, kwargs={"size": object()}))
+
+
+def games() -> None:
+    gym.register_envs(pytest.importorskip("ale_py"))
+
+
+def pong(**kwargs: Any) -> gym.Env[Any, Any]:
+    games()
+    return gym.make("ALE/Pong-v5", **kwargs)
+
+
+def pendulum() -> gym.Env[Any, Any]:
+    return gym.make("Pendulum-v1")
+
+
+SEQUENCES: dict[str, Callable[[], gym.Env[Any, Any]]] = {
+    "reshaped": lambda: wrappers.ReshapeObservation(pendulum(), (3, 1)),
+    "resized": lambda: wrappers.ResizeObservation(pong(), (84, 80)),
+    "preprocessed": lambda: wrappers.AtariPreprocessing(pong(frameskip=1), screen_size=(84, 80)),
+    "skips": lambda: pong(frameskip=(2, 5)),
+    "actions": lambda: RescaleAction(pendulum(), *np.array([[-1.0], [3.0]], np.float32)),
+    "observations": lambda: wrappers.RescaleObservation(
+        pendulum(), *np.array([[-1, -2, -3], [1, 2, 3]], np.float32)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_tuples_and_arrays_are_what_they_were(kind: str) -> None:
+    made = SEQUENCES[kind]()
+    assert made.spec is not None
+    recorded = RecordedEnv.of(made.spec)
+    for read in (recorded, again(recorded), RecordedEnv.of(EnvSpec.from_json(spec_text(made.spec)))):
+        assert read == recorded
+        env = read.make()
+        assert env.action_space == made.action_space
+        for ours, theirs in zip(steps_of(env), steps_of(made), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def steps_of(env: gym.Env[Any, Any]) -> list[Any]:
+    observations = [np.ravel(env.reset(seed=3)[0])]
+    env.action_space.seed(3)
+    for _ in range(3):
+        observations.append(np.ravel(env.step(env.action_space.sample())[0]))
+    return observations
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_lists_in_the_texts_of_others_stand_for_tuples_and_arrays(kind: str) -> None:
+    made = SEQUENCES[kind]()
+    assert made.spec is not None
+    text = unmarked(made.spec).to_json()
+    assert '"tuple"' not in text and '"array"' not in text
+    assert unmarked(EnvSpec.from_json(spec_text(made.spec))).to_json() == text
+    env = again(RecordedEnv.of(EnvSpec.from_json(text))).make()
+    np.testing.assert_array_equal(steps_of(env), steps_of(made))
+    assert env.action_space.shape == made.action_space.shape
+
+
+def test_sequences_within_arguments_are_kept() -> None:
+    sizes = {"inner": [(1, [2.0, np.inf]), np.array([[1, 2], [3, 4]], np.int16)]}
+    recorded = again(RecordedEnv.of(EnvSpec("Mine-v0", entry_point=Mine, kwargs={"size": sizes})))
+    pair, array = recorded.trusting().make().unwrapped.size["inner"]
+    assert pair == (1, [2.0, np.inf]) and array.dtype == np.int16 and array.tolist() == [[1, 2], [3, 4]]
+    named = again(RecordedEnv.named(f"{__name__}:Mine", size=(1, 2)))
+    assert named.trusting().make().unwrapped.size == (1, 2)
+    for broken in ([[1], [2, 3]], ["a"], [300]):
+        size = {"array": broken, "dtype": "uint8"}
+        with pytest.raises(UserError, match="'Mine-v0' cannot be made"):
+            RecordedEnv("Mine-v0", f"{__name__}:Mine", {"size": size}).trusting().make()
+
+
+def test_where_nothing_can_be_made_the_first_refusal_is_told() -> None:
+    recorded = RecordedEnv("Pendulum-v1", kwargs={"sizes": [1, 2]})
+    with pytest.raises(UserError, match=r"cannot be made .*unexpected keyword argument 'sizes'"):
+        recorded.make()
 
 
 def test_numbers_that_json_has_not_come_back() -> None:

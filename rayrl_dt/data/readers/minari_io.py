@@ -47,7 +47,7 @@ from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening, has_numbers, parts_of
-from rayrl_dt.envs.spec_text import writable
+from rayrl_dt.envs.spec_text import unmarked
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
 
@@ -185,7 +185,7 @@ def write(
     if code_permalink is not None:
         metadata["code_permalink"] = code_permalink
     spec = gym.spec(env_spec) if isinstance(env_spec, str) else env_spec
-    spec = None if spec is None else writable(spec)
+    spec = None if spec is None else unmarked(spec)
     aside = stage(target)
     try:
         storage = MinariStorage.new(
