@@ -19,7 +19,7 @@ from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import as_array
 
-__all__ = ["Flattening", "are_pixels", "has_numbers", "parts_of"]
+__all__ = ["Flattening", "are_pixels", "as_bytes", "has_numbers", "parts_of"]
 
 Array = np.ndarray[Any, Any]
 Space = gym.Space[Any]
@@ -106,7 +106,7 @@ class Flattening:
         return [
             f"{name} {part.shape}".strip()
             for name, part in parts_of(self.space)
-            if isinstance(part, gym.spaces.Box) and are_pixels(part.shape, np.uint8)
+            if isinstance(part, gym.spaces.Box) and are_pixels(part.shape, np.uint8) and not self._packs(part)
         ]
 
     def feature(self, index: int) -> str:
@@ -133,7 +133,7 @@ class Flattening:
             UserError: the values do not fit the space.
         """
         if self.kept or _is_picture(self.space):
-            return _numbers(values, self.space.shape or ())
+            return self._flattened(_numbers(values, self.space.shape or ()))
         try:
             leaves = list(_leaves(self.space, values))
             columns = [
@@ -142,7 +142,7 @@ class Flattening:
             numbers = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
             if not isinstance(self.flat, Packed):
                 return numbers
-            (picture,) = (np.asarray(value) for part, value in leaves if self._packs(part))
+            (picture,) = (as_bytes(as_array(value)) for part, value in leaves if self._packs(part))
             return self.flat.pack(numbers, picture)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
@@ -170,7 +170,11 @@ class Flattening:
             raise UserError(
                 f"the observation has shape {values.shape}, the policy was trained on {self.flat.shape}"
             )
-        return _single(_numbers(values))
+        return _single(self._flattened(_numbers(values)))
+
+    def _flattened(self, values: Array) -> Array:
+        """Return values that are laid out already, pictures and what is packed as bytes."""
+        return as_bytes(values) if self.flat.dtype == np.uint8 else values
 
     def reads(self, space: Space) -> bool:
         """Return whether observations of a space have all that this one reads, by the same names."""
@@ -185,6 +189,23 @@ def has_numbers(space: Space) -> bool:
 def are_pixels(shape: tuple[int, ...], dtype: Any) -> bool:
     """Return whether arrays of a shape and type are pictures: bytes with two axes of 32 or more."""
     return dtype == np.uint8 and len(shape) in (2, 3) and sorted(shape)[-2] >= _PICTURE_SIDE
+
+
+def as_bytes(values: Array) -> Array:
+    """Return pixels, whatever type of number they came in, as bytes; what is no number stays as it is.
+
+    Raises:
+        UserError: they are no whole numbers from 0 to 255.
+    """
+    if values.dtype == np.uint8 or values.dtype.kind not in "fiub":
+        return values
+    fitting = (values >= 0) & (values <= 255) & (values == np.floor(values))
+    if not fitting.all():
+        raise UserError(
+            f"pictures hold {values[~fitting].flat[0]}; pixels and other bytes must be whole numbers from 0 to 255: "
+            "convert them, or use an observation space of another type than uint8"
+        )
+    return values.astype(np.uint8)
 
 
 def _is_picture(space: Space) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt.envs.actions import ActionLayout
-from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.envs.observations import Flattening, as_bytes
 from rayrl_dt.errors import UserError, one_line
-from rayrl_dt.types import scalar_rewards
+from rayrl_dt.types import as_array, scalar_rewards
 
 __all__ = ["PlainEnv"]
 
@@ -74,7 +74,7 @@ class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise TypeError(
                 f"an observation of shape {np.shape(observation)}, where its space has {space.shape}"
             )
-        return observation
+        return as_bytes(as_array(observation)) if space.dtype == np.uint8 else observation
 
 
 def _truth(name: str, value: Any) -> bool:

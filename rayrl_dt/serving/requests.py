@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 
+from rayrl_dt.envs.observations import as_bytes
 from rayrl_dt.errors import UserError, is_finite, one_line, suggest
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import as_array
@@ -99,8 +100,6 @@ def observation_of(spec: PolicySpec, values: dict[str, Any]) -> Array:
         given = _with_bytes(spec.recorded_space or spec.observation_space, values["observation"])
         with np.errstate(over="ignore"):
             read = spec.flattening(given)
-        if spec.observation_space.dtype == np.uint8:
-            return _bytes(read)  # they may have been flattened already
     except (UserError, OverflowError) as error:
         raise Refused(400, f"observation: {one_line(error)}") from error
     if not np.isfinite(read).all():
@@ -117,16 +116,8 @@ def _with_bytes(space: gym.Space[Any], value: Any) -> Any:
     if isinstance(space, gym.spaces.Tuple) and isinstance(value, list) and len(value) == len(space.spaces):
         return tuple(map(_with_bytes, space.spaces, value))
     if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8:
-        return _bytes(as_array(value))
+        return as_bytes(as_array(value))
     return value
-
-
-def _bytes(values: Array) -> Array:
-    if values.dtype.kind not in "fiub":
-        return values
-    if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
-        raise UserError("pixels and other bytes must be whole numbers from 0 to 255")
-    return values.astype(np.uint8, copy=False)
 
 
 def _shown(value: Any) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from builders import build_model
 from gymnasium import spaces
 
+from rayrl_dt import SequencePolicy
 from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.own import store_of_episodes
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.data.windows import gather
 from rayrl_dt.envs.plain import PlainEnv
+from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import RawEpisode, Trajectory
 
@@ -129,10 +136,8 @@ def test_choices_kept_as_objects_stay_whole() -> None:
 @pytest.mark.parametrize(
     ("space", "name"),
     [
-        (
-            spaces.Dict(camera=spaces.Box(0, 255, (36, 40, 3), np.uint8), at=spaces.Box(-1, 1, (2,))),
-            "camera (36",
-        ),
+        (spaces.Dict(camera=spaces.Box(0, 1, (36, 40, 3)), at=spaces.Box(-1, 1, (2,))), "camera (36"),
+        (spaces.Dict(camera=spaces.Box(0, 255, (36, 40, 3), np.uint8), at=spaces.Box(-1, 1, (2,))), None),
         (spaces.Box(0, 1, (36, 40, 3)), "(36"),
         (spaces.Box(0, 255, (36, 40, 3), np.uint8), None),
     ],
@@ -143,6 +148,81 @@ def test_pictures_that_meet_no_convolutions_are_named(space: gym.Space[Any], nam
     assert [
         note.startswith(f"the picture {name}, 40, 3) of observations is read as a row") for note in notes
     ] == ([] if name is None else [True])
+
+
+class _Pictures(gym.Env[Any, Any]):
+    """Gives its pictures as other numbers than bytes."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, space: gym.Space[Any], convert: Callable[[Any], Any]) -> None:
+        self.observation_space, self._convert = space, convert
+
+    def _observe(self) -> Any:
+        seen = self.observation_space.sample()
+        return {**seen, "eye": self._convert(seen["eye"])} if isinstance(seen, dict) else self._convert(seen)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.observation_space.seed(seed)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        return self._observe(), 1.0, False, False, {}
+
+    def episode(self, seed: int) -> RawEpisode:
+        """Return an episode of five steps."""
+        observations = [self.reset(seed=seed)[0], *(self.step(0)[0] for _ in range(5))]
+        return RawEpisode(observations, np.arange(5) % 3, np.ones(5), terminated=True)
+
+
+_EYE = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "space", [_EYE, spaces.Dict(at=spaces.Box(-1, 1, (2,)), eye=_EYE)], ids=["one", "part"]
+)
+@pytest.mark.parametrize(
+    "convert", [np.int64, np.float32, np.ndarray.tolist], ids=["int64", "float32", "list"]
+)
+def test_pictures_of_any_type_of_number_are_bytes(
+    space: gym.Space[Any], convert: Callable[[Any], Any]
+) -> None:
+    stores = []
+    for each in (convert, np.asarray):
+        env = _Pictures(space, each)
+        stores.append(store_of_episodes([env.episode(seed) for seed in range(3)], env))
+    found, wanted = stores
+    assert found.observations.dtype == np.uint8
+    np.testing.assert_array_equal(found.observations, wanted.observations)
+    model = build_model(found)
+    outputs = [model(gather(store, np.arange(3), np.full(3, 2), 4).to_torch()) for store in stores]
+    torch.testing.assert_close(*outputs)
+    env = _Pictures(space, convert)
+    policy = SequencePolicy(model)
+    policy.reset(1.0)
+    assert env.action_space.contains(policy.act(env.reset(seed=0)[0]))
+    vector = vectorize(partial(PlainEnv, env, model.spec.flattening), 1)
+    seen, _ = vector.reset(seed=0)
+    assert seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen[0], wanted.trajectory(0).observations[0])
+
+
+@pytest.mark.parametrize(
+    "space", [_EYE, spaces.Dict(at=spaces.Box(-1, 1, (2,)), eye=_EYE)], ids=["one", "part"]
+)
+@pytest.mark.parametrize("bad", [0.5, 256, -1, np.nan])
+def test_pictures_that_are_no_bytes_are_refused(space: gym.Space[Any], bad: float) -> None:
+    def convert(picture: Any) -> Any:
+        changed = picture.astype(np.float32)
+        changed[3, 4, 1] = bad
+        return changed
+
+    env = _Pictures(space, convert)
+    refusal = rf"pictures hold {bad}[.0]*; .* whole numbers from 0 to 255: convert them"
+    with pytest.raises(UserError, match=refusal):
+        store_of_episodes([env.episode(0)], env)
+    with pytest.raises(UserError, match=refusal):
+        PlainEnv(env, None).reset(seed=0)
 
 
 def test_an_environment_that_cannot_be_written_is_left_out_and_said() -> None:

@@ -113,7 +113,7 @@ def test_policies_of_earlier_versions_go_on_reading_a_vector() -> None:
     ("change", "why"),
     [
         ({"at": np.array([np.nan, 0], np.float32)}, "NaN or infinite"),
-        ({"eye": np.zeros((36, 40, 3), np.float32)}, r"pictures are float32 .* says uint8 of \(36, 40, 3\)"),
+        ({"eye": np.full((36, 40, 3), 0.5)}, r"pictures hold 0.5; .* whole numbers from 0 to 255"),
         ({"eye": np.zeros((40, 36, 3), np.uint8)}, r"of shape \(40, 36, 3\), the space says"),
     ],
 )
