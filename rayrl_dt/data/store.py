@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,8 +13,8 @@ import numpy as np
 
 from rayrl_dt.data import returns
 from rayrl_dt.data.info import DatasetInfo
-from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.data.store_files import ARRAYS, checksum, read, write_header
+from rayrl_dt.data.staging import replacing
+from rayrl_dt.data.store_files import ARRAYS, HEADER, checksum, read, write_header
 from rayrl_dt.envs.actions import ActionLayout, whole_range
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import Normalizer, Trajectory
@@ -231,17 +230,17 @@ class TrajectoryStore:
         return sum(getattr(self, name).nbytes for name in ARRAYS)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the arrays as `.npy` files plus `store.json`; the folder appears whole or not at all."""
+        """Write the arrays as `.npy` files plus `store.json`; the folder appears whole or not at all.
+
+        Raises:
+            UserError: the folder is there and neither empty nor a store, which would be replaced.
+        """
         target = Path(folder)
-        aside = stage(target)
-        try:
+        with replacing(target, header=HEADER) as aside:
             for name in ARRAYS:
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
             checksums = {name: checksum(getattr(self, name)) for name in ARRAYS}
             write_header(aside, self.info, self.normalizer, checksums, delayed_reward=self.delayed_reward)
-            publish(aside, target, replace=True)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return target
 
     @classmethod

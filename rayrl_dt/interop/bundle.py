@@ -87,8 +87,12 @@ class Bundle:
         return self.header.get("gradient_steps")
 
     def copy_to(self, target: Path) -> Path:
-        """Copy the bundle to a folder, which appears whole; one that is there is replaced."""
-        with replacing(target) as aside:
+        """Copy the bundle to a folder, which appears whole; a bundle that is there is replaced.
+
+        Raises:
+            UserError: the folder is there and neither empty nor a bundle.
+        """
+        with replacing(target, header=HEADER) as aside:
             shutil.copytree(self.folder, aside, dirs_exist_ok=True)
         return target
 
@@ -183,6 +187,9 @@ def save_bundle(
         folder: where to; a bundle that is there is replaced.
         command: the command line that made it, for the record.
         gradient_steps: behind the weights, for the record.
+
+    Raises:
+        UserError: the folder is there and neither empty nor a bundle.
     """
     target = Path(folder)
     header = {
@@ -192,7 +199,7 @@ def save_bundle(
         "gradient_steps": gradient_steps,
         "versions": package_versions(),
     }
-    with replacing(target) as aside:
+    with replacing(target, header=HEADER) as aside:
         tensors = {
             name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in weights.items()
         }

@@ -95,7 +95,7 @@ def save_critic(bundle: Bundle, weights: Mapping[str, Any], *, record: Mapping[s
     """
     folder = bundle.folder
     header = {**bundle.header, "critic": {**record, UNITS: units_of(bundle.spec)}}
-    with replacing(folder) as aside:
+    with replacing(folder, header=HEADER) as aside:
         shutil.copytree(folder, aside, dirs_exist_ok=True)
         write_critic(weights, bundle.spec, aside)
         (aside / HEADER).write_text(json.dumps(header, indent=2))

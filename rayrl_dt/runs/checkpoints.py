@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import BUNDLE
+from rayrl_dt.interop.bundle import BUNDLE, HEADER
 from rayrl_dt.interop.critics import carry_critic
 from rayrl_dt.interop.run_files import CHECKPOINTS, CRITIC_COPY
 
-__all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "write_checkpoint", "writing"]
+__all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "steps_of", "write_checkpoint", "writing"]
 
 _KEEP = 2
 _NAME = re.compile(r"\d{9,}")
@@ -34,7 +34,12 @@ def checkpoints(folder: Path) -> list[Path]:
     root = folder / CHECKPOINTS
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(path for path in root.iterdir() if steps_of(path.name) is not None and path.is_dir())
+
+
+def steps_of(name: str) -> int | None:
+    """Return the gradient steps that a checkpoint's folder is named by; None if it is no checkpoint's name."""
+    return int(name) if _NAME.fullmatch(name) else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -68,7 +73,8 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:
         algorithm: to be saved.
 
     Raises:
-        UserError: the disk is full or refuses; the checkpoints before this one are whole.
+        UserError: the disk is full or refuses, or holds something else by that name; the checkpoints before this one
+            are whole.
     """
     target = folder / CHECKPOINTS / f"{algorithm.gradient_steps:09d}"
     newest = folder / BUNDLE
@@ -81,8 +87,8 @@ def write_checkpoint(folder: Path, algorithm: SequenceAlgorithm) -> Path:
             for source in (newest, folder / CRITIC_COPY):
                 carry_critic(source, aside / BUNDLE)
             shutil.copytree(aside / BUNDLE, newest_aside, dirs_exist_ok=True)
-            publish(aside, target, replace=True)
-            publish(newest_aside, newest, replace=True)
+            publish(aside, target, header=f"{BUNDLE}/{HEADER}")
+            publish(newest_aside, newest, header=HEADER)
     finally:
         # A full disk gets back what could not be finished.
         for rest in (aside, newest_aside):

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rayrl_dt.data import staging
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.store_files import ARRAYS
 from rayrl_dt.data.writer import StoreWriter
@@ -174,16 +173,6 @@ def test_slower_writer_keeps_the_faster_ones_store(make_store: Any, tmp_path: Pa
         store.save(tmp_path / "written")
     _assert_same(store, TrajectoryStore.open(tmp_path / "written"))
     assert [path.name for path in tmp_path.iterdir()] == ["written"]
-
-
-def test_staging_clears_what_killed_processes_left(tmp_path: Path) -> None:
-    import os
-
-    target = tmp_path / "data"
-    old, new = staging.stage(target), staging.stage(target)
-    os.utime(old, (0, 0))
-    staging.stage(target)
-    assert not old.exists() and new.exists()
 
 
 def test_views_share_arrays_and_statistics(make_store: Any) -> None:

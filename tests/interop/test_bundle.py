@@ -254,6 +254,20 @@ def test_finding_it(model: SequenceModel, tmp_path: Path, inside: str) -> None:
     assert Bundle.open(str(path)).folder.resolve() == path.resolve()
 
 
+def test_no_other_folder_is_replaced(model: SequenceModel, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "old").mkdir(parents=True)
+    (tmp_path / "models" / "old" / "weights").write_text("months of work")
+    for write in (
+        lambda folder: save_bundle(model.spec, model.state_dict(), folder),
+        Bundle.open(saved).copy_to,
+    ):
+        with pytest.raises(
+            UserError, match=r"models exists and holds no policy\.json, so it is not replaced; choose"
+        ):
+            write(tmp_path / "models")
+        assert (tmp_path / "models" / "old" / "weights").read_text() == "months of work"
+
+
 def test_a_bundle_is_replaced(model: SequenceModel, saved: Path) -> None:
     with torch.no_grad():
         model.head.bias.fill_(0.5)

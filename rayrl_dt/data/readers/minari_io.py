@@ -35,6 +35,7 @@ from rayrl_dt.data.readers.cleaning import clean
 from rayrl_dt.data.readers.minari_env import env_spec_of
 from rayrl_dt.data.readers.minari_frames import compress_images
 from rayrl_dt.data.readers.minari_local import (
+    HEADER,
     check_id,
     data_folder,
     datasets_root,
@@ -43,7 +44,7 @@ from rayrl_dt.data.readers.minari_local import (
     list_local,
     mark_namespaces,
 )
-from rayrl_dt.data.staging import publish, stage
+from rayrl_dt.data.staging import check_replaceable, publish, stage
 from rayrl_dt.data.store import DatasetInfo
 from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening, has_numbers, parts_of
@@ -154,7 +155,7 @@ def write(
         ref_min_score: raw return of a random policy; with `ref_max_score`, for normalized scores.
         ref_max_score: raw return of an expert.
         code_permalink: where the generating code is.
-        overwrite: replace a data set of that id.
+        overwrite: replace a data set of that id; a folder there that is none is left alone.
 
     Returns:
         The data set id.
@@ -170,6 +171,8 @@ def write(
     )
     if target.exists() and not overwrite:
         raise taken
+    if overwrite:
+        check_replaceable(target, HEADER)
     if (ref_min_score is None) != (ref_max_score is None):
         raise UserError("give both ref_min_score and ref_max_score, or neither")
     metadata: dict[str, Any] = {
@@ -200,7 +203,7 @@ def write(
         if not storage.total_episodes:
             raise UserError(f"no episodes were given for {dataset_id}; collect some first")
         compress_images(aside / "data" / "main_data.hdf5")
-        if not publish(aside, target, replace=overwrite):
+        if not publish(aside, target, header=HEADER if overwrite else None):
             raise taken
     finally:
         shutil.rmtree(aside, ignore_errors=True)

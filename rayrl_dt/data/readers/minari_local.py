@@ -17,6 +17,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from rayrl_dt.errors import UserError, suggest
 
 __all__ = [
+    "HEADER",
     "check_id",
     "data_folder",
     "datasets_root",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger(__name__)
+HEADER = "data/metadata.json"
+"""The file, in a data set's folder, by which it is known to be one."""
 
 
 def datasets_root() -> Path:
@@ -37,7 +40,7 @@ def datasets_root() -> Path:
 
 def exists(dataset_id: str) -> bool:
     """Return whether the data set is there locally."""
-    return (datasets_root() / dataset_id / "data" / "metadata.json").is_file()
+    return (datasets_root() / dataset_id / HEADER).is_file()
 
 
 def list_local() -> list[dict[str, Any]]:
