@@ -12,10 +12,12 @@ and learner of a node shares one copy in the page cache, and a data set may be l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from pathlib import Path
 from rayrl_dt.data import filters
 from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import d4rl, dqn_replay, minari_io
+from rayrl_dt.data.staging import sweep
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.data.store_files import FORMAT
 from rayrl_dt.data.writer import StoreWriter
@@ -34,6 +37,8 @@ __all__ = ["cache_root", "load", "locate"]
 _LOG = logging.getLogger(__name__)
 # Raised whenever a reader gives other trajectories for the same file.
 _READERS = 2
+_UNUSED_AFTER_S = 7 * 24 * 3600
+_DIGEST = "[0-9a-f]" * 16
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,9 @@ def _through_cache(source: str, origin: _Origin) -> TrajectoryStore:
     folder, siblings = _cache_folder(origin.files, origin.part)
     if os.path.exists(folder):  # unlike Path.exists, False where access is denied
         try:
-            return TrajectoryStore.open(folder)
+            store = TrajectoryStore.open(folder)
+            _tidy(folder, siblings)
+            return store
         except UserError as error:
             _LOG.warning("Rebuilding the cache of %s: %s", source, error)
             shutil.rmtree(folder, ignore_errors=True)
@@ -169,13 +176,26 @@ def _through_cache(source: str, origin: _Origin) -> TrajectoryStore:
         with StoreWriter(folder, info) as writer:
             for trajectory in trajectories:
                 writer.append(trajectory)
-        for stale in folder.parent.glob(siblings):
-            if stale != folder:
-                shutil.rmtree(stale, ignore_errors=True)
     except OSError as error:  # readers raise UserErrors: this is the cache's own disk
         _LOG.warning("No cache for %s (%s): the data stays in memory, once per process.", source, error)
         return _in_memory(source, origin)
+    _tidy(folder, siblings)
     return TrajectoryStore.open(folder)
+
+
+def _tidy(folder: Path, siblings: str) -> None:
+    """Mark a cache folder as used now, and delete older states of its data that nobody has used for a week.
+
+    Another node's copy of the data may have another state, which is in use beside this one. What killed processes
+    left of any data is deleted, too.
+    """
+    with contextlib.suppress(OSError):  # the cache may be another user's, to be read only
+        os.utime(folder)
+    for sibling in folder.parent.glob(siblings):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if sibling != folder and time.time() - sibling.stat().st_mtime > _UNUSED_AFTER_S:
+                shutil.rmtree(sibling, ignore_errors=True)
+    sweep(folder.parent, f"{_DIGEST}-{_DIGEST}")
 
 
 def _in_memory(source: str, origin: _Origin) -> TrajectoryStore:

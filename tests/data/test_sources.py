@@ -4,6 +4,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,50 @@ def test_changed_data_is_read_again(dataset: str, make_trajectories: Any, make_s
     after = sources.load(dataset)
     assert after.num_episodes == 2
     assert before.observations[-1].shape == (3,)  # still readable though its files are gone
-    assert len(_cached()) == 1
+    assert len(_cached()) == 2
+
+
+def test_states_of_data_that_nobody_used_for_a_week_are_deleted(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose copy of the data has another time opens a cache of its own, beside those of others."""
+    day, (file,) = 24 * 3600, minari_io.data_folder(dataset).glob("*.hdf5")
+    times = [100.0, 200.0, 300.0]
+    stores = []
+    for number in times:
+        os.utime(file, (number, number))
+        stores.append(sources.load(dataset).path)
+    assert sorted(stores) == _cached(), "others may be in use"
+    for path, days in zip(stores, (8, 6, 8), strict=True):
+        used = time.time() - days * day
+        os.utime(path, (used, used))
+    sources.load(dataset)
+    assert sorted(stores[1:]) == _cached(), "the one that is opened has been used just now"
+    os.utime(stores[1], (0, 0))
+    os.utime(file, (200.0, 200.0))
+    assert sources.load(dataset).path == stores[1] and sorted(stores[1:]) == _cached()
+
+
+def _killed_while_it_writes(dataset: str) -> None:
+    StoreWriter.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    sources.load(dataset)
+
+
+def test_what_killed_processes_left_is_deleted_when_a_cache_is_opened(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_killed_while_it_writes, args=(dataset,))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+    sources.load(dataset)
+    assert len(list(sources.cache_root().glob(".*"))) == 1, "it may be in work"
+    own = sources.cache_root() / ".somebody-0123456789ab"
+    own.mkdir()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 2 * 24 * 3600)
+    path = sources.load(dataset).path
+    assert _cached() == [own, path]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "header"])
