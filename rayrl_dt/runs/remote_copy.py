@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 from pyarrow import ArrowException, fs
 
+from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError, one_line
-from rayrl_dt.runs.checkpoints import latest_checkpoint
+from rayrl_dt.runs.checkpoints import latest_checkpoint, steps_of
+from rayrl_dt.runs.inputs import locked
 
 __all__ = ["RemoteCopy", "download", "file_state", "reaching", "storage", "upload", "working_folder"]
 
@@ -28,6 +30,7 @@ _FILES = "files.json"
 _OWNER = ".copy"
 """In the run folder: the URI that it is copied to."""
 _LOCAL_ONLY = (".lock", _OWNER)
+_CHECKPOINTS = "checkpoints"
 
 
 def working_folder(out: str | None, default: Path) -> tuple[Path, str | None]:
@@ -95,10 +98,10 @@ class RemoteCopy:
             self._there = self._files()
 
     def check(self, *, resume: bool) -> None:
-        """Make ready for a run: fetch the copy if it is to be resumed and is ahead of the folder.
+        """Make ready for a run: fetch what the folder lacks of the copy if it is to be resumed.
 
         Raises:
-            UserError: a new run would replace the copy, or the folder is that of another run.
+            UserError: a new run would replace the copy, or the folder is that of another run, or of one under way.
         """
         owner, there = self.folder / _OWNER, self.folder.exists()
         mine = owner.exists() and owner.read_text() == self.uri
@@ -111,9 +114,11 @@ class RemoteCopy:
             raise UserError(f"{self.uri} exists already; continue it with --resume or choose another --out")
         if resume and not self._there and not there:
             raise UserError(f"{self.uri} has nothing to resume; start it without --resume")
-        if resume and (not there or self._newest() > _steps(latest_checkpoint(self.folder))):
-            self._fetch()
-            owner.write_text(self.uri)
+        if resume and self._there:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            owner.write_text(self.uri)  # first: what is fetched in part is this run's
+            with locked(self.folder, what="run"), reaching(self.uri):
+                self._fetch()
 
     def push(self) -> None:
         """Copy what has changed; if that fails, say so: the next checkpoint tries again."""
@@ -123,7 +128,7 @@ class RemoteCopy:
             _LOG.warning("%s. The run goes on in %s.", error, self.folder)
 
     def finish(self) -> None:
-        """Copy what has changed.
+        """Copy what has changed, and delete there what was copied or fetched before and is not here any more.
 
         Raises:
             UserError: it cannot be reached; the run is whole in its folder.
@@ -135,11 +140,13 @@ class RemoteCopy:
                 if self._copied.get(name) != state:
                     upload(self.folder / name, self._system, f"{self._root}/{name}")
                     self._copied[name] = state
-            gone = self._there.keys() - now.keys()
-            self._there = {name: size for name, (size, _) in now.items()}
+            gone = self._copied.keys() - now.keys()
+            others = {name: size for name, size in self._there.items() if name not in gone}
+            self._there = others | {name: size for name, (size, _) in now.items()}
             with self._system.open_output_stream(f"{self._root}/{_FILES}") as stream:
                 stream.write(json.dumps(self._there).encode())
             for name in gone:
+                del self._copied[name]
                 self._system.delete_file(f"{self._root}/{name}")
 
     def _local(self) -> Iterator[Path]:
@@ -149,11 +156,62 @@ class RemoteCopy:
             yield from (Path(folder) / name for name in files if name not in _LOCAL_ONLY)
 
     def _fetch(self) -> None:
-        with reaching(self.uri):
-            for name in self._there:
-                target = self.folder / name
-                download(self._system, f"{self._root}/{name}", target)
-                self._copied[name] = file_state(target)
+        """Fetch what the folder lacks: checkpoints whole, the newest last, so that a fetch that was cut off is resumed.
+
+        Files outside checkpoints are those of the newest: all are fetched if it is to come, and none is replaced where
+        the folder has a newer one.
+        """
+        checkpoints, others = self._parts()
+        newest = latest_checkpoint(self.folder)
+        here = -1 if newest is None else int(newest.name)
+        there = max(map(int, checkpoints), default=-1)
+        aside = stage(self.folder / "fetched")
+        try:
+            for name in others:
+                if here < there or self._lacks(name, cut_off=here == there):
+                    self._download(name, aside / name)
+                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / name).replace(self.folder / name)
+                    self._copied[name] = file_state(self.folder / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for checkpoint in sorted(checkpoints, key=int):
+            names = checkpoints[checkpoint]
+            if any(self._lacks(name, cut_off=True) for name in names):
+                self._fetch_checkpoint(checkpoint, names)
+
+    def _fetch_checkpoint(self, checkpoint: str, names: list[str]) -> None:
+        target = self.folder / _CHECKPOINTS / checkpoint
+        aside = stage(target)
+        try:
+            for name in names:
+                self._download(name, aside / Path(name).relative_to(_CHECKPOINTS, checkpoint))
+            if target.exists():  # in part, by an earlier version
+                shutil.rmtree(target)
+            publish(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        self._copied |= {name: file_state(self.folder / name) for name in names}
+
+    def _download(self, name: str, path: Path) -> None:
+        download(self._system, f"{self._root}/{name}", path)
+
+    def _lacks(self, name: str, *, cut_off: bool) -> bool:
+        """Return whether a listed file is not here, or, if asked, was cut off: it is shorter than listed."""
+        path = self.folder / name
+        return not path.is_file() or (cut_off and path.stat().st_size < self._there[name])
+
+    def _parts(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the listed files of checkpoints by the names of their folders, and all others."""
+        checkpoints: dict[str, list[str]] = {}
+        others = []
+        for name in self._there:
+            parts = Path(name).parts
+            if parts[0] == _CHECKPOINTS and len(parts) > 2 and steps_of(parts[1]) is not None:
+                checkpoints.setdefault(parts[1], []).append(name)
+            else:
+                others.append(name)
+        return checkpoints, others
 
     def _files(self) -> dict[str, int]:
         """Return the files of the copy with their sizes; none if there is no whole copy."""
@@ -161,18 +219,19 @@ class RemoteCopy:
         if self._system.get_file_info(path).type != fs.FileType.File:
             return {}
         with self._system.open_input_stream(path) as stream:
-            found: dict[str, Any] = json.loads(stream.read())
+            text = stream.read()
+        try:
+            found = {str(name): int(size) for name, size in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.uri}/{_FILES} is damaged ({one_line(error)}); restore it, or choose another --out"
+            ) from error
         for name in found:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
                 raise UserError(
                     f"{self.uri}/{_FILES} lists {name!r}, which lies elsewhere; nothing is fetched"
                 )
         return found
-
-    def _newest(self) -> int:
-        """Return the gradient steps of the newest checkpoint of the copy; -1 if it has none."""
-        names = (Path(name).parts for name in self._there)
-        return max((int(parts[1]) for parts in names if parts[0] == "checkpoints"), default=-1)
 
 
 def upload(path: Path, system: fs.FileSystem, target: str) -> None:
@@ -191,7 +250,3 @@ def file_state(path: Path) -> tuple[int, int]:
     """Return what changes when a file is written: its size, and its time."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _steps(checkpoint: Path | None) -> int:
-    return -1 if checkpoint is None else int(checkpoint.name)
