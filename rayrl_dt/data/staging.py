@@ -5,6 +5,7 @@ A folder that is there is replaced only if it is empty or holds the file by whic
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import logging
@@ -24,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 _ABANDONED_AFTER_S = 24 * 3600
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """Why a folder cannot be renamed: something has that name already."""
+_HERE, _EXCHANGE = -100, 2
+"""`AT_FDCWD` and `RENAME_EXCHANGE` of Linux."""
 
 
 def stage(target: Path) -> Path:
@@ -99,13 +102,16 @@ def publish(aside: Path, target: Path, *, header: str | None = None) -> bool:
         if header is None:
             return False
         _check(target, header)
-        old = _aside(place)
-        place.rename(old)
-        try:
-            aside.rename(place)
-        except OSError:
-            old.rename(place)
-            raise
+        if _exchanged(aside, place):
+            old = aside
+        else:
+            old = _aside(place)
+            place.rename(old)
+            try:
+                aside.rename(place)
+            except OSError:
+                old.rename(place)
+                raise
     shutil.rmtree(old, ignore_errors=True)
     return True
 
@@ -142,6 +148,16 @@ def _place(target: Path) -> Path:
 
 def _aside(target: Path) -> Path:
     return target.parent / f".{target.name}-{uuid.uuid4().hex[:12]}"
+
+
+def _exchanged(one: Path, two: Path) -> bool:
+    """Return whether two folders have changed places, with no moment in which one is missing; Linux can do it."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    done: int = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(two), _EXCHANGE)
+    return done == 0
 
 
 @contextmanager

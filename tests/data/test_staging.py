@@ -131,8 +131,13 @@ def _write(target: Path, number: int, times: int, failed: Any) -> None:
         raise
 
 
-def test_many_writers_replace_one_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_many_writers_replace_one_folder(
+    exchanging: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, failed = tmp_path / "policy", FORK.SimpleQueue()
+    if not exchanging:  # as on systems other than Linux
+        monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
     writers = [FORK.Process(target=_write, args=(target, number, 150, failed)) for number in range(4)]
     for writer in writers:
         writer.start()
@@ -142,3 +147,18 @@ def test_many_writers_replace_one_folder(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert len(set(files(target).values())) == 1 and len(files(target)) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_readers_never_miss_a_folder_that_is_replaced(tmp_path: Path) -> None:
+    target, failed = tmp_path / "policy", FORK.SimpleQueue()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    if not staging._exchanged(tmp_path / "one", tmp_path / "two"):
+        pytest.skip("this file system cannot exchange folders")
+    _write(target, 0, 1, failed)
+    writer = FORK.Process(target=_write, args=(target, 1, 300, failed))
+    writer.start()
+    while writer.is_alive():
+        assert (target / "2").read_text() in "01"
+    writer.join()
+    assert failed.empty()

@@ -13,6 +13,7 @@ from builders import build_model, random_window
 from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.training import new_critic
+from rayrl_dt.data import staging
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_bundle
@@ -305,7 +306,8 @@ def test_a_failure_leaves_the_old_bundle(
     elif moment == "header":
         monkeypatch.setattr(json, "dumps", fail)
     else:
-        # Rename number 0 tries to do it at once, which the old bundle prevents.
+        # Where two folders cannot be exchanged. Rename number 0 tries to do it at once, which the old bundle prevents.
+        monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
         rename, calls = Path.rename, iter(range(10))
         monkeypatch.setattr(
             Path, "rename", lambda self, target: fail() if next(calls) == moment else rename(self, target)
