@@ -19,6 +19,7 @@ from pyarrow import ArrowException, fs
 
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError, one_line
+from rayrl_dt.interop.run_files import CHECKPOINTS
 from rayrl_dt.runs.checkpoints import latest_checkpoint, steps_of
 from rayrl_dt.runs.inputs import locked
 
@@ -30,7 +31,6 @@ _FILES = "files.json"
 _OWNER = ".copy"
 """In the run folder: the URI that it is copied to."""
 _LOCAL_ONLY = (".lock", _OWNER)
-_CHECKPOINTS = "checkpoints"
 
 
 def working_folder(out: str | None, default: Path) -> tuple[Path, str | None]:
@@ -181,11 +181,11 @@ class RemoteCopy:
                 self._fetch_checkpoint(checkpoint, names)
 
     def _fetch_checkpoint(self, checkpoint: str, names: list[str]) -> None:
-        target = self.folder / _CHECKPOINTS / checkpoint
+        target = self.folder / CHECKPOINTS / checkpoint
         aside = stage(target)
         try:
             for name in names:
-                self._download(name, aside / Path(name).relative_to(_CHECKPOINTS, checkpoint))
+                self._download(name, aside / Path(name).relative_to(CHECKPOINTS, checkpoint))
             if target.exists():  # in part, by an earlier version
                 shutil.rmtree(target)
             publish(aside, target)
@@ -207,7 +207,7 @@ class RemoteCopy:
         others = []
         for name in self._there:
             parts = Path(name).parts
-            if parts[0] == _CHECKPOINTS and len(parts) > 2 and steps_of(parts[1]) is not None:
+            if parts[0] == CHECKPOINTS and len(parts) > 2 and steps_of(parts[1]) is not None:
                 checkpoints.setdefault(parts[1], []).append(name)
             else:
                 others.append(name)
