@@ -13,11 +13,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import HEADER
 from rayrl_dt.models.encoders import encoder_of
@@ -39,12 +41,18 @@ def export_onnx(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:
     (what the last slot holds is not read), `returns_to_go (B, K, 1)` raw, `timesteps (B, K)` int64 and `mask (B, K)`
     bool, True at real steps. Its outputs are `action`, `(B, A)` or `(B,)` in the environment's units (the most likely
     one), and `outputs (B, O)`, the logits of discrete actions, to draw from. Any batch goes; K is what the policy acts
-    on.
+    on. The policy's guidance is in the graph.
 
     Raises:
-        UserError: the policy predicts its own returns, or what writes graphs is not installed.
+        UserError: the policy predicts its own returns, it sees a picture and numbers, or what writes graphs is not
+            installed.
     """
     spec = model.spec
+    if isinstance(spec.seen_space, Packed):
+        raise UserError(
+            f"observations are a picture of {spec.seen_space.picture} and numbers beside it, packed as bytes that a "
+            "graph cannot read as numbers; export a bundle instead (--format bundle)"
+        )
     if spec.backbone.predicts_returns:
         raise UserError(
             f"backbone {spec.model.backbone!r} asks itself for a return before it acts, in two passes that one graph "
@@ -53,8 +61,6 @@ def export_onnx(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX graphs need {' and '.join(missing)}: pip install 'rayrl_dt[onnx]'")
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     example = _example(model)
     # Two windows, since torch takes a batch of one for a constant.
     batch = torch.export.Dim("batch")
@@ -69,6 +75,8 @@ def export_onnx(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:
             dynamic_shapes=tuple({0: batch} for _ in example),
         )
     assert program is not None
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
     program.save(target / GRAPH)
     (target / HEADER).write_text(json.dumps({"spec": spec.to_json()}, indent=2))
     return target
@@ -93,13 +101,26 @@ class _Flat(nn.Module):
             timesteps=timesteps,
             mask=mask,
         )
-        features = model.trunk(model.masked_inputs(window, mask), last_only=True)  # (B, 1, d)
-        outputs = model.read_out(features)[:, -1]  # (B, O)
+        outputs = head.read_out(self._guided(window))  # (B, O)
         action = model.in_env_units(head.mode(outputs))
         if isinstance(head, ContinuousHead):
             low, high = (torch.as_tensor(limit).to(action.dtype) for limit in head.limits)
             action = torch.clamp(action, low, high)
         return action, outputs
+
+    def _guided(self, window: Window[Tensor]) -> Tensor:
+        """Return what the head reads, `(B, O)`, guided as `rayrl_dt.policy.acting.guided` has it."""
+        weight = self.model.spec.guidance
+        if weight == 1:
+            return self._raw(window)
+        nothing = torch.full_like(window.returns_to_go, torch.nan)
+        unasked = self._raw(replace(window, returns_to_go=nothing))
+        return unasked if weight == 0 else self.model.spec.head.guided(self._raw(window), unasked, weight)
+
+    def _raw(self, window: Window[Tensor]) -> Tensor:
+        inputs = self.model.masked_inputs(window, window.mask)
+        raw: Tensor = self.model.head(self.model.trunk(inputs, last_only=True))[:, -1]  # (B, 1, O) -> (B, O)
+        return raw
 
 
 def _example(model: SequenceModel) -> tuple[Tensor, ...]:
