@@ -12,9 +12,11 @@ import numpy as np
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 
-__all__ = ["from_json", "optional_from_json", "optional_to_json", "to_json"]
+__all__ = ["MOST_NUMBERS", "from_json", "optional_from_json", "optional_to_json", "to_json"]
 
 Array = np.ndarray[Any, Any]
+MOST_NUMBERS = 2**25
+"""That an array of a space may have: a color picture of 3840 x 2160 pixels has 25 million."""
 
 
 def to_json(space: gym.Space[Any]) -> dict[str, Any]:
@@ -35,7 +37,11 @@ def to_json(space: gym.Space[Any]) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> gym.Space[Any]:
-    """Inverse of `to_json`; also reads infinite bounds as Python's own JSON has them."""
+    """Inverse of `to_json`; also reads infinite bounds as Python's own JSON has them.
+
+    Raises:
+        UserError: an array of the space is too large, or of no numbers of up to 64 bits.
+    """
     return _READERS[values["type"]](values)
 
 
@@ -75,8 +81,29 @@ def _write(space: gym.Space[Any]) -> dict[str, Any]:
     return {"type": "Text"}
 
 
+def _sized(*shape: int) -> tuple[int, ...]:
+    """Return a shape, whose bounds are to be allocated."""
+    if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
+        raise UserError(
+            f"a space has shape {shape}; its sides must be whole numbers, and an array of it may have "
+            f"{MOST_NUMBERS:,} numbers: wrap the environment so that it gives smaller ones"
+        )
+    return shape
+
+
+def _packed(values: dict[str, Any]) -> gym.Space[Any]:
+    picture = _sized(*values["picture"])
+    _sized(values["numbers"])
+    return Packed(values["numbers"], picture)
+
+
 def _box(values: dict[str, Any]) -> gym.Space[Any]:
-    shape, dtype = tuple(values["shape"]), np.dtype(values["dtype"]).type
+    shape, kind = _sized(*values["shape"]), np.dtype(values["dtype"])
+    if kind.kind not in "fiub" or kind.itemsize > 8:
+        raise UserError(
+            f"a space has dtype {kind}; allowed are float, int, uint of up to 64 bits, and bool: wrap the environment"
+        )
+    dtype = kind.type
     low, high = (np.broadcast_to(np.array(values[key]).astype(dtype), shape) for key in ("low", "high"))
     return gym.spaces.Box(low.copy(), high.copy(), shape, dtype)
 
@@ -86,7 +113,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], gym.Space[Any]]] = {
     "MultiDiscrete": lambda values: gym.spaces.MultiDiscrete(values["nvec"], start=values["start"]),
     "MultiBinary": lambda values: gym.spaces.MultiBinary(values["n"]),
     "Box": _box,
-    "Packed": lambda values: Packed(values["numbers"], tuple(values["picture"])),
+    "Packed": _packed,
     "Dict": lambda values: gym.spaces.Dict([(key, from_json(part)) for key, part in values["parts"]]),
     "Tuple": lambda values: gym.spaces.Tuple([from_json(part) for part in values["parts"]]),
     "Text": lambda values: gym.spaces.Text(1),

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.calibration import Calibration
@@ -22,7 +22,8 @@ from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.critic_file import read_critic
-from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite
+from rayrl_dt.models.blueprint import shapes_of
+from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite, check_shapes
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionRefiner, check_continuous
 from rayrl_dt.policy.double_check import DoubleCheck, DoubleCheckRefiner, check_asked
@@ -41,6 +42,12 @@ HEADER = "policy.json"
 _WEIGHTS = "policy.safetensors"
 # Of StARformer.
 _RENAMED_IN_2 = (".summarise.", ".summarize.")
+_NOT_WHOLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError),
+    *(TypeError, ValueError),
+)
+"""What our code, gymnasium's and numpy's raise at values of other types than they are written with."""
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +79,7 @@ class Bundle:
             return path
         folder = _find(Path(path))
         header = _read_header(folder)
-        spec = read_spec(header, folder / HEADER)
-        spec.validate()
-        return cls(Path(path), folder, header, spec)
+        return cls(Path(path), folder, header, read_spec(header, folder / HEADER))
 
     def trusting(self) -> Bundle:
         """Return the same bundle, whose environment may run code of any package: the user says so."""
@@ -103,18 +108,32 @@ class Bundle:
         Raises:
             UserError: the weights are missing, truncated, or of another architecture.
         """
-        model = SequenceModel(self.spec)
         file = self.folder / _WEIGHTS
         try:
+            with safe_open(str(file), "pt") as opened:
+                names = opened.keys()
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            self._check_size(self._as_named_now(shapes))
             weights = load_file(str(file))
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{file} is missing or truncated ({one_line(error)}); export the policy again"
             ) from error
-        if self.header["format"] == 1:
-            weights = {name.replace(*_RENAMED_IN_2): value for name, value in weights.items()}
-        load_weights(model, weights, source=str(self.folder))
+        model = SequenceModel(self.spec)
+        load_weights(model, self._as_named_now(weights), source=str(self.folder))
         return model.eval()
+
+    def _check_size(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that the header asks for the weights that there are, before it is given memory."""
+        try:
+            own = shapes_of(self.spec, tensors=len(shapes))
+        except UserError as error:
+            raise UserError(f"{self.folder / HEADER}: {error}") from error
+        check_shapes(own, shapes, source=str(self.folder))
+
+    def _as_named_now(self, weights: Mapping[str, _Value]) -> dict[str, _Value]:
+        renamed = _RENAMED_IN_2 if self.header["format"] == 1 else ("", "")
+        return {name.replace(*renamed): value for name, value in weights.items()}
 
     @cached_property
     def critic(self) -> IQLCritic:
@@ -212,15 +231,16 @@ def read_spec(header: Mapping[str, Any], source: Path) -> PolicySpec:
     """Return the specification in the content of a `policy.json`.
 
     Raises:
-        UserError: it is not whole.
+        UserError: it is not whole, or asks for what cannot work.
     """
     try:
         spec = PolicySpec.from_json(header["spec"])
+        spec.validate()
         spec.head  # noqa: B018 (it takes the bounds of the actions, which may be no numbers)
         return spec
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except _NOT_WHOLE as error:
         raise UserError(
             f"{source} is not a whole policy ({one_line(error)}); export the policy again"
         ) from error
@@ -252,7 +272,7 @@ def _find(path: Path) -> Path:
 def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder / HEADER} cannot be read ({one_line(error)}); export the policy again"
         ) from error

@@ -6,6 +6,7 @@ choices.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,7 @@ class _Tables(nn.Embedding):
 
     def __init__(self, options: list[int], width: int) -> None:
         super().__init__(sum(options), width)
-        starts = torch.cumsum(torch.tensor(options), dim=0) - torch.tensor(options)
+        starts = torch.tensor([0, *itertools.accumulate(options[:-1])])
         self.register_buffer("before", starts, persistent=False)
 
     def forward(self, indices: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from rayrl_dt.models.dropout import Dropout, DropoutSource
 from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.positions import WindowPositions
 from rayrl_dt.models.return_embedding import ReturnEmbedding
+from rayrl_dt.models.timesteps import rows_of
 from rayrl_dt.models.trunk import Trunk, TrunkInputs
 
 if TYPE_CHECKING:
@@ -196,7 +197,6 @@ class RADTTrunk(Trunk):
         self.embed_return = ReturnEmbedding(width, model)
         self.embed_observation = ObservationEmbedding(spec.seen_space, width, spec.model.encoder)
         self.embed_action = spec.head.embedding(width)
-        assert model.max_episode_steps is not None
         self.window_positions: WindowPositions | None = None
         self.embed_dropout: nn.Module = nn.Identity()
         if model.embeddings == "atari":
@@ -204,7 +204,7 @@ class RADTTrunk(Trunk):
             self.embed_dropout = Dropout(model.dropout, source)
         else:
             self.embed_position = nn.Linear(width, width)
-            table = sinusoids(model.max_episode_steps + model.context_length, width)
+            table = sinusoids(rows_of(model) + model.context_length, width)
             self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(RADTBlock(spec, source) for _ in range(model.num_layers))
         self.apply(initialize_normal)
@@ -298,7 +298,10 @@ class RADTTrunk(Trunk):
 
 def sinusoids(length: int, width: int) -> Tensor:
     """Return the `(length, width)` table of sines and cosines of Vaswani et al. 2017, section 3.5."""
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    places = torch.arange(0, width, 2)
+    if places.is_meta:  # shapes alone are asked for, and torch would load its compiler to multiply them
+        return torch.empty(length, width, device=places.device)
+    rates = torch.exp(places * (-math.log(10_000.0) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # (length, width)
 

@@ -25,7 +25,7 @@ from rayrl_dt.models.trunk import ReturnBlindTrunk, TrunkInputs
 from rayrl_dt.seeding import numpy_generator
 from rayrl_dt.types import Window
 
-__all__ = ["SequenceModel", "check_architecture", "check_finite"]
+__all__ = ["SequenceModel", "check_architecture", "check_finite", "check_shapes"]
 
 
 class SequenceModel(nn.Module):
@@ -207,18 +207,26 @@ def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_architecture(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
-    """Check that two state dicts have the same names and shapes.
+    """Check that two state dicts have the same names and shapes; see `check_shapes`."""
+    own, other = (
+        {name: tuple(np.shape(value)) for name, value in each.items()} for each in (expected, found)
+    )
+    check_shapes(own, other, source=source)
+
+
+def check_shapes(
+    own: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], *, source: str
+) -> None:
+    """Check that two sets of weights are of the same names and shapes.
 
     Args:
-        expected: the network's own.
-        found: what is about to be loaded, as tensors or arrays.
+        own: the network's.
+        other: of what is about to be loaded.
         source: where that comes from, for the message.
 
     Raises:
         UserError: a tensor is missing, superfluous or of another shape.
     """
-    own = {name: tuple(np.shape(value)) for name, value in expected.items()}
-    other = {name: tuple(np.shape(value)) for name, value in found.items()}
     if own == other:
         return
     name = next(n for n in sorted({*own, *other}) if own.get(n) != other.get(n))

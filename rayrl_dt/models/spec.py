@@ -18,19 +18,19 @@ from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.envs.spec_text import spec_text
-from rayrl_dt.errors import UserError, number, one_of
+from rayrl_dt.errors import UserError
 from rayrl_dt.models.backbones import BACKBONES, Backbone
 from rayrl_dt.models.encoders import encoder_of, stacked
 from rayrl_dt.models.head import Head
 from rayrl_dt.models.heads import HEADS
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.seen import seen_by
+from rayrl_dt.models.spec_checks import ACTION_SELECTIONS, check_acting, check_numbers
 from rayrl_dt.types import Normalizer
 
 __all__ = ["ACTION_SELECTIONS", "PolicySpec", "evaluated_in"]
 
 _LOG = logging.getLogger(__name__)
-ACTION_SELECTIONS = ("mode", "sample")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class PolicySpec:
 
     def validate(self) -> None:
         """Raise UserError for a value that cannot work, naming the allowed ones."""
-        _check_acting(self)
+        check_numbers(self)
+        check_acting(self)
 
     @classmethod
     def from_store(
@@ -274,32 +275,6 @@ class PolicySpec:
             recorded_actions=spaces_json.optional_from_json(values.get("recorded_actions")),
             reward_scale=values.get("reward_scale"),
             guidance=values.get("guidance", 1.0),
-        )
-
-
-def _check_acting(spec: PolicySpec) -> None:
-    """Check that a policy can act as it is told; see `PolicySpec.validate`."""
-    steps, most = spec.acting_context_length, spec.model.context_length
-    least = 1 if spec.backbone.every_step else most
-    if steps is not None and (not isinstance(steps, int) or not least <= steps <= most):
-        raise UserError(
-            f"a policy of backbone {spec.model.backbone} and context_length {most} cannot act on a context length "
-            f"of {steps!r}; use a whole number from {least} to {most}"
-        )
-    number("guidance", spec.guidance, least=0)
-    if spec.guidance != 1 and spec.model.return_dropout == 0:
-        raise UserError(
-            f"guidance is {spec.guidance}, and the policy (backbone {spec.model.backbone}) never learned to act on "
-            "no return, from which it is to be led away: train it with model_config.return_dropout, as in 0.2, or "
-            "leave guidance at 1"
-        )
-    if spec.action_selection is None:
-        return
-    chosen = one_of("action_selection", spec.action_selection, ACTION_SELECTIONS)
-    if chosen == "sample" and not spec.head.drawn_in_evaluations:
-        raise UserError(
-            "action_selection is 'sample', and the policy's actions are continuous, which are not drawn in "
-            "evaluations; remove it"
         )
 
 

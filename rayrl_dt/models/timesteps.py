@@ -11,7 +11,7 @@ from rayrl_dt.errors import UserError
 if TYPE_CHECKING:
     from rayrl_dt.models.model_config import ModelConfig
 
-__all__ = ["TimestepTable", "add_timesteps"]
+__all__ = ["TimestepTable", "add_timesteps", "rows_of"]
 
 
 class TimestepTable(nn.Embedding):
@@ -24,18 +24,25 @@ class TimestepTable(nn.Embedding):
         Raises:
             UserError: nobody says how long episodes are.
         """
-        if model.timestep_embedding == "none":
-            return None
-        if model.max_episode_steps is None:
-            raise UserError(
-                "model_config.max_episode_steps is null, and the table of timesteps has so many rows; set it to the "
-                "steps of the longest episode"
-            )
-        return cls(model.max_episode_steps, model.embed_dim)
+        return None if model.timestep_embedding == "none" else cls(rows_of(model), model.embed_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Return `(B, K, d)` of timesteps `(B, K)`."""
         return super().forward(timesteps.clamp(max=self.num_embeddings - 1))  # (B, K) -> (B, K, d)
+
+
+def rows_of(model: ModelConfig) -> int:
+    """Return how many timesteps an episode has.
+
+    Raises:
+        UserError: nobody says.
+    """
+    if model.max_episode_steps is None:
+        raise UserError(
+            "model_config.max_episode_steps is null, and the table of timesteps has so many rows; set it to the "
+            "steps of the longest episode"
+        )
+    return model.max_episode_steps
 
 
 def add_timesteps(tokens: Tensor, table: TimestepTable | None, timesteps: Tensor) -> Tensor:
