@@ -28,8 +28,8 @@ class DeterministicHead(ContinuousHead):
     stochastic = False
 
     def read_out(self, raw: Tensor) -> Tensor:
-        """Squash; see `Head`. In float32: beyond 3.47 the tanh of bf16 is 1, and its gradient 0 for good."""
-        return torch.tanh(raw.float())
+        """Squash; see `Head`. In float32 at least: beyond 3.47 the tanh of bf16 is 1, and its gradient 0 for good."""
+        return torch.tanh(raw.to(torch.promote_types(raw.dtype, torch.float32)))
 
     def imitation_loss(
         self, outputs: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None
