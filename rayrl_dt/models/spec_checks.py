@@ -101,7 +101,7 @@ def _check_normalizer(spec: PolicySpec) -> None:
         shape: tuple[int, ...] = (seen.numbers,)
     else:
         shape = mean.shape if raw else seen.shape or ()
-    if mean.shape != shape or std.shape != shape:
+    if mean.shape not in ((), shape) or std.shape != mean.shape:  # or one for all
         raise UserError(
             f"normalizer has a mean of shape {mean.shape} and a std of shape {std.shape} for observations that need "
             f"{shape}; {_REMEDY}"
