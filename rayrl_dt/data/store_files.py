@@ -36,7 +36,7 @@ def read(folder: Path) -> tuple[dict[str, Array], DatasetInfo, Normalizer, bool]
     """Map the arrays, and return them with what the header says; the last is whether rewards are delayed.
 
     Raises:
-        UserError: the folder is not a whole store, or not what was written.
+        UserError: the folder is no store, not a whole one, or not what was written.
     """
     try:
         header = json.loads((folder / HEADER).read_text())
@@ -56,8 +56,11 @@ def read(folder: Path) -> tuple[dict[str, Array], DatasetInfo, Normalizer, bool]
                 raise ValueError(f"{name} are not what was written")
         return arrays, info, normalizer, bool(header["delayed_reward"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, TokenError) as error:
+        if isinstance(error, FileNotFoundError) and not (folder / HEADER).exists():
+            what = f"holds no {HEADER}, so it is no trajectory store" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder} {what}; name the folder that a store was saved in") from error
         raise UserError(
-            f"{folder} is not a whole trajectory store ({one_line(error)}); delete it and load again"
+            f"{folder} is not a whole trajectory store ({one_line(error)}); restore it, or save it again from the data"
         ) from error
 
 

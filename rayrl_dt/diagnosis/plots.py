@@ -137,6 +137,7 @@ def _shared_legend(figure: Figure, every: Sequence[Any]) -> None:
             found.setdefault(label, handle)
     order = sorted(found, key=lambda label: label not in _SEGMENTS)
     columns = 3 if len(order) in (3, 5, 6) else 4
+    columns = min(columns, int(figure.get_size_inches()[0] / 2.4))  # as fit below narrow panels
     style = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "labelcolor": INK}
     figure.legend([found[label] for label in order], order, ncols=columns, **style)
 

@@ -9,6 +9,8 @@ from rayrl_dt.reports.document import MISSING, decimals, number
 
 __all__ = ["LEGEND", "METRICS", "compare", "describe", "metrics", "places_of"]
 
+_MOVES = 0.1
+"""Of the span of the targets: what returns that lie nearer together tell of order may be noise."""
 METRICS = ("E [95%]", "E / span", "Per episode", "Spearman", "At highest target", "Score")
 """Column names of `metrics`."""
 
@@ -104,15 +106,18 @@ def _following(result: EvaluationResult) -> str:
             f"{number(item.return_mean, places)} on average; "
             "how well it follows its target needs several targets."
         )
+    share = _achieved_share(result)
     if rho is None:
         verdict = "achieves the same return whatever it is asked for"
+    elif share < _MOVES:
+        verdict = f"hardly moves with what it is asked for (its returns span {share:.0%} of what the targets span)"
     elif error < 0.4 * blind and rho >= 0.9:
         verdict = "follows the asked return closely"
     elif error < 0.75 * blind and rho >= 0.7:
         verdict = "follows the asked return, with visible gaps"
     elif rho >= 0.9:
         verdict = "orders its returns as asked but misses their level"
-    elif rho >= 0.5:
+    elif rho >= 0.5 and error < blind:
         verdict = "follows the asked return weakly"
     else:
         verdict = "does not follow the asked return"
@@ -121,6 +126,13 @@ def _following(result: EvaluationResult) -> str:
         "the span of the targets; a policy blind to its target, always at the middle one, scores "
         f"{number(blind, 3)}."
     )
+
+
+def _achieved_share(result: EvaluationResult) -> float:
+    """Return how far the mean returns lie apart, in spans of the targets: ranks alone make order of noise."""
+    achieved = [item.return_mean for item in result.targets]
+    asked = [item.target for item in result.targets]
+    return (max(achieved) - min(achieved)) / (max(asked) - min(asked))
 
 
 def _largest_gap(result: EvaluationResult) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
@@ -16,11 +17,11 @@ from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.session import start_ray
-from rayrl_dt.errors import number
-from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.errors import UserError, number, one_line
+from rayrl_dt.interop.bundle import BUNDLE, HEADER, Bundle
 from rayrl_dt.interop.owners import check_owner
 from rayrl_dt.interop.run_files import CONFIG, CRITIC_COPY, START_COPY
-from rayrl_dt.runs.checkpoints import latest_checkpoint, writing
+from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint, writing
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.runs.inputs import keep_bundle, own_folder, replace_key
 from rayrl_dt.runs.iterations import Iterations, Observer, RunOutcome
@@ -86,13 +87,15 @@ def _train(
     newest = latest_checkpoint(folder)
     if newest is not None:
         check_resumable(newest)
-    with writing(folder / CONFIG, remedy="make room, or name a folder that can be written"):
-        write_yaml(folder / CONFIG, values)
     start, critic = folder / START_COPY, folder / CRITIC_COPY
+    if newest is None:  # a resumed run keeps its settings until the new ones have been accepted
+        with writing(folder / CONFIG, remedy="make room, or name a folder that can be written"):
+            write_yaml(folder / CONFIG, values)
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         values = replace_key(values, "online", "start_from", str(start))
         keep_bundle(config.start_from, start)
-        write_yaml(folder / CONFIG, values)
+        if newest is None:
+            write_yaml(folder / CONFIG, values)
         config = build_config(values)
     if config.objective_critic is not None and critic.exists():
         values = replace_key(values, "training", "critic_from", str(critic))
@@ -106,7 +109,8 @@ def _train(
         if config.objective_critic is not None and not critic.exists():
             keep_bundle(config.objective_critic, critic)
             values = replace_key(values, "training", "critic_from", str(critic))
-        iterations.log.describe(algorithm, values)
+        if newest is None or not algorithm.done:  # what a finished run says of itself stays
+            iterations.log.describe(algorithm, values)
         if copy is not None:
             copy.push()
         if observer is not None:
@@ -122,13 +126,29 @@ def _train(
 def _build(config: SequenceConfig, checkpoint: Path | None) -> SequenceAlgorithm:
     """Build the algorithm, restored from a checkpoint if there is one."""
     if checkpoint is not None:
+        if not (checkpoint / BUNDLE / HEADER).is_file():
+            raise _damaged(checkpoint, f"{BUNDLE}/{HEADER} is missing")
         # Scales that followed from the data stay what they were, whatever the version that wrote it made of them.
         config.policy_spec = Bundle.open(checkpoint).spec.to_json()
     algorithm: SequenceAlgorithm = config.build_algo()
     if checkpoint is not None:
         try:
             algorithm.restore_from_path(str(checkpoint.resolve()))
+        except (OSError, EOFError, UnpicklingError) as error:
+            algorithm.stop()
+            raise _damaged(checkpoint, one_line(error)) from error
         except Exception:
             algorithm.stop()
             raise
     return algorithm
+
+
+def _damaged(checkpoint: Path, reason: str) -> UserError:
+    """Return the error for the newest checkpoint, which is not whole any more."""
+    older = checkpoints(checkpoint.parent.parent)[:-1]
+    remedy = (
+        f"delete it, and --resume goes on from {older[-1].name}"
+        if older
+        else "start another run without --resume"
+    )
+    return UserError(f"the checkpoint {checkpoint} is damaged ({reason}); {remedy}")

@@ -101,7 +101,7 @@ def test_store_source(make_store: Any, tmp_path: Path) -> None:
     folder = make_store().save(tmp_path / "saved")
     store = sources.load(f"store:{folder}", top_percent=100)
     assert store.num_episodes == 5 and store.info.source == f"store:{folder}"
-    with pytest.raises(UserError, match="not a whole trajectory store"):
+    with pytest.raises(UserError, match=r"holds no store\.json, so it is no trajectory store"):
         sources.load(f"store:{tmp_path}")
 
 

@@ -117,8 +117,13 @@ def test_damaged_folder_is_refused(make_store: Any, tmp_path: Path, damage: str)
         np.save(folder / "rewards.npy", np.zeros(3, np.float32))
     else:
         folder = tmp_path
-    with pytest.raises(UserError, match=r"not a whole trajectory store.*delete it and load again"):
+    message = r"not a whole trajectory store.*restore it, or save it again"
+    if folder == tmp_path:
+        message = r"holds no store.json, so it is no trajectory store; name the folder"
+    with pytest.raises(UserError, match=message):
         TrajectoryStore.open(folder)
+    with pytest.raises(UserError, match=r"absent does not exist; name the folder that a store was saved in"):
+        TrajectoryStore.open(tmp_path / "absent")
 
 
 def test_bad_episodes_are_refused(make_trajectories: Any, make_store: Any) -> None:

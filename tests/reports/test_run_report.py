@@ -221,6 +221,7 @@ def test_no_run_is_a_user_error(tmp_path):
         ((1138.0, 950.0, 762.0, 573.0, 385.0, 196.0, 8.0), "does not follow the asked return"),
         (np.add(TARGETS, 2000.0), "orders its returns as asked but misses their level"),
         ((600.0, 500.0, 550.0, 560.0, 620.0, 610.0, 640.0), "follows the asked return weakly"),
+        (np.linspace(560.0, 590.0, 7), "hardly moves with what it is asked for (its returns span 3% of"),
     ],
 )
 def test_sentences_say_what_the_numbers_say(means, verdict):

@@ -310,6 +310,42 @@ def test_a_checkpoint_whose_classes_moved_is_refused(
     assert SequencePolicy.load(folder).spec.model.backbone == "dt"
 
 
+def test_a_refused_resume_changes_nothing_of_a_run(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    """Nor does one that finds the run done already: its records say what it learned from."""
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    before = {name: (folder / name).read_text() for name in ("config.yaml", "run.json", "metrics.jsonl")}
+    wider = values(pendulum_data, gradient_steps=8)
+    wider["rl_module"] = {"model_config": {**wider["rl_module"]["model_config"], "embed_dim": 24}}
+    with pytest.raises(UserError, match="embed_dim is 24"):
+        runs.train(wider, folder, resume=True)
+    done = runs.train(values(pendulum_data, gradient_steps=2, lr=1.0), folder, resume=True)
+    assert done.gradient_steps == 4
+    assert {name: (folder / name).read_text() for name in before} == before
+    assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
+
+
+@pytest.mark.parametrize("lost", ["algorithm_state.pkl", "policy"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(
+    ray_session: None, pendulum_data: str, tmp_path: Path, lost: str
+) -> None:
+    folder = tmp_path / "run"
+    runs.train(values(pendulum_data, gradient_steps=4), folder)
+    runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
+    newest = latest_checkpoint(folder)
+    assert newest is not None and newest.name == "000000008"
+    path = newest / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    message = r"000000008 is damaged .*; delete it, and --resume goes on from 000000004"
+    with pytest.raises(UserError, match=message) as caught:
+        runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(newest)
+    assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
