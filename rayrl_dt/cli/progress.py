@@ -113,8 +113,9 @@ class TrainingProgress:
             parts += _finetuning(record)
         evaluation = record.get("evaluation")
         if evaluation is not None:
-            means = [target["return_mean"] for target in evaluation["targets"]]
-            parts.append(f"return {sum(means) / len(means):,.1f}")
+            highest = max(evaluation["targets"], key=lambda item: item["target"])
+            asked = f" at {highest['target']:,.4g}" if len(evaluation["targets"]) > 1 else ""
+            parts.append(f"return {highest['return_mean']:,.1f}{asked}")
             if evaluation["alignment_error"] is not None:
                 parts.append(f"alignment error {evaluation['alignment_error']:,.4g}")
             if evaluation["spearman"] is not None:

@@ -40,6 +40,7 @@ def watch(
       rayrl-dt watch
       rayrl-dt watch runs/dt_pendulum-seed1 runs/smoke-sweep --once
     """
+    from rayrl_dt.interop.run_files import is_run
     from rayrl_dt.reports.overview import HEADINGS, Overview
 
     number("--seconds", seconds, least=0.1)
@@ -57,7 +58,10 @@ def watch(
     if once or not console.is_terminal:
         console.print(shown())
         standings = overview.standings()
-        finish(f"{len(standings)} runs", then=f"rayrl-dt report {standings[0].folder}" if standings else None)
+        run = next(
+            (each.folder for each in standings if is_run(each.folder)), None
+        )  # trials are on their sweep's page
+        finish(f"{len(standings)} runs", then=None if run is None else f"rayrl-dt report {run}")
         return
     with suppress(KeyboardInterrupt), Live(shown(), console=console, auto_refresh=False) as live:
         while True:

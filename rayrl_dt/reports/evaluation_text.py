@@ -110,7 +110,9 @@ def _following(result: EvaluationResult) -> str:
     if rho is None:
         verdict = "achieves the same return whatever it is asked for"
     elif share < _MOVES:
-        verdict = f"hardly moves with what it is asked for (its returns span {share:.0%} of what the targets span)"
+        verdict = (
+            f"hardly moves with what it is asked for (its returns span {share:.0%} of what the targets span)"
+        )
     elif error < 0.4 * blind and rho >= 0.9:
         verdict = "follows the asked return closely"
     elif error < 0.75 * blind and rho >= 0.7:

@@ -30,6 +30,7 @@ from rayrl_dt.interop.run_files import (
 __all__ = ["RunFolder", "load_runs", "short_names"]
 
 _PIECES = (RECORD, CONFIG, METRICS, LAST, BEST)
+_SWEEP = "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def _load(path: Path, name: str) -> RunFolder:
     if not path.is_dir():
         raise UserError(f"there is no run folder {path}; give a folder that rayrl-dt train or finetune wrote")
     if not any((path / piece).exists() for piece in _PIECES):
+        for place in (path, path.parent):
+            if (place / _SWEEP).exists():
+                raise UserError(f"{path} is a sweep, or a trial of one; open its page, {place / _SWEEP}")
         raise UserError(
             f"{path} holds nothing of a run ({', '.join(_PIECES)}); give the folder that rayrl-dt train wrote"
         )

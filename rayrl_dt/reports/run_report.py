@@ -68,7 +68,12 @@ def _run(run: RunFolder, prefix: str) -> list[Block]:
     if warnings:
         blocks.append(Notice("Keep in mind", warnings))
     if run.last is None:
-        blocks.append(Paragraph("The last checkpoint has not been evaluated; rayrl-dt eval does it."))
+        blocks.append(
+            Paragraph(
+                "The last checkpoint was not evaluated in training: --resume goes on to an evaluation, and rayrl-dt "
+                "eval shows what it achieves now."
+            )
+        )
     else:
         blocks += _evaluation(run, run.last, prefix)
     if run.frames is not None:

@@ -284,6 +284,14 @@ def test_numbers_are_readable(value, places, text):
     assert document.number(value, places) == text
 
 
+def test_a_sweep_is_told_where_its_page_is(tmp_path):
+    (tmp_path / "sweep" / "trial").mkdir(parents=True)
+    (tmp_path / "sweep" / "sweep.html").write_text("")
+    for folder in (tmp_path / "sweep", tmp_path / "sweep" / "trial"):
+        with pytest.raises(UserError, match=r"is a sweep, or a trial of one; open its page, .*sweep\.html"):
+            load_runs([folder])
+
+
 def test_small_returns_have_figures():
     assert [document.decimals(values) for values in ([0.0, 5e-4, 1e-3], [0.05], [0.5], [12.0])] == [
         5,
