@@ -168,7 +168,7 @@ def test_a_folder_has_one_run_at_a_time_and_loses_what_a_kill_left(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    rests = [folder / "checkpoints" / ".000000004-0123", folder / ".policy-0123"]
+    rests = [folder / "checkpoints" / ".000000004-0123456789ab", folder / ".policy-0123456789ab"]
     made: list[Path] = []  # by RLlib, in ~/ray_results
 
     class Watches(StopAt):
