@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -128,3 +131,28 @@ EVALUATION_KEYS = {
     "checkpoint",
 }
 """What every evaluation's JSON holds, whatever else it holds."""
+
+
+def edit_header(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> None:
+    """Changes a value in a bundle's `policy.json`, or puts it there."""
+    header = json.loads((folder / "policy.json").read_text())
+    inner = header
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = change(inner.get(path[-1]))
+    (folder / "policy.json").write_text(json.dumps(header))
+
+
+def write_noise(dataset_id: str, trajectories: Any, info: DatasetInfo, *, overwrite: bool = False) -> str:
+    """Writes a data set of Minari's below its root, of an environment that is not recorded."""
+    return minari_io.write(
+        dataset_id,
+        trajectories,
+        observation_space=info.observation_space,
+        action_space=info.action_space,
+        env_spec=None,
+        author="tests",
+        algorithm_name="noise",
+        description="Random numbers.",
+        overwrite=overwrite,
+    )

@@ -10,6 +10,7 @@ import errno
 import glob
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -19,12 +20,13 @@ from pathlib import Path
 
 from rayrl_dt.errors import UserError
 
-__all__ = ["check_replaceable", "publish", "replacing", "stage", "sweep"]
+__all__ = ["check_replaceable", "is_staged", "publish", "replacing", "stage", "sweep"]
 
 _LOG = logging.getLogger(__name__)
 _ABANDONED_AFTER_S = 24 * 3600
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """Why a folder cannot be renamed: something has that name already."""
+_STAGED = re.compile(r"\.[\w.-]+-[0-9a-f]{12}$")
 _HERE, _EXCHANGE = -100, 2
 """`AT_FDCWD` and `RENAME_EXCHANGE` of Linux."""
 
@@ -41,6 +43,11 @@ def stage(target: Path) -> Path:
     # Not tempfile.mkdtemp: its folders are closed to the group, and data may be shared.
     aside.mkdir()
     return aside
+
+
+def is_staged(name: str) -> bool:
+    """Return whether a folder of that name is one from `stage`."""
+    return _STAGED.match(name) is not None
 
 
 def sweep(folder: Path, targets: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rayrl_dt.data.staging import is_staged
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import BUNDLE, Bundle
 from rayrl_dt.interop.run_files import (
@@ -34,7 +35,6 @@ __all__ = ["check_folder", "keep_bundle", "locked", "own_folder", "replace_key"]
 _LOG = logging.getLogger(__name__)
 _PATIENCE_S = 0.3
 """Whoever only looks whether a folder is locked (`rayrl-dt watch`) holds the lock for a moment."""
-_STAGED = re.compile(r"\.[\w.-]+-[0-9a-f]{12}$")
 _WRITTEN = (
     CONFIG,
     RECORD,
@@ -47,7 +47,7 @@ _WRITTEN = (
     "evaluations",
     ".copy",
 )
-_OF_RUNS = re.compile(rf"({'|'.join(map(re.escape, _WRITTEN))}|events\..*|\w+\.tmp|{_STAGED.pattern})$")
+_OF_RUNS = re.compile(rf"({'|'.join(map(re.escape, _WRITTEN))}|events\..*|\w+\.tmp)$")
 """What a run that was lost before its first checkpoint may have left."""
 
 
@@ -67,7 +67,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise UserError(f"{folder} has nothing to resume; start it without --resume")
     if not resume and latest_checkpoint(folder) is not None:
         raise UserError(f"{folder} exists already; continue it with --resume or choose another --out")
-    foreign = [path.name for path in folder.iterdir() if not _OF_RUNS.match(path.name)] if taken else []
+    names = [path.name for path in folder.iterdir()] if taken else []
+    foreign = [name for name in names if not (_OF_RUNS.match(name) or is_staged(name))]
     if foreign and not resume:
         raise UserError(f"{folder} holds {min(foreign)}, which no run has written; choose another --out")
 
@@ -119,8 +120,8 @@ def locked(folder: Path, *, what: str) -> Iterator[None]:
 
 def _clear(folder: Path, *, resume: bool) -> None:
     """Remove half-written checkpoints, and from a new run's folder what a lost one would mix into it."""
-    staged = (*folder.glob(".*-*"), *(folder / CHECKPOINTS).glob(".*-*"))
-    rests = [path for path in staged if _STAGED.match(path.name)]
+    hidden = (*folder.glob(".*"), *(folder / CHECKPOINTS).glob(".*"))
+    rests = [path for path in hidden if is_staged(path.name)]
     if not resume:
         rests += [folder / START_COPY, folder / CRITIC_COPY, *folder.glob("events.*")]
     for rest in rests:

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from builders import write_noise
 
 from rayrl_dt.data import recipes, sources
 from rayrl_dt.data.readers import minari_io
@@ -25,21 +26,7 @@ ID = "toy/test-v0"
 
 @pytest.fixture
 def dataset(make_trajectories: Any, make_store: Any) -> str:
-    return _write(make_trajectories(), make_store().info)
-
-
-def _write(trajectories: Any, info: Any, *, overwrite: bool = False) -> str:
-    return minari_io.write(
-        ID,
-        trajectories,
-        observation_space=info.observation_space,
-        action_space=info.action_space,
-        env_spec=None,
-        author="tests",
-        algorithm_name="noise",
-        description="Random numbers.",
-        overwrite=overwrite,
-    )
+    return write_noise(ID, make_trajectories(), make_store().info)
 
 
 def _cached() -> list[Path]:
@@ -90,7 +77,7 @@ def test_recipe_source(make_trajectories: Any, make_store: Any, monkeypatch: pyt
 
     def ensure(name: str) -> str:
         made.append(name)
-        return _write(make_trajectories(), make_store().info, overwrite=True)
+        return write_noise(ID, make_trajectories(), make_store().info, overwrite=True)
 
     monkeypatch.setattr(recipes, "ensure", ensure, raising=False)
     store = sources.load("recipe:toy")
@@ -128,7 +115,7 @@ def test_bad_sources_are_refused(source: str, why: str) -> None:
 def test_changed_data_is_read_again(dataset: str, make_trajectories: Any, make_store: Any) -> None:
     before = sources.load(dataset)
     time.sleep(0.01)  # file times have a resolution
-    _write(make_trajectories(lengths=(3, 4), seed=1), make_store().info, overwrite=True)
+    write_noise(ID, make_trajectories(lengths=(3, 4), seed=1), make_store().info, overwrite=True)
     after = sources.load(dataset)
     assert after.num_episodes == 2
     assert before.observations[-1].shape == (3,)  # still readable though its files are gone
@@ -157,6 +144,7 @@ def test_states_of_data_that_nobody_used_for_a_week_are_deleted(
 
 
 def _killed_while_it_writes(dataset: str) -> None:
+    # In a process of its own, which ends here: mypy knows no methods that are assigned.
     StoreWriter.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     sources.load(dataset)
 
@@ -224,7 +212,7 @@ def test_damaged_data_leaves_no_cache(dataset: str) -> None:
 
 
 def test_processes_load_at_once(make_trajectories: Any, make_store: Any) -> None:
-    _write(make_trajectories(lengths=(40,) * 60), make_store().info)
+    write_noise(ID, make_trajectories(lengths=(40,) * 60), make_store().info)
     context = multiprocessing.get_context("fork")  # fast: nothing is imported again
     start, results = context.Barrier(3), context.SimpleQueue()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import write_noise
 
 from rayrl_dt.data import staging
 from rayrl_dt.data.readers import minari_io
@@ -79,17 +80,7 @@ def test_a_data_set_replaces_no_other_folder(make_store: Any, make_trajectories:
     shutil.copytree(mine, place)
     drawn = iter(make_trajectories())
     with pytest.raises(UserError, match=r"holds no data/metadata\.json, so it is not replaced"):
-        minari_io.write(
-            "toy/mine-v0",
-            drawn,
-            observation_space=info.observation_space,
-            action_space=info.action_space,
-            env_spec=None,
-            author="tests",
-            algorithm_name="noise",
-            description="Random numbers.",
-            overwrite=True,
-        )
+        write_noise("toy/mine-v0", drawn, info, overwrite=True)
     assert files(place) == files(mine)
     assert len(list(drawn)) == 5, "it is refused before anything is collected"
 
@@ -154,6 +145,7 @@ def test_readers_never_miss_a_folder_that_is_replaced(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     if not staging._exchanged(tmp_path / "one", tmp_path / "two"):
+        # Then two renames take its place, with a moment between them that nobody can close.
         pytest.skip("this file system cannot exchange folders")
     _write(target, 0, 1, failed)
     writer = FORK.Process(target=_write, args=(target, 1, 300, failed))

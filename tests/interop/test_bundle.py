@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import build_model, random_window
+from builders import build_model, edit_header, random_window
 from safetensors.torch import load_file, save_file
 
 from rayrl_dt.critics.training import new_critic
@@ -127,7 +127,7 @@ def test_missing_weights_are_reported(saved: Path) -> None:
 
 @pytest.mark.parametrize("path", [("spec", "model", "embed_dim"), ("spec", "model", "num_layers")])
 def test_another_architecture_is_reported(saved: Path, path: tuple[str, ...]) -> None:
-    edit(saved, path, lambda value: value * 2)
+    edit_header(saved, path, lambda value: value * 2)
     with pytest.raises(UserError, match=r"another architecture: \S+ is (absent|\().*use the model_config"):
         load_model(saved)
 
@@ -139,17 +139,8 @@ def test_weights_of_another_model_are_reported(model: SequenceModel, make_store:
             bundle.load_weights(target, source.state_dict(), source="here")
 
 
-def edit(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> None:
-    header = json.loads((folder / "policy.json").read_text())
-    inner = header
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = change(inner.get(path[-1]))
-    (folder / "policy.json").write_text(json.dumps(header))
-
-
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    edit(saved, ("format",), lambda value: value + 1)
+    edit_header(saved, ("format",), lambda value: value + 1)
     with pytest.raises(UserError, match=r"format 4, this version reads up to 3; upgrade rayrl_dt"):
         load_model(saved)
 
@@ -171,7 +162,7 @@ def test_an_incomplete_policy_is_reported(saved: Path, key: str) -> None:
 
 
 def test_a_part_that_this_version_lacks_is_reported(saved: Path) -> None:
-    edit(saved, ("spec", "model", "backbone"), lambda _: "mamba")
+    edit_header(saved, ("spec", "model", "backbone"), lambda _: "mamba")
     with pytest.raises(UserError, match=r"backbone is 'mamba'"):
         load_model(saved)
 
@@ -183,7 +174,7 @@ def test_a_bundle_that_does_not_say_how_it_acts_is_whole(saved: Path) -> None:
     (saved / "policy.json").write_text(json.dumps(header))
     spec = Bundle.open(saved).model.spec
     assert (spec.acts_on, spec.action_selection) == (spec.model.context_length, None)
-    edit(saved, ("spec", "acting_context_length"), lambda _: "five")
+    edit_header(saved, ("spec", "acting_context_length"), lambda _: "five")
     with pytest.raises(UserError, match="cannot act on a context length of 'five'"):
         load_model(saved)
 

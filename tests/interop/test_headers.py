@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from builders import build_model
+from builders import build_model, edit_header
 
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
@@ -31,15 +30,6 @@ SPACES: tuple[dict[str, int], ...] = ({}, {"actions": 4})
 def saved(make_store: MakeStore, tmp_path: Path) -> Path:
     model = build_model(make_store())
     return save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
-
-
-def edit(folder: Path, path: tuple[str, ...], change: Callable[[Any], Any]) -> None:
-    header = json.loads((folder / "policy.json").read_text())
-    inner = header
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = change(inner.get(path[-1]))
-    (folder / "policy.json").write_text(json.dumps(header))
 
 
 BROKEN: dict[str, tuple[tuple[str, ...], Any, str]] = {
@@ -66,7 +56,7 @@ BROKEN: dict[str, tuple[tuple[str, ...], Any, str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_header_that_cannot_work_is_reported(saved: Path, case: str) -> None:
     path, value, text = BROKEN[case]
-    edit(saved, ("spec", *path), lambda _: value)
+    edit_header(saved, ("spec", *path), lambda _: value)
     with pytest.raises(UserError, match=text) as caught:
         Bundle.open(saved)
     assert str(caught.value).startswith(str(saved / "policy.json")) and "\n" not in str(caught.value)
@@ -77,7 +67,7 @@ def test_a_stack_of_too_many_images_is_reported(tmp_path: Path) -> None:
     model = build_model(image_store(space))
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
     assert Bundle.open(path).model.spec.model.frame_stack == 4
-    edit(path, ("spec", "model", "frame_stack"), lambda _: 10**9)
+    edit_header(path, ("spec", "model", "frame_stack"), lambda _: 10**9)
     with pytest.raises(UserError, match=r"frame_stack is 1000000000.*use fewer"):
         Bundle.open(path)
 
@@ -111,7 +101,7 @@ def test_a_header_that_asks_for_memory_is_refused_before_it_gets_some(
 ) -> None:
     model = build_model(make_store(), backbone=backbone)
     path = save_bundle(model.spec, model.state_dict(), tmp_path / "bundle")
-    edit(path, ("spec", "model", name), lambda _: value)
+    edit_header(path, ("spec", "model", name), lambda _: value)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     with pytest.raises(UserError, match=text) as caught:
         _ = Bundle.open(path).model

@@ -74,7 +74,7 @@ class OnlineConfig(SequenceConfig):
             rounds: that they were collected in.
             updates: that are due after them.
         """
-        if rounds == 0 or not (self.lr_decay != "constant" or self.gradient.reads_progress):
+        if rounds == 0 or (self.lr_decay == "constant" and not self.gradient.reads_progress):
             return self.gradient_steps
         learned_from = max(env_steps, self.collect_before_update)  # rounds before allow no updates
         left = math.ceil(max(0, self.env_steps - learned_from) * rounds / env_steps)
