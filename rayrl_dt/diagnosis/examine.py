@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rayrl_dt.data import sources, windows
-from rayrl_dt.data.filters import below_return
+from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.diagnosis import attention, conditioning, cost
 from rayrl_dt.diagnosis.attention import AttentionSummary
@@ -20,6 +19,7 @@ from rayrl_dt.diagnosis.cost import Cost
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.critics import learned_from
 from rayrl_dt.interop.run_files import run_settings
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec, evaluated_in
@@ -259,13 +259,10 @@ def _other_returns(spec: PolicySpec, here: ReturnRange) -> list[str]:
 
 
 def _load(source: str, delayed: bool, limit: float | None, specs: Sequence[PolicySpec]) -> TrajectoryStore:
-    try:
-        store = sources.load(source, delayed_reward=delayed)
-    except UserError as error:
-        raise UserError(f"{error}; or name other data of the same task with --dataset") from error
+    store = learned_from(source, delayed, limit)
     for spec in specs:
         check_task(spec, store.info)
-    return store if limit is None else below_return(store, limit)
+    return store
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

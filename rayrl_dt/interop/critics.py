@@ -24,7 +24,15 @@ from rayrl_dt.policy.double_check import DoubleCheck, check_asked
 from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.policy.refiner import Refiner
 
-__all__ = ["add_critic", "calibration_of", "carry_critic", "refiner_of", "run_data", "save_critic"]
+__all__ = [
+    "add_critic",
+    "calibration_of",
+    "carry_critic",
+    "learned_from",
+    "refiner_of",
+    "run_data",
+    "save_critic",
+]
 
 
 def add_critic(
@@ -116,6 +124,19 @@ def carry_critic(source: Path, target: Path) -> None:
     (target / HEADER).write_text(json.dumps(header, indent=2))
 
 
+def learned_from(source: str, delayed_reward: bool, limit: float | None) -> TrajectoryStore:
+    """Load data as a run's settings have them, of `below_return` `limit` if that is not None.
+
+    Raises:
+        UserError: they are not here any more.
+    """
+    try:
+        store = sources.load(source, delayed_reward=delayed_reward)
+    except UserError as error:
+        raise UserError(f"{error}; or name other data of the same task with --dataset") from error
+    return store if limit is None else filters.below_return(store, limit)
+
+
 def run_data(bundle: Bundle) -> TrajectoryStore:
     """Load what a policy learned from, by the run's own filters where the run folder is at hand.
 
@@ -124,12 +145,7 @@ def run_data(bundle: Bundle) -> TrajectoryStore:
     """
     chosen = run_settings(bundle.path, "offline_data")
     source = chosen.get("dataset") or bundle.spec.dataset
-    try:
-        store = sources.load(source, delayed_reward=bool(chosen.get("delayed_reward")))
-    except UserError as error:
-        raise UserError(f"{error}; or name other data of the same task with --dataset") from error
-    if chosen.get("below_return") is not None:
-        store = filters.below_return(store, chosen["below_return"])
+    store = learned_from(source, bool(chosen.get("delayed_reward")), chosen.get("below_return"))
     if chosen.get("top_percent") is not None:
         store = filters.top_percent(store, chosen["top_percent"])
     return store
