@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_SHOWN = 4  # settings in one line
+_OF_THE_RUN = {"debugging.seed", "online.start_from", "training.critic_from"}  # each run has its own
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
@@ -87,13 +90,15 @@ def train(
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
     changes = [*chosen_data(dataset), *(overrides or []), *_trust(trust_environment)]
-    values = apply_overrides(read_yaml(config), changes)
+    of_file = read_yaml(config)
+    values = apply_overrides(of_file, changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     seed_of_run = (values.get("debugging") or {}).get("seed", 0)
     folder, copy = _place(out, Path("runs") / f"{config.stem}-seed{seed_of_run}", resume=resume)
     if resume:
         values = _settings_of_run(folder, values, changes, seed)
+        _tell_of_other_settings(folder, values, apply_overrides(of_file, changes), config)
     _run(
         values,
         folder,
@@ -147,6 +152,29 @@ def _settings_of_run(
     return apply_overrides(values, overrides)
 
 
+def _tell_of_other_settings(
+    folder: Path, values: dict[str, Any], of_file: dict[str, Any], file: Path
+) -> None:
+    """Say where a resumed run has other settings than the file that was named, which may have been edited since."""
+    from rayrl_dt.runs.config_files import differences
+
+    found = [
+        f"{name} is {_shown(value)} (there {_shown(other)})"
+        for name, (value, other) in differences(values, of_file).items()
+        if name not in _OF_THE_RUN
+    ]
+    if found:
+        more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        told = f"{folder} keeps the settings that it started with, also where {file} has others: "
+        console.print(
+            escape(told + ", ".join(found[:_SHOWN] + more) + "; change them with --set"), soft_wrap=True
+        )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
 def _run(
     values: dict[str, Any],
     folder: Path,
@@ -178,7 +206,8 @@ def _run(
             folder,
             then=resume_command,
         )
-    finish(f"{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
+    done = "it was finished before: " if outcome.idle else ""
+    finish(f"{done}{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
 
 
 def finetune(

@@ -7,8 +7,11 @@ reward 0. It is not a transition, and is never counted or recorded as one.
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +32,11 @@ _OLD_API = ("values to unpack", "argument 'seed'", "argument 'options'")
 _NEW_API = (
     "mend the environment: as Gymnasium has it, reset takes seed and options and returns (observation, info), and step "
     "returns (observation, reward, terminated, truncated, info)"
+)
+# Where errors of environments come up in code that is not the environment's.
+_OF_OTHERS = (
+    *{Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")},
+    Path(__file__).parents[1],
 )
 
 Array = np.ndarray[Any, Any]
@@ -169,7 +177,7 @@ class Collector:
             old = any(sign in what for sign in _OLD_API)
             remedy = _NEW_API if old else "mend the environment"
             raise EnvironmentFailed(
-                f"environment {self._env_name()} raised {type(error).__name__}: {what}; {remedy}"
+                f"environment {self._env_name()} raised {type(error).__name__}: {what}{_where(error)}; {remedy}"
             ) from error
 
     def _not_finite(self) -> UserError:
@@ -204,3 +212,12 @@ class Collector:
         if oldest >= 1024:
             del self._history[:oldest]
             self._first -= oldest
+
+
+def _where(error: Exception) -> str:
+    """Return in which line of whose code an error came up: the innermost that is neither ours nor of a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame for frame in frames if not any(Path(frame.filename).is_relative_to(each) for each in _OF_OTHERS)
+    ]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -28,6 +28,7 @@ __all__ = [
     "SECTIONS",
     "apply_overrides",
     "build_config",
+    "differences",
     "read_yaml",
     "search_spaces",
 ]
@@ -150,6 +151,21 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 raise UserError(f"--set {override!r}: {key} is a value, not a section")
         target[keys[-1]] = _scalar(text)
     return result
+
+
+def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings in which contents of files differ: both values by `section.key`, None for none."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in [*values, *(key for key in others if key not in values)]:
+        one, other = values.get(key), others.get(key)
+        if isinstance(one, Mapping) or isinstance(other, Mapping):
+            inner = differences(
+                one if isinstance(one, Mapping) else {}, other if isinstance(other, Mapping) else {}
+            )
+            found |= {f"{key}.{name}": pair for name, pair in inner.items()}
+        elif one != other:
+            found[str(key)] = one, other
+    return found
 
 
 def build_config(values: Mapping[str, Any]) -> SequenceConfig:

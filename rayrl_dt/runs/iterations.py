@@ -45,12 +45,14 @@ class RunOutcome:
         folder: the run folder.
         gradient_steps: taken in total.
         finished: False if it was interrupted; resume it.
+        idle: whether it was finished before.
         last: the last iteration's record.
     """
 
     folder: Path
     gradient_steps: int
     finished: bool
+    idle: bool
     last: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ class Iterations:
                 observer.stepped(gradient_step, loss)
             return not self.stopping
 
+        idle = self.algorithm.done
         self.algorithm.observe_steps(on_step)
         self.algorithm.stop_when(lambda: self.stopping)
         with on_interrupt(self._stop):
@@ -110,6 +113,7 @@ class Iterations:
             folder=self.folder,
             gradient_steps=self.algorithm.gradient_steps,
             finished=self.algorithm.done,
+            idle=idle,
             last=self.log.last,
         )
 

@@ -256,7 +256,10 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
             "old step",
             r"raised ValueError: not enough values to unpack .*step returns \(observation, reward, term",
         ),
-        ("raises", r"raised ZeroDivisionError: the joint has no length; mend the environment$"),
+        (
+            "raises",
+            r"ZeroDivisionError: the joint has no length \(\S*test_collector.py, line \d+\); mend the environment$",
+        ),
         ("grows", r"raised TypeError: an observation of shape \(4,\), where its space has \(3,\); mend"),
         ("no info", r"raised TypeError: info is None, and must be a dictionary; mend"),
     ],

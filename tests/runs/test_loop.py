@@ -602,7 +602,11 @@ def test_a_run_is_interrupted_while_it_collects(
 
 
 def test_a_resumed_run_keeps_the_settings_of_its_command(
-    ray_session: None, pendulum_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None,
+    pendulum_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Interrupted(command.TrainingProgress):
         def stepped(self, gradient_step: int, loss: float) -> None:
@@ -619,8 +623,20 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
     file.write_text("algorithm: BC")
     with pytest.raises(UserError, match=r"--seed is 6, and the run in .* started with 5"):
         command.train(file, overrides=None, seed=6, **{**settings, "resume": True})
+    capsys.readouterr()
     command.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"also where {file} has others: algorithm is DT (there BC), " in told
+    assert (
+        "more; change them with --set" in told
+        and "gradient_steps is" not in told
+        and "finished before" not in told
+    )
     kept = read_yaml(folder / "config.yaml")
     assert (kept["algorithm"], kept["debugging"]["seed"]) == ("DT", 5)
     assert (kept["training"]["lr"], kept["training"]["gradient_steps"]) == (1e-5, 8)
     assert latest_checkpoint(folder) == folder / "checkpoints" / "000000008"
+    file.write_text(yaml.safe_dump(kept))
+    command.train(file, overrides=None, **{**settings, "resume": True})
+    told = capsys.readouterr().out
+    assert "it was finished before: 8 gradient steps" in told and "has others" not in told
