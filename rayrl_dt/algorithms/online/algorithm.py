@@ -176,12 +176,13 @@ class OnlineDT(SequenceAlgorithm):
             call = Collect(stop=self.stop_asked)
         else:
             call = Collect(ray.put(self.policy_state()))
-        at_once = max(1, config.num_env_runners) * config.num_envs_per_env_runner
         target = episode_targets(config, replay, self.offline_data.store)
         collected: list[EpisodeRecord] = []
         left = max(1, config.env_steps_per_iteration - self.round_steps)
-        while sum(episode.length for episode in collected) < left:
+        of_run = max(left, config.env_steps - self.env_steps)
+        while (played := sum(episode.length for episode in collected)) < left:
             first = self.collected_episodes + len(collected)
+            at_once = config.slots_at_once(of_run - played, self.env_steps + played, first)
             slots = [
                 Slot(target(first + j), 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
                 for j in range(at_once)

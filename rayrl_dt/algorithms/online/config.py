@@ -80,6 +80,18 @@ class OnlineConfig(SequenceConfig):
         left = math.ceil(max(0, self.env_steps - learned_from) * rounds / env_steps)
         return self.pretrain_steps + updates + left * self.updates_per_iteration
 
+    def slots_at_once(self, steps: int, env_steps: int, episodes: int) -> int:
+        """Return how many slots play an episode each in rounds: all, or fewer where fewer make the steps that are left.
+
+        Args:
+            steps: left to collect.
+            env_steps: collected so far; episodes to come are taken to be as long on average.
+            episodes: that they were collected in; before the first one they are taken to be as long as logged ones.
+        """
+        length = env_steps / episodes if episodes else self.logged_episode_steps
+        slots = max(1, self.num_env_runners) * self.num_envs_per_env_runner
+        return max(1, min(slots, math.ceil(steps / length)))
+
     @property
     def policy_lag_bound(self) -> int:
         """The largest policy lag in async mode, in gradient steps."""

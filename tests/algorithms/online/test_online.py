@@ -613,6 +613,19 @@ def test_a_policy_that_cannot_be_finetuned_is_refused(
         online(start_from=str(bundle)).build_algo()
 
 
+def test_the_last_episodes_are_as_many_as_env_steps_takes(online: Configure) -> None:
+    algorithm = online(env_steps=1000).env_runners(num_envs_per_env_runner=3).build_algo()
+    played = []
+    while not algorithm.done:
+        algorithm.train()
+        played.append(algorithm.collected_episodes)
+    algorithm.stop()
+    assert played == [0, 3, 5] and algorithm.env_steps == 1000 and algorithm.rounds == 5
+    # Of logged episodes of 200 steps, then of those that were collected.
+    assert algorithm.config.slots_at_once(450, 0, 0) == 3 and algorithm.config.slots_at_once(150, 0, 0) == 1
+    assert algorithm.config.slots_at_once(150, 600, 6) == 2
+
+
 def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
     config = online(env_steps_per_iteration=400).learners(num_learners=2).env_runners(num_env_runners=2)
     algorithm = config.build_algo()
