@@ -86,8 +86,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         module.model.reseed(derive_seed(seed, "dropout", self._rank, step))
         noise = torch_generator(seed, self.noise, self._rank, step)
         window = Window.from_dict(batch[DEFAULT_MODULE_ID])
-        # Finetuning takes more steps than planned where its episodes are shorter than the logged ones.
-        progress = min(1.0, step / self.config.gradient_steps)
+        progress = min(1.0, step / self.expected_steps)
         self._take_step(Batch(window, module.model, noise, progress, module.precision))
         self.gradient_step += 1
         self.guard.stepped()
@@ -162,18 +161,15 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
         *averaged, mean = (piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True))
         return averaged, mean
 
-    def check_values(
-        self, mean: Tensor, window: Window[Tensor], *, gamma: float, reward_scale: float
-    ) -> None:
+    def check_values(self, mean: Tensor, paid: Tensor, *, gamma: float, reward_scale: float) -> None:
         """Check a critic's values; see `rayrl_dt.objectives.gradient.Bench`."""
-        assert window.rewards is not None
         # One that stops alone leaves the others waiting for its next gradient.
-        means, rewards = self._from_all_learners(torch.stack([mean, window.rewards.abs().max()])).T
-        self._largest_reward = torch.maximum(self._largest_reward, rewards.max())
-        step, mean, largest = self.gradient_step, means.mean(), self._largest_reward / reward_scale
+        means, largest = self._from_all_learners(torch.stack([mean, reward_scale * paid.abs().max()])).T
+        self._largest_reward = torch.maximum(self._largest_reward, largest.max())
+        step, mean, most = self.gradient_step, means.mean(), self._largest_reward / reward_scale
         self.guard.check(
-            possible(mean, largest_reward=largest, gamma=gamma),
-            (mean, largest),
+            possible(mean, largest_reward=most, gamma=gamma),
+            (mean, most),
             lambda mean, largest: explosion(
                 mean,
                 largest_reward=largest,

@@ -86,7 +86,8 @@ def film(
         bundle: of the policy.
         targets: as for `parse_targets`.
         env: overrides the policy's environment.
-        seed: as for `evaluate_model`, of which these are the first episodes.
+        seed: as for `evaluate_model`, of which these are the first episodes where the policy draws nothing; draws
+            depend on how many episodes are played at once.
         context_length: as for `evaluate_model`.
         action_selection: likewise.
         guidance: likewise.

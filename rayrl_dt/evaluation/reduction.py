@@ -72,7 +72,9 @@ def _errors(results: Sequence[EvaluationResult], generator: np.random.Generator)
     """`(R,)` resampled means over seeds of E."""
     per_seed = np.stack([_resampled(result, generator) for result in results])  # (seeds, R)
     chosen = generator.integers(len(results), size=per_seed.shape)
-    means: Array = np.take_along_axis(per_seed, chosen, axis=0).mean(axis=0)
+    # Each of them with episodes of its own, also where a seed is drawn twice.
+    columns = (np.arange(_RESAMPLES) + np.arange(len(results))[:, None]) % _RESAMPLES
+    means: Array = per_seed[chosen, columns].mean(axis=0)
     return means
 
 

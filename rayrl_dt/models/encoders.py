@@ -165,10 +165,13 @@ class PackedEncoder(Encoder):
 
     @classmethod
     def normalizer(cls, store: TrajectoryStore) -> Normalizer:
-        """Return that of the numbers; bytes of the picture are divided by 255 in the first layer."""
+        """Return that of the numbers in the store's own episodes; the first layer divides bytes of pictures by 255."""
         space = store.info.observation_space
         assert isinstance(space, Packed)
-        return Normalizer.fit(space.numbers_of(store.observations))
+        episodes, offsets = store.locate(np.arange(store.num_steps))
+        # The numbers come first, so that pictures are not read.
+        words = store.observations[:, : space.split][store.starts[episodes] + offsets]
+        return Normalizer.fit(space.numbers_of(words))
 
     def normalize_with(self, normalizer: Normalizer) -> None:
         """Take over the normalizer of the numbers."""

@@ -164,7 +164,14 @@ class CriticGradient(RLGradient):
             )  # (B, K)
         values = networks.critic(batch.features, batch.inputs.actions, dtype)  # (E, B, K)
         mean = descend_critics(
-            bench, window, values, target, known=window.mask, gamma=settings.gamma, reward_scale=scale
+            bench,
+            window,
+            values,
+            target,
+            known=window.mask,
+            paid=rewards.abs() + settings.gamma * bonus.abs().where(window.mask, 0.0),
+            gamma=settings.gamma,
+            reward_scale=scale,
         )
         bench.log(Q_MEAN, mean)
 
@@ -209,6 +216,7 @@ def descend_critics(
     target: Tensor,
     *,
     known: Tensor,
+    paid: Tensor,
     gamma: float,
     reward_scale: float,
 ) -> Tensor:
@@ -220,6 +228,7 @@ def descend_critics(
         values: `(E, B, K)` of the critics.
         target: `(B, K)`.
         known: `(B, K)`, the steps that have a target.
+        paid: `(B, K)`, sizes of what the targets add to the values that follow, such as scaled rewards.
         gamma: the critics' discount.
         reward_scale: that rewards were divided by.
 
@@ -229,7 +238,7 @@ def descend_critics(
     loss = losses.td3_critic_loss(values, target, known)
     bench.descend(CRITIC, loss, "the critic's loss")
     mean = values.detach().where(window.mask, 0.0).sum() / (len(values) * window.mask.sum())
-    bench.check_values(mean, window, gamma=gamma, reward_scale=reward_scale)
+    bench.check_values(mean, paid, gamma=gamma, reward_scale=reward_scale)
     bench.log(CRITIC_LOSS, loss.detach())
     return mean
 

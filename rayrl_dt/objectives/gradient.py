@@ -131,14 +131,12 @@ class Bench(Protocol):
     def log(self, key: str, value: Tensor) -> None:
         """Log a value, detached, as a mean over gradient steps."""
 
-    def check_values(
-        self, mean: Tensor, window: Window[Tensor], *, gamma: float, reward_scale: float
-    ) -> None:
+    def check_values(self, mean: Tensor, paid: Tensor, *, gamma: float, reward_scale: float) -> None:
         """Check that a critic's values can be returns of the rewards of the data and of all batches so far.
 
         Args:
             mean: `()` of the critic's values.
-            window: the raw windows.
+            paid: `(B, K)`, sizes of what the critic counts as rewards of the batch, in its own units.
             gamma: the critic's discount.
             reward_scale: the critic learns from rewards divided by it.
 

@@ -251,13 +251,15 @@ class CoTrainedQAlign(QAlign):
                 inputs.observations[:, 1:], actions[:, 1:], dtype
             )  # (2, B, K - 1)
             following = functional.pad(following, (0, 1))  # (2, B, K); the last one is not read
-            target = losses.td3_target(
-                window.rewards / scale, window.terminated, following, gamma=gamma
-            )  # (B, K)
+            rewards = window.rewards / scale  # (B, K)
+            target = losses.td3_target(rewards, window.terminated, following, gamma=gamma)  # (B, K)
         known = window.mask.clone()
         known[:, -1] &= window.terminated[:, -1]
         values = networks.critic(inputs.observations, inputs.actions, dtype)  # (2, B, K)
-        descend_critics(bench, window, values, target, known=known, gamma=gamma, reward_scale=scale)
+        paid = rewards.abs()
+        descend_critics(
+            bench, window, values, target, known=known, paid=paid, gamma=gamma, reward_scale=scale
+        )
 
     def policy_moved(self, networks: Networks) -> None:
         """Move the slow copies."""

@@ -77,7 +77,7 @@ class Order:
         return ordering_loss(self.gaps, self.counts, twins=twins, margin=margin)
 
     def logged(self, loss: Tensor) -> dict[str, Tensor]:
-        """Return what is worth a line in the log beside the loss, detached."""
+        """Return what is worth a line in the log beside the loss, detached; NaN where no window was shifted."""
         rises, counts = self.gaps.detach(), self.counts
         return {
             ALIGN_LOSS: loss.detach(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rayrl_dt.algorithms.step_means import StepMeans
@@ -16,6 +18,15 @@ def test_each_value_is_averaged_over_the_steps_that_log_it() -> None:
     assert means.take() == {"critic": 1.5, "policy": 11.0}
     means.add("critic", torch.tensor(7.0))
     assert means.take() == {"critic": 7.0, "policy": 11.0}, "the last one of what no step logs"
+
+
+def test_steps_that_have_nothing_to_log_do_not_count() -> None:
+    means = StepMeans()
+    for value in (math.nan, 2.0, math.nan, 4.0):
+        means.add("slope", torch.tensor(value))
+    assert means.take() == {"slope": 3.0}
+    means.add("slope", torch.tensor(math.nan))
+    assert math.isnan(means.take()["slope"])
 
 
 def test_steps_that_failed_do_not_count() -> None:

@@ -46,6 +46,20 @@ def test_the_interval_grows_with_the_spread_of_episodes() -> None:
     )
 
 
+def test_the_interval_is_that_of_a_bootstrap_within_a_bootstrap() -> None:
+    """Seeds that differ by nothing but their episodes, each drawn seed with episodes of its own."""
+    rng = np.random.default_rng(0)
+    returns = rng.normal(10, 8, (2, 20))
+    results = [EvaluationResult((TargetResult(-50.0, tuple(each), (10,) * 20),)) for each in returns]
+    reference = EvaluationResult((TargetResult(-50.0, (50.0,) * 20, (10,) * 20),))
+    found = error_reduction([reference], results)
+    drawn = returns[rng.integers(2, size=(20_000, 2))]  # (R, seeds, episodes)
+    where = rng.integers(20, size=drawn.shape)
+    errors = np.take_along_axis(drawn, where, axis=-1).mean(axis=-1).mean(axis=-1) + 50
+    low, high = np.percentile(1 - errors / 100, [2.5, 97.5])
+    assert found is not None and found.high - found.low == pytest.approx(high - low, rel=0.06)
+
+
 def test_nothing_to_compare() -> None:
     assert error_reduction([], [result(1)]) is None
     assert error_reduction([result(1)], []) is None

@@ -12,6 +12,7 @@ import torch
 from builders import build_model, writes_bytes
 from torch.nn import functional
 
+from rayrl_dt.data.filters import below_return
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.windows import gather
@@ -93,6 +94,16 @@ def test_features_are_those_of_the_picture_and_the_normalized_numbers(store: Tra
     for layer in encoder.image.network.layers:
         x = functional.relu(functional.conv2d(x, layer.weight, layer.bias, layer.stride))
     torch.testing.assert_close(found[..., 5:].flatten(0, 1), x.flatten(1), rtol=1e-4, atol=1e-4)
+
+
+@writes_bytes
+def test_numbers_are_normalized_by_the_episodes_that_are_left(store: TrajectoryStore) -> None:
+    returns = store.episode_returns
+    poor = below_return(store, float(np.sort(returns)[2]))
+    kept = np.flatnonzero(returns < returns.max())
+    own = np.concatenate([episodes()[number].observations["at"][:-1] for number in kept])
+    assert poor.num_episodes == 2
+    np.testing.assert_allclose(build_model(poor).spec.normalizer.mean[:2], own.mean(0), rtol=1e-5)
 
 
 def test_policies_of_earlier_versions_go_on_reading_a_vector() -> None:

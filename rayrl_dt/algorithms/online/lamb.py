@@ -21,7 +21,8 @@ class Lamb(Optimizer):
 
     Differs from the released code, which also clips the global gradient norm to 1 in here: clip before `step`.
 
-    Like torch's fused optimizers it stands still in a step where its attribute `found_inf`, a tensor `()`, is 1.
+    As with torch's fused optimizers weights stand still in a step where its attribute `found_inf`, a tensor `()`, is
+    1. Moments and counts go on there: a run ends at such a step, and its last checkpoint is of before.
 
     Args:
         params: tensors, or groups of them.

@@ -856,6 +856,35 @@ def test_a_cosine_ends_with_a_run_whose_rounds_are_longer_than_planned(online: C
     algorithm.stop()
 
 
+def test_what_reads_the_progress_ends_with_the_run(online: Configure) -> None:
+    """Of 13 planned gradient steps 10 are taken, since episodes have 200 steps and the logged ones 150 on average."""
+    config = online(
+        backbone="radt",
+        rl_gradient="q_align",
+        env_steps=600,
+        env_steps_per_iteration=1,
+        collect_before_update=200,
+    )
+    algorithm = config.build_algo()
+    learner = algorithm.learner_group._learner
+    take, seen = learner._take_step, []
+    learner._take_step = lambda batch: (seen.append(batch.progress), take(batch))
+    train(algorithm)
+    assert seen == [*(step / 13 for step in range(4)), *(step / 10 for step in range(4, 10))]
+    algorithm.stop()
+
+
+def test_the_worth_of_entropy_is_none_of_a_critic_that_explodes(online: Configure) -> None:
+    settings = {"rl_gradient": "sac", "head": "gaussian", "alpha": 1e-4, "alpha_pretrain": 1e-4}
+    for entropy in (False, True):
+        algorithm = online(**settings, entropy_in_targets=entropy).build_algo()
+        algorithm.train()
+        most = float(algorithm.learner_group._learner._largest_reward)
+        assert most == pytest.approx(algorithm.config.largest_reward, rel=1e-6) or entropy
+        assert most > 5 * algorithm.config.largest_reward or not entropy
+        algorithm.stop()
+
+
 @pytest.mark.parametrize("lr_decay", ["constant", "cosine"])
 def test_pretraining_alone_takes_its_steps_whatever_comes_before_updates(
     online: Configure, lr_decay: str
