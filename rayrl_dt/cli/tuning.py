@@ -17,7 +17,10 @@ __all__ = ["tune"]
 def tune(
     config: Annotated[Path, typer.Argument(help="YAML file with a tune section, as in tune_configs/.")],
     samples: Annotated[
-        int | None, typer.Option(help="Number of trials; the config's tune.num_samples by default.")
+        int | None,
+        typer.Option(
+            help="Draws, each run at every point of the grids and with every seed; the config's own number by default."
+        ),
     ] = None,
     dataset: Dataset = None,
     overrides: Overrides = None,

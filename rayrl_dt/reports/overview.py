@@ -178,10 +178,12 @@ def _standing(
 
 
 def _with_state(found: Standing, folder: Path, trial: bool) -> Standing:
-    if trial and (folder / _FAILED).exists():
-        return replace(found, state="failed")
     # A sweep is one process with one lock; its trials have none.
     held = is_locked(folder.parent if trial else folder)
+    failed = folder / _FAILED
+    # One that has reported since it failed was started again.
+    if trial and failed.exists() and not (held and (found.written or 0) > failed.stat().st_mtime):
+        return replace(found, state="failed")
     states = {True: "running", False: "stopped", None: "unknown"}
     return replace(found, state=states[held])
 

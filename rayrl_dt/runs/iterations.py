@@ -21,7 +21,14 @@ from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.remote_copy import RemoteCopy
 from rayrl_dt.runs.run_log import RunLog
 
-__all__ = ["Iterations", "Observer", "RunOutcome"]
+__all__ = ["Iterations", "Observer", "RunOutcome", "end"]
+
+
+def end(algorithm: SequenceAlgorithm) -> None:
+    """Stop an algorithm, and remove the folder that RLlib made for it in ~/ray_results if nothing was written there."""
+    algorithm.stop()
+    with suppress(OSError):
+        Path(algorithm.logdir).rmdir()
 
 
 class Observer(Protocol):
@@ -120,10 +127,7 @@ class Iterations:
     def close(self) -> None:
         """Stop the algorithm and close the log."""
         self.log.close()
-        self.algorithm.stop()
-        # RLlib makes one in ~/ray_results; what was written to stays.
-        with suppress(OSError):
-            Path(self.algorithm.logdir).rmdir()
+        end(self.algorithm)
 
     def _stop(self) -> None:
         self.stopping = True

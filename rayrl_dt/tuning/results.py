@@ -17,10 +17,12 @@ from rayrl_dt.interop.run_files import read_json_lines
 from rayrl_dt.tuning.space import value_at
 from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
-__all__ = ["ENDED", "Group", "TrialResult", "best_group", "group_trials", "read_trials"]
+__all__ = ["ENDED", "SETTINGS", "Group", "TrialResult", "best_group", "group_trials", "read_trials"]
 
 ENDED = "ended"
 """In a report: whether the trial came to its own end."""
+SETTINGS = "params.json"
+"""In a trial's folder: its config."""
 _CHOOSE: dict[str, Any] = {"min": min, "max": max}
 
 
@@ -128,9 +130,9 @@ class Group:
 
     Attributes:
         parameters: those that they share.
-        median: of the last metrics of its whole trials, failed ones counted as worse than any; where half of the
-            trials stopped early, of the metrics at the report where the middle one was. None where none has reported,
-            or where the middle one failed without a report.
+        median: of the last metrics of its whole trials, failed ones and those without a number counted as worse than
+            any; where half of the trials stopped early, of the metrics at the report where the middle one was. None
+            where none has reported, or where the middle one failed without a report.
         trials: one per seed.
         rung: of the middle one.
         counted: how many trials the median is over.
@@ -161,7 +163,7 @@ class Group:
             metrics = [trial.curve[-1][1] for trial in reported if trial.whole]
             failed = sum(trial.status == "failed" for trial in trials)
         worst = -math.inf if trials[0].mode == "max" else math.inf
-        counted = [metric for metric in metrics if math.isfinite(metric)] + failed * [worst]
+        counted = [metric if math.isfinite(metric) else worst for metric in metrics] + failed * [worst]
         median = statistics.median(counted) if counted else worst
         return cls(parameters, median if math.isfinite(median) else None, tuple(trials), rung, len(counted))
 
@@ -174,7 +176,7 @@ class Group:
 def read_trials(folder: Path, spec: SweepSpec) -> list[TrialResult]:
     """Return the trials of a sweep's folder, by name; one whose settings are being written is not there yet."""
     found = []
-    for path in sorted(folder.glob("*/params.json")):
+    for path in sorted(folder.glob(f"*/{SETTINGS}")):
         with suppress(json.JSONDecodeError):
             found.append(_read(path.parent, spec))
     return found
@@ -222,7 +224,7 @@ def _read(folder: Path, spec: SweepSpec) -> TrialResult:
     records, _ = read_json_lines(folder / "result.json")
     config = records[-1].get("config") if records else None
     if config is None:
-        config = json.loads((folder / "params.json").read_text())
+        config = json.loads((folder / SETTINGS).read_text())
     figure = spec.settings.metric.rpartition("/")[2]
     curve: dict[int, float] = {}
     steps = []

@@ -36,7 +36,7 @@ class Space:
     options: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if self.kind in _LISTS:
+        if self.listed:
             if not self.options:
                 raise UserError(
                     f"{self.path} is an empty {self.kind}; list its values: {{{self.kind}: [1, 2]}}"
@@ -66,9 +66,14 @@ class Space:
             )
 
     @property
+    def listed(self) -> bool:
+        """Whether its values are listed one by one."""
+        return self.kind in _LISTS
+
+    @property
     def edges(self) -> tuple[Any, ...]:
         """The values that show whether the space fits its key: all listed ones, or both ends."""
-        if self.kind in _LISTS:
+        if self.listed:
             return self.options
         low, high = self.options[:2]
         return (low, high - 1) if self.kind == "randint" else (low, high)
@@ -83,9 +88,25 @@ class Space:
             return tune.choice(list(self.options))
         return getattr(tune, self.kind)(*self.options)
 
+    @property
+    def between(self) -> float | None:
+        """A value between two steps of whole numbers, where such are drawn; None where they are not."""
+        if self.kind not in ("uniform", "loguniform"):
+            return None
+        low, high = self.options
+        return float(low + (high - low) / math.pi)
+
     def clipped(self, value: Any) -> Any:
-        """Return `value`, or the bound that it has crossed; PBT multiplies without looking."""
-        return value if self.kind in _LISTS else min(max(value, self.edges[0]), self.edges[1])
+        """Return `value` on the nearest step, or the bound that it has crossed; PBT multiplies without looking."""
+        if self.listed:
+            return value
+        low, high = self.edges
+        if self.kind == "randint":
+            value = round(value)
+        elif self.kind == "quniform":
+            step = self.options[2]
+            value = round(value / step) * step
+        return min(max(value, low), high)
 
 
 def find_spaces(values: Mapping[str, Any]) -> tuple[Space, ...]:
@@ -118,7 +139,7 @@ def grid_points(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     spaces = find_spaces(values)
     for space in spaces:
-        if space.kind not in _LISTS:
+        if not space.listed:
             raise UserError(
                 f"{space.path} is a {space.kind} space; to compare some of its values list them: {{grid: [...]}}"
             )

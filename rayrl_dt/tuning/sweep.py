@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+
+from ray import tune
 
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.doctor.cluster import check_storage
@@ -19,6 +22,7 @@ from rayrl_dt.runs.inputs import locked
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.tuning.conclusion import SWEEP, SweepOutcome, conclude
 from rayrl_dt.tuning.remote_sweep import RemoteSweep
+from rayrl_dt.tuning.results import SETTINGS
 from rayrl_dt.tuning.search import scheduler, searcher
 from rayrl_dt.tuning.sweep_checks import can_resume, check_data, check_resources, require_shared
 from rayrl_dt.tuning.sweep_spec import SweepSpec
@@ -54,8 +58,6 @@ def run_sweep(
         UserError: the folder is taken, another user's, or holds another sweep, there is nothing to resume, data or an
             environment is missing, nodes do not share the folder, or the cluster cannot hold a trial.
     """
-    from ray import tune
-
     out = out.resolve()
     # Tune saves its state every 10 s; what ended since then would be run again after a kill.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
@@ -70,7 +72,7 @@ def run_sweep(
     if remote is None:
         require_shared(out, check_storage(out))
     check_resources(spec, trainable)
-    callbacks = _loggers(spec)
+    callbacks = [_KeepsSettings(), *_loggers(spec)]
     if remote is not None and not resume:
         remote.begin(spec.to_yaml())
     out.mkdir(parents=True, exist_ok=True)
@@ -107,8 +109,6 @@ def _ended_alike() -> Iterator[None]:
 
 
 def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: list[Any]) -> Any:
-    from ray import tune
-
     settings = spec.settings
     # What is only evaluated leaves no checkpoint.
     frequency = 1 if spec.run is None else 0
@@ -143,6 +143,16 @@ def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: 
             verbose=1,
         ),
     )
+
+
+class _KeepsSettings(tune.Callback):  # type: ignore[misc]
+    """Writes the settings of a trial that failed before Ray has: they are told with the others'."""
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write `params.json` where it is missing, beside the error."""
+        file = Path(trial.local_path) / SETTINGS
+        if not file.exists():
+            file.write_text(json.dumps(trial.config, default=str))
 
 
 def _known(spec: SweepSpec) -> dict[str, Any]:

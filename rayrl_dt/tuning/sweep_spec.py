@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ SEED = "debugging.seed"
 _INTERVAL = "evaluation.evaluation_interval"
 # PBT goes on from another trial's weights: only what leaves their shapes and the data's scales alone may change.
 _MUTABLE = ("training", "online")
+_MOST_COMBINATIONS = 500
+# Of what a file names by paths: trials on a cluster have working folders of their own.
+_PATHS = {
+    "online.start_from": ("",),
+    "training.critic_from": ("",),
+    "evaluation.critic_from": ("",),
+    "offline_data.dataset": ("store:", "d4rl:", "dqn-replay:"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,18 @@ class SweepSpec:
         """Single runs that between them show every space at its edges, one space at a time."""
         varied = [{space.path: edge} for space in self.spaces for edge in space.edges[1:]]
         return [self.at(changes) for changes in ({}, *varied)]
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """Single runs for all that grids and choices list together; none where these are more than a second takes."""
+        listed = [space for space in self.spaces if space.listed]
+        if math.prod(len(space.options) for space in listed) > _MOST_COMBINATIONS:
+            return []
+        points = itertools.product(*(space.options for space in listed))
+        return [
+            self.at({space.path: value for space, value in zip(listed, point, strict=True)})
+            for point in points
+        ]
 
     @property
     def run(self) -> str | None:
@@ -87,9 +108,8 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
     name = str(values.get("name") or default_name)
     content = {key: value for key, value in values.items() if key != "tune"}
     if RUN not in content:
-        content = _with_interval(content, settings)
+        content = _with_interval(_with_whole_paths(content), settings)
     elif content[RUN] and isinstance(content[RUN], str):
-        # Trials on a cluster have working folders of their own.
         content[RUN] = str(Path(content[RUN]).resolve())
     if settings.seeds is not None:
         grid = {"grid": list(settings.seeds)}
@@ -106,9 +126,9 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
     spec = SweepSpec(name, content, spaces, settings)
     _check_together(spec)
     if spec.run is not None:
-        for corner in spec.corners:
-            read_refinement_job(corner)
+        _check_draws(spec, read_refinement_job)
         return spec
+    _check_draws(spec, build_config)
     configs = [build_config(corner) for corner in spec.corners]
     if settings.metric == ALIGNMENT and any(_asked_for_nothing(config) for config in configs):
         if "metric" in values["tune"]:
@@ -121,6 +141,26 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
         for config in configs[1:]:
             _check_exploit(configs[0].fixed_settings(), config.fixed_settings())
     return spec
+
+
+def _check_draws(spec: SweepSpec, build: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Refuse what trials may draw and could not be built of, before the first of them has run.
+
+    Raises:
+        UserError: as `build` says it.
+    """
+    for values in (*spec.corners, *spec.combinations):
+        build(values)
+    for space in spec.spaces:
+        if space.between is None:
+            continue
+        try:
+            build(spec.at({space.path: space.between}))
+        except UserError as error:
+            raise UserError(
+                f"{space.path} is {{{space.kind}: {list(space.options)}}}, which draws what lies between, too: "
+                f"{error}; write randint, or quniform with a step"
+            ) from error
 
 
 def _asked_for_nothing(config: Any) -> bool:
@@ -138,6 +178,25 @@ def _check_exploit(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
                 f"tune.scheduler pbt goes on from other trials' weights, whose shapes and scales hang on {name} "
                 f"({one[name]!r}, {value!r}); give it one value, or set tune.scheduler: asha"
             )
+
+
+def _with_whole_paths(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with the paths that it names made absolute, in lists of values, too."""
+    found = {path: _whole(value_at(content, path), kinds) for path, kinds in _PATHS.items()}
+    return replaced(content, {path: value for path, value in found.items() if value is not None})
+
+
+def _whole(value: Any, kinds: tuple[str, ...]) -> Any:
+    """Return a value of a key with its paths from the root of the file system on; what is no path of `kinds` stays."""
+    if isinstance(value, Mapping):
+        return {key: _whole(inner, kinds) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(each, kinds) for each in value]
+    kind = next((kind for kind in kinds if isinstance(value, str) and value.startswith(kind)), None)
+    if not value or kind is None:
+        return value
+    place, mark, options = value.removeprefix(kind).partition("#")
+    return f"{kind}{Path(place).resolve()}{mark}{options}" if Path(place).exists() else value
 
 
 def _with_interval(content: dict[str, Any], settings: TuneSettings) -> dict[str, Any]:
@@ -171,6 +230,10 @@ def _check_together(spec: SweepSpec) -> None:
             raise UserError(
                 "tune.search optuna needs the package: pip install 'rayrl_dt[optuna]' (or search: random)"
             )
+        if settings.seeds is not None:
+            raise UserError(
+                "tune.search optuna knows no grids, and tune.seeds is one; remove it, or set search: random"
+            )
         if grids:
             raise UserError(
                 f"tune.search optuna knows no grids ({', '.join(grids)}); write choice, or set search: random"
@@ -179,6 +242,10 @@ def _check_together(spec: SweepSpec) -> None:
             raise UserError("tune.scheduler pbt changes values itself; set tune.search: random")
     if settings.scheduler != "pbt":
         return
+    if settings.seeds is not None:
+        raise UserError(
+            "tune.scheduler pbt has one population, and tune.seeds would make several; remove tune.seeds"
+        )
     if grids:
         raise UserError(f"tune.scheduler pbt cannot mutate a grid ({', '.join(grids)}); write choice")
     fixed = [space.path for space in spaces if space.path.split(".")[0] not in _MUTABLE]

@@ -11,8 +11,10 @@ from ray import tune
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS, LOSS
+from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.runs.config_files import build_config
+from rayrl_dt.runs.iterations import end
 from rayrl_dt.tuning.results import ENDED
 
 __all__ = ["ALGORITHM", "KNOWN", "SweepTrial"]
@@ -43,14 +45,21 @@ class SweepTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Make room for the next trial in this process, which has imported everything already."""
-        self.algorithm.stop()
+        self.cleanup()
         self.setup(new_config)
         return True
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        """Return what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners."""
-        built = _built(config)
+        """Return what RLlib reserves for this config: CPUs and (fractions of) GPUs of runners and learners.
+
+        Ray Tune asks in the sweep's own process, which an error would end: a config that cannot be built, as PBT may
+        come to one, fails its trial.
+        """
+        try:
+            built = _built(config)
+        except UserError:
+            return tune.PlacementGroupFactory([{"CPU": 1.0}])
         return built.algo_class.default_resource_request(built.to_dict())
 
     def step(self) -> dict[str, Any]:
@@ -83,8 +92,10 @@ class SweepTrial(tune.Trainable):
         self.algorithm.restore_from_path(str(Path(checkpoint_dir) / ALGORITHM))
 
     def cleanup(self) -> None:
-        """Stop runners and learners."""
-        self.algorithm.stop()
+        """Stop runners and learners, if there are any."""
+        if hasattr(self, "algorithm"):
+            end(self.algorithm)
+            del self.algorithm
 
 
 def _built(config: Mapping[str, Any]) -> SequenceConfig:

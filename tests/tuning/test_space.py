@@ -59,6 +59,10 @@ def test_clipping_keeps_a_mutated_value_in_its_space() -> None:
     space = Space("online.alpha", "loguniform", (0.01, 1.0))
     assert [space.clipped(value) for value in (0.001, 0.5, 1.2)] == [0.01, 0.5, 1.0]
     assert Space("online.alpha", "choice", (1, 2)).clipped(7) == 7
+    steps = Space("online.updates_per_iteration", "quniform", (60, 240, 60))
+    found = [steps.clipped(value) for value in (76.8, 95.0, 400.0, 2)]
+    assert found == [60, 120, 240, 60] and all(isinstance(value, int) for value in found)
+    assert Space("training.warmup_steps", "randint", (1, 9)).clipped(3.6) == 4
 
 
 @pytest.mark.parametrize(

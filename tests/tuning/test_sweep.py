@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,12 +27,18 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refinement_grid import action_gradients, evaluate_grid
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
+from rayrl_dt.reports.overview import Overview
+from rayrl_dt.runs.config_files import read_yaml
 from rayrl_dt.runs.inputs import locked
+from rayrl_dt.tuning import sweep
 from rayrl_dt.tuning.conclusion import conclude
 from rayrl_dt.tuning.results import best_group, group_trials, read_trials
 from rayrl_dt.tuning.sweep import run_sweep
 from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
+from rayrl_dt.tuning.trial import SweepTrial
 from rayrl_dt.types import Trajectory
+
+CONFIGS = Path(__file__).parents[2] / "tune_configs"
 
 
 @pytest.fixture
@@ -121,8 +128,9 @@ def test_results_are_read_from_the_folder_and_grouped_over_seeds(
         ([[10.0], [12.0], None], 12.0, "3"),
         ([[10.0], [12.0], []], 11.0, "2 of 3"),
         ([[10.0], None, None], None, "3"),
+        ([[10.0], [math.nan], [math.nan]], None, "3"),
     ],
-    ids=["one failed", "one has not begun", "most failed"],
+    ids=["one failed", "one has not begun", "most failed", "most have no number"],
 )
 def test_a_seed_that_failed_counts_as_worse_than_any(
     tmp_path: Path, values: dict[str, Any], curves: list[list[float] | None], median: float | None, seeds: str
@@ -315,6 +323,36 @@ def test_action_gradients_are_searched_on_a_checkpoint_that_stays_loaded(
     assert outcome.bundle == bundle and outcome.command is not None and str(bundle) in outcome.command
     page = outcome.page.read_text()
     assert "Without" in page and page.count("<svg") == 2
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_before_its_first_step_is_told_with_the_others(
+    tmp_path: Path, values: dict[str, Any], ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "check_resources", lambda *_: shutil.rmtree(tmp_path / "store"))
+    values["tune"] = {"max_failures": 0}
+    outcome = run_sweep(read_sweep(values, default_name="lost"), tmp_path / "out")
+    found = [(trial.parameters["training.lr"], trial.status, trial.curve) for trial in outcome.trials]
+    assert sorted(found) == [(1e-3, "failed", ()), (1e-2, "failed", ())]
+    assert not outcome.finished and outcome.bundle is None
+    states = [standing.state for standing in Overview([tmp_path / "out"]).standings()]
+    assert states == ["failed", "failed"]
+
+
+def test_every_shipped_sweep_can_be_scheduled(ray_session: None) -> None:
+    """What Ray Tune asks before a trial begins, which RLlib answers with a config for evaluations, too."""
+    names = [path.stem for path in CONFIGS.glob("*.yaml") if "tune" in read_yaml(path)]
+    assert {"alpha_online", "pbt_online", "radt_offline"} <= set(names)
+    for name in names:
+        spec = read_sweep(read_yaml(name), default_name=name)
+        if spec.run is None:
+            for values in spec.corners:
+                assert SweepTrial.default_resource_request(values).bundles[0]["CPU"] == 1
+
+
+def test_a_config_that_cannot_be_built_fails_its_trial_and_not_the_sweep(values: dict[str, Any]) -> None:
+    broken = {**values, "training": {"train_batch_size_per_learner": 3.7}}
+    assert SweepTrial.default_resource_request(broken).bundles == [{"CPU": 1.0}]
 
 
 @pytest.mark.ray

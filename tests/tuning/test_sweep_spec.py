@@ -19,7 +19,7 @@ from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.runs.config_files import build_config
 from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.sweep_checks import require_shared
-from rayrl_dt.tuning.sweep_spec import read_sweep
+from rayrl_dt.tuning.sweep_spec import _with_whole_paths, read_sweep
 
 BASE: dict[str, Any] = {
     "algorithm": "OnlineDT",
@@ -73,6 +73,27 @@ def test_what_a_sweep_left_is_the_sweep() -> None:
         assert read_sweep(yaml.safe_load(spec.to_yaml()), default_name="other").to_yaml() == spec.to_yaml()
 
 
+def test_paths_mean_the_same_to_trials_with_working_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("poor", "data", "other", "recipe:pendulum-mixed"):
+        (tmp_path / name).mkdir()
+    choice = {"choice": ["poor", "absent", str(tmp_path / "poor")]}
+    values = {"online": {**BASE["online"], "start_from": "poor"}, "training": {"critic_from": choice}}
+    whole = _with_whole_paths(
+        {**values, "offline_data": {"dataset": {"grid": ["store:data", "dqn-replay:other#seed=1"]}}}
+    )
+    assert whole["online"] == {**BASE["online"], "start_from": str(tmp_path / "poor")}
+    assert whole["training"] == {
+        "critic_from": {"choice": [str(tmp_path / "poor"), "absent", str(tmp_path / "poor")]}
+    }
+    assert whole["offline_data"]["dataset"] == {
+        "grid": [f"store:{tmp_path / 'data'}", f"dqn-replay:{tmp_path / 'other'}#seed=1"]
+    }
+    assert _with_whole_paths(BASE) == BASE and planned().values["online"] == BASE["online"]
+
+
 def test_seeds_are_a_grid() -> None:
     spec = planned(**tuned(seeds=[3, 5]))
     assert spec.param_space["debugging"] == {"seed": {"grid_search": [3, 5]}}
@@ -116,7 +137,24 @@ def test_samples_override_the_file() -> None:
         (tuned(loggers="wandb"), "list names"),
         (tuned(loggers=["wandb", "mlfow"]), "Did you mean 'mlflow'"),
         ({"run": "runs/x"}, "both run and algorithm"),
-        (tuned(scheduler="pbt", seeds=[0, 1]), "cannot mutate a grid"),
+        (tuned(scheduler="pbt", seeds=[0, 1]), "one population.*remove tune.seeds"),
+        ({**tuned(scheduler="pbt"), "training": {"lr": {"grid": [1e-3, 1e-4]}}}, "cannot mutate a grid"),
+        (
+            {
+                "rl_module": {
+                    "model_config": {"embed_dim": {"grid": [24, 16]}, "num_heads": {"grid": [1, 3]}},
+                }
+            },
+            "embed_dim 16 is not a multiple of num_heads 3",
+        ),
+        (
+            {"training": {"train_batch_size_per_learner": {"uniform": [16, 64]}}},
+            r"lies between, too: .*whole number.*; write randint, or quniform",
+        ),
+        (
+            {"online": {"critic_width": {"loguniform": [16, 64]}}},
+            r"critic_width is {loguniform: \[16, 64\]}, which draws what lies between, too",
+        ),
         (tuned(scheduler="pbt", num_samples=1), "needs a population"),
         (
             {**tuned(scheduler="pbt"), "rl_module": {"model_config": {"embed_dim": {"choice": [8, 16]}}}},
@@ -221,6 +259,8 @@ def test_optuna_knows_no_grids() -> None:
     pytest.importorskip("optuna")
     assert planned(**tuned(search="optuna")).settings.search == "optuna"
     with pytest.raises(UserError, match="no grids"):
+        planned(**tuned(search="optuna"), training={"lr": {"grid": [1e-3, 1e-4]}})
+    with pytest.raises(UserError, match="remove it, or set search: random"):
         planned(**tuned(search="optuna", seeds=[0, 1]))
     with pytest.raises(UserError, match="pbt"):
         planned(**tuned(search="optuna", scheduler="pbt"))

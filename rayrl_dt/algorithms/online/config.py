@@ -250,7 +250,8 @@ class OnlineConfig(SequenceConfig):
                 "online.mode async collects on remote env runners, and there are none; set "
                 "env_runners.num_env_runners to 1 or more, or online.mode: sync"
             )
-        if self.policy_spec is None:
+        # Of an evaluation RLlib sets some values itself.
+        if self.policy_spec is None and not self.in_evaluation:
             unread.check_settings(self)
         _check_gradient(self)
         if self.start_from is not None and self.chosen_model:
