@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rayrl_dt.cli.console import console, finish, leave_unfinished
+from rayrl_dt.cli.console import console, finish, leave_unfinished, quoted
 from rayrl_dt.cli.options import Overrides
 from rayrl_dt.errors import UserError
 
@@ -65,7 +65,7 @@ def align(
     page = write_suite_page(runs, failures, out)
     if failures:
         leave_unfinished(f"{len(failures)} of {len(runs)} runs failed; the others:", page)
-    first = " ".join(str(run.folder) for run in runs[:2])
+    first = quoted(*(run.folder for run in runs[:2]))
     finish(f"{len(runs)} runs compared:", page, then=f"rayrl-dt diagnose {first}")
 
 

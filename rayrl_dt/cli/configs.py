@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from rayrl_dt.cli.console import console, finish, show_table
+from rayrl_dt.cli.console import console, finish, quoted, show_table
 
 __all__ = ["app"]
 
@@ -58,7 +58,7 @@ def copy_configs(
     for target in wanted.values():
         target.write_bytes(shipped[target.stem].read_bytes())
     first = next(iter(wanted.values()))
-    finish(f"copied {len(wanted)} to", first.parent, then=f"rayrl-dt train {first}")
+    finish(f"copied {len(wanted)} to", first.parent, then=f"rayrl-dt train {quoted(first)}")
 
 
 def _purpose(path: Path) -> str:

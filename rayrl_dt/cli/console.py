@@ -24,6 +24,7 @@ __all__ = [
     "leave_unfinished",
     "new_file",
     "quiet_libraries",
+    "quoted",
     "show_table",
     "table",
 ]
@@ -43,8 +44,9 @@ _NOISY = (
 # Of what happens to learners and runners, it prints what they raised; the one line that the command ends with says it.
 _SILENT = ("ray.rllib.utils.actor_manager",)
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# A name like store:one: is no picture of a one.
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 
 def quiet_libraries() -> None:
@@ -90,6 +92,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; its cells are rich markup."""
     console.print(table(headings, rows))
+
+
+def quoted(*paths: str | Path) -> str:
+    """Return paths as a shell reads them back."""
+    return shlex.join(map(str, paths))
 
 
 def command_line() -> str:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli.console import command_line, console, finish
+from rayrl_dt.cli.console import command_line, console, finish, quoted
 from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy, TrustEnvironment
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
@@ -68,7 +68,7 @@ def critic(
         "critic:",
         folder / "critic.safetensors",
         # Which step sizes help hangs on the task, whatever the rewards' unit is: one that helps in a maze ruins Hopper.
-        then=f"rayrl-dt refine {run} --eta 1e-4,1e-3,1e-2 --n 1,10",
+        then=f"rayrl-dt refine {quoted(run)} --eta 1e-4,1e-3,1e-2 --n 1,10",
     )
 
 
@@ -188,16 +188,20 @@ def _next_command(run: Path, grid: RefinementGrid, target: str, env: str | None,
     best = grid.best.settings
     if best is None:
         # Guidance asks no critic, so a longer one does not help.
-        return f"rayrl-dt critic {run} --steps 100000" if grid.critic else f"rayrl-dt diagnose {run}"
+        return (
+            f"rayrl-dt critic {quoted(run)} --steps 100000"
+            if grid.critic
+            else f"rayrl-dt diagnose {quoted(run)}"
+        )
     values = best.to_json()
     # The zetas are those of the grid, by default.
     short = {key: f"{value:g}" if isinstance(value, float) else value for key, value in values.items()}
     named = {key: short[key] for key in ("eta", "n", "rule", "spread", "mode") if key in short}
     settings = ",".join(f"{key}={value}" for key, value in named.items()) or short["weight"]
-    where = "" if env is None else f" --env {env}"
+    where = "" if env is None else f" --env {quoted(env)}"
     where += " --trust-environment" if trusting else ""
     option = f"--{best.section.replace('_', '-')}"
-    return f"rayrl-dt eval {run} --targets={target} {option} {settings}{where} --seed {grid.seed + 1}"
+    return f"rayrl-dt eval {quoted(run)} --targets={target} {option} {settings}{where} --seed {grid.seed + 1}"
 
 
 def _show(grid: RefinementGrid) -> None:

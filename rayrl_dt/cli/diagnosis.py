@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-from rayrl_dt.cli.console import console, finish, new_file, show_table
+from rayrl_dt.cli.console import console, finish, new_file, quoted, show_table
 from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv, TrustEnvironment
 from rayrl_dt.errors import UserError
 
@@ -80,7 +80,7 @@ def diagnose(
     then = (
         None
         if json_file is not None
-        else f"rayrl-dt export {runs[0]} --out runs/{runs[0].resolve().name}-policy"
+        else f"rayrl-dt export {quoted(runs[0])} --out {quoted(f'runs/{runs[0].resolve().name}-policy')}"
     )
     finish("diagnosis written:", page, then=then)
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish, new_file
+from rayrl_dt.cli.console import console, finish, new_file, quoted
 from rayrl_dt.cli.options import ContextLength, JsonFile, OtherEnv, Policy, TrustEnvironment
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import whole
@@ -155,7 +155,7 @@ def evaluate(
         new_file(json_file).write_text(json.dumps(values, indent=2))
         finish("result:", json_file)
         return
-    finish("evaluated:", run, then=f"rayrl-dt diagnose {run}")
+    finish("evaluated:", run, then=f"rayrl-dt diagnose {quoted(run)}")
 
 
 def _evaluate(bundle: Bundle, **options: Any) -> EvaluationResult:
@@ -178,7 +178,7 @@ def _record(bundle: Bundle, targets: str, **options: Any) -> None:
             f"--frames are kept for the report of a run, and {bundle.path} lies in none; evaluate the run's folder"
         )
     record_strip(bundle, targets, **options).save(run / FRAMES)
-    finish("frames:", run / FRAMES, then=f"rayrl-dt report {run}")
+    finish("frames:", run / FRAMES, then=f"rayrl-dt report {quoted(run)}")
 
 
 def _film(bundle: Bundle, targets: str, video: Path, **options: Any) -> None:

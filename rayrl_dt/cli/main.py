@@ -25,7 +25,16 @@ from rayrl_dt.cli import (
     tuning,
     watch,
 )
-from rayrl_dt.cli.console import command_line, console, errors, finish, new_file, quiet_libraries, show_table
+from rayrl_dt.cli.console import (
+    command_line,
+    console,
+    errors,
+    finish,
+    new_file,
+    quiet_libraries,
+    quoted,
+    show_table,
+)
 from rayrl_dt.cli.options import JsonFile, Policy
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
@@ -91,7 +100,7 @@ def report(
     from rayrl_dt.reports.run_report import write_report
 
     page = write_report(runs, out or runs[0] / "report")
-    finish("report written:", page, then=f"rayrl-dt diagnose {' '.join(map(str, runs))}")
+    finish("report written:", page, then=f"rayrl-dt diagnose {quoted(*runs)}")
 
 
 def _check_empty(out: Path) -> None:
@@ -179,7 +188,7 @@ def import_policy(
         return_scale=return_scale,
     )
     save_bundle(model.spec, model.state_dict(), out, command=command_line())
-    finish("policy bundle:", out, then=f"rayrl-dt eval {out}")
+    finish("policy bundle:", out, then=f"rayrl-dt eval {quoted(out)}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from rayrl_dt.cli.console import command_line, console, finish, leave_unfinished
+from rayrl_dt.cli.console import command_line, console, finish, leave_unfinished, quoted
 from rayrl_dt.cli.options import (
     CheckpointMinutes,
     Dataset,
@@ -52,9 +52,9 @@ def quickstart(
 
     page = story.run(out, seed=seed, progress=TrainingProgress, say=console.print, command=command_line())
     if page is None:
-        again = f"rayrl-dt quickstart --out {out} --seed {seed}"
+        again = f"rayrl-dt quickstart --out {quoted(out)} --seed {seed}"
         leave_unfinished("stopped; checkpoints saved in", out, then=again)
-    finish("report:", page, then=f"rayrl-dt eval {out / 'radt'} --targets=-1500,-800,-200")
+    finish("report:", page, then=f"rayrl-dt eval {quoted(out / 'radt')} --targets=-1500,-800,-200")
 
 
 def train(
@@ -105,7 +105,7 @@ def train(
         resume=resume,
         trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
-        resume_command=f"rayrl-dt train {config} --out {out or folder} --resume",
+        resume_command=f"rayrl-dt train {quoted(config)} --out {quoted(out or folder)} --resume",
         copy=copy,
     )
 
@@ -207,7 +207,11 @@ def _run(
             then=resume_command,
         )
     done = "it was finished before: " if outcome.idle else ""
-    finish(f"{done}{outcome.gradient_steps:,} gradient steps; run:", folder, then=f"rayrl-dt report {folder}")
+    finish(
+        f"{done}{outcome.gradient_steps:,} gradient steps; run:",
+        folder,
+        then=f"rayrl-dt report {quoted(folder)}",
+    )
 
 
 def finetune(
@@ -270,7 +274,7 @@ def finetune(
         resume=resume,
         trust_checkpoint=trust_checkpoint,
         checkpoint_minutes=checkpoint_minutes,
-        resume_command=f"rayrl-dt finetune {run} --out {out or folder} --resume",
+        resume_command=f"rayrl-dt finetune {quoted(run)} --out {quoted(out or folder)} --resume",
         copy=copy,
     )
 

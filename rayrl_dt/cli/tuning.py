@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rayrl_dt.cli.console import console, finish, leave_unfinished
+from rayrl_dt.cli.console import console, finish, leave_unfinished, quoted
 from rayrl_dt.cli.options import Dataset, Overrides, TrustCheckpoint, chosen_data
 
 __all__ = ["tune"]
@@ -94,5 +94,5 @@ def tune(
         options = ["--address", address] if address is not None else []
         resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", out or str(folder), "--resume"]
         leave_unfinished(what, outcome.page, then=shlex.join(resume_command))
-    evaluate = f"rayrl-dt eval {outcome.bundle}" if spec.run is None else outcome.command
+    evaluate = f"rayrl-dt eval {quoted(outcome.bundle or folder)}" if spec.run is None else outcome.command
     finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rayrl_dt.cli.console import console, finish, table
+from rayrl_dt.cli.console import console, finish, quoted, table
 from rayrl_dt.errors import number
 
 __all__ = ["watch"]
@@ -61,7 +61,7 @@ def watch(
         run = next(
             (each.folder for each in standings if is_run(each.folder)), None
         )  # trials are on their sweep's page
-        finish(f"{len(standings)} runs", then=None if run is None else f"rayrl-dt report {run}")
+        finish(f"{len(standings)} runs", then=None if run is None else f"rayrl-dt report {quoted(run)}")
         return
     with suppress(KeyboardInterrupt), Live(shown(), console=console, auto_refresh=False) as live:
         while True:

@@ -37,6 +37,8 @@ def store_of_episodes(
     Raises:
         UserError: a space is not supported, most episodes are bad, or there is none.
     """
+    if not isinstance(env, gym.Env):
+        raise UserError(f"env is {env!r}; give an environment, such as gym.make('...')")
     flattening, layout = Flattening(env.observation_space), ActionLayout(env.action_space)
     notes = []
     try:
@@ -60,6 +62,11 @@ def _attempts(
     episodes: Iterable[RawEpisode], flattening: Flattening, layout: ActionLayout
 ) -> Iterator[Callable[[], Trajectory]]:
     for episode in episodes:
+        if not isinstance(episode, RawEpisode):
+            raise UserError(
+                f"an episode is a {type(episode).__name__}; give rayrl_dt.types.RawEpisode(observations, actions, "
+                "rewards, terminated)"
+            )
 
         def attempt(episode: RawEpisode = episode) -> Trajectory:
             observations = episode.observations
@@ -68,7 +75,20 @@ def _attempts(
             else:
                 observations = flattening.episode(observations)
             return Trajectory(
-                observations, layout.episode(episode.actions), episode.rewards, bool(episode.terminated)
+                observations, layout.episode(episode.actions), episode.rewards, _ended(episode.terminated)
             )
 
         yield attempt
+
+
+def _ended(value: Any) -> bool:
+    """Return whether an episode ended in a terminal state.
+
+    Raises:
+        UserError: it is not one truth.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biu":
+        what = f"{array.size} values" if array.size != 1 else repr(value)
+        raise UserError(f"terminated is {what}; it is one truth for the whole episode, as in terminated[-1]")
+    return bool(array.item())

@@ -27,7 +27,7 @@ from rayrl_dt.data.info import NOTES, DatasetInfo
 from rayrl_dt.data.readers import d4rl, dqn_replay, minari_io
 from rayrl_dt.data.staging import sweep
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.data.store_files import FORMAT
+from rayrl_dt.data.store_files import FORMAT, HEADER
 from rayrl_dt.data.writer import StoreWriter
 from rayrl_dt.errors import UserError, suggest
 from rayrl_dt.types import Trajectory
@@ -116,6 +116,8 @@ def _parse(source: str) -> tuple[str, str]:
     if not colon:
         if source.endswith((".hdf5", ".h5")):
             raise UserError(f"the source {source!r} has no prefix; write d4rl:{source} for a D4RL file")
+        if (Path(source) / HEADER).is_file():
+            raise UserError(f"the source {source!r} has no prefix; write store:{source} for a saved store")
         kind, rest = "minari", source
     if kind not in kinds:
         raise UserError(f"unknown prefix {kind!r} of the source {source!r}.{suggest(kind, kinds)}")

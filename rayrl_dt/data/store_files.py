@@ -57,7 +57,9 @@ def read(folder: Path) -> tuple[dict[str, Array], DatasetInfo, Normalizer, bool]
         return arrays, info, normalizer, bool(header["delayed_reward"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, TokenError) as error:
         if isinstance(error, FileNotFoundError) and not (folder / HEADER).exists():
-            what = f"holds no {HEADER}, so it is no trajectory store" if folder.is_dir() else "does not exist"
+            what = f"holds no {HEADER}, so it is no trajectory store"
+            if not folder.is_dir():
+                what = "does not exist" if folder.is_absolute() else f"does not exist in {Path.cwd()}"
             raise UserError(f"{folder} {what}; name the folder that a store was saved in") from error
         raise UserError(
             f"{folder} is not a whole trajectory store ({one_line(error)}); restore it, or save it again from the data"

@@ -91,16 +91,17 @@ class ActionLayout:
         if not shape and array.shape[1:] == (1,):
             array = array.reshape(len(array))
         if array.shape[1:] != shape:
-            raise UserError(
-                f"actions have shape {array.shape[1:]}, the space says {shape}; remove or repair it"
-            )
+            one_hot = isinstance(self.space, gym.spaces.Discrete) and array.shape[1:] == (self.space.n,)
+            remedy = "give the index of each one-hot vector, its argmax" if one_hot else "remove or repair it"
+            raise UserError(f"actions have shape {array.shape[1:]}, the space says {shape}; {remedy}")
         array = array.reshape(len(array), *(self.flat.shape or ()))
         allowed = whole_range(self.flat)
         if allowed is None:
             return array.astype(np.float32, copy=False)
         first, last = allowed
-        if isinstance(self.space, gym.spaces.MultiBinary) and array.dtype.kind == "b":
-            array = array.astype(np.int8)
+        # Flags and the numbers of tables are whole, too.
+        whole = array.dtype.kind in "bf" and np.isfinite(array).all() and (array == np.round(array)).all()
+        array = array.astype(np.int64) if whole else array
         if array.dtype.kind not in "iu" or (array < first).any() or (array > last).any():
             raise UserError(f"actions are not whole numbers from {first} to {last}; remove or repair it")
         return array.astype(np.int64, copy=False)

@@ -30,6 +30,11 @@ class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], flattening: Flattening | None) -> None:
         super().__init__(env)
+        for name in ("observation_space", "action_space"):
+            if getattr(env, name, None) is None:
+                raise UserError(
+                    f"environment {type(env.unwrapped).__name__} has no {name}; set it in its class or in __init__"
+                )
         if flattening is None or not flattening.reads(env.observation_space):
             flattening = Flattening(env.observation_space)
         self._flattening = None if flattening.plain else flattening
@@ -55,7 +60,7 @@ class PlainEnv(gym.Wrapper[Any, Any, Any, Any]):
         taken = action if self._layout is None else self._layout.restore(action)
         observation, reward, terminated, truncated, info = self.env.step(taken)
         if not isinstance(reward, float | int):
-            reward = float(scalar_rewards(np.asarray(reward), 1)[0])
+            reward = _number(reward)
         ends = _truth("terminated", terminated), _truth("truncated", truncated)
         return self._flat(observation), reward, *ends, _info(info)
 
@@ -85,6 +90,13 @@ def _truth(name: str, value: Any) -> bool:
     if array.size != 1 or array.dtype.kind not in "biu":
         raise TypeError(f"{name} is {value!r}, and must be true or false")
     return bool(array.item())
+
+
+def _number(reward: Any) -> float:
+    try:
+        return float(scalar_rewards(np.asarray(reward), 1)[0])
+    except UserError as error:
+        raise TypeError(f"a reward is {reward!r}, and must be a number") from error
 
 
 def _info(value: Any) -> dict[str, Any]:

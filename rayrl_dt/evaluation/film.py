@@ -216,9 +216,10 @@ class _Camera(gym.Wrapper[Any, Any, Any, Any]):
                 raise _unfilmed(self._name, error) from error
         array = np.asarray(picture)
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            found = "nothing" if picture is None else f"{array.dtype} of shape {array.shape}"
             raise UserError(
-                f"the environment {self._name} cannot be filmed: it renders {array.dtype} of shape {array.shape}, and "
-                "no picture (H, W, 3) of uint8; leave out --video"
+                f"the environment {self._name} cannot be filmed: it renders {found}, and no picture (H, W, 3) of "
+                "uint8; leave out --video"
             )
         small = Image.fromarray(array).convert("RGB")
         small.thumbnail((_SIDE, _SIDE))

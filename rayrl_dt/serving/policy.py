@@ -143,16 +143,22 @@ class SequencePolicy:
             reward: raw reward that came with it; None only for the first observation of an episode.
 
         Raises:
-            UserError: `reset` was not called, the shape is wrong, or the reward is missing.
+            UserError: `reset` was not called, the shape is wrong, the reward is missing, or a number is NaN or
+                infinite. The step is not taken then, and another one may be.
         """
         if self._target is None:
             raise UserError("call reset(target_return=...) before act()")
         values = self._flattening(observation)
         if reward is None and not self._starting:
             raise UserError("act() needs the reward of the step before: policy.act(observation, reward)")
+        rewards = np.zeros(1) if reward is None else scalar_rewards(reward, 1).astype(np.float64)
+        if not (np.isfinite(values).all() and np.isfinite(rewards).all()):
+            raise UserError(
+                "the observation or its reward is NaN or infinite, and the step was not taken; look at what returned it"
+            )
         actions = self._actor.act(
             values[None],
-            np.zeros(1) if reward is None else scalar_rewards(reward, 1).astype(np.float64),
+            rewards,
             np.array([self._starting]),
             np.array([self._target]),
         )

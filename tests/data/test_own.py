@@ -252,3 +252,42 @@ def test_what_is_no_array_is_sent_there() -> None:
     ):
         with pytest.raises(UserError, match=r"not both arrays that models read; .*store_of_episodes"):
             TrajectoryStore.from_trajectories([listed], DatasetInfo("x", *spaces_))
+
+
+@pytest.mark.parametrize(
+    ("ended", "message"),
+    [
+        (
+            [False] * 10,
+            r"terminated is 10 values; it is one truth for the whole episode, as in terminated\[-1\]",
+        ),
+        (np.zeros(10, bool), r"terminated is 10 values"),
+        ("False", r"terminated is 'False'; it is one truth"),
+        (None, r"terminated is None; it is one truth"),
+    ],
+    ids=["list", "array", "text", "none"],
+)
+def test_whether_an_episode_terminated_is_one_truth(ended: Any, message: str) -> None:
+    env = _Env(spaces.Box(-1, 1, (2,)), ACTIONS["vector"])
+    (episode,) = _episodes(env, 1)
+    for fits in (True, np.bool_(True), 1, np.array([1])):
+        assert store_of_episodes([replace(episode, terminated=fits)], env).terminated.tolist() == [True]
+    with pytest.raises(UserError, match=message):
+        store_of_episodes([replace(episode, terminated=ended)], env)
+
+
+def test_what_is_no_episode_or_environment_is_named() -> None:
+    env = _Env(spaces.Box(-1, 1, (2,)), ACTIONS["vector"])
+    with pytest.raises(UserError, match=r"an episode is a dict; give rayrl_dt.types.RawEpisode"):
+        store_of_episodes([{}], env)  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"env is 'Pendulum-v1'; give an environment, such as gym.make"):
+        store_of_episodes(_episodes(env, 1), "Pendulum-v1")  # type: ignore[arg-type]
+
+
+class _NoSpaces(gym.Env[Any, Any]):
+    pass
+
+
+def test_an_environment_without_spaces_is_named() -> None:
+    with pytest.raises(UserError, match=r"environment _NoSpaces has no observation_space; set it"):
+        PlainEnv(_NoSpaces(), None)

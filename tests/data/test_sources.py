@@ -102,6 +102,7 @@ def test_store_source(make_store: Any, tmp_path: Path) -> None:
         ("minari:", "names nothing"),
         ("", "names nothing"),
         ("file.hdf5", "write d4rl:file.hdf5"),
+        (f"d4rl:{__file__}", "is no HDF5 file; episodes of your own .*store_of_episodes"),
         ("minari:toy/missing-v0", "no Minari data set 'toy/missing-v0'"),
         ("hopper", "no Minari data set 'hopper'"),
     ],
@@ -110,6 +111,14 @@ def test_bad_sources_are_refused(source: str, why: str) -> None:
     with pytest.raises(UserError, match=why) as caught:
         sources.load(source)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_without_its_prefix_is_named(tmp_path: Path, make_store: Any) -> None:
+    make_store().save(tmp_path / "mine")
+    with pytest.raises(UserError, match=rf"has no prefix; write store:{tmp_path / 'mine'} for a saved store"):
+        sources.load(str(tmp_path / "mine"))
+    with pytest.raises(UserError, match=rf"^mine does not exist in {Path.cwd()}; name the folder"):
+        sources.load("store:mine")
 
 
 def test_changed_data_is_read_again(dataset: str, make_trajectories: Any, make_store: Any) -> None:

@@ -71,8 +71,22 @@ def test_actions_go_there_and_back(name: str) -> None:
     if laid_out.dtype == np.int64:
         with pytest.raises(UserError, match="actions are not whole numbers from"):
             layout.episode(np.stack(actions) + 100)
+        # As tables keep them.
+        np.testing.assert_array_equal(layout.episode(np.stack(actions).astype(np.float64)), laid_out)
+        for bad in (0.5, np.nan, np.inf):
+            with pytest.raises(UserError, match="actions are not whole numbers from"):
+                layout.episode(np.stack(actions) + bad)
     with pytest.raises(UserError, match="the space says"):
         layout.episode(np.zeros((5, 7, 2, 1)))
+
+
+def test_other_ways_to_write_a_choice_are_taken_or_named() -> None:
+    layout = ActionLayout(spaces.Discrete(2))
+    assert layout.episode([True, False]).tolist() == [1, 0]
+    with pytest.raises(
+        UserError, match=r"shape \(2,\), .*; give the index of each one-hot vector, its argmax"
+    ):
+        layout.episode(np.eye(2))
 
 
 @pytest.mark.parametrize(

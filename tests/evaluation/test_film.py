@@ -109,7 +109,7 @@ def test_the_file_moves_and_shows_three_episodes(tmp_path: Path, ending: str) ->
     ("broken", "message"),
     [
         ("raises", r"cannot be filmed \(no display\); .*MUJOCO_GL=egl"),
-        ("nothing", "it renders object of shape"),
+        ("nothing", "it renders nothing, and no picture"),
     ],
 )
 def test_an_environment_that_fails_to_render_is_one_line(tmp_path: Path, broken: str, message: str) -> None:

@@ -243,6 +243,8 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
             raise ZeroDivisionError("the joint\nhas no\nlength")
         if self.steps == 2 and self.fault == "grows":
             observation = np.zeros(4, np.float32)
+        if self.fault == "no reward":
+            return observation, None, *ends, info
         if self.fault == "old step":
             return observation, reward, ends[0], info
         return observation, reward, *ends, None if self.steps == 2 and self.fault == "no info" else info
@@ -260,6 +262,7 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
             "raises",
             r"ZeroDivisionError: the joint has no length \(\S*test_collector.py, line \d+\); mend the environment$",
         ),
+        ("no reward", r"raised TypeError: a reward is None, and must be a number; mend"),
         ("grows", r"raised TypeError: an observation of shape \(4,\), where its space has \(3,\); mend"),
         ("no info", r"raised TypeError: info is None, and must be a dictionary; mend"),
     ],

@@ -157,6 +157,17 @@ def test_misuse_is_explained(model: SequenceModel) -> None:
     policy.act(np.zeros(3), 0.5)
 
 
+def test_a_step_that_holds_nan_is_not_taken(model: SequenceModel) -> None:
+    one, other = SequencePolicy(model), SequencePolicy(model)
+    for policy in (one, other):
+        policy.reset(1.0)
+        policy.act([0.0, 1.0, 2.0])
+    for observation, reward in (([0.0, np.nan, 0.0], 0.5), (np.zeros(3), np.inf)):
+        with pytest.raises(UserError, match="the step was not taken"):
+            one.act(observation, reward)
+    np.testing.assert_array_equal(one.act(np.zeros(3), 0.5), other.act(np.zeros(3), 0.5))
+
+
 @pytest.mark.parametrize("inside", ["", "policy"])
 def test_loads_a_bundle_or_the_folder_around_it(model: SequenceModel, tmp_path: Path, inside: str) -> None:
     save_bundle(model.spec, model.state_dict(), tmp_path / "run" / inside)

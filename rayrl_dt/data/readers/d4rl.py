@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import numpy as np
 
 from rayrl_dt.data.info import NOTES, DatasetInfo
@@ -21,6 +22,7 @@ from rayrl_dt.types import Trajectory
 
 __all__ = ["read", "stream"]
 
+_SUFFIXES = (".hdf5", ".h5")
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _BLOCK_STEPS = 65_536
@@ -63,6 +65,11 @@ def stream(path: str | os.PathLike[str]) -> tuple[Iterator[Trajectory], DatasetI
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"no file {file}; give the path of a D4RL .hdf5 file")
+    if file.suffix not in _SUFFIXES and not h5py.is_hdf5(file):
+        raise UserError(
+            f"{file} is no HDF5 file; episodes of your own become a data set with "
+            "rayrl_dt.data.own.store_of_episodes, see rayrl_dt/docs/own_environment.md"
+        )
     with hdf5.open_file(file) as data:
         columns = _columns(file, data)
         ends, notes = _ends(file, columns)
