@@ -470,7 +470,7 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
 def test_a_sweep_that_is_asked_to_stop_leaves_its_table_and_goes_on(
     tmp_path: Path, values: dict[str, Any], ask: signal.Signals
 ) -> None:
-    values["training"]["gradient_steps"] = 150
+    values["training"]["gradient_steps"] = 90
     values["tune"] = {}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(values))
