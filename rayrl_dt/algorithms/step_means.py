@@ -36,6 +36,7 @@ class StepMeans:
 
     def take(self) -> dict[str, float]:
         """Return the means, the last one of what no step has logged since, and begin anew."""
-        self.last |= {key: float(total / count) for key, (total, count) in self._totals.items()}
+        means = {key: float(total / count) for key, (total, count) in self._totals.items()}
+        self.last |= {key: mean for key, mean in means.items() if key not in self.last or mean == mean}
         self.begin()
         return self.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -156,7 +157,9 @@ def export(
     bundle.copy_to(out)
     write_card(bundle, out, form=format, license=license)
     finish(
-        "policy bundle:", out, then=f"python -c \"import rayrl_dt; rayrl_dt.SequencePolicy.load('{out}')\""
+        "policy bundle:",
+        out,
+        then=f"python -c {shlex.quote(f'import rayrl_dt; rayrl_dt.SequencePolicy.load({str(out)!r})')}",
     )
 
 

@@ -15,7 +15,7 @@ from rayrl_dt.envs.actions import ActionLayout
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.spec_text import writable
 from rayrl_dt.errors import UserError
-from rayrl_dt.types import RawEpisode, Trajectory
+from rayrl_dt.types import RawEpisode, Trajectory, as_array
 
 __all__ = ["store_of_episodes"]
 
@@ -87,8 +87,11 @@ def _ended(value: Any) -> bool:
     Raises:
         UserError: it is not one truth.
     """
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biu":
-        what = f"{array.size} values" if array.size != 1 else repr(value)
-        raise UserError(f"terminated is {what}; it is one truth for the whole episode, as in terminated[-1]")
+    array = as_array(value)
+    if array.ndim > 0 and array.size != 1:
+        raise UserError(
+            f"terminated is {array.size} values; it is one for the whole episode, as in terminated[-1]"
+        )
+    if array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise UserError(f"terminated is {value!r}; it must be true or false, of the whole episode")
     return bool(array.item())

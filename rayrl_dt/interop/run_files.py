@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "RECORD",
     "START_COPY",
     "find_run",
+    "has_failed",
     "is_locked",
     "is_run",
     "read_json_lines",
@@ -54,6 +57,11 @@ FRAMES = "evaluations/frames.npz"
 """Frames of episodes at three targets (`rayrl-dt eval RUN --frames` makes it)."""
 
 
+# What Ray Tune keeps of a trial's failures.
+_FAILURES, _AS_NOTED = "error.txt", "%Y-%m-%d_%H-%M-%S"
+_FAILED_AT = re.compile(r"occurred at ([\d_-]+)\)")
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a run was started in a folder, even if it was lost before its first checkpoint.
 
@@ -80,6 +88,20 @@ def is_locked(folder: Path) -> bool | None:
         return False
     except (ImportError, OSError):
         return None
+
+
+def has_failed(trial: Path, reported: float) -> bool:
+    """Return whether a trial of Ray Tune has failed, and has not reported since.
+
+    Args:
+        trial: its folder. Ray notes every failure there, those after which it starts a trial again, too.
+        reported: seconds since 1970 at its last report; 0 without one.
+    """
+    try:
+        noted = _FAILED_AT.findall((trial / _FAILURES).read_text())
+    except FileNotFoundError:
+        return False
+    return not noted or time.mktime(time.strptime(noted[-1], _AS_NOTED)) >= int(reported)
 
 
 def find_run(path: str | os.PathLike[str]) -> Path | None:

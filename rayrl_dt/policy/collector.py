@@ -216,8 +216,11 @@ class Collector:
 
 def _where(error: Exception) -> str:
     """Return in which line of whose code an error came up: the innermost that is neither ours nor of a library."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    # Compiled code has no absolute path.
     own = [
-        frame for frame in frames if not any(Path(frame.filename).is_relative_to(each) for each in _OF_OTHERS)
+        (file, line)
+        for file, line in frames
+        if file.is_absolute() and not any(file.is_relative_to(each) for each in _OF_OTHERS)
     ]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""

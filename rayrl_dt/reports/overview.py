@@ -19,6 +19,7 @@ from rayrl_dt.interop.run_files import (
     EXPECTED,
     METRICS,
     RECORD,
+    has_failed,
     is_locked,
     is_run,
     read_json_lines,
@@ -31,7 +32,7 @@ __all__ = ["HEADINGS", "Overview", "Standing"]
 HEADINGS = ("run", "steps", "env steps", "loss", "last", "best", "steps/s", "written", "state")
 # Of the folders below one that is named, and what a sweep's trials and a run's own parts lie in.
 _DEPTH = 4
-_TRIAL, _REPORTS, _FAILED = "params.json", "result.json", "error.txt"
+_TRIAL, _REPORTS = "params.json", "result.json"
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _standing(
         last=evaluations[-1] if evaluations else None,
         best=best,
         rate=_real(newest.get("steps_per_s")),
-        written=written / 1e9 if written else None,
+        written=_real(newest.get("timestamp")) or (written / 1e9 if written else None),
         state="done" if newest.get("done") is True else "unknown",
     )
 
@@ -180,9 +181,7 @@ def _standing(
 def _with_state(found: Standing, folder: Path, trial: bool) -> Standing:
     # A sweep is one process with one lock; its trials have none.
     held = is_locked(folder.parent if trial else folder)
-    failed = folder / _FAILED
-    # One that has reported since it failed was started again.
-    if trial and failed.exists() and not (held and (found.written or 0) > failed.stat().st_mtime):
+    if trial and has_failed(folder, found.written or 0.0):
         return replace(found, state="failed")
     states = {True: "running", False: "stopped", None: "unknown"}
     return replace(found, state=states[held])

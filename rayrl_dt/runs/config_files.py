@@ -158,10 +158,8 @@ def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*values, *(key for key in others if key not in values)]:
         one, other = values.get(key), others.get(key)
-        if isinstance(one, Mapping) or isinstance(other, Mapping):
-            inner = differences(
-                one if isinstance(one, Mapping) else {}, other if isinstance(other, Mapping) else {}
-            )
+        if all(value is None or isinstance(value, Mapping) for value in (one, other)):
+            inner = differences(one or {}, other or {})
             found |= {f"{key}.{name}": pair for name, pair in inner.items()}
         elif one != other:
             found[str(key)] = one, other

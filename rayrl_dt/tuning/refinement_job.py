@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,11 +62,11 @@ class RefinementJob:
         how = ",".join(f"{key}={value}" for key, value in self.settings.to_json().items())
         if isinstance(self.settings, Guidance):
             how = str(self.settings.weight)
-        place = "" if self.env is None else f" --env {self.env}"
-        place += " --trust-environment" if self.trust_environment else ""
-        return (
-            f"rayrl-dt eval {self.run} --targets={self.targets} --episodes {self.episodes}{place} "
-            f"--seed {self.seed} {option} {how}"
+        place = [] if self.env is None else ["--env", self.env]
+        place += ["--trust-environment"] if self.trust_environment else []
+        asked = [f"--targets={self.targets}", "--episodes", str(self.episodes)]
+        return shlex.join(
+            ["rayrl-dt", "eval", self.run, *asked, *place, "--seed", str(self.seed), option, how]
         )
 
 

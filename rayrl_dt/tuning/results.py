@@ -13,7 +13,7 @@ from typing import Any
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import read_json_lines
+from rayrl_dt.interop.run_files import has_failed, read_json_lines
 from rayrl_dt.tuning.space import value_at
 from rayrl_dt.tuning.sweep_spec import SEED, SweepSpec
 
@@ -132,7 +132,7 @@ class Group:
         parameters: those that they share.
         median: of the last metrics of its whole trials, failed ones and those without a number counted as worse than
             any; where half of the trials stopped early, of the metrics at the report where the middle one was. None
-            where none has reported, or where the middle one failed without a report.
+            where none has reported, or where the middle one failed or has no number.
         trials: one per seed.
         rung: of the middle one.
         counted: how many trials the median is over.
@@ -212,7 +212,9 @@ def best_group(groups: Sequence[Group]) -> tuple[Group, TrialResult] | None:
     for group in groups:
         sign = 1 if group.trials[0].mode == "min" else -1
         reported = [
-            ((*trial.rung, sign * trial.last), trial) for trial in group.trials if trial.last is not None
+            ((*trial.rung, sign * trial.last if math.isfinite(trial.last) else math.inf), trial)
+            for trial in group.trials
+            if trial.last is not None
         ]
         for _, trial in sorted(reported, key=lambda item: item[0]):
             if group.median is not None and trial.best_checkpoint is not None:
@@ -236,7 +238,7 @@ def _read(folder: Path, spec: SweepSpec) -> TrialResult:
     if records and records[-1].get("done"):
         status = "finished"
     else:
-        status = "failed" if (folder / "error.txt").exists() else "unfinished"
+        status = "failed" if has_failed(folder, steps[-1][0] if steps else 0.0) else "unfinished"
     return TrialResult(
         name=folder.name,
         folder=folder,

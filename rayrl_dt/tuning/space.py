@@ -89,12 +89,13 @@ class Space:
         return getattr(tune, self.kind)(*self.options)
 
     @property
-    def between(self) -> float | None:
-        """A value between two steps of whole numbers, where such are drawn; None where they are not."""
-        if self.kind not in ("uniform", "loguniform"):
+    def between(self) -> Any:
+        """A value that may be drawn between its ends, no round one where it need not be; None for listed values."""
+        if self.listed:
             return None
-        low, high = self.options
-        return float(low + (high - low) / math.pi)
+        low, high = self.options[:2]
+        steps = {"randint": 1, "quniform": self.options[-1]}
+        return low + (steps[self.kind] if self.kind in steps else (high - low) / math.pi)
 
     def clipped(self, value: Any) -> Any:
         """Return `value` on the nearest step, or the bound that it has crossed; PBT multiplies without looking."""

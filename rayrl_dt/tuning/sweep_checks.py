@@ -13,12 +13,12 @@ from rayrl_dt.data import sources
 from rayrl_dt.doctor.check import Check
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.refined_policy import RefinedPolicy
-from rayrl_dt.runs.config_files import build_config
+from rayrl_dt.runs.config_files import build_config, read_yaml
 from rayrl_dt.tuning.conclusion import SWEEP
 from rayrl_dt.tuning.refinement_job import read_refinement_job
 from rayrl_dt.tuning.results import read_trials
 from rayrl_dt.tuning.space import value_at
-from rayrl_dt.tuning.sweep_spec import SweepSpec
+from rayrl_dt.tuning.sweep_spec import SweepSpec, read_sweep
 
 __all__ = ["can_resume", "check_data", "check_resources", "require_shared"]
 
@@ -44,7 +44,7 @@ def can_resume(spec: SweepSpec, out: Path, *, resume: bool) -> bool:
         return False
     if not saved.exists():
         raise UserError(f"{out} holds no sweep to resume; start it without --resume")
-    if saved.read_text() != spec.to_yaml():
+    if not _is_of(saved, spec):
         raise UserError(
             f"{out} holds a sweep of another config ({saved}); resume it without --set and --samples, or choose "
             "another --out"
@@ -93,6 +93,16 @@ def check_resources(spec: SweepSpec, trainable: Any) -> None:
     }
     for request in sorted(requests):
         check_placement(json.loads(request), alive, nodes_that_may_start())
+
+
+def _is_of(saved: Path, spec: SweepSpec) -> bool:
+    """Return whether a sweep's file says the same, read as it would be today."""
+    if saved.read_text() == spec.to_yaml():
+        return True
+    try:
+        return read_sweep(read_yaml(saved), default_name=spec.name).to_yaml() == spec.to_yaml()
+    except UserError:
+        return False
 
 
 def _check_trials(spec: SweepSpec, out: Path) -> None:

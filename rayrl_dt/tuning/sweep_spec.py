@@ -64,7 +64,7 @@ class SweepSpec:
     @property
     def combinations(self) -> list[dict[str, Any]]:
         """Single runs for all that grids and choices list together; none where these are more than a second takes."""
-        listed = [space for space in self.spaces if space.listed]
+        listed = [space for space in self.spaces if space.listed and space.path != SEED]
         if math.prod(len(space.options) for space in listed) > _MOST_COMBINATIONS:
             return []
         points = itertools.product(*(space.options for space in listed))
@@ -159,7 +159,7 @@ def _check_draws(spec: SweepSpec, build: Callable[[Mapping[str, Any]], Any]) -> 
         except UserError as error:
             raise UserError(
                 f"{space.path} is {{{space.kind}: {list(space.options)}}}, which draws what lies between, too: "
-                f"{error}; write randint, or quniform with a step"
+                f"{error}; list its values (choice), or write randint or quniform with a fitting step"
             ) from error
 
 
@@ -196,7 +196,7 @@ def _whole(value: Any, kinds: tuple[str, ...]) -> Any:
     if not value or kind is None:
         return value
     place, mark, options = value.removeprefix(kind).partition("#")
-    return f"{kind}{Path(place).resolve()}{mark}{options}" if Path(place).exists() else value
+    return f"{kind}{Path(place).absolute()}{mark}{options}" if place and Path(place).exists() else value
 
 
 def _with_interval(content: dict[str, Any], settings: TuneSettings) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def test_steps_that_have_nothing_to_log_do_not_count() -> None:
         means.add("slope", torch.tensor(value))
     assert means.take() == {"slope": 3.0}
     means.add("slope", torch.tensor(math.nan))
-    assert math.isnan(means.take()["slope"])
+    means.add("other", torch.tensor(math.nan))
+    found = means.take()
+    assert found["slope"] == 3.0 and math.isnan(found["other"]), "the last one of what no step logs"
 
 
 def test_steps_that_failed_do_not_count() -> None:

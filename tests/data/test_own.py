@@ -259,18 +259,21 @@ def test_what_is_no_array_is_sent_there() -> None:
     [
         (
             [False] * 10,
-            r"terminated is 10 values; it is one truth for the whole episode, as in terminated\[-1\]",
+            r"terminated is 10 values; it is one for the whole episode, as in terminated\[-1\]",
         ),
         (np.zeros(10, bool), r"terminated is 10 values"),
-        ("False", r"terminated is 'False'; it is one truth"),
-        (None, r"terminated is None; it is one truth"),
+        ([[True], [True, False]], r"terminated is \[\[True\], \[True, False\]\]; it must be true or false"),
+        ("False", r"terminated is 'False'; it must be true or false"),
+        (None, r"terminated is None; it must be true or false"),
+        (7, r"terminated is 7; it must be true or false"),
+        (np.nan, r"terminated is nan; it must be true or false"),
     ],
-    ids=["list", "array", "text", "none"],
+    ids=["list", "array", "ragged", "text", "none", "number", "nan"],
 )
 def test_whether_an_episode_terminated_is_one_truth(ended: Any, message: str) -> None:
     env = _Env(spaces.Box(-1, 1, (2,)), ACTIONS["vector"])
     (episode,) = _episodes(env, 1)
-    for fits in (True, np.bool_(True), 1, np.array([1])):
+    for fits in (True, np.bool_(True), 1, np.array([1]), np.float32(1)):
         assert store_of_episodes([replace(episode, terminated=fits)], env).terminated.tolist() == [True]
     with pytest.raises(UserError, match=message):
         store_of_episodes([replace(episode, terminated=ended)], env)

@@ -239,6 +239,8 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> Any:
         self.steps += 1
         observation, reward, *ends, info = super().step(action)
+        if self.steps == 2 and self.fault == "draws":
+            self.np_random.choice([])
         if self.steps == 2 and self.fault == "raises":
             raise ZeroDivisionError("the joint\nhas no\nlength")
         if self.steps == 2 and self.fault == "grows":
@@ -261,6 +263,10 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
         (
             "raises",
             r"ZeroDivisionError: the joint has no length \(\S*test_collector.py, line \d+\); mend the environment$",
+        ),
+        (
+            "draws",
+            r"raised ValueError: .*cannot be empty.* \(\S*test_collector.py, line \d+\); mend the environment$",
         ),
         ("no reward", r"raised TypeError: a reward is None, and must be a number; mend"),
         ("grows", r"raised TypeError: an observation of shape \(4,\), where its space has \(3,\); mend"),

@@ -145,6 +145,20 @@ def test_a_seed_that_failed_counts_as_worse_than_any(
     assert (group.median, group.seeds) == (median, seeds)
 
 
+def test_a_trial_that_was_started_again_has_not_failed(tmp_path: Path, values: dict[str, Any]) -> None:
+    spec, trial = read_sweep(values, default_name="test"), tmp_path / "out" / "a"
+    write_trial(trial, 1e-3, 0, [9.0, 5.0], done=False)
+    lines = [json.loads(line) | {"timestamp": 1_700_000_000 + 60 * n} for n, line in enumerate(_lines(trial))]
+    (trial / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for seconds, status in ((30, "unfinished"), (90, "failed")):
+        moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(1_700_000_000 + seconds))
+        with (trial / "error.txt").open("a") as file:
+            file.write(f"Failure # 1 (occurred at {moment})\nkilled\n")
+        assert [each.status for each in read_trials(tmp_path / "out", spec)] == [status]
+        (standing,) = Overview([tmp_path / "out"]).standings()
+        assert standing.state == {"unfinished": "stopped"}.get(status, status)
+
+
 def test_of_two_checkpoints_of_one_step_the_later_is_what_the_metric_is_of(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:

@@ -91,6 +91,8 @@ def test_paths_mean_the_same_to_trials_with_working_folders_of_their_own(
     assert whole["offline_data"]["dataset"] == {
         "grid": [f"store:{tmp_path / 'data'}", f"dqn-replay:{tmp_path / 'other'}#seed=1"]
     }
+    nothing = {"offline_data": {"dataset": "store:"}}
+    assert _with_whole_paths(nothing) == nothing
     assert _with_whole_paths(BASE) == BASE and planned().values["online"] == BASE["online"]
 
 
@@ -149,7 +151,27 @@ def test_samples_override_the_file() -> None:
         ),
         (
             {"training": {"train_batch_size_per_learner": {"uniform": [16, 64]}}},
-            r"lies between, too: .*whole number.*; write randint, or quniform",
+            r"lies between, too: .*whole number.*; list its values \(choice\), or write randint",
+        ),
+        (
+            {"training": {"train_batch_size_per_learner": {"quniform": [16, 64, 0.5]}}},
+            r"train_batch_size_per_learner is 16.5; it must be a whole number",
+        ),
+        (
+            {
+                "training": {"train_batch_size_per_learner": {"randint": [60, 65]}},
+                "online": {"critic_updates_per_actor": 4},
+            },
+            r"\{randint: \[60, 65\]\}, which draws what lies between, too: .*cannot be cut",
+        ),
+        (
+            {
+                **tuned(seeds=list(range(300))),
+                "rl_module": {
+                    "model_config": {"embed_dim": {"grid": [24, 16]}, "num_heads": {"grid": [1, 3]}}
+                },
+            },
+            "embed_dim 16 is not a multiple of num_heads 3",
         ),
         (
             {"online": {"critic_width": {"loguniform": [16, 64]}}},
