@@ -13,7 +13,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
-from rayrl_dt.algorithms.online.config import OnlineConfig
+from rayrl_dt.algorithms.online.config import OnlineConfig, slots_at_once
 from rayrl_dt.algorithms.online.mixture import batch_sources
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay, episode_targets, new_replay
 from rayrl_dt.algorithms.runners.asynchronous import AsyncRunners, Patience
@@ -182,10 +182,9 @@ class OnlineDT(SequenceAlgorithm):
         of_run = max(left, config.env_steps - self.env_steps)
         while (played := sum(episode.length for episode in collected)) < left:
             first = self.collected_episodes + len(collected)
-            at_once = config.slots_at_once(of_run - played, self.env_steps + played, first)
             slots = [
                 Slot(target(first + j), 1, derive_seed(config.seed or 0, "collect", first + j) % 2**31)
-                for j in range(at_once)
+                for j in range(slots_at_once(config, of_run - played, self.env_steps + played, first))
             ]
             collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
         self._take_in(collected, replay)

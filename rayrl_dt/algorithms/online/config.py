@@ -26,7 +26,7 @@ from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.gradient import RLGradient
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS, gradient_settings
 
-__all__ = ["OnlineConfig"]
+__all__ = ["OnlineConfig", "slots_at_once"]
 
 
 class OnlineConfig(SequenceConfig):
@@ -79,18 +79,6 @@ class OnlineConfig(SequenceConfig):
         learned_from = max(env_steps, self.collect_before_update)  # rounds before allow no updates
         left = math.ceil(max(0, self.env_steps - learned_from) * rounds / env_steps)
         return self.pretrain_steps + updates + left * self.updates_per_iteration
-
-    def slots_at_once(self, steps: int, env_steps: int, episodes: int) -> int:
-        """Return how many slots play an episode each in rounds: all, or fewer where fewer make the steps that are left.
-
-        Args:
-            steps: left to collect.
-            env_steps: collected so far; episodes to come are taken to be as long on average.
-            episodes: that they were collected in; before the first one they are taken to be as long as logged ones.
-        """
-        length = env_steps / episodes if episodes else self.logged_episode_steps
-        slots = max(1, self.num_env_runners) * self.num_envs_per_env_runner
-        return max(1, min(slots, math.ceil(steps / length)))
 
     @property
     def policy_lag_bound(self) -> int:
@@ -286,6 +274,20 @@ class OnlineConfig(SequenceConfig):
                 f"model_config.backbone {model.backbone} cannot be finetuned online: its return prediction would not "
                 "be trained; finetune dt, radt, convformer or starformer, or train it offline (algorithm: Reinformer)"
             )
+
+
+def slots_at_once(config: OnlineConfig, steps: int, env_steps: int, episodes: int) -> int:
+    """Return how many slots play an episode each in rounds: all, or fewer where fewer make the steps that are left.
+
+    Args:
+        config: with its data known.
+        steps: left to collect.
+        env_steps: collected so far; episodes to come are taken to be as long on average.
+        episodes: that they were collected in; before the first one they are taken to be as long as logged ones.
+    """
+    length = env_steps / episodes if episodes else config.logged_episode_steps
+    slots = max(1, config.num_env_runners) * config.num_envs_per_env_runner
+    return max(1, min(slots, math.ceil(steps / length)))
 
 
 def _check_gradient(config: OnlineConfig) -> None:

@@ -27,6 +27,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from rayrl_dt import DTConfig, OnlineDT, OnlineDTConfig, SequencePolicy, UserError, load_dataset
 from rayrl_dt.algorithms.learner import scheduled_lr
+from rayrl_dt.algorithms.online.config import slots_at_once
 from rayrl_dt.errors import TrainingDiverged
 from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -622,8 +623,8 @@ def test_the_last_episodes_are_as_many_as_env_steps_takes(online: Configure) -> 
     algorithm.stop()
     assert played == [0, 3, 5] and algorithm.env_steps == 1000 and algorithm.rounds == 5
     # Of logged episodes of 200 steps, then of those that were collected.
-    assert algorithm.config.slots_at_once(450, 0, 0) == 3 and algorithm.config.slots_at_once(150, 0, 0) == 1
-    assert algorithm.config.slots_at_once(150, 600, 6) == 2
+    at_once = partial(slots_at_once, algorithm.config)
+    assert (at_once(450, 0, 0), at_once(150, 0, 0), at_once(150, 600, 6)) == (3, 1, 2)
 
 
 def test_two_learners_and_two_runners(online: Configure, tmp_path: Path) -> None:
