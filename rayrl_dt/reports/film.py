@@ -23,6 +23,8 @@ _NAME = "policy.gif"
 _MARGIN, _LINE = 4, 14
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 _LONGEST_S, _SHORTEST_FRAME_S = 20.0, 0.02
+# The end is to be seen before it starts over.
+_END_S = 2.0
 
 
 def video_file(path: Path) -> Path:
@@ -44,9 +46,8 @@ def write_film(film: Film, path: Path) -> Path:
     """Write a film to a file; the end of its name says how."""
     count = max(len(take.frames) for take in film.takes)
     pages = [_page(film, index) for index in range(count)]
-    seconds = min(film.seconds_per_frame, _LONGEST_S / count)
-    # The end is to be seen before it starts over.
-    shown = [max(_SHORTEST_FRAME_S, seconds)] * (count - 1) + [2.0]
+    seconds = min(film.seconds_per_frame, (_LONGEST_S - _END_S) / max(1, count - 1))
+    shown = [max(_SHORTEST_FRAME_S, seconds)] * (count - 1) + [_END_S]
     path.parent.mkdir(parents=True, exist_ok=True)
     pages[0].save(
         path,

@@ -9,7 +9,7 @@ import yaml
 
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.interop.bundle import Bundle
-from rayrl_dt.interop.run_files import find_run
+from rayrl_dt.interop.run_files import CRITIC_COPY, START_COPY, find_run
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.reports.document import Block, Heading, Paragraph, Table, number
 from rayrl_dt.reports.evaluation_text import LEGEND, METRICS, describe, metrics, places_of
@@ -53,17 +53,34 @@ def write_card(bundle: Bundle, folder: Path, *, form: str = "bundle", license: s
         form: of the export, from `CARDS`.
         license: of the weights, as the hub calls it; "other" for one that is not stated.
     """
-    run = find_run(bundle.path)
-    measured = None if run is None else load_runs([run])[0]
+    run = _run_of(bundle.path)
+    measured = None if run is None else _measured(run, bundle.gradient_steps)
     front = yaml.safe_dump(_front(bundle.spec, measured, form, license), sort_keys=False, allow_unicode=True)
     card = folder / CARD
-    card.write_text(
-        f"---\n{front}---\n\n{to_markdown(_blocks(bundle, measured))}\n{_acting(bundle.spec, form)}"
-    )
+    blocks = _blocks(bundle, run, measured)
+    card.write_text(f"---\n{front}---\n\n{to_markdown(blocks)}\n{_acting(bundle.spec, form)}")
     return card
 
 
-def _front(spec: PolicySpec, run: RunFolder | None, form: str, license: str) -> dict[str, Any]:
+def _run_of(policy: Path) -> RunFolder | None:
+    """Return the run that a policy is of; the one that it was finetuned in is another's."""
+    folder = find_run(policy)
+    if folder is None or policy.resolve() in {
+        (folder / copy).resolve() for copy in (START_COPY, CRITIC_COPY)
+    }:
+        return None
+    return load_runs([folder])[0]
+
+
+def _measured(run: RunFolder, gradient_steps: int | None) -> EvaluationResult | None:
+    """Return the evaluation with the weights of a gradient step; what says no step is of the last ones."""
+    for result in (run.last, run.best):
+        if result is not None and result.gradient_steps in (None, gradient_steps):
+            return result
+    return None
+
+
+def _front(spec: PolicySpec, measured: EvaluationResult | None, form: str, license: str) -> dict[str, Any]:
     """Return the front matter; see https://huggingface.co/docs/hub/model-cards."""
     environment = None if spec.env is None else spec.env.id
     tags = ["reinforcement-learning", "offline-rl", "decision-transformer", "rayrl_dt", spec.model.backbone]
@@ -74,23 +91,23 @@ def _front(spec: PolicySpec, run: RunFolder | None, form: str, license: str) -> 
         **({"license_name": _UNSTATED} if license == "other" else {}),
         "tags": list(dict.fromkeys([*tags, *([environment] if environment else [])])),
     }
-    if run is not None and run.last is not None:
-        front["model-index"] = [{"name": _title(spec), "results": [_result(run.last)]}]
+    if measured is not None:
+        front["model-index"] = [{"name": _title(spec), "results": [_result(measured)]}]
     return front
 
 
-def _result(last: EvaluationResult) -> dict[str, Any]:
-    top = last.highest
+def _result(measured: EvaluationResult) -> dict[str, Any]:
+    top = measured.highest
     figures = [
         (
             "mean_reward",
             f"{top.return_mean:.2f} +/- {top.return_std:.2f}",
             f"return asked for {top.target:.2f}",
         ),
-        ("alignment_error", last.alignment_error, "alignment error, raw return"),
-        ("spearman", last.spearman, "rank correlation of asked and achieved returns"),
+        ("alignment_error", measured.alignment_error, "alignment error, raw return"),
+        ("spearman", measured.spearman, "rank correlation of asked and achieved returns"),
     ]
-    where = {"name": last.env or "unknown", "type": last.env or "unknown"}
+    where = {"name": measured.env or "unknown", "type": measured.env or "unknown"}
     return {
         "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
         "dataset": where,
@@ -104,7 +121,7 @@ def _title(spec: PolicySpec) -> str:
     return f"{spec.model.backbone}-{'policy' if spec.env is None else spec.env.id.replace('/', '-')}"
 
 
-def _blocks(bundle: Bundle, run: RunFolder | None) -> list[Block]:
+def _blocks(bundle: Bundle, run: RunFolder | None, measured: EvaluationResult | None) -> list[Block]:
     spec = bundle.spec
     environment = "an environment that is not recorded" if spec.env is None else f"`{spec.env.id}`"
     blocks: list[Block] = [
@@ -120,13 +137,16 @@ def _blocks(bundle: Bundle, run: RunFolder | None) -> list[Block]:
         returns = {name: number(float(value)) for name, value in spec.data_returns.items()}
         blocks.append(Table(["Raw returns of the data", *returns], [["", *returns.values()]]))
     blocks.append(Heading("What was measured"))
-    if run is None or run.last is None:
+    if measured is None:
         blocks.append(
             Paragraph(
                 "No evaluation is recorded with these weights; `rayrl-dt eval FOLDER --targets R1,R2` makes one."
             )
         )
+    if run is None or run.last is None:
         return blocks
+    if measured is None:
+        blocks.append(Paragraph("What follows is of other gradient steps of the same run."))
     blocks += [Paragraph(sentence) for sentence in describe(run.last, run.best, data_max=run.data_max)]
     checkpoints = {"last": run.last, **({} if run.best is None else {"best": run.best})}
     rows = [[f"{name}{_step(result)}", *metrics(result)] for name, result in checkpoints.items()]

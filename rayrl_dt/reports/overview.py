@@ -33,6 +33,7 @@ HEADINGS = ("run", "steps", "env steps", "loss", "last", "best", "steps/s", "wri
 # Of the folders below one that is named, and what a sweep's trials and a run's own parts lie in.
 _DEPTH = 4
 _TRIAL, _REPORTS = "params.json", "result.json"
+_SWEEP, _RETURN = "sweep.yaml", "evaluation/return_mean"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,9 @@ def _of_run(folder: Path, written: int) -> Standing:
 def _of_trial(folder: Path, written: int) -> Standing:
     records, _ = read_json_lines(folder / _REPORTS)
     evaluations = [record["evaluation"] for record in records if isinstance(record.get("evaluation"), dict)]
+    if (_yaml(folder.parent / _SWEEP).get("tune") or {}).get("metric") == _RETURN:
+        # What the sweep goes by is what is told.
+        evaluations = [{"return_mean": each.get("return_mean")} for each in evaluations]
     best = max(evaluations, key=_score, default=None)
     return _standing(folder, records, _total(_json(folder / _TRIAL)), evaluations, best, written)
 

@@ -78,8 +78,14 @@ def _draw_seeds(
     achieved = np.array(
         [[item.return_mean for item in sorted(r.targets, key=lambda i: i.target)] for r in group]
     )
-    axes.fill_between(targets, achieved.min(0), achieved.max(0), color=style["color"], alpha=0.16, lw=0)
-    axes.plot(targets, achieved.mean(0), lw=2, ms=6, label=label, **style)
+    mean, low, high = achieved.mean(0), achieved.min(0), achieved.max(0)
+    if len(targets) == 1:  # of which a band has no width
+        axes.errorbar(
+            targets, mean, [mean - low, high - mean], ms=6, elinewidth=1.2, capsize=3, label=label, **style
+        )
+        return
+    axes.fill_between(targets, low, high, color=style["color"], alpha=0.16, lw=0)
+    axes.plot(targets, mean, lw=2, ms=6, label=label, **style)
 
 
 def _same_targets(seeds: Sequence[EvaluationResult]) -> list[list[EvaluationResult]]:

@@ -147,7 +147,7 @@ def _calibration(calibration: Calibration) -> list[Block]:
 
 def _words(settings: WayToAct | None, grid: RefinementGrid) -> str:
     if settings is None:
-        return "n = 0" if grid.guidance == 1 else f"n = 0, guidance {grid.guidance:g}"
+        return "the policy alone" if grid.guidance == 1 else f"the policy alone, guidance {grid.guidance:g}"
     if isinstance(settings, Guidance):
         return f"guidance {settings.weight:g}"
     if isinstance(settings, DoubleCheck):

@@ -32,6 +32,8 @@ def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     labeled = {}
     for members, (method, stopped) in zip(groups.values(), methods, strict=True):
         label = method if methods.count((method, stopped)) == 1 else members[0].name
+        if label != method and label in {each for each, _ in methods}:
+            label = f"{method}: {label}"
         label += "" if stopped is None else f", {stopped}"
         labeled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
     return labeled

@@ -121,8 +121,10 @@ def _answer(spec: SweepSpec, groups: Sequence[Group], best: Group) -> str:
     found = f"{spec.settings.metric} {number(best.median)}"
     if len(medians) < 2:
         return f"One setting has come to a result: {what or 'the file as it is'}, {found}."
-    worst = (max if spec.settings.best == "min" else min)(medians)
-    return f"Of {len(medians)} settings the best is {what}: {found}; the worst has {number(worst)}."
+    as_far = [group.median for group in groups if group.median is not None and group.rung == best.rung]
+    of = "" if len(as_far) == len(medians) else f" of the {len(as_far)} that came as far"
+    worst = (max if spec.settings.best == "min" else min)(as_far)
+    return f"Of {len(medians)} settings the best is {what}: {found}; the worst{of} has {number(worst)}."
 
 
 def _charts(spec: SweepSpec, trials: Sequence[TrialResult], groups: Sequence[Group]) -> list[Block]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,30 @@ def exported(run: Path, out: Path, *options: str) -> str:
 def front_of(card: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
     return found
+
+
+@pytest.mark.ray
+def test_a_card_publishes_no_numbers_of_other_weights(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "policy", run / "start")  # as of the policy that a run finetunes
+    card = exported(run / "start", tmp_path / "start")
+    shutil.rmtree(run / "start")
+    assert "No evaluation is recorded with these weights" in card and "model-index" not in front_of(card)
+    last = json.loads((run / "evaluations" / "last.json").read_text())
+    for checkpoint in sorted((run / "checkpoints").iterdir()):
+        card = exported(checkpoint, tmp_path / checkpoint.name)
+        whole = int(checkpoint.name) == last["gradient_steps"]
+        best = json.loads((run / "evaluations" / "best.json").read_text())
+        measured = last if whole else best if int(checkpoint.name) == best["gradient_steps"] else None
+        if measured is None:
+            assert "No evaluation is recorded with these weights" in card and "model-index" not in front_of(
+                card
+            )
+            continue
+        figures = {
+            each["type"]: each["value"] for each in front_of(card)["model-index"][0]["results"][0]["metrics"]
+        }
+        assert figures["alignment_error"] == pytest.approx(measured["alignment_error"])
+        assert f"in {int(checkpoint.name):,} gradient steps" in card
 
 
 @pytest.mark.ray

@@ -127,6 +127,21 @@ def test_trials_of_a_sweep_have_a_row_each(ray_session: None, pendulum_data: str
     assert sorted(row[-1] for row in Overview([tmp_path]).rows()) == ["done", "failed"]
 
 
+def test_trials_are_told_by_what_their_sweep_goes_by(tmp_path: Path) -> None:
+    trial = tmp_path / "sweep" / "a"
+    trial.mkdir(parents=True)
+    (trial / "params.json").write_text("{}")
+    pairs = ((90.0, 10.0), (150.0, 50.0), (95.0, 5.0))
+    lines = [
+        {"gradient_steps": n, "evaluation": {"return_mean": r, "alignment_error": e}}
+        for n, (r, e) in enumerate(pairs)
+    ]
+    (trial / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Overview([tmp_path]).rows()[0][4:6] == ("E 5", "E 5")
+    (trial.parent / "sweep.yaml").write_text("tune: {metric: evaluation/return_mean}")
+    assert Overview([tmp_path]).rows()[0][4:6] == ("R 95.0", "R 150.0")
+
+
 def watch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, str]:

@@ -44,6 +44,13 @@ def test_one_seed_gets_bars_and_several_a_band():
     np.testing.assert_allclose(lines(several)["a"].get_ydata(), [10, 50, 85])
 
 
+def test_seeds_at_one_target_get_a_bar():
+    axes = plots.desired_vs_achieved({"a": [evaluation([5], [10]), evaluation([15], [10])]}).axes[0]
+    (bar,) = axes.containers
+    (segments,) = [each for each in bar.lines[2][0].get_segments()]
+    np.testing.assert_allclose(sorted(segments[:, 1]), [5, 15])
+
+
 def test_labels_differ_in_color_and_marker_and_seeds_of_other_targets_are_kept():
     results = {
         "DT": [evaluation([5, 55, 80]), evaluation([1, 2, 3], targets=(0.0, 10.0, 20.0))],
