@@ -220,3 +220,4 @@ class SequenceLearner(RLlibLearner):
         self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))
         self._means.last = dict(state.get(_MEANS, self._means.last))
         self._last_loss = torch.tensor(self._means.last.get(LOSS, 0.0))
+        self.guard = DivergenceGuard(self.device)  # what diverged is no more

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _SHOWN = 4  # settings in one line
-_OF_THE_RUN = {"debugging.seed", "online.start_from", "training.critic_from"}  # each run has its own
+_COPIED = {"online.start_from", "training.critic_from"}  # into each run
+_OF_THE_RUN = {"debugging.seed", *_COPIED}
 
 
 def register(app: typer.Typer) -> None:
@@ -137,6 +138,12 @@ def _settings_of_run(
 
     if not is_run(folder):
         return otherwise  # there is nothing to resume, as training will say
+    for key in (override.partition("=")[0].strip() for override in overrides):
+        if key in _COPIED:
+            raise UserError(
+                f"--set {key} is for a new run: {folder} keeps a copy of what it began with; leave it out, or start "
+                "another run without --resume"
+            )
     values = read_yaml(folder / CONFIG)
     first_seed = (values.get("debugging") or {}).get("seed", 0)
     if seed is not None and seed != first_seed:

@@ -173,6 +173,11 @@ def _through_cache(source: str, origin: _Origin) -> TrajectoryStore:
         except UserError as error:
             _LOG.warning("Rebuilding the cache of %s: %s", source, error)
             shutil.rmtree(folder, ignore_errors=True)
+            if os.path.lexists(folder):
+                _LOG.warning(
+                    "No cache for %s: %s is another user's. The data stays in memory.", source, folder
+                )
+                return _in_memory(source, origin)
     trajectories, info = origin.stream()
     try:
         with StoreWriter(folder, info) as writer:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -133,9 +133,12 @@ class RemoteCopy:
         Raises:
             UserError: it cannot be reached; the run is whole in its folder.
         """
-        now = {str(path.relative_to(self.folder)): file_state(path) for path in self._local()}
-        (self.folder / _OWNER).write_text(self.uri)
+        now = {}
+        for path in self._local():
+            with suppress(FileNotFoundError):  # what others write beside the run comes and goes
+                now[str(path.relative_to(self.folder))] = file_state(path)
         with reaching(self.uri):
+            (self.folder / _OWNER).write_text(self.uri)
             for name, state in now.items():
                 if self._copied.get(name) != state:
                     upload(self.folder / name, self._system, f"{self._root}/{name}")

@@ -9,6 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,17 +170,24 @@ def diverging(algorithm: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     learner.gradient_step_on = spoiling
     with pytest.raises(TrainingDiverged) as raised:
         algorithm.train()
-    after = state(algorithm)
-    algorithm.stop()
-    return str(raised.value), before, after
+    learner.gradient_step_on = step
+    return str(raised.value), before, state(algorithm)
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("method", ["DT", "RADT", "none", "td3 with AdamW", "td3", "CQL", "TD3BC"])
-def test_what_diverges_is_found_as_where_reads_are_free(build: Build, method: str) -> None:
-    plain, _, _ = diverging(build(method))
+def test_what_diverges_is_found_as_where_reads_are_free(build: Build, method: str, tmp_path: Path) -> None:
+    """A running algorithm that goes back to its checkpoint goes on."""
+    algorithm = build(method)
+    plain, _, _ = diverging(algorithm)
+    algorithm.stop()
     with reads_cost():
-        message, before, after = diverging(build(method))
+        algorithm = build(method)
+        algorithm.save_to_path(str(tmp_path / "begun"))
+        message, before, after = diverging(algorithm)
+        algorithm.restore_from_path(str(tmp_path / "begun"))
+        algorithm.train()
+        algorithm.stop()
     assert message == plain
     assert f"at gradient step {2 if method == 'TD3BC' else 1}" in message, (
         "its policy takes every second step"

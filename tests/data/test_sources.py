@@ -192,6 +192,18 @@ def test_damaged_cache_is_rebuilt(dataset: str, damage: str, caplog: pytest.LogC
     TrajectoryStore.open(folder)
 
 
+def test_a_cache_that_another_user_keeps_closed_is_left_alone(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources.load(dataset)
+    (folder,) = _cached()
+    (folder / "store.json").write_text("")  # root may read and delete what others may not
+    monkeypatch.setattr("rayrl_dt.data.sources.shutil.rmtree", lambda *_, **__: None)
+    store = sources.load(dataset)
+    assert store.path is None and store.num_episodes == 5
+    assert f"{folder} is another user's. The data stays in memory" in caplog.text and _cached() == [folder]
+
+
 def test_full_disk_falls_back_to_memory(
     dataset: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -565,6 +565,8 @@ def test_finetune_goes_on_from_a_run_and_resumes(
         finetune(source, **again, seed=4)
     with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
         finetune(source, **{**again, "config": Path("x.yaml")})
+    with pytest.raises(UserError, match=r"--set online.start_from is for a new run: .* keeps a copy"):
+        finetune(source, **{**again, "overrides": ["online.start_from=other"]})
     finetune(source, **again)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records] == [0, 200, 400]

@@ -236,6 +236,23 @@ def test_only_what_changed_is_copied(run: Path, tmp_path: Path, monkeypatch: pyt
     assert sent[3:] == ["metrics.jsonl"]
 
 
+def test_files_that_come_and_go_stop_no_copy(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = remote_copy.file_state
+
+    def state(path: Path) -> Any:
+        if path.name == "metrics.jsonl":
+            raise FileNotFoundError(path)
+        return known(path)
+
+    monkeypatch.setattr(remote_copy, "file_state", state)
+    RemoteCopy(f"file://{tmp_path}/bucket/one", run).push()
+    monkeypatch.undo()
+    there = run_files(tmp_path / "bucket" / "one")
+    assert there.keys() - {"files.json"} == run_files(run).keys() - {"metrics.jsonl"}
+
+
 def test_a_run_goes_on_while_its_copy_cannot_be_reached(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

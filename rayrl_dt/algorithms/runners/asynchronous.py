@@ -184,7 +184,6 @@ class AsyncRunners:
             policy: returns a reference to the policy's weights, and the gradient step that they are of; asked once if
                 there is anything to send.
         """
-        self._restore()
         busy: dict[int, int] = {}
         for under_way in self._pending.values():
             busy[under_way.runner] = busy.get(under_way.runner, 0) + 1
@@ -210,15 +209,16 @@ class AsyncRunners:
     def receive(self, *, timeout: float, oldest: int) -> list[StreamResult]:
         """Return what has arrived; wait for something if nothing has.
 
-        A runner that has been silent for too long is restarted, as if it had died.
+        Runners that were lost are looked for. One that has been silent for too long is restarted, as if it had died.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: seconds to wait at most; 0 where there is other work, and runners may be away for any time.
             oldest: gradient step of the oldest weights that may have acted; what older ones did is lost.
 
         Raises:
             UserError: an environment raised, no runner has come back for long, or one hangs again and again.
         """
+        self._restore()
         if not self._pending:
             time.sleep(min(timeout, 0.01))
         found, _ = ray.wait(list(self._pending), timeout=timeout) if self._pending else ([], [])
@@ -239,7 +239,8 @@ class AsyncRunners:
             if result is not None:
                 results.append(result)
                 answered.add(call.runner)
-        if self._nobody.expired([] if self._manager.healthy_actor_ids() else [_NOBODY], ()):
+        missed = timeout > 0 and not self._manager.healthy_actor_ids()
+        if self._nobody.expired([_NOBODY] if missed else [], ()):
             raise UserError(
                 f"no env runner has come back for {self._patience.restart_s:.0f} s; look into the runners' logs and "
                 "memory (where processes start slowly, raise env_runners.restart_timeout_s), then continue from the "

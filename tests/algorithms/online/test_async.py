@@ -352,6 +352,23 @@ def hanging(flag: str) -> Hanging:
     return Hanging(flag)
 
 
+def test_nobody_is_missed_while_there_is_other_work(asynchronous: Configure) -> None:
+    config = asynchronous(runners=1, slots=1, env_steps=200)
+    config.env_runners(restart_timeout_s=0.2)
+    algorithm = config.build_algo()
+    finish(algorithm)
+    runners = algorithm.async_runners
+    ray.kill(algorithm.env_runner_group._worker_manager.actors()[1], no_restart=True)
+    algorithm.env_runner_group._worker_manager.set_actor_state(1, healthy=False)
+    for _ in range(4):
+        assert runners.receive(timeout=0.0, oldest=0) == []
+        time.sleep(0.1)
+    with pytest.raises(UserError, match="no env runner has come back"):
+        for _ in range(50):
+            runners.receive(timeout=0.1, oldest=0)
+    algorithm.stop()
+
+
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("mode", [pytest.param("sync", marks=pytest.mark.long), "async"])
 def test_a_runner_that_hangs_is_restarted(
