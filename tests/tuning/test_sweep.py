@@ -435,7 +435,7 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
     tmp_path: Path, values: dict[str, Any], kept: str
 ) -> None:
     """It has the settings that it began with, those of --set included; its folder moves, or a bucket has it."""
-    reports = 30
+    reports = 20
     values["training"]["gradient_steps"] = 3 * reports
     values["tune"] = {}
     config, out = tmp_path / "tiny.yaml", tmp_path / "bucket" / "out"
@@ -484,7 +484,7 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
 def test_a_sweep_that_is_asked_to_stop_leaves_its_table_and_goes_on(
     tmp_path: Path, values: dict[str, Any], ask: signal.Signals
 ) -> None:
-    values["training"]["gradient_steps"] = 90
+    values["training"]["gradient_steps"] = 60
     values["tune"] = {}
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(values))
