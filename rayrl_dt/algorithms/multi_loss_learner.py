@@ -164,7 +164,7 @@ class MultiLossLearner(SeveralLosses, SequenceLearner):
     def check_values(self, mean: Tensor, paid: Tensor, *, gamma: float, reward_scale: float) -> None:
         """Check a critic's values; see `rayrl_dt.objectives.gradient.Bench`."""
         # One that stops alone leaves the others waiting for its next gradient.
-        means, largest = self._from_all_learners(torch.stack([mean, reward_scale * paid.abs().max()])).T
+        means, largest = self._from_all_learners(torch.stack([mean, reward_scale * paid.max()])).T
         self._largest_reward = torch.maximum(self._largest_reward, largest.max())
         step, mean, most = self.gradient_step, means.mean(), self._largest_reward / reward_scale
         self.guard.check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 __all__ = ["StepMeans"]
@@ -37,6 +39,8 @@ class StepMeans:
     def take(self) -> dict[str, float]:
         """Return the means, the last one of what no step has logged since, and begin anew."""
         means = {key: float(total / count) for key, (total, count) in self._totals.items()}
-        self.last |= {key: mean for key, mean in means.items() if key not in self.last or mean == mean}
+        self.last |= {
+            key: mean for key, mean in means.items() if key not in self.last or not math.isnan(mean)
+        }
         self.begin()
         return self.last

@@ -91,15 +91,14 @@ def train(
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
     changes = [*chosen_data(dataset), *(overrides or []), *_trust(trust_environment)]
-    of_file = read_yaml(config)
-    values = apply_overrides(of_file, changes)
+    values = of_file = apply_overrides(read_yaml(config), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     seed_of_run = (values.get("debugging") or {}).get("seed", 0)
     folder, copy = _place(out, Path("runs") / f"{config.stem}-seed{seed_of_run}", resume=resume)
     if resume:
         values = _settings_of_run(folder, values, changes, seed)
-        _tell_of_other_settings(folder, values, apply_overrides(of_file, changes), config)
+        _tell_of_other_settings(folder, values, of_file, config)
     _run(
         values,
         folder,

@@ -94,5 +94,9 @@ def tune(
         options = ["--address", address] if address is not None else []
         resume_command = ["rayrl-dt", "tune", str(config), *options, "--out", out or str(folder), "--resume"]
         leave_unfinished(what, outcome.page, then=shlex.join(resume_command))
-    evaluate = f"rayrl-dt eval {quoted(outcome.bundle or folder)}" if spec.run is None else outcome.command
-    finish(f"{len(outcome.trials)} trials:", outcome.page, then=evaluate)
+    evaluate = None if outcome.bundle is None else f"rayrl-dt eval {quoted(outcome.bundle)}"
+    finish(
+        f"{len(outcome.trials)} trials:",
+        outcome.page,
+        then=evaluate if spec.run is None else outcome.command,
+    )

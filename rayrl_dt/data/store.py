@@ -86,9 +86,8 @@ class OwnSteps:
         return self._store.num_steps
 
     def __getitem__(self, steps: slice) -> Array:
-        episodes, offsets = self._store.locate(np.arange(*steps.indices(len(self))))
-        rows: Array = self._values[self._store.starts[episodes] + offsets]
-        return rows
+        own: Array = self._values[self._store.rows(np.arange(*steps.indices(len(self))))]
+        return own
 
 
 @dataclass
@@ -189,6 +188,12 @@ class TrajectoryStore:
         """Map step numbers in [0, num_steps) to (episode numbers, offsets within the episode)."""
         episodes = np.searchsorted(self._ends, steps, side="right")
         return episodes, steps - (self._ends[episodes] - self.lengths[episodes])
+
+    def rows(self, steps: Array) -> Array:
+        """Map step numbers in [0, num_steps) to rows of the flat arrays."""
+        episodes, offsets = self.locate(steps)
+        rows: Array = self.starts[episodes] + offsets
+        return rows
 
     def trajectory(self, episode: int) -> Trajectory:
         """Return one episode (views of the flat arrays where possible)."""

@@ -168,9 +168,8 @@ class PackedEncoder(Encoder):
         """Return that of the numbers in the store's own episodes; the first layer divides bytes of pictures by 255."""
         space = store.info.observation_space
         assert isinstance(space, Packed)
-        episodes, offsets = store.locate(np.arange(store.num_steps))
         # The numbers come first, so that pictures are not read.
-        words = store.observations[:, : space.split][store.starts[episodes] + offsets]
+        words = store.observations[:, : space.split][store.rows(np.arange(store.num_steps))]
         return Normalizer.fit(space.numbers_of(words))
 
     def normalize_with(self, normalizer: Normalizer) -> None:

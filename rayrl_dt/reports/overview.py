@@ -183,10 +183,10 @@ def _standing(
 
 
 def _with_state(found: Standing, folder: Path, trial: bool) -> Standing:
-    # A sweep is one process with one lock; its trials have none.
-    held = is_locked(folder.parent if trial else folder)
     if trial and has_failed(folder, found.written or 0.0):
         return replace(found, state="failed")
+    # A sweep is one process with one lock; its trials have none.
+    held = is_locked(folder.parent if trial else folder)
     states = {True: "running", False: "stopped", None: "unknown"}
     return replace(found, state=states[held])
 

@@ -145,7 +145,7 @@ def _tuner(spec: SweepSpec, trainable: Any, place: str, system: Any, callbacks: 
     )
 
 
-class _KeepsSettings(tune.Callback):  # type: ignore[misc]
+class _KeepsSettings(tune.Callback):  # type: ignore[misc]  # Ray Tune is untyped, so a base of its is Any
     """Writes the settings of a trial that failed before Ray has: they are told with the others'."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

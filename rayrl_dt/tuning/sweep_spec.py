@@ -126,10 +126,12 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
     spec = SweepSpec(name, content, spaces, settings)
     _check_together(spec)
     if spec.run is not None:
+        for corner in spec.corners:
+            read_refinement_job(corner)
         _check_draws(spec, read_refinement_job)
         return spec
-    _check_draws(spec, build_config)
     configs = [build_config(corner) for corner in spec.corners]
+    _check_draws(spec, build_config)
     if settings.metric == ALIGNMENT and any(_asked_for_nothing(config) for config in configs):
         if "metric" in values["tune"]:
             raise UserError(
@@ -144,12 +146,12 @@ def read_sweep(values: Mapping[str, Any], *, default_name: str, samples: int | N
 
 
 def _check_draws(spec: SweepSpec, build: Callable[[Mapping[str, Any]], Any]) -> None:
-    """Refuse what trials may draw and could not be built of, before the first of them has run.
+    """Refuse what trials may draw beside the corners and could not be built of, before the first of them has run.
 
     Raises:
         UserError: as `build` says it.
     """
-    for values in (*spec.corners, *spec.combinations):
+    for values in spec.combinations:
         build(values)
     for space in spec.spaces:
         if space.between is None:

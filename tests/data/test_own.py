@@ -282,9 +282,9 @@ def test_whether_an_episode_terminated_is_one_truth(ended: Any, message: str) ->
 def test_what_is_no_episode_or_environment_is_named() -> None:
     env = _Env(spaces.Box(-1, 1, (2,)), ACTIONS["vector"])
     with pytest.raises(UserError, match=r"an episode is a dict; give rayrl_dt.types.RawEpisode"):
-        store_of_episodes([{}], env)  # type: ignore[list-item]
+        store_of_episodes([{}], env)
     with pytest.raises(UserError, match=r"env is 'Pendulum-v1'; give an environment, such as gym.make"):
-        store_of_episodes(_episodes(env, 1), "Pendulum-v1")  # type: ignore[arg-type]
+        store_of_episodes(_episodes(env, 1), "Pendulum-v1")
 
 
 class _NoSpaces(gym.Env[Any, Any]):

@@ -51,11 +51,10 @@ def test_a_card_publishes_no_numbers_of_other_weights(run: Path, tmp_path: Path)
     card = exported(run / "start", tmp_path / "start")
     shutil.rmtree(run / "start")
     assert "No evaluation is recorded with these weights" in card and "model-index" not in front_of(card)
-    last = json.loads((run / "evaluations" / "last.json").read_text())
+    last, best = (json.loads((run / "evaluations" / f"{name}.json").read_text()) for name in ("last", "best"))
     for checkpoint in sorted((run / "checkpoints").iterdir()):
         card = exported(checkpoint, tmp_path / checkpoint.name)
         whole = int(checkpoint.name) == last["gradient_steps"]
-        best = json.loads((run / "evaluations" / "best.json").read_text())
         measured = last if whole else best if int(checkpoint.name) == best["gradient_steps"] else None
         if measured is None:
             assert "No evaluation is recorded with these weights" in card and "model-index" not in front_of(

@@ -20,9 +20,10 @@ from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import Trajectory
 
-__all__ = ["read", "stream"]
+__all__ = ["SUFFIXES", "read", "stream"]
 
-_SUFFIXES = (".hdf5", ".h5")
+SUFFIXES = (".hdf5", ".h5")
+"""How names of such files end."""
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _BLOCK_STEPS = 65_536
@@ -65,7 +66,7 @@ def stream(path: str | os.PathLike[str]) -> tuple[Iterator[Trajectory], DatasetI
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"no file {file}; give the path of a D4RL .hdf5 file")
-    if file.suffix not in _SUFFIXES and not h5py.is_hdf5(file):
+    if file.suffix not in SUFFIXES and not h5py.is_hdf5(file):
         raise UserError(
             f"{file} is no HDF5 file; episodes of your own become a data set with "
             "rayrl_dt.data.own.store_of_episodes, see rayrl_dt/docs/own_environment.md"
