@@ -34,7 +34,8 @@ try:
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
     config.fault_tolerance(restart_failed_env_runners=True)
     config.online(mode="async", pretrain_steps=4, env_steps=2000, env_steps_per_iteration=200,
-                  updates_per_iteration=3, replay_capacity_trajectories=50)
+                  updates_per_iteration=3, replay_capacity_trajectories=50,
+                  max_rounds_ahead=1)  # or a slow driver finds everything collected before the node is lost
     algorithm = config.build_algo()
 
     def nodes_of_runners():
