@@ -83,6 +83,7 @@ class Bench:
         config.training(
             gradient_steps=10**9, gradient_steps_per_iteration=10**9, train_batch_size_per_learner=BATCH_SIZE
         )
+        config.environment(ENV)
         config.debugging(seed=SEED)
         return config
 

@@ -59,7 +59,12 @@ def quickstart(
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file that says what to train, as in tune_configs/.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML file that says what to train, as in tune_configs/; with --resume, a run folder will do."
+        ),
+    ],
     dataset: Dataset = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -85,20 +90,21 @@ def train(
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
       rayrl-dt train tune_configs/dt.yaml --dataset minari:mujoco/hopper/medium-v0 --out runs/hopper
       rayrl-dt train tune_configs/dt_pendulum.yaml --set training.lr=1e-4 --out runs/slow
-      rayrl-dt train tune_configs/dt_pendulum.yaml --out runs/slow --resume
+      rayrl-dt train runs/slow --resume
       rayrl-dt train tune_configs/dt_pendulum.yaml --out s3://bucket/runs/pendulum
     """
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
+    file, run = _file_of(config, resume=resume)
     changes = [*chosen_data(dataset), *(overrides or []), *_trust(trust_environment)]
-    values = of_file = apply_overrides(read_yaml(config), changes)
+    values = of_file = apply_overrides(read_yaml(file), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
     seed_of_run = (values.get("debugging") or {}).get("seed", 0)
-    folder, copy = _place(out, Path("runs") / f"{config.stem}-seed{seed_of_run}", resume=resume)
+    folder, copy = _place(out, run or Path("runs") / f"{file.stem}-seed{seed_of_run}", resume=resume)
     if resume:
         values = _settings_of_run(folder, values, changes, seed)
-        _tell_of_other_settings(folder, values, of_file, config)
+        _tell_of_other_settings(folder, values, of_file, file)
     _run(
         values,
         folder,
@@ -108,6 +114,20 @@ def train(
         resume_command=f"rayrl-dt train {quoted(config)} --out {quoted(out or folder)} --resume",
         copy=copy,
     )
+
+
+def _file_of(config: Path, *, resume: bool) -> tuple[Path, Path | None]:
+    """Return the file of settings that a command names, and the run folder if it names one of those."""
+    from rayrl_dt.interop.run_files import CONFIG, is_run
+
+    if not is_run(config):
+        return config, None
+    if not resume:
+        raise UserError(
+            f"{config} is a run folder: continue it with --resume, or train another run with its settings: "
+            f"rayrl-dt train {quoted(config / CONFIG)} --out OTHER"
+        )
+    return config / CONFIG, config
 
 
 def _place(out: str | None, default: Path, *, resume: bool) -> tuple[Path, RemoteCopy | None]:

@@ -570,6 +570,9 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     finetune(source, **again)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records] == [0, 200, 400]
+    command.train(folder, overrides=["online.env_steps=600"], out=None, resume=True)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["env_steps"], last["phase"]) == (600, "online")
 
 
 def test_a_run_is_interrupted_while_it_collects(
@@ -642,3 +645,8 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
     command.train(file, overrides=None, **{**settings, "resume": True})
     told = capsys.readouterr().out
     assert "it was finished before: 8 gradient steps" in told and "has others" not in told
+    # The folder alone will do.
+    command.train(folder, overrides=["training.gradient_steps=10"], out=None, resume=True)
+    assert latest_checkpoint(folder) == folder / "checkpoints" / "000000010"
+    with pytest.raises(UserError, match=r"is a run folder: continue it with --resume, or .*config.yaml --out"):
+        command.train(folder, overrides=None, out=None, resume=False)
