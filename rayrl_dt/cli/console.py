@@ -82,8 +82,9 @@ def _last_lines(mark: str, what: str, where: str | Path | None, then: str | None
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Return a table; its cells are rich markup."""
     found = Table(box=None, header_style="bold")
-    for heading in headings:
-        found.add_column(heading, overflow="fold")  # an id that is cut off cannot be copied
+    for number, heading in enumerate(headings):
+        # An id that is cut off cannot be copied, nor one of two lines; those stand in front.
+        found.add_column(heading, overflow="fold", no_wrap=number == 0)
     for row in rows:
         found.add_row(*row)
     return found

@@ -32,7 +32,7 @@ def baseline_of(groups: Mapping[str, Sequence[EvaluationResult]]) -> str | None:
 
 def method_of(label: str) -> str:
     """Return a label without its count of seeds: "DT (wide)" for "DT (wide) (2 seeds)"."""
-    return re.sub(r" \(\d+ seeds\)$", "", label)
+    return re.sub(r" \(\d+ (seeds|runs of \d+ seeds?)\)$", "", label)
 
 
 def error_reduction(

@@ -23,7 +23,8 @@ def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     """Return the runs by label; runs whose configurations differ in nothing but the seed share one.
 
     The label is the method's name where no other group has it. Runs that stopped early share none with those that came
-    to their end, and theirs says where they stopped. Several seeds are counted at its end, as in "DT (2 seeds)".
+    to their end, and theirs says where they stopped. Several seeds are counted at its end, as in "DT (2 seeds)"; one
+    that was run again tells nothing new of the spread, as in "DT (3 runs of 2 seeds)".
     """
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
@@ -35,8 +36,18 @@ def group_seeds(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
         if label != method and label in {each for each, _ in methods}:
             label = f"{method}: {label}"
         label += "" if stopped is None else f", {stopped}"
-        labeled[label if len(members) == 1 else f"{label} ({len(members)} seeds)"] = members
+        labeled[label + _counted(members)] = members
     return labeled
+
+
+def _counted(members: Sequence[RunFolder]) -> str:
+    """Return what a label says of how many runs share it."""
+    if len(members) == 1:
+        return ""
+    seeds = len({json.dumps(run.info.get("seed")) for run in members})
+    if seeds == len(members):
+        return f" ({seeds} seeds)"
+    return f" ({len(members)} runs of {seeds} seed{'' if seeds == 1 else 's'})"
 
 
 def _identity(run: RunFolder) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rayrl_dt.evaluation.reduction import method_of
 from rayrl_dt.evaluation.result import EvaluationResult
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
@@ -155,6 +156,17 @@ def test_names_with_brackets_stay_apart(tmp_path: Path) -> None:
         "50.0% lower with RADT (K=5), 50.0% higher with RADT (K=20), 100.0% higher with DT (wide)"
         in words.text
     )
+
+
+def test_a_seed_that_was_run_again_is_no_other_seed(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / f"{index}", name="DT", error=1.0, seed=seed)
+        for index, seed in enumerate((0, 1, 1))
+    ]
+    (label,) = group_seeds(load_runs(folders))
+    assert label == "DT (3 runs of 2 seeds)" and method_of(label) == "DT"
+    (label,) = group_seeds(load_runs(folders[1:]))
+    assert label == "DT (2 runs of 1 seed)" and method_of(label) == "DT"
 
 
 def test_finetuned_runs_are_seeds_of_one_method_where_they_began_alike(tmp_path: Path) -> None:

@@ -648,5 +648,7 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
     # The folder alone will do.
     command.train(folder, overrides=["training.gradient_steps=10"], out=None, resume=True)
     assert latest_checkpoint(folder) == folder / "checkpoints" / "000000010"
-    with pytest.raises(UserError, match=r"is a run folder: continue it with --resume, or .*config.yaml --out"):
+    with pytest.raises(
+        UserError, match=r"is a run folder: continue it with --resume, or .*config.yaml --out"
+    ):
         command.train(folder, overrides=None, out=None, resume=False)
