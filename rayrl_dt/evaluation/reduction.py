@@ -1,7 +1,7 @@
 """By how much a method's alignment error lies below another's: 1 - E(method) / E(baseline), over all seeds.
 
-Each side's E is the mean over its seeds. The interval is a bootstrap over seeds, and over the episodes of each target
-within a seed, so that one seed per side still gets the noise of its episodes (and no more than that).
+Each side's E is the mean over its seeds. The interval is a bootstrap over seeds, and over the episodes within a seed,
+so that one seed per side still gets the noise of its episodes (and no more than that).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayrl_dt.evaluation.result import EvaluationResult
-from rayrl_dt.evaluation.statistics import Interval
+from rayrl_dt.evaluation.statistics import Interval, resampled
 from rayrl_dt.seeding import numpy_generator
 
 __all__ = ["BASELINE", "baseline_of", "error_reduction", "method_of"]
@@ -79,10 +79,10 @@ def _errors(results: Sequence[EvaluationResult], generator: np.random.Generator)
 
 
 def _resampled(result: EvaluationResult, generator: np.random.Generator) -> Array:
-    """`(R,)` values of E of one evaluation, its episodes drawn with replacement within each target."""
-    errors = np.zeros(_RESAMPLES)
-    for item in result.targets:
-        returns = np.asarray(item.returns)
-        draws = returns[generator.integers(returns.size, size=(_RESAMPLES, returns.size))]
-        errors += np.abs(draws.mean(axis=1) - item.target)
-    return errors / len(result.targets)
+    """`(R,)` values of E of one evaluation, its episodes drawn with replacement, as `EvaluationResult` draws them."""
+    draws = resampled([item.returns for item in result.targets], generator, _RESAMPLES, paired=True)
+    errors = [
+        np.abs(draw.mean(axis=1) - item.target) for draw, item in zip(draws, result.targets, strict=True)
+    ]
+    found: Array = np.mean(errors, axis=0)
+    return found

@@ -104,7 +104,10 @@ class EvaluationResult:
 
     @cached_property
     def alignment_error_interval(self) -> Interval | None:
-        """E with its 95% bootstrap interval over the episodes of each target; None without E."""
+        """E with its 95% bootstrap interval over episodes; None without E.
+
+        The episodes of one place begin alike for all targets, so they are drawn together.
+        """
         if self.targets_ignored:
             return None
         asked = self._asked[:, None]
@@ -113,7 +116,8 @@ class EvaluationResult:
             result: Array = np.abs(np.stack([draw.mean(axis=1) for draw in draws]) - asked).mean(axis=0)
             return result
 
-        return stratified_bootstrap([item.returns for item in self.targets], error, seed=self.seed)
+        returns = [item.returns for item in self.targets]
+        return stratified_bootstrap(returns, error, seed=self.seed, paired=True)
 
     @property
     def per_episode_error(self) -> float | None:

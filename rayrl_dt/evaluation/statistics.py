@@ -15,7 +15,7 @@ import numpy as np
 
 from rayrl_dt.seeding import numpy_generator
 
-__all__ = ["Interval", "interquartile_mean", "mean", "stratified_bootstrap"]
+__all__ = ["Interval", "interquartile_mean", "mean", "resampled", "stratified_bootstrap"]
 
 Array = np.ndarray[Any, Any]
 Statistic = Callable[[Sequence[Array]], Array]
@@ -44,6 +44,30 @@ def interquartile_mean(draws: Sequence[Array]) -> Array:
     return np.asarray(stats.trim_mean(np.concatenate(draws, axis=1), 0.25, axis=1))
 
 
+def resampled(
+    strata: Sequence[Sequence[float] | Array], generator: np.random.Generator, resamples: int, *, paired: bool
+) -> list[Array]:
+    """Return draws `(R, n)` of each stratum, with replacement.
+
+    Args:
+        strata: the values of each stratum; the strata may differ in size.
+        generator: draws.
+        resamples: R.
+        paired: whether values of one place belong together wherever the strata are of one size, as those of episodes
+            that begin alike: they are drawn together then. Were each stratum drawn on its own, what all strata share
+            would average out, and intervals of their mean be too narrow.
+    """
+    values = [np.asarray(stratum, np.float64).ravel() for stratum in strata]
+    if not values or any(stratum.size == 0 for stratum in values):
+        raise ValueError("every stratum needs at least one value")
+    sizes = [stratum.size for stratum in values]
+    if paired and len(set(sizes)) == 1:
+        places = [generator.integers(sizes[0], size=(resamples, sizes[0]))] * len(values)
+    else:
+        places = [generator.integers(size, size=(resamples, size)) for size in sizes]
+    return [stratum[place] for stratum, place in zip(values, places, strict=True)]
+
+
 def stratified_bootstrap(
     strata: Sequence[Sequence[float] | Array],
     statistic: Statistic = interquartile_mean,
@@ -51,6 +75,7 @@ def stratified_bootstrap(
     seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
+    paired: bool = False,
 ) -> Interval:
     """Return the statistic of the data and its bootstrap interval.
 
@@ -63,13 +88,10 @@ def stratified_bootstrap(
         seed: the same data and seed give the same interval.
         resamples: number of bootstrap draws.
         confidence: mass between the ends.
+        paired: see `resampled`.
     """
-    values = [np.asarray(stratum, np.float64).ravel() for stratum in strata]
-    if not values or any(stratum.size == 0 for stratum in values):
-        raise ValueError("every stratum needs at least one value")
-    generator = numpy_generator(seed, "evaluation/bootstrap")
-    draws = [stratum[generator.integers(stratum.size, size=(resamples, stratum.size))] for stratum in values]
+    draws = resampled(strata, numpy_generator(seed, "evaluation/bootstrap"), resamples, paired=paired)
     tail = 50 * (1 - confidence)
     low, high = np.percentile(statistic(draws), [tail, 100 - tail])
-    estimate = statistic([stratum[None] for stratum in values])[0]
+    estimate = statistic([np.asarray(stratum, np.float64).ravel()[None] for stratum in strata])[0]
     return Interval(float(estimate), float(low), float(high))

@@ -29,8 +29,8 @@ from rayrl_dt.reports.seeds import group_seeds
 __all__ = ["compare_runs", "reductions"]
 
 _BASELINE_LEGEND = (
-    f"Reduction is 1 - E / E({BASELINE}), both means over seeds; the interval resamples seeds, and episodes "
-    "within each target."
+    f"Reduction is 1 - E / E({BASELINE}), both means over seeds; the interval resamples seeds and their "
+    "episodes; those that begin alike are drawn together for all targets."
 )
 
 

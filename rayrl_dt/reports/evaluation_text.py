@@ -16,8 +16,8 @@ METRICS = ("E [95%]", "E / span", "Per episode", "Spearman", "At highest target"
 
 LEGEND = (
     "E is the mean over the targets of |mean achieved return - target|, in raw return; the interval is a "
-    "bootstrap over episodes. E / span divides it by the span of the targets. Per episode, "
-    "|return - target| is averaged over episodes instead, so that spread counts too. The score is "
+    "bootstrap over episodes, those that begin alike together. E / span divides it by the span of the targets. "
+    "Per episode, |return - target| is averaged over episodes instead, so that spread counts too. The score is "
     "normalized, at the highest target."
 )
 """Explains `METRICS` to a reader."""

@@ -113,8 +113,12 @@ class Overview:
 
     def standings(self) -> list[Standing]:
         """Return where each run and trial stands, in the order of the folders."""
-        below = [place for folder in self._folders for place in _places(folder, _DEPTH)]
-        return [self._standing(place) for place in dict.fromkeys(below)]
+        found: dict[Path, Path] = {}
+        for folder in self._folders:
+            for place in _places(folder, _DEPTH):
+                # A link and what it leads to are one run, as are two spellings of a path.
+                found.setdefault(place.resolve(), place)
+        return [self._standing(place) for place in found.values()]
 
     def _standing(self, folder: Path) -> Standing:
         trial = not is_run(folder)

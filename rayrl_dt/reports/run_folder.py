@@ -216,8 +216,8 @@ def _last_recorded(records: Sequence[dict[str, Any]], problems: list[str]) -> Ev
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest distinct ends of different paths."""
+    """Return the shortest ends of paths that are as distinct as the paths are."""
     depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
+    while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]

@@ -71,6 +71,29 @@ def test_the_curve_says_at_which_targets_the_policy_reacts(make_store: MakeStore
     assert found.at_data == pytest.approx(0.15, rel=1e-4)
 
 
+def test_a_guided_policy_is_measured_as_it_acts(make_store: MakeStore) -> None:
+    plain = build_model(make_store(), return_dropout=0.25)
+    with torch.no_grad():
+        plain.head.weight.normal_(0, 0.3)
+    guided = SequenceModel(replace(plain.spec, guidance=3.0))
+    guided.load_state_dict(plain.state_dict())
+    window = random_window(plain, [K, 3])
+
+    def raw(shift: float) -> Tensor:
+        with torch.no_grad():
+            moved = replace(window, returns_to_go=window.returns_to_go + shift)
+            return plain.eval()(moved, last_only=True)[:, -1].double().atanh()
+
+    nothing, low, high = (raw(shift) for shift in (torch.nan, -20.0, 20.0))
+    acted = [(nothing + 3.0 * (each - nothing)).tanh() for each in (low, high)]
+    expected = float((acted[1] - acted[0]).abs().mean()) / 2 / (2 * 0.1)
+    at_one, at_three = (
+        sensitivity(model, [window], RETURNS, offsets=(0.0,), delta=0.1).values[0]
+        for model in (plain, guided)
+    )
+    assert at_three == pytest.approx(expected, rel=1e-3) and at_three > 1.5 * at_one
+
+
 def test_dimensions_and_directions_are_averaged_without_their_sign(make_store: MakeStore) -> None:
     signs = torch.tensor([1.0, -3.0])  # two action dimensions that move against each other
     model = toy(make_store(action_dim=2), lambda returns: signs * returns / 200.0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrl_dt.errors import UserError
+from rayrl_dt.evaluation.reduction import error_reduction
 from rayrl_dt.evaluation.result import EvaluationResult, blind_error
 from rayrl_dt.evaluation.target_result import TargetResult
 from rayrl_dt.evaluation.targets import ReturnRange
@@ -83,6 +84,24 @@ def test_score_is_that_of_the_highest_target_not_of_the_best():
     assert evaluation.normalized_score == pytest.approx(25.0)
     assert evaluation.alignment_error_points == pytest.approx(100 * 130 / 200)
     assert evaluation.to_json()["normalized_score_target"] == 300.0
+
+
+def test_interval_is_as_wide_as_what_episodes_share_across_targets():
+    """The j-th episodes of all targets begin alike: seven targets of twenty such tell as much as twenty episodes."""
+    shared = np.random.default_rng(3).normal(0, 5.0, size=20)
+    targets = np.arange(7) * 100.0
+    interval = result(targets, [target + 60 + shared for target in targets]).alignment_error_interval
+    half = 1.96 * shared.std() / np.sqrt(20)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.1)
+    # Of targets with other numbers of episodes nothing is known: each is drawn on its own.
+    uneven = [targets[0] + 60 + shared[:19], *(target + 60 + shared for target in targets[1:])]
+    alone = result(targets, uneven).alignment_error_interval
+    assert alone.high - alone.low == pytest.approx(2 * half / np.sqrt(7), rel=0.1)
+    pair = error_reduction(
+        [result(targets, [[target + 100.0] * 20 for target in targets])],
+        [result(targets, [target + 60 + shared for target in targets])],
+    )
+    assert pair.high - pair.low == pytest.approx(2 * half / 100, rel=0.1)
 
 
 def test_interval_holds_the_error_and_is_seeded():

@@ -94,6 +94,19 @@ def test_a_stopped_run_is_told_from_one_that_goes_on(folder: tuple[Path, list[di
 
 
 @pytest.mark.ray
+def test_a_run_that_is_reached_by_two_paths_has_one_row(
+    folder: tuple[Path, list[dict[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, _ = folder
+    here = tmp_path / "runs"
+    shutil.copytree(runs, here)
+    once = Overview([here]).rows()
+    (here / "latest").symlink_to(sorted(path for path in here.iterdir() if path.is_dir())[0])
+    monkeypatch.chdir(tmp_path)
+    twice = Overview([Path("runs"), here]).rows()
+    assert len(once) == len(twice) and {row[0] for row in once} == {row[0] for row in twice}
+
+
 def test_half_a_line_and_missing_files_are_no_errors(
     folder: tuple[Path, list[dict[str, str]]], tmp_path: Path
 ) -> None:
