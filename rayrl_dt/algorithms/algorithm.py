@@ -5,27 +5,23 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 from torch import Tensor
 
 from rayrl_dt.algorithms.config import SequenceConfig
 from rayrl_dt.algorithms.evaluation import evaluate_alignment
 from rayrl_dt.algorithms.fixed_settings import check_fixed, keep_fixed
 from rayrl_dt.algorithms.learner import GRADIENT_STEPS
-from rayrl_dt.algorithms.lost_learners import naming_lost_learners
-from rayrl_dt.algorithms.offline_data import BatchSource
 from rayrl_dt.algorithms.old_checkpoints import check_resumable
+from rayrl_dt.algorithms.remote_learners import hearing_learners, naming_lost_learners
 from rayrl_dt.algorithms.remote_paths import fetched, sent
-from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner, take_gradient_steps
-from rayrl_dt.errors import TrainingDiverged, UserError
+from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner
+from rayrl_dt.algorithms.updates import Updates
 from rayrl_dt.interop.bundle import BUNDLE, Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -46,6 +42,7 @@ class SequenceAlgorithm(Algorithm):
         last_update_seconds: wall time of the last iteration's gradient steps.
         command: the command line that trains it, for the record of its bundles.
         stop_asked: whether somebody wants the iteration to end early; see `stop_when`.
+        updates: the learners' gradient steps.
     """
 
     config: SequenceConfig
@@ -74,7 +71,6 @@ class SequenceAlgorithm(Algorithm):
         self.command: str | None = None
         self.stop_asked: Callable[[], bool] = lambda: False
         self._next_probe = 0.0
-        self._told_steps: int | None = None
         self.config = self.config.copy(copy_frozen=False)
         with naming_lost_learners(self):
             super().setup(self.config)
@@ -82,6 +78,7 @@ class SequenceAlgorithm(Algorithm):
                 self._take_over_critic(self.config.objective_critic)
                 # From here on a checkpoint needs nothing but itself.
                 self.config.objective_critic = None
+        self.updates = Updates(self)
         self.config.freeze()
 
     def _take_over_critic(self, path: str) -> None:
@@ -92,48 +89,31 @@ class SequenceAlgorithm(Algorithm):
         self.learner_group.set_weights(state)
 
     def training_step(self) -> None:
+        """Take the gradient steps of an iteration, and log their means."""
+        self.learn()
+        self.updates.log_means()
+
+    def learn(self) -> None:
         """Take `gradient_steps_per_iteration` gradient steps, or as many as are left."""
-        steps = min(
-            self.config.gradient_steps_per_iteration, self.config.gradient_steps - self.gradient_steps
-        )
-        if steps > 0:
-            self._update(self.offline_data.iterators(self.config.num_learners), steps)
-
-    def _update(self, iterators: list[BatchSource], steps: int) -> None:
-        """Take gradient steps on what the iterators give, one per learner.
-
-        Raises:
-            TrainingDiverged: a loss, a gradient or the critic's values did; all learners have stopped.
-        """
-        begin = time.perf_counter()
-        if self.expected_gradient_steps != self._told_steps:
-            self._told_steps = self.expected_gradient_steps
-            self.learner_group.foreach_learner(partial(_expect, steps=self._told_steps))
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            try:
-                results = take_gradient_steps(self.learner_group, iterators, steps)
-            except RayTaskError as error:
-                # As a remote learner raised it, and not under the traceback of its process.
-                if isinstance(error.cause, (TrainingDiverged, UserError)):
-                    raise error.cause from None
-                raise
-        self.last_update_seconds += time.perf_counter() - begin
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        # The learner's own count: an observer may have stopped it early.
-        self.gradient_steps = int(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, GRADIENT_STEPS)))
+        left = self.config.gradient_steps - self.gradient_steps
+        if left > 0:
+            sources = self.offline_data.iterators(self.config.num_learners)
+            self.updates.take(sources, min(self.config.gradient_steps_per_iteration, left))
 
     def observe_steps(self, observer: Callable[[int, Tensor], bool] | None) -> None:
         """Have a local learner call `observer(gradient_step, loss)` after each step; False ends the iteration.
 
         The loss is where it was computed, and who reads it waits for the device.
 
-        Remote learners cannot be watched from here: their steps show when the iteration ends.
+        Remote learners cannot be watched from here: their steps show when the iteration ends, and `stop_when` ends it.
         """
         if not self.learner_group.is_remote:
             local_learner(self.learner_group).observer = observer
 
     def stop_when(self, asked: Callable[[], bool]) -> None:
-        """Have the algorithm call `asked()` while it collects, every second at least; True ends the iteration early.
+        """Have the algorithm call `asked()` while it collects, and while remote learners learn, about every second.
+
+        True ends the iteration early.
 
         What `observe_steps` is to updates: a checkpoint of the algorithm as it then is goes on where it stopped.
         Evaluations are finished.
@@ -227,7 +207,8 @@ class SequenceAlgorithm(Algorithm):
         `SequencePolicy.load`, `rayrl-dt eval` and `online.start_from` read any such checkpoint.
         """
         path = tempfile.mkdtemp() if path is None else path
-        with naming_lost_learners(self), sent(path, filesystem) as folder:
+        learners = hearing_learners(self.learner_group)
+        with naming_lost_learners(self), learners, sent(path, filesystem) as folder:
             super().save_to_path(str(folder.resolve()), **kwargs)
             self.save_beside(folder)
         return str(path)
@@ -261,7 +242,8 @@ class SequenceAlgorithm(Algorithm):
         Raises:
             UserError: its weights have other shapes or scales than this config's.
         """
-        with naming_lost_learners(self), fetched(path, filesystem) as folder:
+        learners = hearing_learners(self.learner_group)
+        with naming_lost_learners(self), learners, fetched(path, filesystem) as folder:
             if component is None:
                 check_fixed(self.config, folder)
             super().restore_from_path(str(folder.resolve()), component=component, **kwargs)
@@ -279,12 +261,6 @@ class SequenceAlgorithm(Algorithm):
         """Restore RLlib's state and the gradient steps."""
         super().set_state(state)
         self.gradient_steps = int(state.get(GRADIENT_STEPS, self.gradient_steps))
-        self._told_steps = None
-
-
-def _expect(learner: Any, *, steps: int) -> None:
-    """Tell a learner how long the run is."""
-    learner.expected_steps = steps
 
 
 def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,11 +115,6 @@ class SequenceLearner(RLlibLearner):
             if self.observer is not None and not self.observer(self.gradient_step, self._last_loss):
                 return
 
-    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Start the means that `after_gradient_based_update` reports."""
-        super().before_gradient_based_update(timesteps=timesteps)
-        self._means.begin()
-
     def gradient_step_on(self, batch: dict[str, Any]) -> Any:
         """One gradient step; learning rate and dropout masks follow from its number."""
         lr = self._lr(self.gradient_step)
@@ -176,20 +171,20 @@ class SequenceLearner(RLlibLearner):
         return gradients_dict
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Log the means over the steps of this call that logged something, and the step count.
+        """Log the step count.
 
         Raises:
             TrainingDiverged: it was found on a device; see `DivergenceGuard`.
         """
         self.guard.read()
-        for key, value in self._means.take().items():
-            self.metrics.log_value((DEFAULT_MODULE_ID, key), value, window=1)
-        lr = self._lr(self.gradient_step - 1)
-        self.metrics.log_value((DEFAULT_MODULE_ID, LEARNING_RATE), lr, window=1)
-        # Not the mean over the calls of an iteration, as of the others.
+        # Not the mean over calls and learners, as of others.
         self.metrics.log_value(
             (DEFAULT_MODULE_ID, GRADIENT_STEPS), self.gradient_step, reduce="max", window=1
         )
+
+    def take_means(self) -> dict[str, float]:
+        """Return the means over the steps since the last time that logged something, and the last learning rate."""
+        return {**self._means.take(), LEARNING_RATE: self._lr(max(0, self.gradient_step - 1))}
 
     def _lr(self, gradient_step: int) -> float:
         return scheduled_lr(
@@ -218,6 +213,7 @@ class SequenceLearner(RLlibLearner):
         """Restore the state; see `RLlibLearner`."""
         super().set_state(state)
         self.gradient_step = int(state.get(GRADIENT_STEPS, self.gradient_step))
+        self._means.begin()
         self._means.last = dict(state.get(_MEANS, self._means.last))
         self._last_loss = torch.tensor(self._means.last.get(LOSS, 0.0))
         self.guard = DivergenceGuard(self.device)  # what diverged is no more

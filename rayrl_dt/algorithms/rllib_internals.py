@@ -71,9 +71,9 @@ def local_learner(learner_group: Any) -> Any:
     return learner_group._learner
 
 
-def actors_of(runners: Any) -> Any:
-    """Return what manages the actors of an `EnvRunnerGroup`, whose own calls wait for all of them at once."""
-    return runners._worker_manager
+def actors_of(group: Any) -> Any:
+    """Return what manages the actors of an `EnvRunnerGroup`, or of a `LearnerGroup` with remote learners."""
+    return group._worker_manager
 
 
 def learners_lost(learner_group: Any) -> int:

@@ -145,14 +145,14 @@ class OnlineDT(SequenceAlgorithm):
         """Gradient steps of the whole run, if its rounds stay as long as they were."""
         return self.config.expected_gradient_steps(self.env_steps, self.rounds, self.updates_due)
 
-    def training_step(self) -> None:
+    def learn(self) -> None:
         """Pretrain for some steps, or collects and take one round of updates."""
         if self.done:
             return
         self._collected = 0, 0.0
         if not self.online:
             iterators = self.offline_data.iterators(self.config.num_learners)
-            self._update(iterators, min(self.config.gradient_steps_per_iteration, self._updates_left))
+            self.updates.take(iterators, min(self.config.gradient_steps_per_iteration, self._updates_left))
             return
         if self.replay is None:
             self.replay = new_replay(self.config, self.offline_data.full.info, self.policy_spec.normalizer)
@@ -166,7 +166,7 @@ class OnlineDT(SequenceAlgorithm):
                 self._collect(self.replay)
         except RolloutsStopped:
             return  # the round is collected anew, and is the same
-        self._update(batch_sources(self.config, self.offline_data, self.replay), self._updates_left)
+        self.updates.take(batch_sources(self.config, self.offline_data, self.replay), self._updates_left)
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Run whole episodes until a round is complete; each is a function of the weights and its number."""
@@ -226,7 +226,7 @@ class OnlineDT(SequenceAlgorithm):
             if allowed <= 0:
                 continue
             before, seconds = self.gradient_steps, self.last_update_seconds
-            self._update(batch_sources(config, self.offline_data, replay), allowed)
+            self.updates.take(batch_sources(config, self.offline_data, replay), allowed)
             if self.gradient_steps < before + allowed:
                 break  # an observer wants to stop
             seconds = self.last_update_seconds - seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import gymnasium as gym
@@ -681,6 +683,57 @@ def test_two_learners_of_every_preset_stay_equal(
     learns["averaged_model."] = averaged_share is not None
     for prefix in (prefix for prefix, does in learns.items() if does):
         assert not same(before, after, prefix)
+
+
+def test_what_fails_in_a_remote_learner_while_saving_or_restoring_is_raised(
+    two_learners: Any, tmp_path: Path
+) -> None:
+    """RLlib would go on without the learner; this one says why, and both are there again afterwards."""
+
+    def limited(most: int) -> Callable[[Any], None]:
+        def limit(learner: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+        return limit
+
+    group = two_learners.learner_group
+    group.foreach_learner(limited(2000))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            two_learners.save_to_path(str(tmp_path / "full"))
+    finally:
+        group.foreach_learner(limited(resource.RLIM_INFINITY))
+    whole = Path(two_learners.save_to_path(str(tmp_path / "whole")))
+    largest = max((whole / "learner_group" / "learner").rglob("*.pkl"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
+    with pytest.raises((EOFError, UnpicklingError)):
+        two_learners.restore_from_path(str(whole))
+    assert [
+        result.get() for result in group.foreach_learner(lambda learner: learner.config.num_learners)
+    ] == [2, 2]
+
+
+def test_remote_learners_are_stopped_between_their_calls(two_learners: Any) -> None:
+    begin, before = time.monotonic(), two_learners.gradient_steps
+    two_learners.stop_when(lambda: time.monotonic() > begin + 1)
+    try:
+        two_learners.updates.take(two_learners.offline_data.iterators(2), 10**6)
+    finally:
+        two_learners.stop_when(lambda: False)
+    assert 1 < two_learners.gradient_steps - before < 10**5
+
+
+def test_what_is_logged_is_the_mean_over_all_steps_whatever_the_calls_were(online: Configure) -> None:
+    logged = []
+    for pieces in ([5], [1, 3, 1]):
+        algorithm = online(pretrain_steps=5).training(gradient_steps_per_iteration=5).build_algo()
+        algorithm.updates._pieces = lambda steps, pieces=pieces: iter(pieces)
+        logged.append(algorithm.train()["learners"]["default_policy"])
+        algorithm.stop()
+    one, other = logged
+    assert one["gradient_steps"] == other["gradient_steps"] == 5
+    for key in ("loss", "critic_loss", "q_mean", "lr"):
+        assert one[key] == pytest.approx(other[key], rel=1e-6), key
 
 
 def end_alike(algorithm: Any, quiet: Any) -> None:
