@@ -14,13 +14,23 @@ import yaml
 from rayrl_dt.algorithms.rllib_internals import autoscaled_groups
 from rayrl_dt.errors import UserError
 
-__all__ = ["Resources", "check_placement", "check_run", "nodes_that_may_start", "requested"]
+__all__ = [
+    "CPUS_REMEDY",
+    "Resources",
+    "check_placement",
+    "check_room",
+    "check_run",
+    "nodes_that_may_start",
+    "requested",
+]
 
 _LOG = logging.getLogger(__name__)
 _REMEDY = (
     "lower env_runners.num_env_runners, evaluation.evaluation_num_env_runners, learners.num_learners or "
     "learners.num_gpus_per_learner, or join a larger cluster (RAY_ADDRESS, or tune --address)"
 )
+CPUS_REMEDY = "lower --cpus, or join a larger cluster (--address or RAY_ADDRESS)"
+"""Of commands that start processes of one kind alone."""
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """What Ray's cluster launcher leaves on a head node."""
 _KUBERAY = "KUBERAY_GEN_RAY_START_CMD"
@@ -46,16 +56,32 @@ def check_run(config: Any) -> None:
     Raises:
         UserError: they would not fit, whatever its autoscaler starts.
     """
+    check_room(requested(config), what="the run")
+
+
+def check_room(bundles: Sequence[Resources], *, what: str, remedy: str = _REMEDY) -> None:
+    """Refuse what would not fit into the Ray that this process has joined, were it empty; say so if it has to wait.
+
+    Args:
+        bundles: what is reserved, each bundle on one node.
+        what: needs them, for the messages.
+        remedy: what to do where they do not fit.
+
+    Raises:
+        UserError: they would not fit, whatever its autoscaler starts.
+    """
     import ray
 
-    bundles = requested(config)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    check_placement(bundles, alive, nodes_that_may_start(), what="the run")
+    check_placement(bundles, alive, nodes_that_may_start(), what=what, remedy=remedy)
     needed, free = _sum(bundles), ray.available_resources()
     if any(free.get(kind, 0.0) < amount for kind, amount in needed.items()):
         there = _text({kind: free.get(kind, 0.0) for kind in needed})
         _LOG.warning(
-            "The run needs %s, of which %s is free now: it waits for the rest.", _text(needed), there
+            "%s needs %s, of which %s is free now: it waits for the rest.",
+            what.capitalize(),
+            _text(needed),
+            there,
         )
 
 
@@ -80,6 +106,7 @@ def check_placement(
     may_start: Sequence[Resources] | None = (),
     *,
     what: str = "a trial",
+    remedy: str = _REMEDY,
 ) -> None:
     """Refuse what would not fit into the empty cluster, and say what there is.
 
@@ -90,6 +117,7 @@ def check_placement(
         alive: what each node has that is there.
         may_start: what the nodes have that an autoscaler may start; None for any number of any.
         what: needs them, for the message.
+        remedy: what to do where they do not fit, for the message.
 
     Raises:
         UserError: it would not fit.
@@ -102,12 +130,12 @@ def check_placement(
             largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in bundle}
             raise UserError(
                 f"{what} needs {_text(bundle)} on one node, the largest of {len(nodes)} has "
-                f"{_text(largest)}; {_REMEDY}"
+                f"{_text(largest)}; {remedy}"
             )
     needed, now, later = _sum(bundles), _sum(alive), _sum(may_start)
     there = {kind: max(now[kind], later[kind]) for kind in needed}
     if any(there[kind] < amount for kind, amount in needed.items()):
-        raise UserError(f"{what} needs {_text(needed)}, the cluster has {_text(there)}; {_REMEDY}")
+        raise UserError(f"{what} needs {_text(needed)}, the cluster has {_text(there)}; {remedy}")
 
 
 def _sum(parts: Sequence[Resources]) -> defaultdict[str, float]:

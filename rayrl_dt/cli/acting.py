@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import finish, show_table
-from rayrl_dt.cli.options import ContextLength, Guidance, OtherDataset, Policy, SharedCluster
+from rayrl_dt.cli.options import ContextLength, Guidance, OtherDataset, Policy
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["act"]
@@ -28,7 +28,12 @@ def act(
     cpus: Annotated[float, typer.Option(help="CPUs that each of them takes.")] = 1.0,
     context_length: ContextLength = None,
     guidance: Guidance = None,
-    address: SharedCluster = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster; policy and data must lie on storage that it shares."
+        ),
+    ] = None,
 ) -> None:
     """Write what a policy would do at each step of logged data, for several returns, with Ray Data.
 

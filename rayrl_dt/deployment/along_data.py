@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayrl_dt.algorithms.placement import check_placement, nodes_that_may_start
+from rayrl_dt.algorithms.placement import CPUS_REMEDY, check_room
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.data import sources
 from rayrl_dt.data.store import TrajectoryStore
@@ -33,6 +33,7 @@ __all__ = ["ACHIEVED", "Agreement", "write_actions"]
 
 Array = np.ndarray[Any, Any]
 
+_LOG = logging.getLogger(__name__)
 ACHIEVED = "achieved"
 """Asks each episode for the return that it had."""
 _EPISODES_AT_ONCE = 32
@@ -110,8 +111,7 @@ def write_actions(
     begun = not ray.is_initialized()
     start_ray(address=address)
     try:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        check_placement([{"CPU": cpus}], alive, nodes_that_may_start(), what="a worker")
+        check_room([{"CPU": cpus}], what="a worker", remedy=CPUS_REMEDY)
         given = _Given(str(Path(path).resolve()), dataset, context_length, guidance, call=uuid.uuid4().hex)
         tables = _answers(_parts(store, asked), given, workers, cpus)
         return _write(tables, spec, store, asked, file, progress)
@@ -131,7 +131,10 @@ def _asked(spec: PolicySpec, store: TrajectoryStore, targets: str) -> tuple[floa
     """Return the raw returns to ask for; None for each episode's own, or for a policy that takes none."""
     if targets == ACHIEVED or spec.model.target_rule == "predicted":
         return (None,)
-    return policy_targets(spec, targets, store.episode_returns).targets
+    found = policy_targets(spec, targets, store.episode_returns)
+    for warning in found.warnings:
+        _LOG.warning(warning)
+    return found.targets
 
 
 def _parts(store: TrajectoryStore, asked: Sequence[float | None]) -> list[dict[str, Array]]:

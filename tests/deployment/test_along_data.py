@@ -42,22 +42,25 @@ def source(policy: Path) -> str:
 
 
 @pytest.mark.ray
-def test_the_table_is_what_one_process_finds(ray_session: None, policy: Path) -> None:
+def test_the_table_is_what_one_process_finds(
+    ray_session: None, policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out, seen = policy.parent / "new" / "actions.parquet", []
     found = write_actions(
         policy,
         out,
-        targets="-3,4",
+        targets="-3,400",
         dataset=source(policy),
         workers=2,
         progress=lambda done, total: seen.append((done, total)),
     )
+    assert "target 400 lies outside the data's returns" in caplog.text
     table = pq.read_table(out)
     assert seen[-1] == (2 * EPISODES * STEPS,) * 2 and [file.name for file in out.parent.iterdir()] == [
         out.name
     ]
     store = TrajectoryStore.open(policy.parent / "data")
-    for number, (target, agreement) in enumerate(zip((-3.0, 4.0), found, strict=True)):
+    for number, (target, agreement) in enumerate(zip((-3.0, 400.0), found, strict=True)):
         along = act_along(Bundle.open(policy).model, store, np.arange(EPISODES), np.full(EPISODES, target))
         rows = table.slice(number * EPISODES * STEPS, EPISODES * STEPS).to_pydict()
         assert (rows["episode"], rows["step"]) == (along.episodes.tolist(), along.steps.tolist())
@@ -152,5 +155,5 @@ def test_data_of_another_task_and_too_little_room_are_refused(
     make_store(observation_dim=5).save(tmp_path / "other")
     with pytest.raises(UserError, match="of another task than the policy"):
         write_actions(policy, tmp_path / "a.parquet", dataset=f"store:{tmp_path / 'other'}")
-    with pytest.raises(UserError, match="a worker needs 99 CPU"):
+    with pytest.raises(UserError, match=r"a worker needs 99 CPU.*; lower --cpus, or join a larger"):
         write_actions(policy, tmp_path / "a.parquet", dataset=source(policy), cpus=99)

@@ -37,3 +37,5 @@ def test_what_fits_is_let_through() -> None:
 def test_what_never_fits_is_refused(bundles: list[dict[str, float]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_placement(bundles, NODES)
+    with pytest.raises(UserError, match=r"; take fewer$"):
+        check_placement(bundles, NODES, remedy="take fewer")
