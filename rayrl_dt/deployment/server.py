@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from rayrl_dt.envs import spaces_json
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.serving.limits import Limits
-from rayrl_dt.serving.requests import Refused, observation_of, optional_number, read_body, seed_of
+from rayrl_dt.serving.requests import Refused, observation_of, optional_number, read_body, seed_of, step_of
 from rayrl_dt.serving.sessions import Answer, Sessions, Step
 
 __all__ = ["PolicyServer"]
@@ -46,7 +46,7 @@ _ROUTES = (
     _Route("GET", "/health", "_health"),
     _Route("GET", "/policy", "_policy"),
     _Route("POST", "/sessions", "_open", ("target_return", "seed")),
-    _Route("POST", "/sessions/ID/act", "_act", ("observation", "reward")),
+    _Route("POST", "/sessions/ID/act", "_act", ("observation", "reward", "step")),
     _Route("DELETE", "/sessions/ID", "_close"),
 )
 
@@ -75,6 +75,7 @@ class PolicyServer:
             route, name = _route(request.method, request.url.path)
             body = read_body(await self._content(request), route.keys)
             status, values = await getattr(self, route.handler)(name, body)
+            return JSONResponse(values, status)
         except Refused as refused:
             wait = (
                 {"Retry-After": f"{self._sessions.seconds_to_wait():.0f}"} if refused.status == 429 else None
@@ -85,7 +86,6 @@ class PolicyServer:
         ):  # whatever a policy or an environment's space raises: one request fails, the server goes on
             _LOG.exception("%s %s", request.method, request.url.path)
             return JSONResponse({"error": "the server failed; its log says how"}, 500)
-        return JSONResponse(values, status)
 
     async def _content(self, request: Request) -> bytes:
         body = b""
@@ -128,7 +128,7 @@ class PolicyServer:
 
     async def _act(self, name: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self._sessions.find(name)
-        step = Step(name, observation_of(self._spec, body), optional_number(body, "reward"))
+        step = Step(name, observation_of(self._spec, body), optional_number(body, "reward"), step_of(body))
         answer: Answer | Refused = await self._act_together(step)
         if isinstance(answer, Refused):
             raise answer

@@ -19,9 +19,12 @@ from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.seeding import torch_generator
 from rayrl_dt.types import scalar_rewards
 
-__all__ = ["SequencePolicy", "raw_target"]
+__all__ = ["LARGEST", "SequencePolicy", "raw_target"]
 
 Array = np.ndarray[Any, Any]
+
+LARGEST = float(np.finfo(np.float32).max)
+"""What is beyond it, a policy reads as infinite."""
 
 
 class SequencePolicy:
@@ -129,7 +132,7 @@ class SequencePolicy:
                 that predicts its own returns.
 
         Raises:
-            UserError: there is no such percentile, the target is not finite, or the policy takes none.
+            UserError: there is no such percentile, the target is not finite in float32, or the policy takes none.
         """
         target = raw_target(self.spec, target_return)
         self._target = target
@@ -144,7 +147,7 @@ class SequencePolicy:
 
         Raises:
             UserError: `reset` was not called, the shape is wrong, the reward is missing, or a number is NaN or
-                infinite. The step is not taken then, and another one may be.
+                infinite in float32. The step is not taken then, and another one may be.
         """
         if self._target is None:
             raise UserError("call reset(target_return=...) before act()")
@@ -152,9 +155,10 @@ class SequencePolicy:
         if reward is None and not self._starting:
             raise UserError("act() needs the reward of the step before: policy.act(observation, reward)")
         rewards = np.zeros(1) if reward is None else scalar_rewards(reward, 1).astype(np.float64)
-        if not (np.isfinite(values).all() and np.isfinite(rewards).all()):
+        if not (np.isfinite(values).all() and (np.abs(rewards) <= LARGEST).all()):
             raise UserError(
-                "the observation or its reward is NaN or infinite, and the step was not taken; look at what returned it"
+                "the observation or its reward is NaN, infinite or beyond float32, and the step was not taken; look at "
+                "what returned it"
             )
         actions = self._actor.act(
             values[None],
@@ -175,7 +179,7 @@ def raw_target(spec: PolicySpec, target_return: float | None) -> float:
             predicts its own returns, which gets 0.
 
     Raises:
-        UserError: there is no such percentile, the target is not finite, or the policy takes none.
+        UserError: there is no such percentile, the target is not finite in float32, or the policy takes none.
     """
     if spec.model.target_rule == "predicted":
         if target_return is not None:
@@ -188,6 +192,8 @@ def raw_target(spec: PolicySpec, target_return: float | None) -> float:
             raise UserError("the policy does not know its data's returns; give target_return (raw return)")
         target_return = spec.data_returns["p95"]
     target = float(target_return)
-    if not np.isfinite(target):
-        raise UserError(f"target_return is {target}; it must be a finite number (raw return)")
+    if not abs(target) <= LARGEST:
+        raise UserError(
+            f"target_return is {target}; it must be a finite number (raw return) of at most {LARGEST:.1e} in size"
+        )
     return target

@@ -11,9 +11,10 @@ import numpy as np
 from rayrl_dt.envs.observations import as_bytes
 from rayrl_dt.errors import UserError, is_finite, one_line, suggest
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.serving.policy import LARGEST
 from rayrl_dt.types import as_array
 
-__all__ = ["Refused", "observation_of", "optional_number", "read_body", "seed_of"]
+__all__ = ["Refused", "observation_of", "optional_number", "read_body", "seed_of", "step_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -63,17 +64,19 @@ def optional_number(values: dict[str, Any], key: str) -> float | None:
     """Return a number of a body, None where it is left out or null.
 
     Raises:
-        Refused: it is no finite number.
+        Refused: it is no finite number, or beyond float32.
     """
     value = values.get(key)
     if value is None:
         return None
     try:
-        if is_finite(value):
+        if is_finite(value) and abs(value) <= LARGEST:
             return float(value)
     except OverflowError:  # whole numbers of JSON have no end
         pass
-    raise Refused(400, f"{key} is {_shown(value)}; it must be a finite number")
+    raise Refused(
+        400, f"{key} is {_shown(value)}; it must be a finite number of at most {LARGEST:.1e} in size"
+    )
 
 
 def seed_of(values: dict[str, Any]) -> int:
@@ -82,10 +85,23 @@ def seed_of(values: dict[str, Any]) -> int:
     Raises:
         Refused: it is no whole number from 0 to 2^63 - 1.
     """
-    seed = values.get("seed", 0)
-    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63:
-        return seed
-    raise Refused(400, f"seed is {_shown(seed)}; it must be a whole number from 0 to 2^63 - 1")
+    return _whole("seed", values.get("seed", 0))
+
+
+def step_of(values: dict[str, Any]) -> int | None:
+    """Return which step of its session a body is, from 0; None where it is left out or null.
+
+    Raises:
+        Refused: it is no whole number from 0 to 2^63 - 1.
+    """
+    step = values.get("step")
+    return None if step is None else _whole("step", step)
+
+
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return value
+    raise Refused(400, f"{key} is {_shown(value)}; it must be a whole number from 0 to 2^63 - 1")
 
 
 def observation_of(spec: PolicySpec, values: dict[str, Any]) -> Array:

@@ -26,27 +26,6 @@ __all__ = ["Answer", "Session", "Sessions", "Step"]
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(eq=False)
-class Session:
-    """An episode of a client.
-
-    Attributes:
-        name: what the client calls it by; nobody guesses it.
-        slot: its row in the actor.
-        target: raw return that is asked for; None of a policy that predicts its own.
-        draw: generator of its actions; None for the policy's mode.
-        used: when it was used last, in seconds of the clock.
-        steps: actions so far.
-    """
-
-    name: str
-    slot: int
-    target: float | None
-    draw: torch.Generator | None
-    used: float
-    steps: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """What a session asks: the action for an observation.
@@ -55,11 +34,13 @@ class Step:
         name: of the session.
         observation: `(*obs)` as the policy reads it.
         reward: raw, of the step before; None for the first observation.
+        number: of the step in its session, from 0, as the client counts; None if it does not.
     """
 
     name: str
     observation: Array
     reward: float | None
+    number: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +56,46 @@ class Answer:
     action: Any
     return_to_go: float
     step: int
+
+
+@dataclass(eq=False)
+class Session:
+    """An episode of a client.
+
+    Attributes:
+        name: what the client calls it by; nobody guesses it.
+        slot: its row in the actor.
+        target: raw return that is asked for; None of a policy that predicts its own.
+        draw: generator of its actions; None for the policy's mode.
+        used: when it was used last, in seconds of the clock.
+        steps: actions so far.
+        last: the answer to the newest step, for a client that did not get it; None before the first.
+    """
+
+    name: str
+    slot: int
+    target: float | None
+    draw: torch.Generator | None
+    used: float
+    steps: int = 0
+    last: Answer | None = None
+
+    def had(self, step: Step) -> Answer | None:
+        """Return the answer that a step got already; None for one that goes on.
+
+        Raises:
+            Refused: it is neither the newest step nor the one after it, or has no reward.
+        """
+        if step.number is not None and step.number != self.steps:
+            if self.last is not None and step.number == self.last.step:
+                return self.last
+            raise Refused(
+                409,
+                f"step is {step.number}, and the session is at {self.steps}; send that one, or the one before",
+            )
+        if step.reward is None and self.steps > 0:
+            raise Refused(400, "the body has no reward; send that of the step before, too")
+        return None
 
 
 class Sessions:
@@ -176,23 +197,35 @@ class Sessions:
         return session
 
     def act(self, asked: Sequence[Step]) -> list[Answer | Refused]:
-        """Return an answer for each step, or why there is none; a step that is refused changes nothing."""
+        """Return an answer for each step, or why there is none; a step that is refused changes nothing.
+
+        One that says its number and is sent again gets the answer that it had, and its session does not move.
+        """
         answers: dict[int, Answer | Refused] = {}
         going: dict[str, tuple[int, Session]] = {}
+        again: dict[int, int] = {}
         for number, step in enumerate(asked):
             try:
                 session = self.find(step.name)
                 if step.name in going:
-                    raise Refused(409, "another step of this session is being answered; wait for its action")
-                if step.reward is None and session.steps > 0:
-                    raise Refused(400, "the body has no reward; send that of the step before, too")
-                going[step.name] = number, session
+                    first, _ = going[step.name]
+                    if step.number is None or step.number != asked[first].number:
+                        raise Refused(
+                            409, "another step of this session is being answered; wait for its action"
+                        )
+                    again[number] = first
+                elif (last := session.had(step)) is None:
+                    going[step.name] = number, session
+                else:
+                    answers[number] = last
+                self._use(session)
             except Refused as refused:
                 answers[number] = refused
         if going:
             numbers = [number for number, _ in going.values()]
             sessions = [session for _, session in going.values()]
             answers.update(zip(numbers, self._act([asked[n] for n in numbers], sessions), strict=True))
+        answers.update({number: answers[first] for number, first in again.items()})
         return [answers[number] for number in range(len(asked))]
 
     def _act(self, asked: Sequence[Step], sessions: Sequence[Session]) -> list[Answer | Refused]:
@@ -209,15 +242,14 @@ class Sessions:
         head, layout = self.spec.head, self.spec.action_layout
         answers: list[Answer | Refused] = []
         for row, session in enumerate(sessions):
-            self._use(session)
             if not finite[row]:
-                answers.append(
-                    Refused(400, "observation: the policy's outputs for it are not finite; send another")
+                reason = (
+                    "the policy's outputs for this observation, reward and target are not finite; send others"
                 )
+                answers.append(Refused(400, reason))
                 continue
-            answers.append(
-                Answer(layout.restore(head.single(actions[row])), float(to_go[row]), session.steps)
-            )
+            session.last = Answer(layout.restore(head.single(actions[row])), float(to_go[row]), session.steps)
+            answers.append(session.last)
             session.steps += 1
             self.actions += 1
         return answers

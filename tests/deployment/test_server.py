@@ -120,6 +120,7 @@ def test_200_sessions_at_once_get_their_own_actions(url: str, policy: Path) -> N
         ("POST", "/sessions", b'{"target": 3}', 400, "Did you mean 'target_return'"),
         ("POST", "/sessions", b'{"target_return": "all"}', 400, "must be a finite number"),
         ("POST", "/sessions", b'{"target_return": 1e999}', 400, "must be a finite number"),
+        ("POST", "/sessions", b'{"target_return": 1e300}', 400, "target_return is 1e+300"),
         ("POST", "/sessions", b'{"seed": -1}', 400, "seed is -1"),
         ("POST", "/sessions", b" " * 100_000, 413, "65536 bytes"),
         ("POST", "/sessions/nobody/act", b'{"observation": [0, 0, 0]}', 404, "no such session"),
@@ -129,6 +130,15 @@ def test_200_sessions_at_once_get_their_own_actions(url: str, policy: Path) -> N
         ("POST", "/sessions/ID/act", b'{"observation": [0, 0, "__import__(\'os\')"]}', 400, "not numbers"),
         ("POST", "/sessions/ID/act", b'{"observation": [0, 0, NaN]}', 400, "no number of JSON"),
         ("POST", "/sessions/ID/act", b'{"observation": [0, 0, 1e39]}', 400, "beyond float32"),
+        (
+            "POST",
+            "/sessions/ID/act",
+            b'{"observation": [0, 0, 0], "reward": -1e308}',
+            400,
+            "reward is -1e+308",
+        ),
+        ("POST", "/sessions/ID/act", b'{"observation": [0, 0, 0], "step": -1}', 400, "step is -1"),
+        ("POST", "/sessions/ID/act", b'{"observation": [0, 0, 0], "step": 2}', 409, "the session is at 0"),
         ("POST", "/sessions/ID/act", b"\x80\x04\x95pickle", 400, "not JSON"),
     ],
 )
@@ -148,16 +158,14 @@ def test_wrong_input_is_answered_with_the_reason(
 def test_one_session_asking_twice_at_once_goes_one_step(url: str) -> None:
     name = opened(url)["session"]
 
-    def ask(_: int) -> requests.Response:
-        body = {"observation": [0, 0, 0], "reward": 0}
-        return requests.post(f"{url}/sessions/{name}/act", json=body, timeout=60)
+    def ask(_: int) -> str:
+        body = {"observation": [0, 0, 0], "step": 0}
+        return requests.post(f"{url}/sessions/{name}/act", json=body, timeout=60).text
 
     with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(ask, range(24)))
-    steps = [reply.json()["step"] for reply in replies if reply.status_code == 200]
-    refused = {reply.status_code for reply in replies} - {200}
-    assert sorted(steps) == list(range(len(steps))) and refused <= {409}
-    assert requests.delete(f"{url}/sessions/{name}", timeout=60).json()["steps"] == len(steps)
+        (reply,) = set(pool.map(ask, range(24)))
+    assert '"step":0' in reply
+    assert requests.delete(f"{url}/sessions/{name}", timeout=60).json()["steps"] == 1
 
 
 @pytest.mark.ray

@@ -142,7 +142,7 @@ def test_misuse_is_explained(model: SequenceModel) -> None:
     policy = SequencePolicy(model)
     with pytest.raises(UserError, match=r"call reset\(target_return=...\) before act"):
         policy.act(np.zeros(3))
-    for bad in (float("nan"), float("inf")):
+    for bad in (float("nan"), float("inf"), 1e39):
         with pytest.raises(UserError, match="must be a finite number"):
             policy.reset(bad)
     with pytest.raises(UserError, match="reset"):
@@ -162,7 +162,7 @@ def test_a_step_that_holds_nan_is_not_taken(model: SequenceModel) -> None:
     for policy in (one, other):
         policy.reset(1.0)
         policy.act([0.0, 1.0, 2.0])
-    for observation, reward in (([0.0, np.nan, 0.0], 0.5), (np.zeros(3), np.inf)):
+    for observation, reward in (([0.0, np.nan, 0.0], 0.5), (np.zeros(3), np.inf), (np.zeros(3), -1e39)):
         with pytest.raises(UserError, match="the step was not taken"):
             one.act(observation, reward)
     np.testing.assert_array_equal(one.act(np.zeros(3), 0.5), other.act(np.zeros(3), 0.5))

@@ -16,7 +16,7 @@ from rayrl_dt.data.own import store_of_episodes
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
-from rayrl_dt.serving.requests import Refused, observation_of, optional_number, read_body, seed_of
+from rayrl_dt.serving.requests import Refused, observation_of, optional_number, read_body, seed_of, step_of
 from rayrl_dt.types import RawEpisode
 
 
@@ -49,7 +49,7 @@ def test_an_empty_body_is_an_empty_object() -> None:
     assert read_body(b" \n", ()) == {} and read_body(b'{"a": null}', ("a",)) == {"a": None}
 
 
-@pytest.mark.parametrize("value", ["3", True, [1], {}, 10**400, float("inf")])
+@pytest.mark.parametrize("value", ["3", True, [1], {}, 10**400, float("inf"), -1e300, 4 * 10**38])
 def test_a_number_is_finite(value: Any) -> None:
     with pytest.raises(Refused, match=r"reward is .*; it must be a finite number"):
         optional_number({"reward": value}, "reward")
@@ -65,6 +65,12 @@ def test_a_seed_is_a_whole_number(value: Any) -> None:
     with pytest.raises(Refused, match="seed is"):
         seed_of({"seed": value})
     assert seed_of({}) == 0 and seed_of({"seed": 5}) == 5
+
+
+def test_a_step_is_a_whole_number_or_left_out() -> None:
+    with pytest.raises(Refused, match="step is -1; it must be a whole number from 0"):
+        step_of({"step": -1})
+    assert step_of({}) is None and step_of({"step": None}) is None and step_of({"step": 0}) == 0
 
 
 @pytest.mark.parametrize(

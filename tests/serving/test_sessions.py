@@ -35,8 +35,8 @@ def model(make_store: MakeStore) -> SequenceModel:
     return build_model(make_store())
 
 
-def step(name: str, reward: float | None = None, value: float = 0.0) -> Step:
-    return Step(name, np.full(3, value, np.float32), reward)
+def step(name: str, reward: float | None = None, value: float = 0.0, *, number: int | None = None) -> Step:
+    return Step(name, np.full(3, value, np.float32), reward, number)
 
 
 def answered(found: list[Answer | Refused]) -> list[Answer]:
@@ -84,7 +84,7 @@ def test_the_return_to_go_falls_by_the_rewards(model: SequenceModel) -> None:
 def test_targets_are_those_of_a_policy(model: SequenceModel, make_store: MakeStore) -> None:
     sessions = Sessions(model)
     assert sessions.open().target == model.spec.data_returns["p95"]
-    for bad in (float("nan"), float("inf")):
+    for bad in (float("nan"), float("inf"), -1e300):
         with pytest.raises(Refused, match="finite number") as refused:
             sessions.open(bad)
         assert refused.value.status == 400
@@ -117,6 +117,38 @@ def test_what_is_refused_changes_nothing(model: SequenceModel) -> None:
             (refused,) = dirty.act([step(other)])
             assert isinstance(refused, Refused) and "no reward" in str(refused)
     assert dirty.close(neighbor).steps == 0
+
+
+def test_a_step_that_is_sent_again_gets_the_answer_that_it_had(model: SequenceModel) -> None:
+    once, twice = Sessions(model), Sessions(model)
+    one, other = once.open(5.0).name, twice.open(5.0).name
+    for number in range(4):
+        reward = None if number == 0 else 1.0
+        (wanted,) = answered(once.act([step(one, reward, number)]))
+        together = answered(twice.act([step(other, reward, number, number=number)] * 2))
+        (later,) = answered(twice.act([step(other, number=number)]))
+        for found in (*together, later):
+            np.testing.assert_allclose(found.action, wanted.action, rtol=1e-5, atol=1e-6)
+            assert (found.return_to_go, found.step) == (wanted.return_to_go, number)
+    found = twice.act([step(other, 1.0, number=number) for number in (2, 5, 4, 3)])
+    assert [answer.status if isinstance(answer, Refused) else answer.step for answer in found] == [
+        409,
+        409,
+        4,
+        409,
+    ]
+    assert str(found[1]) == "step is 5, and the session is at 4; send that one, or the one before"
+    assert twice.close(other).steps == 5 and twice.actions == 5
+
+
+def test_a_step_that_is_sent_again_keeps_its_session_open(model: SequenceModel) -> None:
+    clock = Clock()
+    sessions = Sessions(model, limits=Limits(idle_seconds=60), clock=clock)
+    name = sessions.open(5.0).name
+    for _ in range(3):
+        answered(sessions.act([step(name, number=0)]))
+        clock.now += 50
+    assert sessions.find(name).steps == 1
 
 
 def test_idle_sessions_end_the_oldest_first_and_make_room(model: SequenceModel) -> None:
