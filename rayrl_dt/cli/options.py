@@ -18,7 +18,6 @@ __all__ = [
     "Overrides",
     "Policy",
     "Resume",
-    "SharedCluster",
     "TrustCheckpoint",
     "TrustEnvironment",
     "chosen_data",
@@ -75,10 +74,6 @@ ContextLength = Annotated[
 ]
 Guidance = Annotated[
     float | None, typer.Option(help="How strongly the return is followed; as in training by default.")
-]
-SharedCluster = Annotated[
-    str | None,
-    typer.Option(help="Address of a running Ray cluster; the policy must lie on storage that it shares."),
 ]
 
 

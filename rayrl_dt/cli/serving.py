@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import console, finish
-from rayrl_dt.cli.options import ContextLength, Guidance, Policy, SharedCluster
+from rayrl_dt.cli.options import ContextLength, Guidance, Policy
 
 __all__ = ["serve"]
 
@@ -35,7 +35,7 @@ def serve(
     ] = None,
     guidance: Guidance = None,
     cpus: Annotated[float, typer.Option(help="CPUs that the policy may use.")] = 1.0,
-    address: SharedCluster = None,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster to serve on.")] = None,
 ) -> None:
     """Serve a policy over HTTP with Ray Serve: sessions with a target each, answered in batches. Ctrl-C ends it.
 
@@ -48,12 +48,21 @@ def serve(
     from rayrl_dt.serving.limits import Limits
 
     limits = Limits(sessions=sessions, idle_seconds=idle_seconds, batch=batch, wait_ms=wait_ms)
-    acting = {"context_length": context_length, "action_selection": action_selection, "guidance": guidance}
     stop = threading.Event()
     with (
         on_interrupt(stop.set),
         console.status("starting...") as status,
-        serving(run, host=host, port=port, limits=limits, address=address, cpus=cpus, **acting) as url,
+        serving(
+            run,
+            host=host,
+            port=port,
+            limits=limits,
+            address=address,
+            cpus=cpus,
+            context_length=context_length,
+            action_selection=action_selection,
+            guidance=guidance,
+        ) as url,
     ):
         status.stop()
         finish("serving:", url, then=f"curl {url}/health")

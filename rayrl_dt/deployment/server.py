@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from rayrl_dt.envs import spaces_json
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.serving.limits import Limits
 from rayrl_dt.serving.requests import Refused, observation_of, optional_number, read_body, seed_of, step_of
 from rayrl_dt.serving.sessions import Answer, Sessions, Step
@@ -55,15 +57,16 @@ class PolicyServer:
     """Serves one policy.
 
     Args:
-        path: of a run, checkpoint or bundle, as this process sees it.
+        bundle: reference to the `Bundle`, its networks loaded: what lies in its folder may be another by now.
+        spec: how the policy acts.
         limits: of sessions and batches.
-        acting: arguments of `PolicySpec.acting`.
     """
 
-    def __init__(self, path: str, limits: Limits, acting: dict[str, Any]) -> None:
-        bundle = Bundle.open(path)
-        self._spec = bundle.spec.acting(**acting)
-        self._sessions = Sessions(bundle.model, self._spec, limits=limits)
+    def __init__(self, bundle: ray.ObjectRef, spec: PolicySpec, limits: Limits) -> None:
+        found: Bundle = ray.get(bundle)
+        self._spec = spec
+        self._gradient_steps = found.gradient_steps
+        self._sessions = Sessions(found.model, spec, limits=limits)
         size = int(np.prod(self._spec.observation_space.shape or (1,)))
         self._largest = max(_SMALLEST_LIMIT, 2 * _BYTES_A_NUMBER * size)
         self._act_together.set_max_batch_size(limits.batch)
@@ -112,6 +115,7 @@ class PolicyServer:
         return 200, {
             "environment": None if spec.env is None else spec.env.id,
             "backbone": spec.model.backbone,
+            "gradient_steps": self._gradient_steps,
             "context_length": spec.acts_on,
             "observation_space": spaces_json.to_json(spec.recorded_space or spec.observation_space),
             "action_space": spaces_json.to_json(spec.recorded_actions or spec.action_space),

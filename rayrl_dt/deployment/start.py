@@ -9,12 +9,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from rayrl_dt.algorithms.placement import CPUS_REMEDY, check_room
 from rayrl_dt.algorithms.session import address_of, start_ray
-from rayrl_dt.errors import UserError, one_line, whole
+from rayrl_dt.errors import UserError, number, one_line, whole
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.serving.limits import Limits
 
 __all__ = ["serving"]
@@ -36,32 +37,38 @@ def serving(
     limits: Limits | None = None,
     address: str | None = None,
     cpus: float = 1,
-    **acting: Any,
+    context_length: int | None = None,
+    action_selection: str | None = None,
+    guidance: float | None = None,
 ) -> Iterator[str]:
     """Serve a policy over HTTP for as long as the block runs.
 
     Args:
-        path: of a run, checkpoint or bundle; on storage that the nodes of a cluster share.
+        path: of a run, checkpoint or bundle, which is read once: a later one there is not served.
         host: address to listen on.
         port: to listen on; 0 for one that is free.
         limits: of sessions and batches.
         address: of a Ray cluster; None for a Ray of its own, or the one that this process has joined.
         cpus: that the server may use.
-        acting: context_length, action_selection, guidance: as for `SequencePolicy`.
+        context_length: as for `SequencePolicy`.
+        action_selection: as for `SequencePolicy`.
+        guidance: as for `SequencePolicy`.
 
     Yields:
         Where it answers, as in "http://127.0.0.1:8000".
 
     Raises:
         UserError: the extra is not installed, there is no policy at `path`, it cannot act so, the port is taken, or Ray
-            does not start.
+            does not start or has no room.
     """
     if any(importlib.util.find_spec(name) is None for name in _NEEDED):
         raise UserError("serving needs the extra: pip install 'rayrl_dt[serve]'")
     bundle = Bundle.open(path)
     bundle.model  # noqa: B018 (weights that do not fit are told here, and not by an actor)
-    ways = {name: acting.get(name) for name in ("context_length", "action_selection", "guidance")}
-    bundle.spec.acting(**ways)
+    spec = bundle.spec.acting(
+        context_length=context_length, action_selection=action_selection, guidance=guidance
+    )
+    cpus = number("--cpus", cpus, above=0.0)
     port = _free_port(host, whole("--port", port, most=65_535))
     import ray
 
@@ -69,24 +76,16 @@ def serving(
     own = begun and address_of(address) == "local"
     start_ray(address=address)
     from ray import serve
-    from ray.serve.config import HTTPOptions
-
-    from rayrl_dt.deployment.server import PolicyServer
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         _check_alone()
-        serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_LOG)
-        deployment = serve.deployment(
-            PolicyServer,
-            logging_config=_LOG,
-            max_ongoing_requests=_ONGOING,
-            ray_actor_options={"num_cpus": cpus},
-        )
-        bound = deployment.bind(str(Path(path).resolve()), limits or Limits(), ways)
+        check_room([{"CPU": cpus}], what="the server", remedy=CPUS_REMEDY)
         try:
-            _run(bound, f"see that Ray has {cpus:g} CPUs free, and that its nodes can read {path}")
-            yield f"http://{host}:{port}"
+            # A server that dies is started again with what was checked here, whatever lies at the path by then.
+            held = ray.put(bundle)
+            _start(held, spec, limits or Limits(), host=host, port=port, cpus=cpus)
+            yield _url(host, port)
         finally:
             if not own:  # one of our own ends with all that runs in it
                 serve.shutdown()
@@ -95,13 +94,33 @@ def serving(
             ray.shutdown()
 
 
-def _run(bound: Any, remedy: str) -> None:
+def _start(held: Any, spec: PolicySpec, limits: Limits, *, host: str, port: int, cpus: float) -> None:
+    """Start Ray Serve with one server in it, and wait until it answers."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.config import HTTPOptions
 
+    from rayrl_dt.deployment.server import PolicyServer
+
+    deployment = serve.deployment(
+        PolicyServer,
+        logging_config=_LOG,
+        max_ongoing_requests=_ONGOING,
+        ray_actor_options={"num_cpus": cpus},
+    )
     try:
-        serve.run(bound, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise UserError(f"the server did not start ({one_line(error)}); {remedy}") from error
+        serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_LOG)
+        serve.run(deployment.bind(held, spec, limits), name=APPLICATION, route_prefix="/")
+    except (RuntimeError, TimeoutError, RayError) as error:
+        cause = getattr(error, "cause", None) or error
+        raise UserError(
+            f"the server did not start ({one_line(cause)}); see that Ray has {cpus:g} CPUs free, that its nodes have "
+            f"this package, and that port {port} is free on them"
+        ) from error
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _check_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,24 +18,31 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 import requests
 from builders import build_model, store_for
 
 from rayrl_dt.cli import main
+from rayrl_dt.deployment import start
 from rayrl_dt.deployment.start import serving
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import save_bundle
+from rayrl_dt.interop.bundle import Bundle, save_bundle
 from rayrl_dt.serving.limits import Limits
 from rayrl_dt.serving.policy import SequencePolicy
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
+from ray import serve
+from starlette.requests import Request
+
+from rayrl_dt.deployment.server import PolicyServer
+
 MOST = 210
 
 
 def policy_in(folder: Path) -> Path:
     """An untrained policy for Pendulum-v1."""
     model = build_model(store_for(gym.make("Pendulum-v1")), return_scale=1000.0)
-    return save_bundle(model.spec, model.state_dict(), folder)
+    return save_bundle(model.spec, model.state_dict(), folder, gradient_steps=7)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +51,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(ray_session: None, policy: Path) -> Iterator[str]:
-    with serving(policy, port=0, limits=Limits(sessions=MOST)) as found:
-        yield found
+def url(ray_session: None, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose bundle is gone when it starts: it acts with what was checked, whatever lies there by then."""
+    folder = shutil.copytree(policy, tmp_path_factory.mktemp("checked") / "policy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "start_ray", lambda **_: shutil.rmtree(folder, ignore_errors=True))
+        with serving(folder, port=0, limits=Limits(sessions=MOST)) as found:
+            yield found
 
 
 def opened(url: str, **body: Any) -> dict[str, Any]:
@@ -184,7 +196,7 @@ def test_health_and_policy_say_what_is_served(url: str) -> None:
     health = requests.get(f"{url}/health", timeout=60).json()
     assert health["status"] == "ok" and health["most_sessions"] == MOST and health["actions"] >= 0
     found = requests.get(f"{url}/policy", timeout=60).json()
-    assert found["backbone"] == "dt" and found["context_length"] == 6
+    assert found["backbone"] == "dt" and found["context_length"] == 6 and found["gradient_steps"] == 7
     assert found["observation_space"]["shape"] == [3] and found["data_returns"].keys() >= {"p95", "max"}
 
 
@@ -195,6 +207,59 @@ def test_a_second_server_on_the_same_ray_is_refused(url: str, policy: Path) -> N
     assert requests.get(f"{url}/health", timeout=60).status_code == 200
 
 
+@pytest.mark.ray
+def test_what_ray_has_no_room_for_is_refused(url: str, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_check_alone", lambda: None)
+    refused = pytest.raises(UserError, match=r"the server needs 99 CPU on one node.*; lower --cpus, or join")
+    with refused, serving(policy, port=0, cpus=99):
+        pass
+    assert requests.get(f"{url}/health", timeout=60).status_code == 200  # what runs there is somebody else's
+
+
+@pytest.mark.ray
+def test_a_start_that_fails_is_one_line_and_leaves_nothing_running(
+    ray_session: None, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(**_: Any) -> None:
+        raise RuntimeError("Failed to bind to address '127.0.0.1:1'.\nand more")
+
+    ended = []
+    monkeypatch.setattr(start, "_check_alone", lambda: None)
+    monkeypatch.setattr(serve, "start", failing)
+    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    refused = pytest.raises(
+        UserError, match=r"^the server did not start \(Failed to bind.*'\.\); see that Ray"
+    )
+    with refused, serving(policy, port=0):
+        pass
+    assert ended
+
+
+@pytest.mark.ray
+def test_an_answer_that_is_no_json_is_answered_in_json(
+    ray_session: None, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def infinite(*_: Any) -> tuple[int, dict[str, float]]:
+        return 200, {"actions": float("inf")}
+
+    async def nothing() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    bundle = Bundle.open(policy)
+    bundle.model  # noqa: B018 (what is put holds its weights)
+    server = PolicyServer(ray.put(bundle), bundle.spec, Limits(sessions=1))
+    monkeypatch.setattr(server, "_health", infinite)
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""}
+    reply = asyncio.run(server(Request(scope, nothing)))
+    assert reply.status_code == 500 and b"the server failed; its log says how" in reply.body
+
+
+def test_a_url_has_ipv6_in_brackets_and_a_misspelled_setting_is_refused(policy: Path) -> None:
+    assert (start._url("::1", 80), start._url("127.0.0.1", 80)) == ("http://[::1]:80", "http://127.0.0.1:80")
+    with pytest.raises(TypeError, match="guidence"):
+        serving(policy, guidence=2.0)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -203,6 +268,8 @@ def test_a_second_server_on_the_same_ray_is_refused(url: str, policy: Path) -> N
         (["{policy}", "--host", "203.0.113.9"], "cannot listen on 203.0.113.9"),
         (["{policy}", "--sessions", "0"], "serve.sessions is 0"),
         (["{policy}", "--context-length", "9"], "from 1 to 6"),
+        (["{policy}", "--cpus", "-1"], "--cpus is -1.0; it must be a finite number above 0"),
+        (["{policy}", "--cpus", "nan"], "--cpus is nan; it must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(
