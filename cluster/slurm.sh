@@ -66,17 +66,30 @@ RAY_AUTH_TOKEN_PATH=$(dirname "$out")/.ray-token-$SLURM_JOB_ID
 finished=$(dirname "$out")/.finished-$SLURM_JOB_ID
 trap 'rm -f "$finished" "$RAY_AUTH_TOKEN_PATH"' EXIT
 
-# Without a number of CPUs a task gets one of them, however many Ray is told of.
+# On each node. Slurm signals what it has started, and none of the processes of that: `ray symmetric-run` would die of
+# SIGTERM at once, and rayrl-dt never hear of it. So this shell hands it on, where rayrl-dt is, and waits for its checkpoint.
+on_node() {
+  trap 'kill -TERM "$(cat "$RAY_TMPDIR.pid")"' TERM
+  trap 'rm -f "$RAY_TMPDIR.pid"' EXIT
+  ray symmetric-run "$@" &
+  while true; do
+    wait $! && status=0 || status=$?
+    kill -0 $! || return "$status" # else it was the signal that ended the waiting
+  done 2> /dev/null
+}
+
+# Without a number of CPUs a task gets one of them, however many Ray is told of. On the head run.sh becomes rayrl-dt, with
+# the same number.
 # shellcheck disable=SC2016  # the inner shell expands its own arguments
 srun --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="${SLURM_CPUS_ON_NODE:?}" --kill-on-bad-exit=1 \
-  ray symmetric-run \
+  bash -c "$(declare -f on_node); on_node \"\$@\"" slurm.sh \
   --address "$head_ip:$port" \
   --min-nodes "$nodes" \
   --num-cpus="${SLURM_CPUS_ON_NODE:?}" \
   --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
   --disable-usage-stats \
   -- \
-  bash -c 'export RAY_ADDRESS=$1; finished=$2; shift 2; bash cluster/run.sh "$@" && touch "$finished"' \
+  bash -c 'export RAY_ADDRESS=$1; (echo "$BASHPID" > "$RAY_TMPDIR.pid"; exec bash cluster/run.sh "${@:3}") && touch "$2"' \
   run.sh "$head_ip:$port" "$finished" "$@"
 
 [[ -e $finished ]] || fail "the command did not finish; read the log above, then submit the same line again"

@@ -315,7 +315,10 @@ def test_all_nodes_get_the_same_version_of_the_package() -> None:
 _STUBS = {
     "scontrol": "echo node-0; echo node-1",
     "srun": '[[ "$*" == *--cpus-per-task=16* || "$*" == *hostname* ]] || exit 5\n'
-    'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "while [[ $1 == --* ]]; do shift; done\n"
+    '[[ -n ${SIGNAL_WHEN:-} && $1 != hostname ]] || exec "$@"\n'
+    # As Slurm before the end of the time: what it has started, and none of its processes.
+    '"$@" & until [[ -e $SIGNAL_WHEN ]]; do sleep 0.05; done; kill -TERM $!; wait $!',
     "hostname": "echo ${ADDRESS-192.0.2.7} 172.17.0.1",
 }
 
@@ -399,3 +402,25 @@ def test_slurm_does_not_call_a_failure_a_success(
 ) -> None:
     done = slurm("tune", "smoke.yaml", str(tmp_path / "out"), ray=ray, command=command, **environment)
     assert done.returncode != 0 and message in done.stderr
+
+
+_SAVES = """
+[[ $1 != doctor ]] || exit 0
+trap 'sleep 0.3; echo saved >> "$RECORD"; exit 1' TERM
+touch "$SIGNAL_WHEN"
+for _ in {1..30}; do sleep 0.1; done
+"""
+
+
+def test_slurms_signal_reaches_the_run_which_saves(slurm: Any, tmp_path: Path) -> None:
+    arguments = ("tune", "smoke.yaml", str(tmp_path / "out"))
+    done = slurm(*arguments, ray=_RUNS, command=_SAVES, SIGNAL_WHEN=str(tmp_path / "up"))
+    assert done.returncode != 0
+    assert (tmp_path / "record").read_text().splitlines()[-1] == "saved"
+    assert not Path("/tmp/ray-123456.pid").exists()
+
+
+def test_slurms_signal_leaves_nodes_without_the_run_alone(slurm: Any, tmp_path: Path) -> None:
+    elsewhere = 'echo up > "$SIGNAL_WHEN"; sleep 0.3; echo goes on >> "$RECORD"'
+    slurm("tune", "x.yaml", str(tmp_path / "out"), ray=elsewhere, SIGNAL_WHEN=str(tmp_path / "up"))
+    assert (tmp_path / "record").read_text() == "goes on\n"
