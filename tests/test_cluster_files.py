@@ -100,6 +100,10 @@ def closed(required: str, **properties: Any) -> dict[str, Any]:
     }
 
 
+_ENV = {
+    "type": "array",
+    "items": closed("name value", name={"type": "string"}, value={"type": "string"}),
+}
 _AMOUNTS = {"type": "object", "additionalProperties": _QUANTITY}
 _MOUNTS = {
     "type": "array",
@@ -115,10 +119,7 @@ _POD = closed(
             "name image resources",
             name=_NAME,
             image={"type": "string"},
-            env={
-                "type": "array",
-                "items": closed("name value", name={"type": "string"}, value={"type": "string"}),
-            },
+            env=_ENV,
             resources=closed("requests limits", requests=_AMOUNTS, limits=_AMOUNTS),
             ports={
                 "type": "array",
@@ -166,6 +167,8 @@ _RAY_JOB = closed(
         rayClusterSpec=closed(
             "rayVersion headGroupSpec",
             rayVersion={"type": "string"},
+            enableInTreeAutoscaling={"type": "boolean"},
+            autoscalerOptions=closed("", env=_ENV),
             headGroupSpec=closed("rayStartParams template", rayStartParams=_STRINGS, template=_TEMPLATE),
             workerGroupSpecs={
                 "type": "array",
@@ -239,6 +242,8 @@ def test_the_ray_job_has_the_fields_of_its_definition() -> None:
     spec = job["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
     cluster = spec["rayClusterSpec"]
+    scales = any(group["minReplicas"] < group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+    assert cluster.get("enableInTreeAutoscaling", False) == scales, "nobody else starts workers"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
         assert {volume["name"] for volume in pod["volumes"]} == {"shared", "shm"}

@@ -34,6 +34,7 @@ CPUS_REMEDY = "lower --cpus, or join a larger cluster (--address or RAY_ADDRESS)
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """What Ray's cluster launcher leaves on a head node."""
 _KUBERAY = "KUBERAY_GEN_RAY_START_CMD"
+"""How KubeRay has started the Ray of this pod."""
 _ANY_NUMBER = 10_000
 Resources = Mapping[str, float]
 
@@ -97,7 +98,12 @@ def nodes_that_may_start() -> list[Resources] | None:
             if not kind.get("resources"):
                 return None  # what the cloud's machine has
             found += [kind["resources"]] * int(kind.get("max_workers", 0))
-    return None if not found and os.environ.get(_KUBERAY) else found
+    return None if not found and _kuberay_may_scale(os.environ.get(_KUBERAY, "").split()) else found
+
+
+def _kuberay_may_scale(command: Sequence[str]) -> bool:
+    """Return whether KubeRay's autoscaler may run: a head beside it starts no monitor, and a worker's command is silent."""
+    return bool(command) and ("--head" not in command or "--no-monitor" in command)
 
 
 def check_placement(

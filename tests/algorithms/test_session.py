@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from rayrl_dt import DTConfig, OnlineDTConfig, UserError
+from rayrl_dt.algorithms import placement
 from rayrl_dt.algorithms.placement import nodes_that_may_start, requested
 from rayrl_dt.algorithms.session import join_ray, start_ray
 
@@ -81,6 +83,24 @@ def test_a_local_ray_listens_to_this_machine_alone() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "'NodeManagerAddress': '127.0.0.1'" in ended.stdout, ended.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("ray start --head  --block  --num-cpus=0", []),
+        ("ray start --head  --no-monitor  --num-cpus=0", None),
+        # A worker's is the same with and without an autoscaler.
+        ("ray start  --address=head:6379  --block", None),
+    ],
+)
+def test_kuberay_starts_nodes_where_it_has_its_autoscaler(
+    monkeypatch: pytest.MonkeyPatch, command: str, found: list[Any] | None
+) -> None:
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", command)
+    monkeypatch.setattr(placement, "autoscaled_groups", lambda: ())
+    monkeypatch.setattr(placement, "_BOOTSTRAP", Path("nowhere"))
+    assert nodes_that_may_start() == found
 
 
 def test_what_a_config_asks_for_is_added_up() -> None:
