@@ -275,7 +275,7 @@ def finetune(
       rayrl-dt finetune runs/hopper-radt --set online.alpha=1.0 --set env_runners.num_env_runners=4
       rayrl-dt finetune runs/hopper-dt --resume
     """
-    from rayrl_dt.interop.run_files import find_run
+    from rayrl_dt.interop.run_files import START_COPY, find_run
     from rayrl_dt.runs.config_files import apply_overrides
 
     source = find_run(run) or run
@@ -286,12 +286,11 @@ def finetune(
     if env_steps is not None:
         changes.append(f"online.env_steps={env_steps}")
     if resume:
-        if config is not None:
-            raise UserError(
-                f"--config {config} is for a new run: the one in {folder} keeps the settings that it started with; "
-                "leave it out, and change single ones with --set"
-            )
         values = _settings_of_run(folder, {"algorithm": "OnlineDT"}, changes, seed)
+        kept = folder / START_COPY  # what the file leaves open is as in the run itself
+        if config is not None and kept.exists():
+            of_file = apply_overrides(_finetune_settings(kept, config), changes)
+            _tell_of_other_settings(folder, values, of_file, config)
     else:
         values = apply_overrides(_finetune_settings(run, config), [f"debugging.seed={seed or 0}", *changes])
     _run(

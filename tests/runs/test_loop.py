@@ -524,7 +524,7 @@ def test_a_stopped_command_says_so_by_its_status(
 
 
 def test_finetune_goes_on_from_a_run_and_resumes(
-    ray_session: None, pendulum_data: str, tmp_path: Path
+    ray_session: None, pendulum_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finetune = command.finetune
     offline = {**values(pendulum_data), "evaluation": {"target_returns": "-900", "episodes_per_target": 1}}
@@ -536,7 +536,9 @@ def test_finetune_goes_on_from_a_run_and_resumes(
         "online.env_steps_per_iteration=200",
     ]
     small += ["evaluation.target_returns=-900", "evaluation.episodes_per_target=1"]
-    settings: dict[str, Any] = {"config": None, "out": None}
+    file = tmp_path / "online.yaml"
+    file.write_text("algorithm: OnlineDT\nrl_module: {model_config: {embed_dim: 8}}")
+    settings: dict[str, Any] = {"config": file, "out": None}
     newest = source / "checkpoints" / "000000012"
     finetune(newest, overrides=small, env_steps=200, resume=False, seed=3, **settings)
     folder = tmp_path / "dt-online"
@@ -563,13 +565,17 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     }
     with pytest.raises(UserError, match=r"--seed is 4, and the run in .* started with 3"):
         finetune(source, **again, seed=4)
-    with pytest.raises(UserError, match=r"--config x.yaml is for a new run.*--set"):
-        finetune(source, **{**again, "config": Path("x.yaml")})
     with pytest.raises(UserError, match=r"--set online.start_from is for a new run: .* keeps a copy"):
         finetune(source, **{**again, "overrides": ["online.start_from=other"]})
-    finetune(source, **again)
+    capsys.readouterr()
+    finetune(source, **{**again, "overrides": small})
+    assert "has others" not in capsys.readouterr().out
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records] == [0, 200, 400]
+    file.write_text("algorithm: OnlineDT\ntraining: {lr: 0.5}")
+    finetune(source, **{**again, "overrides": small})
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"also where {file} has others: training.lr is unset (there 0.5); change" in told
     command.train(folder, overrides=["online.env_steps=600"], out=None, resume=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["env_steps"], last["phase"]) == (600, "online")
