@@ -4,7 +4,7 @@
 #   run.sh tune CONFIG.yaml OUT [OPTION]...
 #   run.sh finetune RUN OUT [OPTION]...
 #
-# OUT lies on the storage that all nodes share. Running it again is how to resume, after a lost node, a lost
+# OUT lies on the storage that all nodes share, or is a URI (s3://bucket/NAME). Running it again is how to resume, after a lost node, a lost
 # head, or a job that ran out of time.
 set -euo pipefail
 
@@ -21,13 +21,31 @@ shift 3
 # job submit` set it; elsewhere Ray finds the cluster of the node that this runs on.
 export RAY_ADDRESS=${RAY_ADDRESS:-auto}
 
-rayrl-dt doctor --address "$RAY_ADDRESS" --storage "$(dirname "$out")"
+# Whether OUT holds something to resume: of a URI, the list that a run's copy ends with, or the sweep's file.
+begun() {
+  if [[ $out != *://* ]]; then
+    [[ -d $out && -n $(ls -A "$out") ]]
+  else
+    python - "$out" << 'END'
+import sys
+from pyarrow.fs import FileSystem, FileType
+
+system, root = FileSystem.from_uri(sys.argv[1])
+found = system.get_file_info([f"{root}/{name}" for name in ("files.json", "sweep.yaml")])
+sys.exit(all(file.type == FileType.NotFound for file in found))
+END
+  fi
+}
+
+storage=$out
+[[ $out == *://* ]] || storage=$(dirname "$out")
+rayrl-dt doctor --address "$RAY_ADDRESS" --storage "$storage"
 
 arguments=("$what" --out "$out" "$@")
 if [[ $command == tune ]]; then
   arguments+=(--address "$RAY_ADDRESS")
 fi
-if [[ -d $out && -n $(ls -A "$out") ]]; then
+if begun; then
   arguments+=(--resume)
 fi
 exec rayrl-dt "$command" "${arguments[@]}"

@@ -31,8 +31,10 @@ nodes=$SLURM_JOB_NUM_NODES
 # Not every SLURM says how many.
 tasks=${SLURM_NTASKS:-$nodes}
 [[ $tasks -eq $nodes ]] || fail "$tasks tasks on $nodes nodes; set --ntasks-per-node=1"
-out=$3
-mkdir -p "$(dirname "$out")" || fail "$(dirname "$out") cannot be made; name an OUT on shared storage"
+# What all nodes share: the folder of OUT, or of a URI this one.
+shared=$PWD
+[[ $3 == *://* ]] || shared=$(dirname "$3")
+mkdir -p "$shared" || fail "$shared cannot be made; name an OUT on shared storage"
 [[ -f cluster/run.sh ]] || fail "no cluster/run.sh in $PWD; submit from the root of the repository"
 
 # An address that the other nodes can reach, and that the head finds among its own: some nodes resolve their own
@@ -59,11 +61,11 @@ export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
 # otherwise asks for a token on the head and sends none from the others where the home folder holds one.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH
-RAY_AUTH_TOKEN_PATH=$(dirname "$out")/.ray-token-$SLURM_JOB_ID
+RAY_AUTH_TOKEN_PATH=$shared/.ray-token-$SLURM_JOB_ID
 (umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
 # A failed `ray start` is echoed, and ends with status 0. So success is what the command leaves behind.
-finished=$(dirname "$out")/.finished-$SLURM_JOB_ID
+finished=$shared/.finished-$SLURM_JOB_ID
 trap 'rm -f "$finished" "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 # On each node. Slurm signals what it has started, and none of the processes of that: `ray symmetric-run` would die of

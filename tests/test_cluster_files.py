@@ -344,7 +344,7 @@ def slurm(tmp_path: Path) -> Any:
             "SLURM_JOB_NODELIST": "node-[0-1]",
             "SLURM_CPUS_ON_NODE": "16",
         }
-        path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(binaries), str(Path(sys.executable).parent), os.environ["PATH"]])
         env = {**os.environ, **job, "PATH": path, "RECORD": str(tmp_path / "record"), **environment}
         return run("bash", CLUSTER / "slurm.sh", *arguments, env=env, cwd=ROOT)
 
@@ -388,6 +388,24 @@ def test_slurm_runs_the_command_on_one_ray_over_all_nodes(slurm: Any, tmp_path: 
     last = (tmp_path / "record").read_text().splitlines()[-1]
     assert last == f"rayrl-dt finetune runs/dt --out {out} --resume {address}"
     assert [path.name for path in out.parent.iterdir()] == ["smoke"], "no traces"
+
+
+@pytest.mark.parametrize(
+    ("command", "left"), [("finetune", "files.json"), ("tune", "sweep.yaml"), ("finetune", None)]
+)
+def test_a_uri_is_kept_as_it_is_and_resumed(
+    slurm: Any, tmp_path: Path, command: str, left: str | None
+) -> None:
+    uri = f"file://{tmp_path}/bucket/run"
+    if left is not None:
+        (tmp_path / "bucket" / "run").mkdir(parents=True)
+        (tmp_path / "bucket" / "run" / left).touch()
+    done = slurm(command, "what", uri, ray=_RUNS, command=_COMMAND)
+    assert done.returncode == 0, done.stderr
+    doctor, started = (tmp_path / "record").read_text().splitlines()[1:]
+    assert f" --storage {uri} " in doctor and f" --out {uri} " in started
+    assert ("--resume" in started) == (left is not None)
+    assert not (ROOT / "file:").exists()
 
 
 @pytest.mark.parametrize(

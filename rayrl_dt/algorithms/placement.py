@@ -102,7 +102,7 @@ def nodes_that_may_start() -> list[Resources] | None:
 
 
 def _kuberay_may_scale(command: Sequence[str]) -> bool:
-    """Return whether KubeRay's autoscaler may run: a head beside it starts no monitor, and a worker's command is silent."""
+    """Return whether KubeRay's autoscaler may run: a head beside it has no monitor; a worker's command is silent."""
     return bool(command) and ("--head" not in command or "--no-monitor" in command)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrl_dt.cli.console import finish, show_table
-from rayrl_dt.cli.options import ContextLength, Guidance, OtherDataset, Policy
+from rayrl_dt.cli.options import ContextLength, Guidance, OtherDataset, Policy, place
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["act"]
@@ -16,7 +16,7 @@ __all__ = ["act"]
 
 def act(
     run: Policy,
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    out: Annotated[Path, place(help="Parquet file to write.")],
     targets: Annotated[
         str,
         typer.Option(

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rayrl_dt.cli.console import console, finish, leave_unfinished, quoted
-from rayrl_dt.cli.options import Overrides
+from rayrl_dt.cli.options import Overrides, place
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def align(
         typer.Option(help="Data source, may be given several times; the configs' own by default."),
     ] = None,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder to write the runs and the page to.")] = Path(
-        "runs/alignment"
-    ),
+    out: Annotated[Path, place(help="Folder to write the runs and the page to.")] = Path("runs/alignment"),
     jobs: Annotated[int, typer.Option(help="Runs at a time; the cores are divided among them.")] = 1,
     episodes_at_maximum: Annotated[
         int, typer.Option(help="Episodes of each run that ask for the data's best return.")

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import console, finish, quoted, show_table
+from rayrl_dt.cli.options import place
 
 __all__ = ["app"]
 
@@ -37,7 +38,7 @@ def list_configs() -> None:
 @app.command("copy")
 def copy_configs(
     names: Annotated[list[str], typer.Argument(help="Which ones, as `rayrl-dt configs list` names them.")],
-    to: Annotated[Path, typer.Option(help="Folder to copy into; made if it is not there.")] = Path(),
+    to: Annotated[Path, place(help="Folder to copy into; made if it is not there.")] = Path(),
 ) -> None:
     """Copy shipped config files, to be changed.
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import command_line, console, finish, quoted
-from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy, TrustEnvironment
+from rayrl_dt.cli.options import OtherDataset, OtherEnv, Policy, TrustEnvironment, place
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 from rayrl_dt.settings import as_number
@@ -115,9 +115,7 @@ def refine(
     env: OtherEnv = None,
     trust_environment: TrustEnvironment = False,
     seed: Annotated[int, typer.Option(help="Seed of the episodes, the same in every cell.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write the page to; RUN/refinement by default.")
-    ] = None,
+    out: Annotated[Path | None, place(help="Folder to write the page to; RUN/refinement by default.")] = None,
 ) -> None:
     """Act in many ways on one checkpoint: heat maps, tables, one page, no training. Needs no Ray.
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file, show_table
+from rayrl_dt.cli.options import place
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import UserError
 
@@ -86,7 +87,7 @@ def preview(
         str, typer.Argument(help='Data source: "minari:ID", "d4rl:FILE", "recipe:NAME" or "store:DIR".')
     ],
     out: Annotated[
-        Path | None, typer.Option(help="PNG file of the histograms; runs/previews/SOURCE.png by default.")
+        Path | None, place(help="PNG file of the histograms; runs/previews/SOURCE.png by default.")
     ] = None,
 ) -> None:
     """Print statistics and write return, length and action histograms.

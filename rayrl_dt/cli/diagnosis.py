@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from rayrl_dt.cli.console import console, finish, new_file, quoted, show_table
-from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv, TrustEnvironment
+from rayrl_dt.cli.options import JsonFile, OtherDataset, OtherEnv, TrustEnvironment, place
 from rayrl_dt.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def diagnose(
     dataset: OtherDataset = None,
     env: OtherEnv = None,
     trust_environment: TrustEnvironment = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write the page to; RUN/diagnosis by default.")
-    ] = None,
+    out: Annotated[Path | None, place(help="Folder to write the page to; RUN/diagnosis by default.")] = None,
     json_file: JsonFile = None,
     seed: Annotated[int, typer.Option(help="Seed of windows, environments and sampled actions.")] = 0,
 ) -> None:

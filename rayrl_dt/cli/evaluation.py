@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayrl_dt.cli.console import console, finish, new_file, quoted
-from rayrl_dt.cli.options import ContextLength, JsonFile, OtherEnv, Policy, TrustEnvironment
+from rayrl_dt.cli.options import ContextLength, JsonFile, OtherEnv, Policy, TrustEnvironment, place
 from rayrl_dt.cli.progress import progress_bar
 from rayrl_dt.errors import whole
 
@@ -81,7 +81,7 @@ def evaluate(
     ] = False,
     video: Annotated[
         Path | None,
-        typer.Option(
+        place(
             help="Also film an episode at the lowest, middle and highest target: FILE.gif, .png or .webp, or a folder."
         ),
     ] = None,

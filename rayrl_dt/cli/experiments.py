@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import console, finish, show_table
+from rayrl_dt.cli.options import place
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["app", "register"]
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Out = Annotated[Path | None, typer.Option(help="Folder to write the report to; runs/NAME-seedN by default.")]
+Out = Annotated[Path | None, place(help="Folder to write the report to; runs/NAME-seedN by default.")]
 Seed = Annotated[int, typer.Option(help="Seed of data, weights and batches.")]
 Steps = Annotated[int | None, typer.Option(help="Gradient steps; the experiment's own number by default.")]
 

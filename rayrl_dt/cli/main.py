@@ -36,7 +36,7 @@ from rayrl_dt.cli.console import (
     quoted,
     show_table,
 )
-from rayrl_dt.cli.options import JsonFile, Policy
+from rayrl_dt.cli.options import JsonFile, Policy, place
 from rayrl_dt.errors import TrainingDiverged, UserError
 from rayrl_dt.versions import package_versions
 
@@ -90,9 +90,7 @@ def _prepare(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders that the page is about.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write the page to; RUN/report by default.")
-    ] = None,
+    out: Annotated[Path | None, place(help="Folder to write the page to; RUN/report by default.")] = None,
 ) -> None:
     """Write one HTML page (plus PNG and markdown) about one or several runs.
 
@@ -112,7 +110,7 @@ def _check_empty(out: Path) -> None:
 @app.command()
 def export(
     run: Policy,
-    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    out: Annotated[Path, place(help="Folder to write, new or empty.")],
     format: Annotated[
         str,
         typer.Option(
@@ -166,7 +164,7 @@ def export(
 @app.command(name="import")
 def import_policy(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a Hugging Face Decision Transformer.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the policy bundle to.")],
+    out: Annotated[Path, place(help="Folder to write the policy bundle to.")],
     dataset: Annotated[
         str | None, typer.Option(help="Data source that it was trained on; our own exports know theirs.")
     ] = None,
@@ -233,7 +231,10 @@ def bench(
 
 @app.command()
 def doctor(
-    storage: Annotated[Path | None, typer.Option(help="Folder that runs are to be written to.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Folder, or URI as in s3://bucket/runs, that runs are to be written to."),
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data source that runs are to read.")] = None,
     address: Annotated[
         str | None,
@@ -262,8 +263,7 @@ def doctor(
     failed = sum(check.status == "error" for check in checks)
     if failed:
         raise UserError(f"{failed} checks failed; the remedies stand beside them")
-    out = (storage or Path("runs")) / "CONFIG"
-    tune = f"rayrl-dt tune CONFIG.yaml --address {address} --out {out}"
+    tune = f"rayrl-dt tune CONFIG.yaml --address {address} --out {(storage or 'runs').rstrip('/')}/CONFIG"
     finish("all that is needed is here", then="rayrl-dt quickstart" if address is None else tune)
 
 

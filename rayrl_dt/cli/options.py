@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from rayrl_dt.errors import UserError
 
 __all__ = [
     "CheckpointMinutes",
@@ -21,7 +24,25 @@ __all__ = [
     "TrustCheckpoint",
     "TrustEnvironment",
     "chosen_data",
+    "place",
 ]
+
+_SCHEME = re.compile(r"^(\w[\w+.-]+):/+")  # a path has one slash left of a URI's two; C:/ is a drive
+
+
+def _on_this_machine(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    if path is not None and _SCHEME.match(str(path)):
+        uri = _SCHEME.sub(r"\1://", str(path))
+        raise UserError(
+            f"{option.opts[0]} is {uri}, a URI: name a path on this machine; only train, finetune and tune write to one"
+        )
+    return path
+
+
+def place(*names: str, help: str, **options: Any) -> Any:
+    """Return an option that takes a path on this machine, to write to; a URI is refused."""
+    return typer.Option(*names, callback=_on_this_machine, help=help, **options)
+
 
 Policy = Annotated[Path, typer.Argument(help="Run folder, checkpoint or policy bundle.")]
 Overrides = Annotated[
@@ -67,7 +88,7 @@ CheckpointMinutes = Annotated[
     typer.Option(help="Write a checkpoint at least this often, in minutes; every evaluation writes one too."),
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", dir_okay=False, help="Write the figures to this JSON file too.")
+    Path | None, place("--json", dir_okay=False, help="Write the figures to this JSON file too.")
 ]
 ContextLength = Annotated[
     int | None, typer.Option(help="Steps that the policy sees, at most its K; as in training by default.")

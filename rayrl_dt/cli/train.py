@@ -17,6 +17,7 @@ from rayrl_dt.cli.options import (
     TrustCheckpoint,
     TrustEnvironment,
     chosen_data,
+    place,
 )
 from rayrl_dt.cli.progress import TrainingProgress
 from rayrl_dt.errors import UserError
@@ -39,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder to write data, runs and report to.")] = Path("quickstart"),
+    out: Annotated[Path, place(help="Folder to write data, runs and report to.")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="Seed of data, weights, batches and episodes.")] = 0,
 ) -> None:
     """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~3 minutes).

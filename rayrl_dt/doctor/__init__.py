@@ -13,7 +13,7 @@ __all__ = ["Check", "Status", "diagnose"]
 
 def diagnose(
     *,
-    storage: Path | None = None,
+    storage: Path | str | None = None,
     dataset: str | None = None,
     address: str | None = None,
     start_ray: bool = True,
@@ -21,7 +21,7 @@ def diagnose(
     """Check the software, this machine, its folders and Ray. A check that fails says so; nothing is raised.
 
     Args:
-        storage: folder that runs are to be written to; checked on every node if `address` is given.
+        storage: folder or URI that runs are to be written to; checked on every node if `address` is given.
         dataset: source that runs are to read; looked for on every node if `address` is given.
         address: Ray cluster to connect to; None for a small one on this machine.
         start_ray: whether to start or connect to Ray if it does not run in this process yet.
@@ -41,7 +41,11 @@ def diagnose(
         *guarded("Minari data", folders.minari, "set MINARI_DATASETS_PATH to a readable folder"),
         *guarded("cache", folders.cache, "set RAYRL_DT_CACHE to a writable folder"),
     ]
-    if storage is not None:
+    if isinstance(storage, str) and "://" not in storage:
+        storage = Path(storage)
+    if isinstance(storage, str):
+        checks += guarded("storage", partial(folders.reachable, storage), folders.URI_REMEDY)
+    elif storage is not None:
         remedy = folders.STORAGE_REMEDY
         checks += guarded("storage", partial(folders.writable, "storage", storage, remedy), remedy)
     if dataset is not None:

@@ -12,7 +12,7 @@ from rayrl_dt.algorithms.session import join_ray
 from rayrl_dt.cores import usable_cores
 from rayrl_dt.doctor import nodes
 from rayrl_dt.doctor.check import Check, size
-from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder
+from rayrl_dt.doctor.folders import STORAGE_REMEDY, probe_folder, probe_uri
 from rayrl_dt.doctor.machine import shared_memory
 from rayrl_dt.errors import one_line
 
@@ -22,7 +22,7 @@ _NODE_TIMEOUT_S = 60.0
 
 
 def check_ray(
-    *, storage: Path | None, dataset: str | None, address: str | None, start_ray: bool
+    *, storage: Path | str | None, dataset: str | None, address: str | None, start_ray: bool
 ) -> list[Check]:
     """Check Ray's resources, nodes and versions, and in a cluster storage and data as the nodes see them.
 
@@ -70,14 +70,16 @@ def _resources(resources: dict[str, float]) -> str:
     )
 
 
-def _check_nodes(alive: list[dict[str, Any]], storage: Path | None, dataset: str | None) -> list[Check]:
+def _check_nodes(alive: list[dict[str, Any]], storage: Path | str | None, dataset: str | None) -> list[Check]:
     ids = _names(alive)
     gpus = {name: node["Resources"].get("GPU", 0.0) for name, node in zip(ids, alive, strict=True)}
     answers = _ask(ids, nodes.describe, {name: (dataset, gpus[name]) for name in ids})
     checks = [*nodes.compare_versions(answers), *nodes.compare_gpus(answers, gpus)]
     # A node without this package cannot say anything else either.
     able = {name: ids[name] for name, answer in answers.items() if not isinstance(answer, str)}
-    if storage is not None and able:
+    if isinstance(storage, str) and able:
+        checks.append(nodes.compare_uri(storage, _ask(able, probe_uri, {name: (storage,) for name in able})))
+    elif isinstance(storage, Path) and able:
         checks.append(check_storage(storage, able))
     if dataset is not None and able:
         checks += nodes.compare_data(dataset, answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,23 @@ from rayrl_dt.data import sources
 from rayrl_dt.data.readers import minari_local
 from rayrl_dt.doctor.check import GIB, Check, size, verdict
 from rayrl_dt.errors import one_line
+from rayrl_dt.runs.remote_copy import reaching, storage
 
-__all__ = ["STORAGE_REMEDY", "bytes_of", "cache", "data", "minari", "probe_folder", "writable"]
+__all__ = [
+    "STORAGE_REMEDY",
+    "URI_REMEDY",
+    "bytes_of",
+    "cache",
+    "data",
+    "minari",
+    "probe_folder",
+    "probe_uri",
+    "reachable",
+    "writable",
+]
 
 STORAGE_REMEDY = "choose a writable folder with --storage; on a cluster, one that all nodes share"
+URI_REMEDY = "check name, credentials and network, on a cluster those of every node"
 _MIN_FREE_BYTES = 2 * GIB
 
 
@@ -70,6 +84,30 @@ def probe_folder(folder: Path) -> Iterator[Path]:
         existing = existing.parent
     with tempfile.TemporaryDirectory(prefix=".rayrl_dt-probe-", dir=existing) as probe:
         yield Path(probe)
+
+
+def reachable(uri: str) -> list[Check]:
+    """Check whether this machine can keep runs at a URI."""
+    probe_uri(uri)
+    return [Check("storage", "ok", f"{uri} can be written and read from here")]
+
+
+def probe_uri(uri: str) -> None:
+    """Write a file below a URI, read it back, and delete it.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    system, root = storage(uri)
+    name = f".rayrl_dt-probe-{uuid.uuid4().hex}"
+    with reaching(uri):
+        system.create_dir(root, recursive=True)
+        with system.open_output_stream(f"{root}/{name}") as stream:
+            stream.write(name.encode())
+        with system.open_input_stream(f"{root}/{name}") as stream:
+            if stream.read() != name.encode():
+                raise OSError("a file reads back differently")
+        system.delete_file(f"{root}/{name}")
 
 
 def _write_rename_delete(folder: Path) -> None:

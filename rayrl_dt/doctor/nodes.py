@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rayrl_dt.doctor.check import PACKAGE, Check, verdict
-from rayrl_dt.doctor.folders import STORAGE_REMEDY, bytes_of
+from rayrl_dt.doctor.folders import STORAGE_REMEDY, URI_REMEDY, bytes_of
 from rayrl_dt.errors import UserError, one_line
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "compare_data",
     "compare_gpus",
     "compare_storage",
+    "compare_uri",
     "compare_versions",
     "describe",
     "leave_mark",
@@ -169,6 +170,18 @@ def compare_storage(
             problems.append(f"{name} does not see what {', '.join(answer)} wrote")
     found = f"{storage} is shared, {_nodes(len(wrote))} wrote to it and read each other"
     return _agreement("storage on nodes", problems, STORAGE_REMEDY, found)[0]
+
+
+def compare_uri(uri: str, wrote: Mapping[str, str | None]) -> Check:
+    """Check that every node can keep runs at a URI.
+
+    Args:
+        uri: of the storage.
+        wrote: by the node's name, what went wrong there; None if nothing.
+    """
+    problems = [f"{name}: {problem}" for name, problem in wrote.items() if problem]
+    found = f"{uri} can be written and read from {_nodes(len(wrote))}"
+    return _agreement("storage on nodes", problems, URI_REMEDY, found)[0]
 
 
 def compare_data(dataset: str, answers: Answers) -> list[Check]:

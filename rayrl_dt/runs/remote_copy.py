@@ -57,7 +57,7 @@ def storage(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"--out is {uri!r}, which cannot be used ({one_line(error)}); give a folder, or a URI as in "
+            f"the URI is {uri!r}, which cannot be used ({one_line(error)}); give a folder, or a URI as in "
             "s3://bucket/runs/hopper"
         ) from error
     return system, path.rstrip("/")

@@ -82,6 +82,33 @@ def test_every_help_is_whole_phrases_with_an_example(run: Run, typed: str) -> No
         )
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "quickstart --out",
+        "report run --out",
+        "export run --out",
+        "import folder --out",
+        "act run --out",
+        "align file --out",
+        "diagnose run --out",
+        "refine run --out",
+        "data preview data --out",
+        "experiment critic --out",
+        "configs copy dt --to",
+        "eval run --json",
+        "eval run --video",
+    ],
+)
+def test_a_uri_is_not_taken_for_a_folder_of_that_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*typed.split(), "s3://bucket/a")
+    assert status == 2 and f"{typed.split()[-1]} is s3://bucket/a, a URI: name a path on this machine" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_help_lists_every_command(run: Run) -> None:
     status, text, _ = run("--help")
     assert status == 0 and all(typed.split()[1] in text for typed in commands())

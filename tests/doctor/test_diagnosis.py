@@ -108,6 +108,16 @@ def test_storage_below_a_file_is_an_error(tmp_path: Path) -> None:
     assert check.remedy == folders.STORAGE_REMEDY
 
 
+def test_storage_may_be_a_uri(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = {}
+    for storage in (f"file://{tmp_path}/runs", f"file://{tmp_path}/file/runs", "s4://bucket/runs"):
+        found[storage] = by_name(doctor.diagnose(storage=storage, **WITHOUT_RAY))["storage"]
+    assert [check.status for check in found.values()] == ["ok", "error", "error"]
+    assert all(uri in check.found for uri, check in found.items()), found
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_storage_that_cannot_rename_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, target: Path) -> Path:
         raise PermissionError(1, "Operation not permitted")

@@ -78,6 +78,12 @@ def test_a_node_that_sees_another_folder_is_named(tmp_path: Path) -> None:
         nodes.leave_mark(str(tmp_path / "elsewhere"), "mark")
 
 
+def test_a_node_that_does_not_reach_a_uri_is_named() -> None:
+    check = nodes.compare_uri("s3://b/runs", {"node-0": None, "node-1": "no credentials"})
+    assert (check.status, check.found) == ("error", "node-1: no credentials")
+    assert "credentials" in (check.remedy or "")
+
+
 def test_data_that_is_missing_or_differs_is_an_error(make_store: Any, tmp_path: Path) -> None:
     make_store().save(tmp_path / "data")
     source = f"store:{tmp_path / 'data'}"
@@ -115,7 +121,7 @@ from rayrl_dt.doctor import diagnose
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 try:
-    alone = diagnose(address=cluster.address)
+    alone = diagnose(storage=f"file://{sys.argv[1]}", address=cluster.address)
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1, num_gpus=1)
     cluster.wait_for_nodes()
@@ -141,6 +147,7 @@ def test_three_nodes(make_store: Any, tmp_path: Path) -> None:
     # A head node without CPUs, and nobody yet who could do anything.
     assert alone["Ray"]["status"] == "error" and "0 CPUs" in alone["Ray"]["found"]
     assert "nothing can run" in alone["Ray"]["found"] and "--num-cpus N" in alone["Ray"]["remedy"]
+    assert alone["storage on nodes"]["found"] == f"file://{storage} can be written and read from 1 node"
     assert checks["Ray"]["status"] == "ok"
     assert "2 CPUs, 1 GPUs" in checks["Ray"]["found"]
     assert checks["Ray nodes"]["found"].startswith("3 nodes, all with python")
