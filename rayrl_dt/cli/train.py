@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def quickstart(
     out: Annotated[Path, place(help="Folder to write data, runs and report to.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of data, weights, batches and episodes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, batches and episodes.")] = 0,
 ) -> None:
     """Make data, train DT and RADT on it, measure how well each obeys, finetune a third online (~3 minutes).
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rayrl_dt.data import sources
-from rayrl_dt.interop.run_files import is_run
+from rayrl_dt.errors import UserError
+from rayrl_dt.interop.run_files import is_run, run_settings
 from rayrl_dt.reports import data_set
 from rayrl_dt.reports.run_report import write_report
 from rayrl_dt.runs import loop as runs
@@ -69,13 +70,16 @@ def run(
 
     Args:
         out: folder for the runs and the report.
-        seed: of everything.
+        seed: of weights, batches and episodes; the data are the recipe's.
         progress: makes an observer of a training run, used as a context.
         say: prints a line.
         command: the command line, for the record.
 
     Returns:
         The report page; None if it was stopped before the end.
+
+    Raises:
+        UserError: the folder was begun with another seed.
     """
     stories = [
         (
@@ -87,6 +91,7 @@ def run(
     ]
     poor = "finetuning online with a critic, from the episodes below -900 alone"
     stories.append(("td3_odt", poor, FINETUNING))
+    _check_seed([out / name for name, *_ in stories], seed)
     stages = len(stories) + 2
     say(f"[bold]1/{stages}[/bold] data: {DATASET} (scripted pendulum controllers of graded skill)")
     store = sources.load(DATASET)
@@ -111,3 +116,13 @@ def run(
             return None
     say(f"[bold]{stages}/{stages}[/bold] report")
     return write_report(folders, out / "report")
+
+
+def _check_seed(folders: list[Path], seed: int) -> None:
+    """Refuse to go on with another seed than the runs that are there."""
+    for folder in filter(is_run, folders):
+        first = run_settings(folder, "debugging").get("seed", seed)
+        if first != seed:
+            raise UserError(
+                f"--seed is {seed}, and {folder} was begun with {first}; give --seed {first}, or another --out"
+            )

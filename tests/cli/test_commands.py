@@ -304,6 +304,15 @@ def test_the_quickstart_trains_its_config_files(algorithm: str) -> None:
     assert build_config(file).to_dict() == build_config({"algorithm": algorithm, **CONFIG}).to_dict()
 
 
+def test_a_quickstart_goes_on_with_its_seed_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "radt").mkdir()
+    (tmp_path / "radt" / "config.yaml").write_text("debugging: {seed: 3}")
+    (tmp_path / "radt" / "run.json").write_text("{}")
+    status, _, err = run("quickstart", "--out", str(tmp_path), "--seed", "1")
+    assert status == 2 and f"--seed is 1, and {tmp_path}/radt was begun with 3; give --seed 3, or" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["radt"]
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_stopped_quickstart_says_so_and_how_to_go_on(tmp_path: Path) -> None:
