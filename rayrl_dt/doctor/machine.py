@@ -13,7 +13,9 @@ from rayrl_dt.doctor.check import GIB, Check, size, verdict
 
 __all__ = ["cpu", "cuda", "memory", "precision", "shared_memory"]
 
+_MEMORY = Path("/proc/meminfo")
 _MIN_MEMORY = 4 * GIB
+_TAKEN = f"training, Ray and environments take {size(_MIN_MEMORY)}"
 _SHARED_MEMORY = Path("/dev/shm")
 # Ray's own default share of the memory.
 _OBJECT_STORE_SHARE = 0.3
@@ -28,9 +30,11 @@ def cpu() -> list[Check]:
 
 def memory() -> list[Check]:
     """Check whether there is memory enough."""
+    if not _MEMORY.is_file():  # macOS, Windows
+        return [Check("memory", "ok", f"cannot be read here; {_TAKEN}")]
     total, available = _memory_sizes()
     found = f"{size(available)} available of {size(total)}"
-    remedy = f"free some: training, Ray and environments take {size(_MIN_MEMORY)}"
+    remedy = f"free some: {_TAKEN}"
     return verdict("memory", found, good=available >= _MIN_MEMORY, remedy=remedy)
 
 
@@ -75,9 +79,7 @@ def shared_memory(store: float | None) -> list[Check]:
 
 def _memory_sizes() -> tuple[int, int]:
     """Return total and available memory in bytes, within the container's limit."""
-    kibibytes = re.findall(
-        r"^(?:MemTotal|MemAvailable): +(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE
-    )
+    kibibytes = re.findall(r"^(?:MemTotal|MemAvailable): +(\d+)", _MEMORY.read_text(), re.MULTILINE)
     total, available = (int(value) * 1024 for value in kibibytes)
     group = Path("/sys/fs/cgroup")
     try:

@@ -143,6 +143,14 @@ def test_minari_root_counts_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert check.status == "ok" and check.found.startswith("1 data set in")
 
 
+def test_a_machine_whose_memory_cannot_be_read_is_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "meminfo")
+    (check,) = machine.memory()
+    assert check.status == "ok" and check.found.startswith("cannot be read here; training")
+
+
 def test_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether or not another test's Ray is running: what Ray would take of this machine.
     (check,) = machine.shared_memory(None)
