@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 import typer
 
 from rayrl_dt.cli import app
+from rayrl_dt.cli.config_reference import Key, reference
+from rayrl_dt.runs.config_files import ALGORITHMS, SECTIONS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rayrl_dt"
@@ -100,3 +102,18 @@ def test_the_configs_that_the_pages_name_are_there() -> None:
     for page in PAGES:
         for file in re.findall(r"tune_configs/[\w]+\.yaml", (ROOT / page).read_text()):
             assert (ROOT / file).exists(), f"{page} names {file}"
+
+
+def test_the_settings_that_the_pages_name_are_there() -> None:
+    def names(keys: Sequence[Key], above: str) -> Iterator[str]:
+        for key in keys:
+            yield f"{above}.{key.name}"
+            yield from names(key.inner, f"{above}.{key.name}")
+
+    sections = [section for algorithm in ALGORITHMS for section in reference(algorithm)]
+    known = {name for section in sections for name in names(section.keys, section.name)}
+    setting = re.compile(rf"(?<![\w./])(?:{'|'.join(SECTIONS)})(?:\.[a-z]\w+)+")
+    for page in PAGES:
+        quoted = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text())
+        named = {found for text in quoted for found in setting.findall(text)}
+        assert named <= known, f"{page} names {sorted(named - known)}"
