@@ -304,6 +304,18 @@ def test_the_quickstart_trains_its_config_files(algorithm: str) -> None:
     assert build_config(file).to_dict() == build_config({"algorithm": algorithm, **CONFIG}).to_dict()
 
 
+def test_a_resume_without_its_seed_is_told_where_the_run_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = tmp_path / "runs" / "dt-seed1"
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").write_text("algorithm: DT")
+    (begun / "run.json").write_text("{}")
+    status, _, err = run("train", str(CONFIGS / "dt.yaml"), "--resume")
+    assert status == 2 and "runs/dt-seed0 has nothing to resume, runs/dt-seed1 has; add its --seed, or" in err
+
+
 def test_a_quickstart_goes_on_with_its_seed_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "radt").mkdir()
     (tmp_path / "radt" / "config.yaml").write_text("debugging: {seed: 3}")
