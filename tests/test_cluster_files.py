@@ -309,6 +309,16 @@ def test_the_dockerfile_passes_hadolint_and_pins_what_the_package_asks_for(tmp_p
             assert (ROOT / path).exists(), path
 
 
+def test_the_page_names_the_clients_that_the_launcher_needs_beside_a_user() -> None:
+    (line,) = re.findall(
+        r"^RUN pip install --no-cache-dir \. (.+)$", (CLUSTER / "Dockerfile").read_text(), re.M
+    )
+    clients = [Requirement(each.strip('"')).name for each in line.split()]
+    page = (CLUSTER / "README.md").read_text()
+    named = " ".join(re.findall(r"^\| .* `pip install ([\w -]+)`, `ray up ", page, re.MULTILINE))
+    assert clients and named.split() == clients
+
+
 def test_all_nodes_get_the_same_version_of_the_package() -> None:
     text = "".join((CLUSTER / name).read_text() for name in (*LAUNCHERS, "rayjob.yaml"))
     tags = set(re.findall(r"rayrl-dt:(\d[\w.]*)", text))

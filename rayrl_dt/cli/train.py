@@ -157,7 +157,7 @@ def _settings_of_run(
     from rayrl_dt.runs.config_files import apply_overrides, read_yaml
 
     if not is_run(folder):
-        _tell_of_other_seeds(folder)
+        _check_other_seeds(folder)
         return otherwise  # there is nothing to resume, as training will say
     for key in (override.partition("=")[0].strip() for override in overrides):
         if key in _COPIED:
@@ -180,14 +180,16 @@ def _settings_of_run(
     return apply_overrides(values, overrides)
 
 
-def _tell_of_other_seeds(folder: Path) -> None:
+def _check_other_seeds(folder: Path) -> None:
     """Raise UserError if runs of other seeds lie beside a folder that holds none."""
     from rayrl_dt.interop.run_files import is_run
 
-    name, seeded, _ = folder.name.rpartition("-seed")
-    beside = [path for path in sorted(folder.parent.glob("*-seed*")) if path.name.startswith(name + "-seed")]
-    begun = [str(path) for path in beside if is_run(path)]
-    if seeded and begun:
+    name, _, seed = folder.name.rpartition("-seed")
+    if not seed.isdigit():
+        return
+    beside = [(path, *path.name.rpartition("-seed")[::2]) for path in sorted(folder.parent.glob("*-seed*"))]
+    begun = [str(path) for path, of, other in beside if of == name and other.isdigit() and is_run(path)]
+    if begun:
         raise UserError(
             f"{folder} has nothing to resume, {', '.join(begun)} has; add its --seed, or name the folder"
         )

@@ -308,10 +308,11 @@ def test_a_resume_without_its_seed_is_told_where_the_run_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    begun = tmp_path / "runs" / "dt-seed1"
-    begun.mkdir(parents=True)
-    (begun / "config.yaml").write_text("algorithm: DT")
-    (begun / "run.json").write_text("{}")
+    for name in ("dt-seed1", "dt-seed1-online", "dt-wide-seed2"):
+        begun = tmp_path / "runs" / name
+        begun.mkdir(parents=True)
+        (begun / "config.yaml").write_text("algorithm: DT")
+        (begun / "run.json").write_text("{}")
     status, _, err = run("train", str(CONFIGS / "dt.yaml"), "--resume")
     assert status == 2 and "runs/dt-seed0 has nothing to resume, runs/dt-seed1 has; add its --seed, or" in err
 
