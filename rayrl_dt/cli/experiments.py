@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from rayrl_dt.cli.console import console, finish, show_table
-from rayrl_dt.cli.options import place
+from rayrl_dt.cli.options import OtherEnv, TrustEnvironment, place
 from rayrl_dt.cli.progress import progress_bar
 
 __all__ = ["app", "register"]
@@ -19,7 +19,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Out = Annotated[Path | None, place(help="Folder to write the report to; runs/NAME-seedN by default.")]
+Out = Annotated[
+    Path | None,
+    place(
+        help="Folder to write the report to, without a result of other options; runs/NAME-seedN by default."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of data, weights and batches.")]
 Steps = Annotated[int | None, typer.Option(help="Gradient steps; the experiment's own number by default.")]
 
@@ -128,12 +133,23 @@ def align_offline(
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Data that all learn from; recipe:pendulum-mixed by default.")
+        str | None,
+        typer.Option(
+            help="Data to judge on: each run's own by default; recipe:pendulum-mixed for the small ones, which learn "
+            "from it."
+        ),
     ] = None,
     out: Out = None,
     seed: Seed = 0,
-    steps: Steps = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Gradient steps of each small policy, 1500 by default; each estimate has four times as many."
+        ),
+    ] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes of each target; 10 by default.")] = None,
+    env: OtherEnv = None,
+    trust_environment: TrustEnvironment = False,
 ) -> None:
     """Estimate alignment errors from logged data alone, and see in the environment whether they are right (minutes).
 
@@ -143,8 +159,19 @@ def align_offline(
     """
     from rayrl_dt.experiments import align_offline as experiment
 
-    options = {"dataset": dataset, "runs": tuple(runs) if runs else None, "episodes": episodes}
-    result, page = _run(experiment, "align-offline", out, "policies", seed=seed, steps=steps, **options)
+    result, page = _run(
+        experiment,
+        "align-offline",
+        out,
+        "policies",
+        seed=seed,
+        steps=steps,
+        dataset=dataset,
+        runs=tuple(runs) if runs else None,
+        episodes=episodes,
+        env=env,
+        trust_environment=trust_environment,
+    )
     keys = ("error", "estimated_error", "miss")
     rows = [(escape(name), *(f"{row[key]:,.1f}" for key in keys)) for name, row in result["policies"].items()]
     show_table(("policy", "measured error", "estimated error", "miss"), rows)

@@ -14,8 +14,9 @@ from torch import Tensor
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["Transitions", "transitions_of"]
+__all__ = ["Transitions", "check_shapes", "transitions_of"]
 
 
 class Transitions(NamedTuple):
@@ -35,6 +36,21 @@ class Transitions(NamedTuple):
         return Transitions(*(values.index_select(0, rows) for values in self))
 
 
+def check_shapes(store: TrajectoryStore, spec: PolicySpec) -> None:
+    """Check that data can be of the task of a policy with continuous actions.
+
+    Raises:
+        UserError: their steps are of other shapes than the policy's.
+    """
+    expected = (spec.observation_space.shape, (spec.action_size,))
+    found = (store.observations.shape[1:], store.actions.shape[1:])
+    if found != expected:
+        raise UserError(
+            f"{store.info.source} has observations and actions of shapes {found}, the policy has {expected}; "
+            "name data of the policy's own task with --dataset"
+        )
+
+
 def transitions_of(store: TrajectoryStore, model: SequenceModel) -> Transitions:
     """Copy the transitions of a store into memory, in the units of a policy.
 
@@ -45,14 +61,7 @@ def transitions_of(store: TrajectoryStore, model: SequenceModel) -> Transitions:
     Raises:
         UserError: the store's steps are of other shapes than the policy's.
     """
-    spec = model.spec
-    expected = (spec.observation_space.shape, (spec.action_size,))
-    found = (store.observations.shape[1:], store.actions.shape[1:])
-    if found != expected:
-        raise UserError(
-            f"{store.info.source} has observations and actions of shapes {found}, the policy has {expected}; "
-            "name data of the policy's own task with --dataset"
-        )
+    check_shapes(store, model.spec)
     episodes, offsets = store.locate(np.arange(store.num_steps))
     steps = store.starts[episodes] + offsets
     last = offsets == store.lengths[episodes] - 1

@@ -42,7 +42,7 @@ from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient, climb
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
-from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.page import result_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 from rayrl_dt.seeding import numpy_generator, seeded_weights, torch_generator
 from rayrl_dt.types import Trajectory
@@ -198,16 +198,15 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress =
         UserError: `steps` or `folder` cannot be.
     """
     whole("--steps", steps, least=1)
-    make_folder(folder)
+    settings = {"experiment": "action-gradient", "seed": seed, "gradient_steps": steps}
+    result_folder(folder, settings)
     outcomes = []
     for done in range(SEEDS):
         outcomes.append(run_seed(seed + done, steps=steps))
         progress(done + 1, SEEDS)
     result: dict[str, Any] = {
-        "experiment": "action-gradient",
-        "seed": seed,
+        **settings,
         "seeds": SEEDS,
-        "gradient_steps": steps,
         "eta": ETA,
         "n": N,
         "data_best": float(np.mean([outcome.best for outcome in outcomes])),

@@ -32,7 +32,7 @@ from rayrl_dt.envs.key_to_door import KeyToDoor, success_probability
 from rayrl_dt.errors import whole
 from rayrl_dt.experiments.return_model import Progress, ReturnModel, Sequences, fit, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number, percent
-from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.page import result_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 from rayrl_dt.types import RawEpisode
 
@@ -155,7 +155,8 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress =
         UserError: `steps` or `folder` cannot be.
     """
     whole("--steps", steps, least=1)
-    make_folder(folder)
+    settings = {"experiment": "critic", "seed": seed, "gradient_steps": steps}
+    result_folder(folder, settings)
     walks = collect(WALKS + HELD_OUT, seed=seed)
     model = train(walks[:WALKS], seed=seed, steps=steps, progress=progress)
     held_out = walks[WALKS:]
@@ -165,9 +166,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress =
     start, *received = attention_received(model, shown)[0].tolist()[: 1 + len(TOKENS) * length]
     attention = {"start": start} | {name: received[i :: len(TOKENS)] for i, name in enumerate(TOKENS)}
     result = {
-        "experiment": "critic",
-        "seed": seed,
-        "gradient_steps": steps,
+        **settings,
         "walks": WALKS,
         "exact": EXACT,
         "kinds": kinds,

@@ -4,7 +4,8 @@ A critic learns by how much an episode that asked for a return misses it: D = ac
 and paid r, an episode is left with R - r, and misses as much as before. So D(s, a, R, t) is D(s', a', R - r, t + 1),
 where a' is what the policy does there for R - r, and where an episode ends D = r - R. There is no discount. Steps of
 the data are taken as if their episodes had been asked for returns drawn at random: that is one shift of a window's
-returns, so one forward of the policy serves all its steps.
+returns, so one forward of the policy over the steps that follow serves a whole window. The policy sees as many steps,
+and is guided as much, as when it acts.
 
 What is assumed: time and observations are the state (the policy sees its context, the critic does not), the data hold
 the actions that the policy takes, and episodes end where the data's longest do.
@@ -27,11 +28,12 @@ from rayrl_dt.data import windows
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.objectives.return_shift import as_if_asked
 from rayrl_dt.seeding import numpy_generator, seeded_weights
 from rayrl_dt.types import Window
 
-__all__ = ["Evaluation", "estimate", "fit_evaluation"]
+__all__ = ["Evaluation", "check_estimable", "estimate", "fit_evaluation"]
 
 Array = np.ndarray[Any, Any]
 
@@ -69,8 +71,40 @@ class Evaluation:
     @torch.no_grad()
     def acts(self, window: Window[Tensor], returns: Tensor) -> Tensor:
         """Return what the policy does at each step `(B, K, A)` for returns `(B, K, 1)`."""
-        outputs = self.model.outputs_for(window, returns[None])[0]  # (1, B, K, 1) -> (B, K, O)
-        return self.model.spec.head.mode(outputs).float()
+        head, weight = self.model.spec.head, self.model.spec.guidance
+        if weight == 1:
+            outputs = self.model.outputs_for(window, returns[None])[0]  # (1, B, K, 1) -> (B, K, O)
+        else:
+            courses = torch.stack([returns, torch.full_like(returns, torch.nan)])
+            asked, unasked = self.model.raw_for(window, courses)  # (B, K, O) each
+            outputs = head.read_out(head.guided(asked, unasked, weight))
+        return head.mode(outputs).float()
+
+
+def check_estimable(spec: PolicySpec, targets: Sequence[float]) -> None:
+    """Check that the errors of a policy can be estimated.
+
+    Args:
+        spec: of the policy.
+        targets: raw returns that will be asked for.
+
+    Raises:
+        UserError: its observations are images, its actions discrete, its target stays as it is, it has no output for
+            every step, or there are no two targets to tell apart.
+    """
+    vectors = len(spec.seen_space.shape or ()) == 1
+    decrements = spec.model.target_rule == "decrement"
+    if not (vectors and spec.head.continuous and spec.backbone.every_step and decrements):
+        raise UserError(
+            f"the errors of a policy with backbone {spec.model.backbone}, head {spec.model.head} and target rule "
+            f"{spec.model.target_rule} on {spec.seen_space} cannot be estimated; it must take continuous actions on "
+            "windows of vectors, and be asked for what is left of its target"
+        )
+    if len(set(targets)) < 2:
+        raise UserError(
+            f"the errors of a policy that is asked for {targets[0]:g} alone cannot be estimated: the 5th and the 95th "
+            f"percentile of the returns of {spec.dataset} coincide; judge a policy of data whose returns differ"
+        )
 
 
 def fit_evaluation(
@@ -93,15 +127,10 @@ def fit_evaluation(
         progress: called after each step.
 
     Raises:
-        UserError: the policy's actions are discrete, its target stays as it is, or it has no output for every step.
+        UserError: see `check_estimable`.
     """
     spec = model.spec
-    if not spec.head.continuous or not spec.backbone.every_step or spec.model.target_rule != "decrement":
-        raise UserError(
-            f"the errors of a policy with backbone {spec.model.backbone}, head {spec.model.head} and target rule "
-            f"{spec.model.target_rule} cannot be estimated; it must take continuous actions on windows, and be asked "
-            "for what is left of its target"
-        )
+    check_estimable(spec, targets)
     low, high = min(targets), max(targets)
     size = spec.action_size + 2 + int(np.prod(spec.seen_space.shape or ()))
     with seeded_weights(seed, "return-evaluation"):
@@ -114,9 +143,7 @@ def fit_evaluation(
     slow_parameters: list[Tensor] = list(slow.parameters())
     for step in range(steps):
         rng = numpy_generator(seed, "return-evaluation", step)
-        raw = windows.sample(
-            store, rng, _BATCH, spec.model.context_length, successors=True, episode_returns=True
-        )
+        raw = windows.sample(store, rng, _BATCH, spec.acts_on, successors=True, episode_returns=True)
         # Beyond both ends, for what is left of a target wanders.
         asked = rng.uniform(low - 0.1 * (high - low), high + 0.1 * (high - low), (_BATCH, 1)).astype(
             np.float32
@@ -135,19 +162,20 @@ def fit_evaluation(
 
 def _loss(found: Evaluation, slow: nn.Module, window: Window[Tensor], asked: Tensor) -> Tensor:
     """Return the squared error of D, `()`, where the episodes of windows had asked for returns `(B, 1)`."""
-    assert window.rewards is not None and window.terminated is not None and window.episode_returns is not None
-    returns = as_if_asked(window, window.episode_returns, asked)  # (B, K, 1)
+    after = window.next
+    assert after is not None and window.rewards is not None and window.terminated is not None
+    assert window.episode_returns is not None
+    returns, left = (
+        as_if_asked(each, window.episode_returns, asked) for each in (window, after)
+    )  # (B, K, 1)
     with torch.no_grad():
-        following = found.missed(window, found.acts(window, returns), returns, slow)[:, 1:]  # (B, K - 1)
-        following = nn.functional.pad(following, (0, 1))  # the last step's is not known
+        following = found.missed(after, found.acts(after, left), left, slow)  # (B, K)
         ended = window.terminated | (window.timesteps == found.horizon - 1)
         at_end = (window.rewards - returns[..., 0]) / found.span
         wanted = torch.where(ended, at_end, following)
-    known = window.mask.clone()
-    known[:, -1] &= ended[:, -1]
     logged = found.missed(window, found.model.to_model_actions(window.actions), returns, found.network)
     errors = (logged - wanted).square()
-    return errors.where(known, 0.0).sum() / known.sum().clamp(min=1)
+    return errors.where(window.mask, 0.0).sum() / window.mask.sum()
 
 
 @torch.no_grad()

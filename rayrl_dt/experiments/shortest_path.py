@@ -41,7 +41,7 @@ from rayrl_dt.experiments.graph_walks import (
 )
 from rayrl_dt.experiments.return_model import GRAPH_ORDER, Progress, ReturnModel, fit, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number, percent
-from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.page import result_folder, write_page
 from rayrl_dt.reports.style import COLORS, INK, canvas, style_axes
 from rayrl_dt.seeding import torch_generator
 
@@ -103,7 +103,8 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress =
         UserError: `steps` or `folder` cannot be.
     """
     whole("--steps", steps, least=1)
-    make_folder(folder)
+    settings = {"experiment": "shortest-path", "seed": seed, "gradient_steps": steps}
+    result_folder(folder, settings)
     graph = random_graph(seed)
     walks = random_walks(graph, WALKS, seed=seed)
     model = train(graph, walks, seed=seed, steps=steps, progress=progress)
@@ -113,9 +114,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress =
     absent = generated.absent_from(walks)
     shortest = generated.steps_to_goal == fewest
     result: dict[str, Any] = {
-        "experiment": "shortest-path",
-        "seed": seed,
-        "gradient_steps": steps,
+        **settings,
         "walks": WALKS,
         "edges": int(graph.edges.sum()) // 2,
         "goal": graph.goal,

@@ -34,7 +34,7 @@ from rayrl_dt.errors import whole
 from rayrl_dt.experiments.bandit_learners import Learners, Method, of_seeds
 from rayrl_dt.experiments.return_model import Progress, unseen
 from rayrl_dt.reports.document import Block, Paragraph, Picture, Table, Tiles, number
-from rayrl_dt.reports.page import make_folder, write_page
+from rayrl_dt.reports.page import result_folder, write_page
 from rayrl_dt.reports.style import COLORS, FAINT, INK, canvas, style_axes
 from rayrl_dt.seeding import numpy_generator
 
@@ -132,15 +132,13 @@ def run(
     """
     whole("--epochs", epochs, least=1)
     whole("--seeds", seeds, least=1)
-    make_folder(folder)
+    settings = {"experiment": "vitamin-bandit", "seed": seed, "seeds": seeds, "online_epochs": epochs}
+    result_folder(folder, settings)
     taken = train(seed=seed, epochs=epochs, seeds=seeds, progress=progress)
     actions, rewards = taken.double(), reward(taken).double()
     counted = sorted({epoch for epoch in COUNTED if epoch < epochs} | {epochs})
     result: dict[str, Any] = {
-        "experiment": "vitamin-bandit",
-        "seed": seed,
-        "seeds": seeds,
-        "online_epochs": epochs,
+        **settings,
         "methods": {
             method.name: {
                 "bc_weight": method.bc_weight,

@@ -16,10 +16,10 @@ from rayrl_dt.reports.markdown import to_markdown
 from rayrl_dt.reports.style import save_png
 from rayrl_dt.reports.svg import save_svg
 
-__all__ = ["make_folder", "write_page"]
+__all__ = ["result_folder", "write_page"]
 
 
-def make_folder(out: Path) -> Path:
+def _make_folder(out: Path) -> Path:
     """Make the folder of a page, best before anything takes time.
 
     Raises:
@@ -29,6 +29,33 @@ def make_folder(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}); choose another --out") from error
+    return out
+
+
+def result_folder(out: Path, settings: Mapping[str, Any]) -> Path:
+    """Make the folder of a page with figures, unless it holds those of other settings; best before the work, too.
+
+    Args:
+        out: the folder.
+        settings: JSON-ready, what the figures hang on; the `result.json` will have them, by the same names.
+
+    Raises:
+        UserError: it cannot be made, or its `result.json` has other settings.
+    """
+    file = _make_folder(out) / "result.json"
+    if not file.exists():
+        return out
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is there, and cannot be read; choose another --out, or remove it")
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{out} holds a result with {name} {found.get(name)!r} and not {value!r}; choose another --out"
+            )
     return out
 
 
@@ -49,7 +76,7 @@ def write_page(
     Raises:
         UserError: `out` cannot be a folder.
     """
-    make_folder(out)
+    _make_folder(out)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as folder:
         aside = Path(folder)
         for block in blocks:

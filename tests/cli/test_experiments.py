@@ -6,10 +6,16 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import pytest
+from builders import build_model, store_for
 
-from rayrl_dt.experiments import action_bandit, return_critic, shortest_path, vitamin_bandit
+from rayrl_dt.data.sources import load
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
+from rayrl_dt.experiments import action_bandit, align_offline, return_critic, shortest_path, vitamin_bandit
+from rayrl_dt.interop.bundle import save_bundle
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,7 +64,13 @@ def test_an_experiment_says_where_its_output_is(
 @pytest.mark.parametrize("command", ["shortest-path", "critic", "action-gradient"])
 def test_without_a_folder_it_writes_beside_the_runs(run: Run, tmp_path: Path, command: str) -> None:
     assert run(command, "--steps", "1")[0] == 0
-    assert (tmp_path / "runs" / f"{command}-seed0" / "report.html").exists()
+    folder = Path("runs", f"{command}-seed0")
+    assert (folder / "report.html").exists()
+    before = (folder / "result.json").read_bytes()
+    status, _, err = run(command, "--steps", "2")
+    assert status == 2 and len(err.strip().splitlines()) == 1
+    assert f"{folder} holds a result with gradient_steps 1 and not 2; choose another --out" in err
+    assert (folder / "result.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["shortest-path", "critic", "action-gradient"])
@@ -89,6 +101,10 @@ def test_the_bandit_counts_successes(run: Run, tmp_path: Path) -> None:
     assert all(f"{method.name} " in out for method in vitamin_bandit.METHODS) and "0 / 3" in out
     result = json.loads((folder / "result.json").read_text())
     assert (result["seed"], result["seeds"], result["online_epochs"]) == (5, 3, 2)
+    status, _, err = run(
+        "vitamin-bandit", "--epochs", "3", "--seeds", "3", "--seed", "5", "--out", str(folder)
+    )
+    assert status == 2 and "online_epochs 2 and not 3; choose another --out" in err
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--seeds"])
@@ -96,6 +112,60 @@ def test_the_bandit_refuses_to_do_nothing(run: Run, tmp_path: Path, option: str)
     status, _, err = run("vitamin-bandit", option, "0")
     assert status == 2 and f"{option} is 0; it must be a whole number of at least 1" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def policy(folder: Path, *, seed: int = 0, known: bool = True, **config: Any) -> str:
+    """Write an untrained policy of Pendulum, with data of its own beside it, and return its path."""
+    env = gym.make("Pendulum-v1")
+    made = store_for(env, seed=seed)
+    spec = env.spec if known else None
+    info = DatasetInfo(f"store:{folder}-data", env.observation_space, env.action_space, spec)
+    store = TrajectoryStore.from_trajectories(map(made.trajectory, range(made.num_episodes)), info)
+    store.save(f"{folder}-data")
+    model = build_model(store, **config)
+    return str(save_bundle(model.spec, model.state_dict(), folder, gradient_steps=7))
+
+
+def test_runs_are_judged_on_their_own_data(run: Run, tmp_path: Path) -> None:
+    names = [policy(tmp_path / name, seed=seed, context_length=1) for seed, name in enumerate("ab")]
+    runs = [word for name in names for word in ("--run", name)]
+    shared = ("align-offline", *runs, "--episodes", "1")
+    status, out, err = run(*shared, "--steps", "1")
+    assert status == 0, err
+    assert "the estimate" in out and str(Path("runs", "align-offline-seed0", "report.html")) in out
+    result = json.loads(Path("runs", "align-offline-seed0", "result.json").read_text())
+    assert list(result["policies"]) == result["runs"] == names
+    for name, row in result["policies"].items():
+        mean = load(f"store:{name}-data").episode_returns.mean()
+        assert (row["gradient_steps"], row["dataset"]) == (7, f"store:{name}-data")
+        assert row["data_mean"] == pytest.approx(mean)
+    status, _, err = run(*shared, "--steps", "2")
+    assert status == 2 and "holds a result with steps 1 and not 2" in err
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "message"),
+    [
+        ({"backbone": "mlp"}, (), "backbone mlp, head deterministic and target rule"),
+        ({"known": False}, (), "is not recorded; name one with --env"),
+        ({}, ("--dataset", "store:hopper"), "name data of the policy's own task with --dataset"),
+        ({}, ("--env", "Hopper-v5"), "observations"),
+    ],
+)
+def test_a_run_is_refused_before_another_is_judged(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: dict[str, Any],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr(align_offline, "fit_evaluation", None)
+    names = policy(tmp_path / "good"), policy(tmp_path / "bad", **second)
+    store_for(gym.make("Hopper-v5")).save("hopper")
+    status, _, err = run("align-offline", *(word for name in names for word in ("--run", name)), *options)
+    assert status == 2 and len(err.strip().splitlines()) == 1 and message in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_experiment_is_refused(run: Run) -> None:

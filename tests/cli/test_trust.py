@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": ("--targets=1", "--episodes", "1"),
     "refine": ("--target=1", "--episodes", "1", "--eta", "0.1", "--n", "1", "--rule", "plain"),
     "diagnose": ("--targets=1", "--episodes", "1", "--windows", "4"),
+    "experiment align-offline --run": ("--steps", "1", "--episodes", "1"),
 }
 
 
@@ -57,7 +58,7 @@ def test_a_policy_cannot_run_code(run: Run, bundle: Path, tmp_path: Path, comman
     older = json.dumps({**json.loads(gym.spec("Pendulum-v1").to_json()), **spec})
     for env in (popen, older, "os:system", {**popen, "evaluation": popen, "id": "os:system"}):
         name_env(bundle, env)
-        status, _, err = run(command, str(bundle), *COMMANDS[command])
+        status, _, err = run(*command.split(), str(bundle), *COMMANDS[command])
         assert status == 2 and "so it was not run" in err and "--trust-environment" in err
         assert len(err.splitlines()) == 1 and not proof.exists()
 
@@ -66,11 +67,11 @@ def test_a_policy_cannot_run_code(run: Run, bundle: Path, tmp_path: Path, comman
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_user_may_trust_it_or_name_it(run: Run, bundle: Path, tmp_path: Path, command: str) -> None:
     name_env(bundle, recorded("own_envs:Walk", size=2.0))
-    out = ("--out", str(tmp_path / "page")) if command != "eval" else ()
-    shared = (command, str(bundle), *COMMANDS[command], *out)
+    shared = (*command.split(), str(bundle), *COMMANDS[command])
     assert run(*shared)[0] == 2
     for way in (("--trust-environment",), ("--env", "own_envs:Corridor-v0")):
-        status, _, err = run(*shared, *way)
+        out = ("--out", str(tmp_path / way[0])) if command != "eval" else ()
+        status, _, err = run(*shared, *way, *out)
         assert status == 0, err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from builders import build_model, store_for
 from torch import Tensor
 
+from rayrl_dt.data import windows
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.experiments import align_offline
 from rayrl_dt.experiments.align_offline import Outcome, judge
 from rayrl_dt.experiments.return_evaluation import estimate, fit_evaluation
 from rayrl_dt.models.sequence_model import SequenceModel
+from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Trajectory, Window
 
 HORIZON, TARGETS = 5, (-2.0, 0.0, 2.0)
@@ -48,14 +51,15 @@ class Follower(SequenceModel):
         return (self.share * returns_to_go).clamp(-1, 1)
 
 
-def follower(store: TrajectoryStore) -> Follower:
-    return Follower(build_model(store, context_length=3, target_rule="decrement").spec)
+def follower(store: TrajectoryStore, context_length: int) -> Follower:
+    return Follower(build_model(store, context_length=context_length, target_rule="decrement").spec)
 
 
 @pytest.mark.slow
-def test_it_tells_what_an_obedient_policy_misses() -> None:
+@pytest.mark.parametrize("context_length", [1, 3])
+def test_it_tells_what_an_obedient_policy_misses(context_length: int) -> None:
     store = toy()
-    found = fit_evaluation(follower(store), store, TARGETS, steps=1_500)
+    found = fit_evaluation(follower(store, context_length), store, TARGETS, steps=1_000)
     for target, told in zip(TARGETS, estimate(found, store, TARGETS), strict=True):
         left = target
         for _ in range(HORIZON):
@@ -77,6 +81,22 @@ def test_it_is_a_function_of_its_seed_and_leaves_the_policy_alone() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_it_is_of_the_policy_as_it_acts() -> None:
+    store = toy()
+    model = build_model(store, target_rule="decrement", return_dropout=0.2, context_length=3)
+    model.spec = model.spec.acting(context_length=2, action_selection=None, guidance=2.5)
+    seen = set()
+    model.trunk.register_forward_pre_hook(lambda _, read: seen.add(read[0].timesteps.shape[1]))
+    found = fit_evaluation(model, store, TARGETS, steps=1)
+    assert seen == {2}
+    first = np.zeros(1, np.int64)
+    window = windows.gather(store, first, first, 1).to_torch()
+    actor, target = VectorActor(model, 1), np.array([1.5])
+    taken = actor.act(window.observations[:, 0].numpy(), np.zeros(1), np.ones(1, bool), target)
+    acts = found.acts(window, torch.full((1, 1, 1), 1.5))[:, 0]
+    np.testing.assert_allclose(model.to_env_actions(acts), taken, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [{"backbone": "mlp"}, {"target_rule": "constant"}])
 def test_policies_that_it_does_not_know_are_refused(config: dict[str, Any]) -> None:
     store = toy()
@@ -84,20 +104,28 @@ def test_policies_that_it_does_not_know_are_refused(config: dict[str, Any]) -> N
         fit_evaluation(build_model(store, **config), store, TARGETS, steps=1)
 
 
+def test_one_target_alone_is_refused() -> None:
+    store = toy()
+    with pytest.raises(UserError, match=r"asked for 3 alone cannot be estimated.* of toy coincide"):
+        fit_evaluation(build_model(store, target_rule="decrement"), store, (3.0, 3.0), steps=1)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
 def test_the_verdict_is_by_how_much_less_it_misses_than_guesses_do() -> None:
     def outcome(achieved: tuple[float, ...], wrong: float) -> Outcome:
-        return Outcome((0.0, 10.0), tuple(value + wrong for value in achieved), achieved)
+        return Outcome((0.0, 10.0), tuple(value + wrong for value in achieved), achieved, mean=5.0)
 
     good = {"a": outcome((4.0, 6.0), 0.2), "b": outcome((1.0, 9.0), -0.1), "c": outcome((2.0, 7.0), 0.1)}
-    found = judge(good, mean=5.0)
+    found = judge(good)
     assert found["holds"] and found["order_of_policies"] == pytest.approx(1.0)
     assert found["miss"] == pytest.approx(0.4 / 3) and found["miss_of_the_target"] == pytest.approx(7.5 / 3)
     assert found["miss_of_the_mean"] == pytest.approx((1.0 + 4.0 + 2.5) / 3)
-    far = {
-        name: Outcome(each.targets, tuple(v + 3 for v in each.estimated), each.achieved)
-        for name, each in good.items()
-    }
-    assert not judge(far, mean=5.0)["holds"]
+    far = {name: replace(each, estimated=tuple(v + 3 for v in each.estimated)) for name, each in good.items()}
+    assert not judge(far)["holds"]
+    alone = judge({"a": good["a"]})
+    assert alone["holds"] and alone["order_of_policies"] is None
+    alike = judge({"a": good["a"], "b": good["a"]})
+    assert np.isnan(alike["order_of_policies"]) and not alike["holds"]
 
 
 @pytest.mark.slow
@@ -109,9 +137,10 @@ def test_small_policies_are_judged_in_a_real_environment(
     info = DatasetInfo("test", env.observation_space, env.action_space, env.spec)
     episodes = [made.trajectory(number) for number in range(made.num_episodes)]
     TrajectoryStore.from_trajectories(episodes, info).save(tmp_path / "data")
-    monkeypatch.setattr(align_offline, "POLICIES", {"DT": ("dt", 1.0), "decoupled": ("decoupled", 1.0)})
+    monkeypatch.setattr(align_offline, "POLICIES", {"DT": ("dt", 1.0), "decoupled": ("decoupled", 0.5)})
     result = align_offline.run(tmp_path / "page", steps=2, episodes=1, dataset=f"store:{tmp_path / 'data'}")
     assert list(result["policies"]) == ["DT", "decoupled"]
     for row in result["policies"].values():
         assert len(row["targets"]) == len(row["estimated"]) == len(row["achieved"]) == 7
+    assert [row["gradient_steps"] for row in result["policies"].values()] == [2, 1]
     assert (tmp_path / "page" / "report.html").is_file()
