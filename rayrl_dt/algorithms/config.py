@@ -294,9 +294,16 @@ def _check_objective(config: SequenceConfig) -> None:
             )
     if config.gradient is not None:
         config.gradient.check_model(config.sequence_model)
-    asks, trains = config.training_objective.asks_critic, config.training_objective.trains_critic
+    asks, trained = config.training_objective.asks_critic, config.training_objective.trained_critic
     has = (config.objective_critic, config.critic_hidden) != (None, None)
-    if asks and not (has or trains):
+    if has and trained is not None:
+        refuse_unread(
+            trained,
+            config,
+            because="training.critic_from, whose critic stays as it is",
+            remedy="remove training.critic_from",
+        )
+    if asks and not has and trained is None:
         raise UserError(
             f"training.objective {config.objective} asks a critic, and there is none; train one beside any policy of "
             "the same data with rayrl-dt critic RUN, and set training.critic_from: RUN"

@@ -45,12 +45,12 @@ class Objective(Settings):
 
     Attributes:
         asks_critic: whether it needs a critic, and so continuous actions.
-        trains_critic: whether it trains one itself where it is given none.
+        trained_critic: settings of the critic that it trains itself where it is given none; None where it does not.
     """
 
     section: ClassVar[str] = "training"
     asks_critic: ClassVar[bool] = True
-    trains_critic: ClassVar[bool] = False
+    trained_critic: ClassVar[type[Settings] | None] = None
 
     @property
     def reads_episode_returns(self) -> bool:

@@ -55,13 +55,35 @@ from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_asked_for_
 from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import automatic, choice, count, flag, real, setting
+from rayrl_dt.settings import Settings, automatic, choice, count, flag, real, setting
 
 __all__ = ["CoTrainedQAlign", "QAlign", "QAligned"]
 
 
 @dataclass(frozen=True)
-class QAligned(Imitation):
+class AlignCritic(Settings):
+    """How the critic learns that is trained beside the policy; one that is given stays as it is.
+
+    Attributes:
+        align_target_shift: what is added to the returns that the critic's target acts on, in raw returns; "auto" for
+            the top of the range. At 0 the critic follows the returns of the data.
+        align_gamma: the critic's discount.
+        align_polyak: share of the new weights in the slow copies at each step.
+        align_critic_lr: learning rate of the critic (AdamW without decay).
+        align_critic_width: units of its two hidden layers.
+    """
+
+    section: ClassVar[str] = "training"
+
+    align_target_shift: float | str = setting("auto", automatic(real(least=0)))
+    align_gamma: float = setting(0.99, real(above=0, most=1))
+    align_polyak: float = setting(0.005, real(above=0, most=1))
+    align_critic_lr: float = setting(3e-4, real(above=0))
+    align_critic_width: int = setting(256, count(1))
+
+
+@dataclass(frozen=True)
+class QAligned(AlignCritic, Imitation):
     """The supervised loss, and beside it a gradient that orders the actions by their returns.
 
     Attributes:
@@ -84,16 +106,10 @@ class QAligned(Imitation):
         align_margin_unit: what a margin of 1 is: a unit of "q", or "calibrated": as much as Q of the logged actions
             rises with the returns that they led to, on a line through each batch. That tells states apart more than
             actions, and one action cannot make up for a state: a margin is a small share of it.
-        align_target_shift: what is added to the returns that the critic's target acts on, in raw returns; "auto" for
-            the top of the range. At 0 the critic follows the returns of the data.
-        align_gamma: the critic's discount.
-        align_polyak: share of the new weights in the slow copies at each step.
-        align_critic_lr: learning rate of the critic (AdamW without decay).
-        align_critic_width: units of its two hidden layers.
     """
 
     asks_critic: ClassVar[bool] = True
-    trains_critic: ClassVar[bool] = True
+    trained_critic: ClassVar[type[Settings] | None] = AlignCritic
 
     align_weight: float = setting(1.0, real(least=0))
     align_normalize: bool = setting(True, flag())
@@ -105,11 +121,6 @@ class QAligned(Imitation):
     align_twins: str = setting("min", choice("min", "mean"))
     align_margin: float = setting(0.0, real(least=0))
     align_margin_unit: str = setting("q", choice("q", "calibrated"))
-    align_target_shift: float | str = setting("auto", automatic(real(least=0)))
-    align_gamma: float = setting(0.99, real(above=0, most=1))
-    align_polyak: float = setting(0.005, real(above=0, most=1))
-    align_critic_lr: float = setting(3e-4, real(above=0))
-    align_critic_width: int = setting(256, count(1))
 
     def gradient(self, critic_hidden: int | None) -> QAlign:
         """Return the gradient with the critic that is given, or with one that it trains."""

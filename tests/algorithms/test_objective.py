@@ -202,6 +202,19 @@ def test_a_run_keeps_its_own_copy(ray_session: None, pendulum_data: str, critic:
         ),
         ({"objective": "q_align", "align_weight": -1}, "align_weight is -1"),
         ({"objective": "q_align", "align_shift": "far"}, "align_shift is 'far'.*or auto"),
+        *(
+            (
+                {"objective": "q_align", "critic_from": "x", name: value},
+                f"{name} is {value}, and nothing reads it with training.critic_from.*or remove training.critic_from",
+            )
+            for name, value in {
+                "align_target_shift": 3.0,
+                "align_gamma": 0.9,
+                "align_polyak": 0.1,
+                "align_critic_lr": 0.01,
+                "align_critic_width": 16,
+            }.items()
+        ),
         ({"objective": "q_align", "align_low": 5.0, "align_high": 1.0}, "align_low is 5 and align_high 1"),
         (
             {"align_margin": 0.5},
