@@ -35,6 +35,10 @@ def register(app: typer.Typer) -> None:
 def critic(
     run: Policy,
     steps: Annotated[int, typer.Option(help="Gradient steps of the critic.")] = 20_000,
+    lr: Annotated[float, typer.Option(help="Learning rate, constant.")] = 3e-4,
+    gamma: Annotated[
+        float, typer.Option(help="Discount; nearer to 1 where what counts comes hundreds of steps later.")
+    ] = 0.99,
     expectile: Annotated[
         float,
         typer.Option(
@@ -54,12 +58,14 @@ def critic(
 
     Examples:
       rayrl-dt critic runs/hopper
-      rayrl-dt critic runs/hopper --steps 100000 --seed 1
+      rayrl-dt critic runs/hopper --steps 100000 --gamma 0.999 --seed 1
     """
     from rayrl_dt.critics.training import CriticTraining
     from rayrl_dt.interop.critics import add_critic
 
-    training = CriticTraining(steps=steps, expectile=expectile, reward_scale=as_number(reward_scale))
+    training = CriticTraining(
+        steps=steps, lr=lr, gamma=gamma, expectile=expectile, reward_scale=as_number(reward_scale)
+    )
     with progress_bar("training") as progress:
         folder = add_critic(
             run, training=training, seed=seed, dataset=dataset, command=command_line(), progress=progress

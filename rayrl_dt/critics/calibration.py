@@ -96,6 +96,6 @@ def fit_calibration(
         raise UserError(
             f"the critic's values say next to nothing of the returns in {store.info.source} (a rising function of them "
             f"explains {explained:.1%}), so no target can be checked with it: train it longer (rayrl-dt critic RUN "
-            "--steps 100000), or check with mode=max"
+            "--steps 100000; --gamma 0.999 where rewards come late), or check with mode=max"
         )
     return Calibration(returns, fitted, explained, logged)

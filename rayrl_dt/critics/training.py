@@ -175,14 +175,14 @@ class IQLTrainer:
         if not (math.isfinite(value_loss) and math.isfinite(critic_loss)):
             raise TrainingDiverged(
                 f"the critic's losses became {value_loss:.3g} (V) and {critic_loss:.3g} (Q) by gradient step "
-                f"{self.steps_done}; check the rewards of the data, or lower the learning rate"
+                f"{self.steps_done}; check the rewards of the data, or lower the learning rate (--lr)"
             )
         check_values(
             mean,
             largest_reward=self._largest_reward,
             gamma=self.training.gamma,
             step=self.steps_done,
-            remedy="lower the learning rate",
+            remedy="lower the learning rate (--lr)",
         )
 
 

@@ -38,12 +38,14 @@ def with_critic(run: Run, bundle: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_critic_is_trained_into_the_bundle(run: Run, bundle: Path) -> None:
-    status, out, err = run("critic", str(bundle), "--steps", "20", "--seed", "3")
+    status, out, err = run(
+        "critic", str(bundle), "--steps", "20", "--seed", "3", "--lr", "0.001", "--gamma", "0.9"
+    )
     assert status == 0, err
     assert str(bundle / "critic.safetensors") in out
     assert f"next: rayrl-dt refine {bundle} --eta 1e-4,1e-3,1e-2 --n 1,10" in out
     record = json.loads((bundle / "policy.json").read_text())["critic"]
-    assert (record["steps"], record["seed"]) == (20, 3)
+    assert (record["steps"], record["seed"], record["lr"], record["gamma"]) == (20, 3, 1e-3, 0.9)
     assert record["command"].startswith("rayrl-dt critic")
 
 
@@ -114,6 +116,8 @@ def test_no_steps_change_nothing(run: Run, bundle: Path, tmp_path: Path) -> None
         (("critic", "nowhere"), "does not exist"),
         (("critic", "{bundle}", "--steps", "0"), "steps is 0"),
         (("critic", "{bundle}", "--expectile", "1"), "expectile is 1.0"),
+        (("critic", "{bundle}", "--lr", "0"), "critic.lr is 0.0"),
+        (("critic", "{bundle}", "--gamma", "1.5"), "critic.gamma is 1.5"),
         (
             ("critic", "{bundle}", "--reward-scale", "0"),
             "reward_scale is 0; it must be a finite number above 0, or auto",

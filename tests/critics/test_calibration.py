@@ -54,7 +54,7 @@ def test_values_that_know_no_return_are_refused(make_store: MakeStore) -> None:
     critic = new_critic(model.spec, hidden=16, seed=0)
     for parameter in critic.q.parameters():
         torch.nn.init.zeros_(parameter)
-    with pytest.raises(UserError, match=r"explains 0.0%\).*--steps 100000.*mode=max"):
+    with pytest.raises(UserError, match=r"explains 0.0%\).*--steps 100000; --gamma 0.999.*mode=max"):
         fit_calibration(critic, model, store)
 
 
