@@ -71,6 +71,13 @@ def store_for(
     )
 
 
+def with_choices(store: TrajectoryStore, space: gym.spaces.MultiDiscrete) -> TrajectoryStore:
+    """The same episodes with random actions of several discrete choices."""
+    size = (store.num_steps, len(space.nvec))
+    actions = np.random.default_rng(0).integers(space.start, space.start + space.nvec, size=size)
+    return replace(store, actions=actions, info=replace(store.info, action_space=space))
+
+
 def random_window(model: SequenceModel, real: Sequence[int], *, seed: int = 0) -> Window[Tensor]:
     """A batch of left-padded windows with the given numbers of real steps and zeros as padding."""
     spec, rng = model.spec, np.random.default_rng(seed)

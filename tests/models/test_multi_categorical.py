@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 
@@ -16,16 +14,14 @@ from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.heads import HEADS, CategoricalHead
 from rayrl_dt.models.multi_categorical import MultiCategoricalHead
 from rayrl_dt.models.spec import PolicySpec
-from tests.builders import build_model
+from tests.builders import build_model, with_choices
 
 SPACE = gym.spaces.MultiDiscrete([3, 2, 4], start=[5, 0, -1])
 
 
 @pytest.fixture
 def store(make_store: Any) -> TrajectoryStore:
-    store: TrajectoryStore = make_store()
-    actions = np.random.default_rng(0).integers([5, 0, -1], [8, 2, 3], size=(store.num_steps, 3))
-    return replace(store, actions=actions, info=replace(store.info, action_space=SPACE))
+    return with_choices(make_store(), SPACE)
 
 
 def test_one_choice_is_the_categorical_head() -> None:

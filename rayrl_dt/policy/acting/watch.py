@@ -15,7 +15,7 @@ _PROBES = 16  # elements of each tensor
 
 
 def can_be_watched(model: nn.Module) -> bool:
-    """Return whether all tensors are float32 arrays that count their changes, and no hook watches."""
+    """Return whether all tensors are arrays, in float32 or whole, that count their changes, and no hook watches."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return all(map(_is_plain, tensors)) and not has_hooks(model)
 
@@ -28,7 +28,7 @@ def has_hooks(model: nn.Module) -> bool:
 def _is_plain(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
+        and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
         and tensor.is_contiguous()
         and not tensor.is_inference()
     )

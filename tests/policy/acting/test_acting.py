@@ -4,10 +4,11 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import build_model, scramble
+from builders import build_model, scramble, with_choices
 
 from rayrl_dt.algorithms.online.lamb import Lamb
 from rayrl_dt.data.store import TrajectoryStore
@@ -37,10 +38,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "radt-without-stepra": {"backbone": "radt", "use_stepra": False},
     "radt-without-stepra-post": {"backbone": "radt", "use_stepra": False, "norm": "post"},
 }
-HEADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "continuous": ({}, {}),
-    "gaussian": ({}, {"head": "gaussian"}),
-    "discrete": ({"actions": 4, "first_action": 3}, {}),
+CHOICES = gym.spaces.MultiDiscrete([4, 4], start=[3, 3])
+HEADS: dict[str, tuple[Callable[[MakeStore], TrajectoryStore], dict[str, Any]]] = {
+    "continuous": (lambda make: make(), {}),
+    "gaussian": (lambda make: make(), {"head": "gaussian"}),
+    "discrete": (lambda make: make(actions=4, first_action=3), {}),
+    "choices": (lambda make: with_choices(make(), CHOICES), {}),
 }
 
 
@@ -91,12 +94,14 @@ class Course:
         return outputs
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize(
+    ("head", "heads"),
+    [("continuous", 1), ("continuous", 2), ("gaussian", 1), ("discrete", 2), ("choices", 1)],
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plan_does_what_the_model_does(make_store: MakeStore, name: str, heads: int, head: str) -> None:
+def test_a_plan_does_what_the_model_does(make_store: MakeStore, name: str, head: str, heads: int) -> None:
     data, config = HEADS[head]
-    model = build_model(make_store(**data), num_heads=heads, **{"num_layers": 3, **MODELS[name], **config})
+    model = build_model(data(make_store), num_heads=heads, **{"num_layers": 3, **MODELS[name], **config})
     course = Course(model)
     assert isinstance(course.plan, CachedPlan)
     for _ in course.steps(25):
