@@ -3,7 +3,7 @@
 The convolutions are most of a policy's work, and give the same for an image in every window. With the authors'
 positions for Atari nothing behind them can be kept: they change for every step when the window slides.
 
-Shape legend: N slots, n rows that are wanted, K steps, d width, O outputs.
+Shape legend: N slots, n rows that are wanted, K steps, d width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rayrl_dt.models.encoders import ObservationEmbedding
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.acting.plan import StepwisePlan
 from rayrl_dt.policy.context import ContextBuffer
-from rayrl_dt.precision import autocast
+from rayrl_dt.types import Window
 
 __all__ = ["KeptImagesPlan", "image_embedding"]
 
@@ -47,15 +47,13 @@ class KeptImagesPlan(StepwisePlan):
         assert embedding is not None
         self._embedding = embedding
 
-    def outputs(self, rows: Array | None) -> Tensor:
-        """Return the outputs; see `ActingPlan.outputs`."""
-        with torch.inference_mode(), autocast("cpu", self._precision):
-            (embedded,) = self._catch_up().window(rows)  # (n, K, d)
-            window = replace(self._context.window(rows).to_torch(), observations=embedded)
-            outputs: Tensor = self._model(window, last_only=True)[:, -1]  # (n, 1, O) -> (n, O)
-        return outputs
+    def _window(self, rows: Array | None) -> Window[Tensor]:
+        """Return the windows with what is kept of their images, `(n, K, d)`."""
+        (embedded,) = self._catch_up().window(rows)
+        return replace(super()._window(rows), observations=embedded)
 
     def _newest_values(self, steps: int) -> list[Tensor]:
-        """Embed the images of the steps that came."""
-        newest = torch.as_tensor(self._context.window().observations[:, -steps:])
+        """Embed the images of the steps that came; of none where an actor asks once more."""
+        begin = self._context.context_length - steps
+        newest = torch.as_tensor(self._context.window().observations[:, begin:])
         return [self._embedding(newest)]  # (N, steps, *obs) -> (N, steps, d)

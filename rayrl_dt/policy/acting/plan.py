@@ -23,6 +23,7 @@ from rayrl_dt.policy.acting.cache import StepCache
 from rayrl_dt.policy.acting.watch import ModelWatch
 from rayrl_dt.policy.context import ContextBuffer
 from rayrl_dt.precision import autocast, dtype_of
+from rayrl_dt.types import Window
 
 __all__ = ["ActingPlan", "CachedPlan", "StepwisePlan", "WholeWindowPlan"]
 
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 
 class ActingPlan(ABC):
-    """Computes a policy's outputs at the newest step of N windows.
+    """Computes a policy's outputs at the newest step of N windows; unless told otherwise, by asking the model.
 
     Args:
         model: the policy network.
@@ -49,13 +50,15 @@ class ActingPlan(ABC):
     def clear(self, slots: Array) -> None:
         """Learn that the windows of some slots were emptied (index array or boolean mask)."""
 
-    @abstractmethod
     def outputs(self, rows: Array | None) -> Tensor:
         """Return the outputs of `SequenceModel.forward` at the newest step, `(N, O)`.
 
         Args:
             rows: indices of the slots that are wanted; None for all.
         """
+        with torch.no_grad(), autocast(self._device, self._precision):
+            outputs: Tensor = self._model(self._window(rows), last_only=True)[:, -1]  # (N, 1, O) -> (N, O)
+        return outputs
 
     def outputs_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
         """Return the outputs had other returns been asked for, `(M, n, O)`.
@@ -69,15 +72,23 @@ class ActingPlan(ABC):
 
     def raw_for(self, shifts: Tensor, rows: Array | None) -> Tensor:
         """Return what `outputs_for` does, before the head reads it."""
-        device = self._model.head.weight.device
-        window = self._context.window(rows).to_torch(device)
-        returns = window.returns_to_go + shifts.to(device, torch.float32)[..., None, None]  # (M, n, K, 1)
-        with torch.no_grad(), autocast(device, self._precision):
+        with torch.no_grad(), autocast(self._device, self._precision):
+            window = self._window(rows)
+            # (M, n, K, 1)
+            returns = window.returns_to_go + shifts.to(self._device, torch.float32)[..., None, None]
             return self._model.raw_for(window, returns, last_only=True)[:, :, -1]  # (M, n, 1, O)
 
     def read_out(self, raw: Tensor) -> Tensor:
         """Return the outputs `(..., O)` for what the head's layer gave, `(..., O)`."""
         return self._model.spec.head.read_out(raw)
+
+    def _window(self, rows: Array | None) -> Window[Tensor]:
+        """Return the windows that the model is asked about."""
+        return self._context.window(rows).to_torch(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.head.weight.device
 
 
 class WholeWindowPlan(ActingPlan):
@@ -102,14 +113,6 @@ class WholeWindowPlan(ActingPlan):
 
     def clear(self, slots: Array) -> None:
         """Do nothing: all is in the windows."""
-
-    def outputs(self, rows: Array | None) -> Tensor:
-        """Return the model's own outputs; see `ActingPlan.outputs`."""
-        device = self._model.head.weight.device
-        window = self._context.window(rows).to_torch(device)
-        with torch.no_grad(), autocast(device, self._precision):
-            outputs: Tensor = self._model(window, last_only=True)[:, -1]  # (N, 1, O) -> (N, O)
-        return outputs
 
 
 class StepwisePlan(ActingPlan):
