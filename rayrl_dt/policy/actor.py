@@ -107,7 +107,8 @@ class VectorActor:
             `(N, A)` or `(N,)` actions in environment units.
 
         Raises:
-            UserError: they are NaN or infinite.
+            UserError: they, or what the policy says of them, are NaN or infinite. The step was taken nevertheless: what
+                follows from it means nothing before the next episode.
         """
         if starting.any():
             self._context.clear(starting)
@@ -132,10 +133,7 @@ class VectorActor:
         chosen = self._choose(outputs, observations, rows)
         actions = self.model.to_env_actions(chosen)
         if not np.isfinite(actions).all():
-            raise UserError(
-                "the policy's actions became NaN or infinite: its weights or the observations are out of bounds; see "
-                "the observations, and evaluate an earlier checkpoint"
-            )
+            raise _not_finite()
         if rows is None:
             self._actions = actions
         else:
@@ -153,6 +151,9 @@ class VectorActor:
 
     def _choose(self, outputs: Tensor, observations: Array, rows: Array | None) -> Tensor:
         """Return the actions to take, `(n, A)` or `(n,)` in model units, for outputs `(n, O)` of some slots."""
+        # The mode of logits that are NaN would be an action like any other.
+        if not bool(torch.isfinite(outputs).all()):
+            raise _not_finite()
         head = self.model.spec.head
         actions = head.choose(outputs, self.sample)
         if self.noise > 0:
@@ -167,3 +168,10 @@ class VectorActor:
             )
             actions = self.refiner(observations[wanted], actions.float(), draw=draw, asked=asked)
         return actions
+
+
+def _not_finite() -> UserError:
+    return UserError(
+        "the policy's actions became NaN or infinite: its weights, the observations or the target are out of bounds "
+        "(float32); look at the observations and the target, or take an earlier checkpoint, and begin the episode anew"
+    )

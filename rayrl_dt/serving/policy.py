@@ -147,7 +147,8 @@ class SequencePolicy:
 
         Raises:
             UserError: `reset` was not called, the shape is wrong, the reward is missing, or a number is NaN or
-                infinite in float32. The step is not taken then, and another one may be.
+                infinite in float32. The step is not taken then, and another one may be. Or the policy's own outputs
+                are: that step was taken, and is in the way of the next ones until `reset`.
         """
         if self._target is None:
             raise UserError("call reset(target_return=...) before act()")

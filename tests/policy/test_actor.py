@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import build_model
+from builders import build_model, with_choices
 
+from rayrl_dt import UserError
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.serving.along import act_along
 from rayrl_dt.types import ACTION_LIMIT, Window
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -193,6 +197,28 @@ def test_discrete_actions_are_drawn_or_chosen(make_store: MakeStore, start: int)
     law, count = np.array([0.1, 0.2, 0.3, 0.4]), runs[0].size
     frequencies = np.bincount(runs[0].ravel() - start, minlength=4) / count
     assert (np.abs(frequencies - law) < 4 * np.sqrt(law * (1 - law) / count)).all()
+
+
+@pytest.mark.parametrize("draws", [False, True], ids=["mode", "sample"])
+@pytest.mark.parametrize("head", ["continuous", "discrete", "choices"])
+def test_outputs_that_are_not_finite_are_no_action(make_store: MakeStore, head: str, draws: bool) -> None:
+    store = make_store(actions=3 if head == "discrete" else None)
+    if head == "choices":
+        store = with_choices(store, gym.spaces.MultiDiscrete([3, 2]))
+    model = build_model(store)
+    actor = VectorActor(model, 2, sample=torch.Generator() if draws else None)
+    observations, first = np.zeros((2, 3), np.float32), np.full(2, True)
+    observations[1] = np.finfo(np.float32).max
+    refused = pytest.raises(UserError, match=r"NaN or infinite.* the target .*begin the episode anew")
+    with refused:
+        actor.act(observations, np.zeros(2), first, np.zeros(2))
+    # An inactive slot is not asked, and the next episode knows nothing of it.
+    actor.act(observations, np.zeros(2), first, np.zeros(2), np.array([True, False]))
+    actor.act(np.zeros((2, 3), np.float32), np.zeros(2), first, np.zeros(2))
+    spoiled = store.observations.copy()
+    spoiled[store.starts[1] + 1] = np.finfo(np.float32).max
+    with refused:
+        act_along(model, replace(store, observations=spoiled), np.array([0, 1]), np.zeros(2))
 
 
 def test_acting_switches_dropout_off_and_draws_nothing(make_store: MakeStore) -> None:
