@@ -74,7 +74,7 @@ class DoubleCheckRefiner:
         calibration: of the critic; only asked in mode "align".
 
     Raises:
-        UserError: the actions are discrete, or the policy is not asked for a return.
+        UserError: the actions are discrete, or the policy is not asked for a return or does not know its data's.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class DoubleCheckRefiner:
 
 
 def check_asked(spec: PolicySpec) -> None:
-    """Raise UserError if a policy is not asked for a return, or its actions are not continuous."""
+    """Raise UserError if a policy is not asked for a return or does not know its data's, or has discrete actions."""
     check_continuous(spec)
     predicts = spec.model.target_rule == "predicted"
     if predicts or not spec.backbone.reads_returns:
@@ -120,4 +120,9 @@ def check_asked(spec: PolicySpec) -> None:
         raise UserError(
             f"a double check asks the policy for several returns, and this one (backbone {spec.model.backbone}) {why}; "
             "leave it out, or choose sampled actions"
+        )
+    if not {"p5", "p95"} <= spec.data_returns.keys():
+        raise UserError(
+            "a double check asks for returns around the target, by a share of the data's, and the policy does not know "
+            f"those of {spec.dataset}; import it with its data (rayrl-dt import --dataset), or choose sampled actions"
         )

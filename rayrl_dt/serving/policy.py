@@ -9,10 +9,12 @@ import numpy as np
 
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
+from rayrl_dt.interop.critics import refiner_of
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.policy.action_gradient import ActionGradient
 from rayrl_dt.policy.actor import VectorActor
+from rayrl_dt.policy.double_check import DoubleCheck
 from rayrl_dt.policy.refinement import choose_refinement
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions
@@ -91,6 +93,7 @@ class SequencePolicy:
         guidance: float | None = None,
         action_gradient: ActionGradient | None = None,
         sampled_actions: SampledActions | None = None,
+        double_check: DoubleCheck | None = None,
     ) -> SequencePolicy:
         """Load a policy bundle, or the newest one of a run folder or checkpoint.
 
@@ -102,14 +105,16 @@ class SequencePolicy:
             guidance: as for the class.
             action_gradient: refine each action with the bundle's critic (`rayrl-dt critic` trains it).
             sampled_actions: take the best of several actions, as that critic sees them, instead.
+            double_check: take the action of one of several returns, as that critic chooses, instead; reads the policy's
+                data.
 
         Raises:
-            UserError: there is no whole bundle at `path`, or no critic to act with; both ways are asked for; the policy
-                cannot act so.
+            UserError: there is no whole bundle at `path`, or no critic to act with; several ways are asked for; the
+                policy cannot act so.
         """
         bundle = Bundle.open(path)
-        settings = choose_refinement(action_gradient, sampled_actions)
-        refiner = None if settings is None else bundle.refiner(settings)
+        settings = choose_refinement(action_gradient, sampled_actions, double_check)
+        refiner = None if settings is None else refiner_of(bundle, settings)
         return cls(
             bundle.model,
             sample_seed=sample_seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from rayrl_dt.critics.calibration import Calibration
 from rayrl_dt.critics.networks import IQLCritic
 from rayrl_dt.critics.training import new_critic
 from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.interop.bundle import Bundle, save_bundle
+from rayrl_dt.interop.critics import calibration_of, save_critic
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.policy.double_check import DoubleCheck, DoubleCheckRefiner
 from rayrl_dt.policy.refiner import Asked
+from rayrl_dt.serving.policy import SequencePolicy
 
 MakeStore = Callable[..., TrajectoryStore]
 SLOTS = 3
@@ -171,6 +175,39 @@ def test_policies_that_cannot_be_asked_are_refused(
     critic = new_critic(build_model(make_store()).spec, hidden=8, seed=0)
     with pytest.raises(UserError, match=message):
         DoubleCheckRefiner(DoubleCheck(), critic, spec, None)
+
+
+def test_a_policy_that_does_not_know_its_datas_returns_is_refused(make_store: MakeStore) -> None:
+    spec = replace(build_model(make_store()).spec, data_returns={"p95": 3.0})
+    critic = new_critic(spec, hidden=8, seed=0)
+    with pytest.raises(UserError, match="does not know those of test; import it with its data"):
+        DoubleCheckRefiner(DoubleCheck(mode="max"), critic, spec, None)
+
+
+@pytest.mark.parametrize("mode", ["align", "max"])
+def test_a_loaded_policy_checks_its_targets_too(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr("rayrl_dt.critics.calibration._FLAT", -1.0)
+    monkeypatch.setattr("rayrl_dt.interop.critics.run_data", lambda bundle: make_store())
+    model, settings = build_model(make_store()), DoubleCheck(n=6, spread=0.7, mode=mode)
+    critic = new_critic(model.spec, hidden=8, seed=0)
+    scramble(critic)
+    bundle = Bundle.open(save_bundle(model.spec, model.state_dict(), tmp_path / "policy"))
+    save_critic(bundle, critic.state_dict(), record={})
+    actor = VectorActor(model, 1)
+    actor.refiner = DoubleCheckRefiner(settings, critic, model.spec, calibration_of(bundle))
+    checked = SequencePolicy.load(bundle.folder, double_check=settings)
+    plain = SequencePolicy.load(bundle.folder)
+    for policy in (checked, plain):
+        policy.reset(9.0)
+    found, alone = [], []
+    for step, seen in enumerate(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)):
+        found.append(checked.act(seen, 0.5))
+        alone.append(plain.act(seen, 0.5))
+        wanted = actor.act(seen[None], np.array([0.5]), np.array([step == 0]), np.array([9.0]))[0]
+        np.testing.assert_array_equal(found[-1], wanted)
+    assert not np.array_equal(found, alone)
 
 
 @pytest.mark.parametrize("backbone", ["dt", "decoupled"])
