@@ -32,10 +32,10 @@ class ModelConfig(Settings):
         context_length: K, steps that the policy sees.
         embed_dim: width d of the tokens, or of the MLP's hidden layers.
         num_layers: transformer blocks, or hidden layers of the MLP.
-        num_heads: attention heads; divides `embed_dim`. ConvFormer has none.
+        num_heads: attention heads; divides `embed_dim`. ConvFormer and the MLP have none.
         dropout: probability on embeddings, attention weights and residual branches.
         activation: "relu", "gelu", or "auto": gelu for RADT, ConvFormer, StARformer, Reinformer and the embeddings of
-            Atari, relu for the others.
+            Atari, relu for the others. The MLP has relu whatever is said.
         head: "deterministic" (tanh) or "gaussian" (tanh of a normal variable, to be sampled in training: stochastic
             ODT) for continuous actions, "categorical" for discrete ones, "multi-categorical" for several choices at
             once; "auto" is never "gaussian".
@@ -54,7 +54,8 @@ class ModelConfig(Settings):
         frame_stack: single images `(H, W)` that the policy sees at a step, its own and those before it, as channels;
             None for 4. Images with channels of their own are not stacked.
         max_episode_steps: size of the timestep embedding; None for the longest episode of the data, or the
-            environment's limit if that is longer. Later steps share the last embedding. StARformer has none.
+            environment's limit if that is longer. Later steps share the last embedding. StARformer and the MLP have
+            none.
         use_seqra: RADT's cross-attention to the returns.
         use_stepra: RADT's scaling and shifting of each step by its return.
         adaptive_scaling: RADT's learned elementwise scale of that cross-attention.
