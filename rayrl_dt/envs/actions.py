@@ -12,7 +12,7 @@ import numpy as np
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import as_array
 
-__all__ = ["ActionLayout", "whole_range"]
+__all__ = ["ActionLayout", "same_choices", "whole_range"]
 
 Array = np.ndarray[Any, Any]
 Space = gym.Space[Any]
@@ -26,7 +26,7 @@ class ActionLayout:
     """How actions become arrays, and arrays actions.
 
     A Box of floats of any shape becomes one of a single axis. What is several choices at once becomes MultiDiscrete
-    of a single axis: MultiBinary, MultiDiscrete of any shape, and a bounded Box of whole numbers.
+    of a single axis, in int64: MultiBinary, MultiDiscrete of any shape and type, and a bounded Box of whole numbers.
 
     Attributes:
         space: of one action as the environment takes it.
@@ -51,7 +51,7 @@ class ActionLayout:
             dtype: Any = np.dtype(space.dtype).type
             return gym.spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=dtype)
         if isinstance(space, gym.spaces.MultiDiscrete):
-            if len(shape) == 1:
+            if len(shape) == 1 and space.dtype == np.int64:
                 return space
             return gym.spaces.MultiDiscrete(space.nvec.reshape(-1), start=space.start.reshape(-1))
         if isinstance(space, gym.spaces.MultiBinary):
@@ -121,3 +121,9 @@ def whole_range(space: Space) -> tuple[Array, Array] | None:
         first, sizes = np.asarray(space.start, np.int64), np.asarray(space.nvec, np.int64)
         return first, first + sizes - 1
     return None
+
+
+def same_choices(one: Space, other: Space) -> bool:
+    """Return whether two spaces are the same, whatever type of number their choices come in."""
+    first, second = whole_range(one), whole_range(other)
+    return bool(one == other) if first is None or second is None else np.array_equal(first, second)

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces.utils import flatten_space
 
+from rayrl_dt.envs.actions import same_choices
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 from rayrl_dt.types import as_array
@@ -298,4 +299,4 @@ def _has(space: Space, wanted: Space) -> bool:
         )
     if isinstance(wanted, gym.spaces.Box):
         return isinstance(space, gym.spaces.Box) and space.shape == wanted.shape
-    return not isinstance(wanted, _PARTS) or space == wanted
+    return not isinstance(wanted, _PARTS) or same_choices(space, wanted)

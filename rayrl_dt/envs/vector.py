@@ -9,8 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from rayrl_dt.envs.actions import same_choices
 from rayrl_dt.envs.native_games import NATIVE, NativeGames
 from rayrl_dt.envs.observations import Flattening
+from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
 
 __all__ = ["check_spaces", "rest", "vectorize"]
@@ -114,14 +116,13 @@ def check_spaces(
 
 def _check_space(what: str, env: Space, data: Space) -> None:
     same: bool
-    if isinstance(env, gym.spaces.Box) and isinstance(data, gym.spaces.Box):
+    packs = isinstance(env, Packed) or isinstance(data, Packed)
+    if isinstance(env, gym.spaces.Box) and isinstance(data, gym.spaces.Box) and not packs:
         same = env.shape == data.shape
         if same and what == "actions":
             same = np.allclose(env.low, data.low, atol=1e-5) and np.allclose(env.high, data.high, atol=1e-5)
-    elif isinstance(env, gym.spaces.Discrete) and isinstance(data, gym.spaces.Discrete):
-        same = (env.n, env.start) == (data.n, data.start)
     else:
-        same = env == data
+        same = same_choices(env, data)
     if not same:
         raise UserError(
             f"the environment's {what} are {env}, the data set's are {data}; choose the environment that the "

@@ -22,6 +22,7 @@ SPACES: dict[str, tuple[gym.Space[Any], gym.Space[Any]]] = {
     ),
     "discrete": (spaces.Discrete(3, start=2), spaces.Discrete(3, start=2)),
     "several": (spaces.MultiDiscrete([3, 2]), spaces.MultiDiscrete([3, 2])),
+    "several bytes": (spaces.MultiDiscrete([3, 2], dtype=np.uint8), spaces.MultiDiscrete([3, 2])),
     "table": (
         spaces.MultiDiscrete([[3, 2], [4, 5]], start=[[1, 0], [2, -1]]),
         spaces.MultiDiscrete([3, 2, 4, 5], start=[1, 0, 2, -1]),

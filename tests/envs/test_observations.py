@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt import SequencePolicy
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.envs import RecordedEnv
+from rayrl_dt.envs import RecordedEnv, spaces_json
 from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.evaluate import evaluate_model
@@ -175,3 +175,12 @@ def test_features_are_called_by_their_place() -> None:
     flattening = Flattening(spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Tuple([Box(-1, 1, (2,))])}))
     assert [flattening.feature(index) for index in (1, 4)] == ["a[1]", "b[0][1]"]
     assert Flattening(Box(-1, 1, (2,))).feature(1) == "feature 1"
+
+
+@pytest.mark.parametrize(
+    "part", [spaces.MultiDiscrete([3, 2], dtype=np.int32), spaces.Discrete(3, dtype=np.int32)]
+)
+def test_choices_are_read_whatever_type_of_number_they_come_in(part: gym.Space[Any]) -> None:
+    space = spaces.Dict(OrderedDict(z=Box(-1, 1, (2,)), a=part))
+    kept = Flattening(spaces_json.from_json(spaces_json.to_json(space)))
+    assert kept.reads(space) and not kept.reads(spaces.Dict(z=Box(-1, 1, (2,)), a=spaces.Discrete(2)))

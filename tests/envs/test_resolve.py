@@ -12,7 +12,8 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from rayrl_dt import envs
-from rayrl_dt.envs import RecordedEnv, resolve
+from rayrl_dt.envs import RecordedEnv, resolve, spaces_json
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError
 
 
@@ -134,6 +135,12 @@ def test_spaces_may_differ_in_number_type_and_observation_bounds() -> None:
         box(-5, 5, (3,), np.float32),
         box(-1, 1, (2,), np.float32),
     )
+    for dtype in (np.int32, np.uint8):
+        ours = gym.spaces.MultiDiscrete([3, 2], dtype=dtype, start=[1, 0])
+        kept = spaces_json.from_json(spaces_json.to_json(ours))
+        envs.check_spaces(box(-1, 1, (3,)), ours, box(-1, 1, (3,)), kept)
+        with pytest.raises(UserError, match="the environment's actions are MultiDiscrete"):
+            envs.check_spaces(box(-1, 1, (3,)), ours, box(-1, 1, (3,)), gym.spaces.MultiDiscrete([3, 2]))
     composite = DictEnv.observation_space
     flat = gym.spaces.flatten_space(composite)
     envs.check_spaces(composite, gym.spaces.Discrete(2), flat, gym.spaces.Discrete(2))
@@ -154,3 +161,12 @@ def test_spaces_that_do_not_fit_are_both_named(env: Any, data: Any, what: str) -
         spaces.append(gym.spaces.Discrete(2) if bound is None else gym.spaces.Box(-bound, bound, (2,)))
     with pytest.raises(UserError, match=f"the environment's {what} are .* the data set's are .*choose"):
         envs.check_spaces(*spaces)
+
+
+def test_pictures_with_numbers_are_not_their_bytes() -> None:
+    picture = gym.spaces.Box(0, 255, (36, 40, 3), np.uint8)
+    env = gym.spaces.Dict({"at": gym.spaces.Box(-1, 1, (2,)), "eye": picture})
+    choice, packed = gym.spaces.Discrete(2), Flattening(env).flat
+    envs.check_spaces(env, choice, packed, choice)
+    with pytest.raises(UserError, match=r"observations are Packed\(2 numbers.* the data set's are Box\("):
+        envs.check_spaces(env, choice, gym.spaces.Box(0, 255, packed.shape, np.uint8), choice)
