@@ -136,7 +136,7 @@ def _train_command(dataset: str, *, known_env: bool) -> str:
     command = ["rayrl-dt", "train", "tune_configs/dt.yaml", "--dataset", dataset]
     if not known_env:
         command += ["--set", "environment.env=ID"]
-    name = Path(dataset.partition(":")[2].strip("/").replace("/", "-")).stem
+    name = Path(dataset.rpartition(":")[2].strip("/").replace("/", "-")).stem
     return shlex.join([*command, "--out", f"runs/dt-{name}"])
 
 
@@ -145,6 +145,7 @@ def import_(
     source: Annotated[str, typer.Argument(help='Data source to convert: "d4rl:FILE.hdf5" or any other.')],
     as_: Annotated[str, typer.Option("--as", help="Minari id to give it, as in namespace/name-v0.")],
     author: Annotated[str, typer.Option(help="Name of who made the data.")] = "unknown",
+    overwrite: Annotated[bool, typer.Option(help="Replace the data set if it is there.")] = False,
 ) -> None:
     """Convert a data set to Minari's format, so that other tools can read it.
 
@@ -152,9 +153,17 @@ def import_(
     """
     from rayrl_dt.data import sources
     from rayrl_dt.data.readers import minari_io
+    from rayrl_dt.data.scores import recorded_scores
+    from rayrl_dt.envs.packed import Packed
 
     with console.status(f"reading {escape(source)}..."):
         store = sources.load(source)
+        if isinstance(store.info.observation_space, Packed):
+            raise UserError(
+                f"{source} holds pictures with numbers beside them, packed into bytes that other tools cannot tell "
+                "apart; use it as it is, or give them the data that it was made from"
+            )
+        low, high = recorded_scores(store.info) or (None, None)
         dataset_id = minari_io.write(
             as_,
             (store.trajectory(episode) for episode in range(store.num_episodes)),
@@ -164,6 +173,10 @@ def import_(
             author=author,
             algorithm_name=str(store.info.metadata.get("algorithm_name", "unknown")),
             description=f"Imported by rayrl_dt from {source}",
+            ref_min_score=low,
+            ref_max_score=high,
+            evaluation_spec=store.info.evaluation_spec,
+            overwrite=overwrite,
         )
     finish("data set:", f"minari:{dataset_id}", then=f"rayrl-dt data preview minari:{dataset_id}")
 

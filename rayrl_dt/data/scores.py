@@ -16,7 +16,15 @@ import numpy as np
 
 from rayrl_dt.data.store import DatasetInfo
 
-__all__ = ["D4RL_SCORES", "GAMER_SCORES", "ReferenceScore", "normalized", "parse_env_id", "reference_for"]
+__all__ = [
+    "D4RL_SCORES",
+    "GAMER_SCORES",
+    "ReferenceScore",
+    "normalized",
+    "parse_env_id",
+    "recorded_scores",
+    "reference_for",
+]
 
 Number = TypeVar("Number", float, np.ndarray[Any, Any])
 
@@ -116,11 +124,18 @@ def parse_env_id(env_id: str) -> tuple[str, int | None]:
     return family.lower(), None if version is None else int(version)
 
 
+def recorded_scores(info: DatasetInfo) -> tuple[float, float] | None:
+    """Return the raw returns of a random policy and of an expert in the data set's metadata; None if they are none."""
+    low, high = (_number(info.metadata.get(key)) for key in ("ref_min_score", "ref_max_score"))
+    return None if low is None or high is None or high <= low else (low, high)
+
+
 def _own_scores(info: DatasetInfo) -> ReferenceScore | None:
     """Return the scores in the data set's metadata, bound to the environment that they were really made for."""
-    low, high = (_number(info.metadata.get(key)) for key in ("ref_min_score", "ref_max_score"))
-    if low is None or high is None or high <= low:
+    recorded = recorded_scores(info)
+    if recorded is None:
         return None
+    low, high = recorded
     for score in D4RL_SCORES.values():
         if math.isclose(low, score.minimum, rel_tol=1e-4) and math.isclose(high, score.maximum, rel_tol=1e-4):
             return score

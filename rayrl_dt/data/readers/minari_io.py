@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from rayrl_dt.data.readers.atari_screens import (
     preprocessed,
 )
 from rayrl_dt.data.readers.cleaning import clean
-from rayrl_dt.data.readers.minari_env import env_spec_of
+from rayrl_dt.data.readers.minari_env import env_spec_of, stored_order
 from rayrl_dt.data.readers.minari_frames import compress_images
 from rayrl_dt.data.readers.minari_local import (
     HEADER,
@@ -66,6 +65,7 @@ _METADATA_KEYS = (
     "ref_min_score",
     "ref_max_score",
     "combined_datasets",
+    "seed",
 )
 
 
@@ -92,7 +92,7 @@ def stream(dataset_id: str, *, download: bool = False) -> tuple[Iterator[Traject
     try:
         raw = MinariStorage.read_raw_metadata(folder)
         storage = MinariStorage.read(folder)
-        space = _stored_order(storage.observation_space, _json(raw.get("observation_space")))
+        space = stored_order(storage.observation_space, raw.get("observation_space"))
         total = int(raw["total_episodes"])
     except Exception as error:
         raise _damaged(folder, error) from error
@@ -138,6 +138,8 @@ def write(
     ref_min_score: float | None = None,
     ref_max_score: float | None = None,
     code_permalink: str | None = None,
+    evaluation_spec: EnvSpec | None = None,
+    seed: int | None = None,
     overwrite: bool = False,
 ) -> str:
     """Write a data set that `minari.load_dataset` reads; it appears whole or not at all.
@@ -155,6 +157,8 @@ def write(
         ref_min_score: raw return of a random policy; with `ref_max_score`, for normalized scores.
         ref_max_score: raw return of an expert.
         code_permalink: where the generating code is.
+        evaluation_spec: of the environment that policies are to be evaluated in, if it is another.
+        seed: of everything that was random in the making.
         overwrite: replace a data set of that id; a folder there that is none is left alone.
 
     Returns:
@@ -185,8 +189,12 @@ def write(
     }
     if ref_min_score is not None and ref_max_score is not None:
         metadata |= {"ref_min_score": float(ref_min_score), "ref_max_score": float(ref_max_score)}
-    if code_permalink is not None:
-        metadata["code_permalink"] = code_permalink
+    optional = {
+        "code_permalink": code_permalink,
+        "eval_env_spec": None if evaluation_spec is None else unmarked(evaluation_spec).to_json(),
+        "seed": seed,
+    }
+    metadata |= {key: value for key, value in optional.items() if value is not None}
     spec = gym.spec(env_spec) if isinstance(env_spec, str) else env_spec
     spec = None if spec is None else unmarked(spec)
     aside = stage(target)
@@ -294,18 +302,6 @@ def _values(group: Any, name: str, space: gym.Space[Any]) -> Any:
     return hdf5.content(group, name)
 
 
-def _stored_order(space: gym.Space[Any], stored: Any) -> gym.Space[Any]:
-    """Give Dict spaces the environment's order of keys, which Minari's deserialization sorts away."""
-    if isinstance(space, gym.spaces.Dict) and stored is not None:
-        parts = stored["subspaces"]
-        return gym.spaces.Dict(OrderedDict((k, _stored_order(space[k], parts[k])) for k in parts))
-    if isinstance(space, gym.spaces.Tuple) and stored is not None:
-        return gym.spaces.Tuple(
-            [_stored_order(a, b) for a, b in zip(space.spaces, stored["subspaces"], strict=True)]
-        )
-    return space
-
-
 def _buffers(
     trajectories: Iterable[Trajectory | RawEpisode],
     observation_space: gym.Space[Any],
@@ -340,7 +336,3 @@ def _damaged(folder: Path, error: Exception) -> UserError:
         f"{folder} is damaged or not a Minari data set ({type(error).__name__}: {first_line(error)}); "
         "delete it and download or make it again"
     )
-
-
-def _json(text: Any) -> Any:
-    return json.loads(text) if isinstance(text, str) else None
