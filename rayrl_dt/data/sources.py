@@ -74,9 +74,12 @@ def load(
         store = _through_cache(source, _ORIGINS[kind](rest))
     else:
         store = _in_memory(source, _ORIGINS[kind](rest))
-    store = replace(store, info=replace(store.info, source=source))
-    for note in store.info.metadata.get(NOTES, ()):
+    metadata = store.info.metadata
+    notes = [*metadata.get(NOTES, ()), *(_recipe_notes(rest, store) if kind == "recipe" else ())]
+    for note in notes:
         _LOG.warning("%s: %s", source, note)
+    metadata = {**metadata, NOTES: notes} if notes else metadata
+    store = replace(store, info=replace(store.info, source=source, metadata=metadata))
     if top_percent is not None:
         store = filters.top_percent(store, top_percent)
     return store.with_delayed_rewards() if delayed_reward else store
@@ -153,6 +156,12 @@ def _recipe(name: str) -> _Origin:
     from rayrl_dt.data import recipes
 
     return _minari(recipes.ensure(name))
+
+
+def _recipe_notes(name: str, store: TrajectoryStore) -> list[str]:
+    from rayrl_dt.data import recipes
+
+    return recipes.not_its_own(name, store.info.metadata.get("seed"), store.num_episodes)
 
 
 _ORIGINS: dict[str, Callable[[str], _Origin]] = {

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rayrl_dt.data.recipes.registry import Recipe, dataset_id, ensure, get, make, names
+from rayrl_dt.data.recipes.registry import Recipe, dataset_id, ensure, get, make, names, not_its_own
 
-__all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names"]
+__all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names", "not_its_own"]

@@ -104,6 +104,7 @@ def games(
                 "of one held action. The recorded seeds and actions replay to the same frames."
             ),
             requirements=requirements("gymnasium", "ale-py"),
+            seed=seed,
             overwrite=overwrite,
         )
     finally:

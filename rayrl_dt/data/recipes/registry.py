@@ -10,7 +10,7 @@ from typing import Any
 from rayrl_dt.data.readers import minari_io
 from rayrl_dt.errors import UserError, suggest
 
-__all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names"]
+__all__ = ["Recipe", "dataset_id", "ensure", "get", "make", "names", "not_its_own"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Recipe:
         return found
 
 
+_SEED = 0
 _SCRIPTED = "rayrl_dt.data.recipes.scripted"
 _RECIPES = {
     recipe.name: recipe
@@ -142,7 +143,7 @@ def get(name: str) -> Recipe:
 def make(
     name: str,
     *,
-    seed: int = 0,
+    seed: int = _SEED,
     episodes: int | None = None,
     dataset_id: str | None = None,
     overwrite: bool = False,
@@ -203,6 +204,22 @@ def ensure(name: str, **options: Any) -> str:
                 raise
             # Another process made the same data in the meantime.
     return target
+
+
+def not_its_own(name: str, seed: Any, episodes: int) -> list[str]:
+    """Return a note where the data under a recipe's id are of another seed or size than it makes by itself.
+
+    Args:
+        name: the recipe.
+        seed: that the data say they were made with; None where they do not say.
+        episodes: how many there are.
+    """
+    if seed is None or (seed, episodes) == (_SEED, get(name).episodes):
+        return []
+    return [
+        f"these are {episodes:,} episodes of seed {seed}, as somebody made them here; the recipe's own are "
+        f"{get(name).episodes:,} of seed {_SEED}: type rayrl-dt data make {name} --overwrite to have them"
+    ]
 
 
 def _check_options(recipe: Recipe, episodes: int | None, options: dict[str, Any]) -> None:

@@ -81,6 +81,7 @@ def graded(
             requirements=requirements(*packages),
             ref_min_score=None if high is None else low,
             ref_max_score=high,
+            seed=seed,
             overwrite=overwrite,
         )
     finally:
@@ -107,6 +108,7 @@ def key_to_door(
         requirements=requirements("gymnasium", "rayrl_dt"),
         ref_min_score=float(envs.key_to_door.success_probability()),
         ref_max_score=1.0,
+        seed=seed,
         overwrite=overwrite,
     )
 

@@ -27,6 +27,7 @@ def test_what_is_written_replays_to_the_same_frames(monkeypatch: pytest.MonkeyPa
     name = recipes.make("breakout-mixed", episodes=2, seed=3)
     store = sources.load(f"minari:{name}")
     assert store.observations.shape == (store.num_steps, 84, 84) and store.observations.dtype == np.uint8
+    assert store.info.metadata["seed"] == 3
     file = tmp_path / name / "data" / "main_data.hdf5"
     assert file.stat().st_size < 0.1 * store.nbytes()
     with h5py.File(file) as content:

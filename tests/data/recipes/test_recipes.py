@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 
 from rayrl_dt import envs
-from rayrl_dt.data import recipes
+from rayrl_dt.data import recipes, sources
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.data.recipes import pendulum
+from rayrl_dt.data.recipes import pendulum, registry
 from rayrl_dt.data.recipes.point_maze import WayPoints
 from rayrl_dt.data.recipes.scripted import random_walks
 from rayrl_dt.errors import UserError
@@ -51,6 +53,7 @@ def test_makes_a_minari_data_set_whose_environment_is_recovered(name: str) -> No
     assert all(info.action_space.contains(action) for action in trajectories[0].actions)
     assert info.metadata["ref_min_score"] < info.metadata["ref_max_score"]
     assert any(pin.startswith("gymnasium==") for pin in info.metadata["requirements"])
+    assert info.metadata["seed"] == 0
 
 
 @pytest.mark.slow
@@ -130,6 +133,27 @@ def test_ensure_makes_once_and_reports_progress() -> None:
     assert not seen
     assert recipes.ensure("pendulum-mixed", dataset_id="mine/other-v0", **options) == "mine/other-v0"
     assert minari_io.exists("mine/other-v0")
+
+
+def test_data_of_another_seed_or_size_come_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As few as the test makes.
+    monkeypatch.setitem(
+        registry._RECIPES, "key-to-door-1k", replace(recipes.get("key-to-door-1k"), episodes=3)
+    )
+    source = "recipe:key-to-door-1k"
+    assert "notes" not in sources.load(source).info.metadata, "made by itself"
+    for options in ({"seed": 7}, {"episodes": 2}):
+        recipes.make("key-to-door-1k", overwrite=True, **options)
+        (note,) = sources.load(source).info.metadata["notes"]
+        count, seed = options.get("episodes", 3), options.get("seed", 0)
+        assert note.startswith(f"these are {count} episodes of seed {seed}, ")
+        assert note.endswith("3 of seed 0: type rayrl-dt data make key-to-door-1k --overwrite to have them")
+        assert "notes" not in sources.load(f"minari:{recipes.dataset_id('key-to-door-1k')}").info.metadata
+    header = minari_io.data_folder(recipes.dataset_id("key-to-door-1k")) / "metadata.json"
+    said = json.loads(header.read_text())
+    del said["seed"]
+    header.write_text(json.dumps(said))
+    assert "notes" not in sources.load(source).info.metadata, "data of earlier versions do not say"
 
 
 def test_says_what_is_wrong() -> None:
