@@ -18,6 +18,8 @@ __all__ = ["FRAME_SPACE", "SCREENS_NOTE", "are_screens", "in_frames", "preproces
 
 FRAME_SPACE = gym.spaces.Box(0, 255, (84, 84), np.uint8)
 _SCREEN = (210, 160, 3)
+# Arguments of a game that its id and the preprocessing choose.
+_OF_SCREENS = ("game", "frameskip", "obs_type", "render_mode")
 SCREENS_NOTE = (
     "its screens in color are brought to gray frames of 84 x 84, as the papers' networks see them; they were recorded "
     "without the maximum of two screens, so what flickers is missing in some frames, and where they were kept as JPEG "
@@ -41,8 +43,8 @@ def in_frames(attempt: Callable[[], Trajectory]) -> Callable[[], Trajectory]:
 
 
 def preprocessed(spec: EnvSpec) -> EnvSpec:
-    """Return the game that screens were recorded in with the papers' preprocessing, and its own skip and stickiness."""
-    skip = spec.kwargs.get("frameskip", 4)
-    sticky = spec.kwargs.get("repeat_action_probability", 0.25)
-    named = RecordedEnv.named(spec.id, frame_skip=skip, repeat_action_probability=sticky)
-    return named.spec()
+    """Return the game that screens were recorded in as it was, but for the papers' preprocessing of its screens."""
+    own = {"repeat_action_probability": 0.25, **spec.kwargs, "frame_skip": spec.kwargs.get("frameskip", 4)}
+    if spec.max_episode_steps is not None:
+        own["max_episode_steps"] = spec.max_episode_steps
+    return RecordedEnv.named(spec.id, **{key: own[key] for key in own if key not in _OF_SCREENS}).spec()

@@ -22,12 +22,16 @@ pytest.importorskip("cv2")
 pytestmark = writes_bytes
 
 
+OWN = {"mode": 2, "difficulty": 1, "full_action_space": True, "max_num_frames_per_episode": 4000}
+"""Of a game that is not as it is registered."""
+
+
 @pytest.fixture
 def screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A set of one short episode in color, as Minari's are: no sticky actions, four frames an action."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     gym.register_envs(ale_py)
-    env = gym.make("ALE/Freeway-v5", repeat_action_probability=0.0)
+    env = gym.make("ALE/Freeway-v5", repeat_action_probability=0.0, max_episode_steps=500, **OWN)
     seen = [env.reset(seed=0)[0], *(env.step(1)[0] for _ in range(6))]
     minari_io.write(
         "screens-v0",
@@ -49,7 +53,10 @@ def test_sets_in_color_are_brought_to_the_papers_form(screens: Any) -> None:
     assert "gray frames of 84 x 84" in note and "without the maximum" in note
     env = store.info.environment
     assert env is not None and frames_per_step(env) == 4 and env.kwargs["repeat_action_probability"] == 0.0
-    assert env.make().observation_space == store.info.observation_space
+    assert OWN.items() <= env.kwargs.items() and env.limit == 500
+    made = env.make()
+    assert made.observation_space == store.info.observation_space
+    assert made.action_space == store.info.action_space == gym.spaces.Discrete(18)
 
 
 def test_an_environment_whose_actions_last_otherwise_is_refused(screens: Any) -> None:
