@@ -31,6 +31,8 @@ _BLOCK_STEPS = 65_536
 _SAME = 1e-3
 # Of all steps; with more seams than that, they are none.
 _MOST_SEAMS = 0.5
+# Of all steps; with more than that behind the last end, ends are missing.
+_MOST_UNFINISHED = 0.5
 # Gym's MuJoCo tasks, which D4RL recorded in the -v2 environments whatever the version of the data set.
 _FILE_NAME = re.compile(
     r"(?P<env>hopper|halfcheetah|walker2d|ant)[-_]"
@@ -46,8 +48,8 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Trajectory], DatasetInfo]:
     """Read a file such as `hopper_medium_replay-v2.hdf5`.
 
     Episodes end at `terminals` and `timeouts`, and where `next_observations` show that the next step is of another
-    episode; what follows the last end is an unfinished episode and is dropped, as bad episodes are. The metadata name
-    the environment; there is no specification, since Gymnasium cannot make it.
+    episode; what follows the last end is an unfinished episode and is left out with a note, as bad episodes are. The
+    metadata name the environment; there is no specification, since Gymnasium cannot make it.
 
     Args:
         path: the file, with flat `observations, actions, rewards, terminals` and perhaps `timeouts` and
@@ -193,6 +195,13 @@ def _ends(file: Path, columns: dict[str, Any]) -> tuple[Array, list[str]]:
     ends = np.flatnonzero(ended)
     if len(ends) == 0:
         raise UserError(f"{file} holds no finished episode; use a version of the file that has timeouts")
+    unfinished = count - 1 - int(ends[-1])
+    if unfinished:
+        remedy = "; if episodes ended there, mark their last steps in timeouts"
+        notes.append(
+            f"the last {unfinished:,} of {count:,} steps are of an unfinished episode and are left out"
+            + (remedy if unfinished > _MOST_UNFINISHED * count else "")
+        )
     return ends, notes
 
 

@@ -63,6 +63,7 @@ def test_episodes_end_at_terminals_and_timeouts(
     assert info.metadata["environment"] == "Hopper-v2"
     assert info.metadata["d4rl_id"] == "hopper-medium-replay-v2"
     assert info.metadata["final_observations"] == "recorded"
+    assert info.metadata["notes"] == ["the last 2 of 29 steps are of an unfinished episode and are left out"]
     assert info.action_space.contains(np.ones(2, np.float32))
     assert info.observation_space.shape == (3,)
 
@@ -108,6 +109,18 @@ def test_terminals_alone_come_with_a_note(make_trajectories: Any, tmp_path: Path
     arrays["terminals"][:] = False
     with pytest.raises(UserError, match="no finished episode"):
         d4rl.read(_write(tmp_path / "none.hdf5", arrays))
+
+
+def test_a_file_most_of_which_is_behind_the_last_end_comes_with_a_remedy(
+    make_trajectories: Any, tmp_path: Path
+) -> None:
+    arrays = _arrays(make_trajectories(lengths=(3,)), unfinished=4)
+    found, info = d4rl.read(_write(tmp_path / "old.hdf5", arrays))
+    assert [len(episode) for episode in found] == [3]
+    assert info.metadata["notes"] == [
+        "the last 4 of 7 steps are of an unfinished episode and are left out; if episodes ended there, mark their "
+        "last steps in timeouts"
+    ]
 
 
 def test_columns_and_doubles_are_accepted(make_trajectories: Any, tmp_path: Path) -> None:
@@ -162,7 +175,7 @@ def test_bad_files(make_trajectories: Any, tmp_path: Path) -> None:
 
 
 def test_actions_a_little_outside_are_clipped(make_trajectories: Any, tmp_path: Path) -> None:
-    arrays = _arrays(make_trajectories())
+    arrays = _arrays(make_trajectories(), unfinished=0)
     arrays["actions"][0] = (1 + 2e-5, -1.5)
     found, info = d4rl.read(_write(tmp_path / "a.hdf5", arrays))
     np.testing.assert_array_equal(found[0].actions[0], [1, -1])
@@ -186,7 +199,7 @@ def test_timeouts_that_come_one_step_late_are_put_right(make_trajectories: Any, 
     arrays["timeouts"] = np.roll(arrays["timeouts"], 1)
     found, info = d4rl.read(_write(tmp_path / "late.hdf5", arrays))
     _assert_same(found, trajectories)
-    (note,) = info.metadata["notes"]
+    note, _ = info.metadata["notes"]
     assert note == (
         "episodes end where next_observations jump without a flag: 2 seams, "
         "at 2 of which the flag comes one step late"
@@ -199,7 +212,7 @@ def test_timeouts_that_come_one_step_early_are_put_right(make_trajectories: Any,
     arrays["timeouts"] = np.roll(arrays["timeouts"], -1)
     found, info = d4rl.read(_write(tmp_path / "early.hdf5", arrays))
     _assert_same(found, trajectories)
-    (note,) = info.metadata["notes"]
+    note, _ = info.metadata["notes"]
     assert note == (
         "episodes end where next_observations jump without a flag: 2 seams, "
         "at 2 of which the flag comes one step early"
@@ -208,7 +221,7 @@ def test_timeouts_that_come_one_step_early_are_put_right(make_trajectories: Any,
 
 def test_rounding_is_no_seam(make_trajectories: Any, tmp_path: Path) -> None:
     trajectories = make_trajectories()
-    arrays = _arrays(trajectories)
+    arrays = _arrays(trajectories, unfinished=0)
     arrays["next_observations"] = arrays["next_observations"] * (1 + 1e-6)
     found, info = d4rl.read(_write(tmp_path / "rounded.hdf5", arrays))
     assert [len(episode) for episode in found] == [len(episode) for episode in trajectories]
