@@ -1,4 +1,4 @@
-"""A store of a user's own episodes, of any observation and action space."""
+"""A store of a user's own episodes, of any space that policies read or act in."""
 
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ def _attempts(
         def attempt(episode: RawEpisode = episode) -> Trajectory:
             observations = episode.observations
             if isinstance(observations, list):
-                observations = np.stack([flattening(observation) for observation in observations])
+                observations = as_array([flattening(observation) for observation in observations])
             else:
                 observations = flattening.episode(observations)
+            rewards = np.atleast_1d(as_array(episode.rewards))
             return Trajectory(
-                observations, layout.episode(episode.actions), episode.rewards, _ended(episode.terminated)
+                observations, layout.episode(episode.actions), rewards, _ended(episode.terminated)
             )
 
         yield attempt

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any, cast
 
 import gymnasium as gym
@@ -159,17 +160,18 @@ class Flattening:
             UserError: it does not fit the space.
         """
         space = self.space
-        listed = isinstance(space, gym.spaces.Tuple) and isinstance(observation, list)
-        if listed and as_array(observation).shape != self.flat.shape:
+        of_parts = isinstance(space, gym.spaces.Tuple)
+        if of_parts and isinstance(observation, list) and as_array(observation).shape != self.flat.shape:
             observation = tuple(observation)
-        if isinstance(observation, dict | tuple):
-            return _single(self.episode(_batch_of_one(observation))[0])
+        if isinstance(observation, dict) or (of_parts and isinstance(observation, tuple)):
+            return _single(self.episode(_batch_of_one(space, observation))[0])
         values = as_array(observation)
         if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and values.shape == (space.shape or ()):
             return _single(self.episode(values[None])[0])
         if values.shape != self.flat.shape:
             raise UserError(
-                f"the observation has shape {values.shape}, the policy was trained on {self.flat.shape}"
+                f"the observation has shape {values.shape}, and must have {self.flat.shape}; give it as its "
+                "environment does"
             )
         return _single(self._flattened(_numbers(values)))
 
@@ -278,12 +280,15 @@ def _single(values: Array) -> Array:
     return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
 
 
-def _batch_of_one(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: _batch_of_one(value) for key, value in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_batch_of_one(value) for value in observation)
-    return observation if isinstance(observation, str) else as_array(observation)[None]
+def _batch_of_one(space: Space | None, observation: Any) -> Any:
+    """Return an observation as an episode of one; what the space has no numbers for stays as it is."""
+    if isinstance(space, gym.spaces.Dict) and isinstance(observation, dict):
+        return {key: _batch_of_one(space.spaces.get(key), value) for key, value in observation.items()}
+    if isinstance(space, gym.spaces.Tuple) and isinstance(observation, tuple | list):
+        # Parts that are too many or too few are for the episode to refuse.
+        parts = chain(space.spaces, repeat(None))
+        return tuple(_batch_of_one(part, value) for value, part in zip(observation, parts, strict=False))
+    return as_array(observation)[None] if isinstance(space, _PARTS) else observation
 
 
 def _has(space: Space, wanted: Space) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from rayrl_dt.data.info import NOTES
 from rayrl_dt.data.own import store_of_episodes
 from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.data.windows import gather
+from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.envs.plain import PlainEnv
 from rayrl_dt.envs.vector import vectorize
 from rayrl_dt.errors import UserError
@@ -101,6 +103,61 @@ def test_bad_episodes_are_left_out_and_said() -> None:
         store_of_episodes(episodes, env)
     with pytest.raises(UserError, match="own episodes holds no episodes"):
         store_of_episodes([], env)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({"observations": [], "rewards": [], "actions": np.zeros((0, 2))}, "has no steps"),
+        ({"rewards": 5.0}, "N observations, N actions and N rewards"),
+        ({"rewards": None}, "rewards are object of shape"),
+        (
+            {"observations": [np.zeros(1), np.zeros(3)]},
+            r"the observation has shape \(N,\), and must have \(N,\)$",
+        ),
+    ],
+)
+def test_one_odd_episode_among_good_ones_is_left_out(odd: dict[str, Any], why: str) -> None:
+    env = _Env(OBSERVATIONS["vector"], ACTIONS["vector"])
+    good, bad = _episodes(env, 2)
+    store = store_of_episodes([good, replace(bad, **odd)], env)
+    (note,) = store.info.metadata[NOTES]
+    assert note.startswith("1 of 2 episodes are left out: 1 x ") and re.search(why, note)
+
+
+class _Kept(_Env):
+    """Gives its observations in another kind of row."""
+
+    def __init__(self, observations: gym.Space[Any], row: Callable[[Any], Any]) -> None:
+        super().__init__(observations, spaces.Discrete(2))
+        self._row = row
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        row = self._row((1, 2))
+        parts = {"at": row, "pair": (1, row)}
+        return parts if isinstance(self.observation_space, spaces.Dict) else row, {}
+
+
+_ROW = spaces.Box(0, 5, (2,), np.int64)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 5, (2,)),
+        _ROW,
+        spaces.MultiDiscrete([5, 5]),
+        spaces.Dict(at=_ROW, pair=spaces.Tuple([spaces.Discrete(2), _ROW])),
+    ],
+)
+def test_rows_are_tuples_lists_or_arrays(space: gym.Space[Any]) -> None:
+    wanted = Flattening(space)(_Kept(space, np.array).reset()[0])
+    for row in (tuple, list, np.array):
+        env = _Kept(space, row)
+        seen, _ = env.reset()
+        store = store_of_episodes([RawEpisode([seen, seen], np.zeros(1, int), np.ones(1), True)], env)
+        for found in (Flattening(space)(seen), PlainEnv(env, None).reset()[0], store.observations[0]):
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("kind", [object, ">f4", "f8", "list", "reversed"])

@@ -137,9 +137,9 @@ def test_pictures_and_vectors_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("name", "observation", "why"),
     [
-        ("vector", np.zeros(4), r"has shape \(4,\), the policy was trained on \(3,\)"),
+        ("vector", np.zeros(4), r"has shape \(4,\), and must have \(3,\); give it as"),
         ("dict", {"z": np.zeros(2)}, "observations do not fit Dict"),
-        ("dict", np.zeros(4), r"trained on \(5,\)"),
+        ("dict", np.zeros(4), r"must have \(5,\)"),
         ("discrete", 9, "outside its 4 values"),
         ("vector", np.array(["a", "b", "c"]), "not numbers"),
         ("vector", {"z": np.zeros(2)}, "not numbers"),
