@@ -117,7 +117,10 @@ def _parse(source: str) -> tuple[str, str]:
     kinds = (*_ORIGINS, "store")
     kind, colon, rest = source.partition(":")
     if not colon:
-        if source.endswith(d4rl.SUFFIXES):
+        is_file = Path(source).is_file()
+        if is_file:
+            d4rl.refuse_others(Path(source))
+        if is_file or source.endswith(d4rl.SUFFIXES):
             raise UserError(f"the source {source!r} has no prefix; write d4rl:{source} for a D4RL file")
         if (Path(source) / HEADER).is_file():
             raise UserError(f"the source {source!r} has no prefix; write store:{source} for a saved store")

@@ -102,6 +102,7 @@ def test_store_source(make_store: Any, tmp_path: Path) -> None:
         ("minari:", "names nothing"),
         ("", "names nothing"),
         ("file.hdf5", "write d4rl:file.hdf5"),
+        (__file__, "is no HDF5 file; episodes of your own .*store_of_episodes"),
         (f"d4rl:{__file__}", "is no HDF5 file; episodes of your own .*store_of_episodes"),
         ("minari:toy/missing-v0", "no Minari data set 'toy/missing-v0'"),
         ("hopper", "no Minari data set 'hopper'"),

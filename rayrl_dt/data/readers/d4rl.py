@@ -20,7 +20,7 @@ from rayrl_dt.envs.observations import Flattening
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.types import Trajectory
 
-__all__ = ["SUFFIXES", "read", "stream"]
+__all__ = ["SUFFIXES", "read", "refuse_others", "stream"]
 
 SUFFIXES = (".hdf5", ".h5")
 """How names of such files end."""
@@ -68,11 +68,7 @@ def stream(path: str | os.PathLike[str]) -> tuple[Iterator[Trajectory], DatasetI
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"no file {file}; give the path of a D4RL .hdf5 file")
-    if file.suffix not in SUFFIXES and not h5py.is_hdf5(file):
-        raise UserError(
-            f"{file} is no HDF5 file; episodes of your own become a data set with "
-            "rayrl_dt.data.own.store_of_episodes, see rayrl_dt/docs/own_environment.md"
-        )
+    refuse_others(file)
     with hdf5.open_file(file) as data:
         columns = _columns(file, data)
         ends, notes = _ends(file, columns)
@@ -84,6 +80,19 @@ def stream(path: str | os.PathLike[str]) -> tuple[Iterator[Trajectory], DatasetI
             metadata={"format": "D4RL HDF5", **_environment(file), "final_observations": final, NOTES: notes},
         )
     return clean(_attempts(file, ends), info, Flattening(info.observation_space)), info
+
+
+def refuse_others(file: Path) -> None:
+    """Say what becomes of data in a file that is no HDF5 file.
+
+    Raises:
+        UserError: it is none.
+    """
+    if file.suffix not in SUFFIXES and not h5py.is_hdf5(file):
+        raise UserError(
+            f"{file} is no HDF5 file; episodes of your own become a data set with "
+            "rayrl_dt.data.own.store_of_episodes, see rayrl_dt/docs/own_environment.md"
+        )
 
 
 def _columns(file: Path, data: Any) -> dict[str, Any]:
