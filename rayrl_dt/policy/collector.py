@@ -22,7 +22,7 @@ from rayrl_dt.errors import EnvironmentFailed, UserError
 from rayrl_dt.policy.actor import VectorActor
 from rayrl_dt.types import Trajectory, scalar_rewards
 
-__all__ = ["LONGEST_EPISODE", "Collector", "FinishedEpisode"]
+__all__ = ["LONGEST_EPISODE", "Collector", "FinishedEpisode", "ask", "endless"]
 
 # Steps after which an episode is taken for one that never ends, where the environment itself allows no longer ones.
 LONGEST_EPISODE = 1_000_000
@@ -104,7 +104,7 @@ class Collector:
             UserError: the environment returned a NaN or infinite observation.
         """
         # Gymnasium's base class declares less than its vector environments take: a seed per slot.
-        observations, _ = self._ask(self.env.reset, seed=seed)
+        observations, _ = ask(self._env_name, self.env.reset, seed=seed)
         self._observations = np.array(observations)
         if not np.isfinite(self._observations[self.active]).all():
             raise self._not_finite()
@@ -131,7 +131,7 @@ class Collector:
         self._first[starting] = len(self._history)
         acting = live & self.active
         actions = self.actor.act(self._observations, self._rewards, starting, self.targets, acting)
-        observations, rewards, terminated, truncated, _ = self._ask(self.env.step, actions)
+        observations, rewards, terminated, truncated, _ = ask(self._env_name, self.env.step, actions)
         # Vector environments may hand out the same buffers at every step.
         observations = np.array(observations)
         rewards = np.array(scalar_rewards(rewards, self.env.num_envs), np.float64)
@@ -145,11 +145,7 @@ class Collector:
         self.env_steps += int(acting.sum())
         ended = (terminated | truncated) & live
         if self._length.max() >= self._longest and (self._length[acting & ~ended] >= self._longest).any():
-            raise UserError(
-                f"environment {self._env_name()} has run {self._longest:,} steps and no episode has ended; give it "
-                "a time limit: environment.env_config {max_episode_steps: N}, or gymnasium.wrappers.TimeLimit where it "
-                "is made"
-            )
+            raise endless(self._env_name(), self._longest)
         self._observations = observations
         finished = [
             FinishedEpisode(
@@ -165,20 +161,6 @@ class Collector:
         if self.record:
             self._forget()
         return finished
-
-    def _ask(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call the environment, which may be anybody's code; what it raises is told in one line."""
-        try:
-            return method(*arguments, **options)
-        except UserError:
-            raise
-        except Exception as error:
-            what = " ".join(str(error).split())[:_LONGEST_REASON]
-            old = any(sign in what for sign in _OLD_API)
-            remedy = _NEW_API if old else "mend the environment"
-            raise EnvironmentFailed(
-                f"environment {self._env_name()} raised {type(error).__name__}: {what}{_where(error)}; {remedy}"
-            ) from error
 
     def _not_finite(self) -> UserError:
         return UserError(
@@ -212,6 +194,39 @@ class Collector:
         if oldest >= 1024:
             del self._history[:oldest]
             self._first -= oldest
+
+
+def ask(name: Callable[[], str], method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a method of an environment, which may be anybody's code; what it raises is told in one line.
+
+    Args:
+        name: says what to call the environment.
+        method: of it.
+        arguments: of the method.
+        options: of the method.
+
+    Raises:
+        EnvironmentFailed: it raised something.
+    """
+    try:
+        return method(*arguments, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:_LONGEST_REASON]
+        old = any(sign in what for sign in _OLD_API)
+        remedy = _NEW_API if old else "mend the environment"
+        raise EnvironmentFailed(
+            f"environment {name()} raised {type(error).__name__}: {what}{_where(error)}; {remedy}"
+        ) from error
+
+
+def endless(name: str, steps: int) -> UserError:
+    """Return what to say of an environment whose episodes do not end."""
+    return UserError(
+        f"environment {name} has run {steps:,} steps and no episode has ended; give it a time limit: "
+        "environment.env_config {max_episode_steps: N}, or gymnasium.wrappers.TimeLimit where it is made"
+    )
 
 
 def _where(error: Exception) -> str:

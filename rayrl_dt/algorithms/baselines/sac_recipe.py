@@ -26,6 +26,7 @@ from rayrl_dt.data.readers import minari_io
 from rayrl_dt.data.recipes.scripted import AUTHOR, as_float32, requirements
 from rayrl_dt.data.scaling import scale_of, warn_if_far
 from rayrl_dt.errors import UserError
+from rayrl_dt.policy.collector import LONGEST_EPISODE, ask, endless
 from rayrl_dt.seeding import derive_seed, numpy_generator
 from rayrl_dt.types import RawEpisode
 
@@ -123,7 +124,7 @@ def make(
         raise UserError(
             f"{env} has actions {probe.action_space}; recipe trained needs a continuous environment"
         )
-    rewards = _random_rewards(probe, seed)
+    rewards = _random_rewards(env, probe, seed)
     warn_if_far(f"SAC's reward scale on {env}", 1.0, scale_of(rewards))
     start_ray()
     algo = _config(env, seed, steps, overrides or {}).build_algo()
@@ -279,16 +280,22 @@ def _rollouts(
     return played
 
 
-def _random_rewards(env: gym.Env[Any, Any], seed: int) -> list[np.ndarray[Any, Any]]:
-    """Return the rewards of episodes of uniformly random actions."""
+def _random_rewards(name: str, env: gym.Env[Any, Any], seed: int) -> list[np.ndarray[Any, Any]]:
+    """Return the rewards of episodes of uniformly random actions.
+
+    Raises:
+        UserError: the environment, of that name, raised something, or an episode does not end.
+    """
     episodes = []
     env.action_space.seed(derive_seed(seed, "recipe/trained/random") % 2**31)
     for number in range(_REFERENCE_EPISODES):
-        env.reset(seed=derive_seed(seed, "recipe/reset", number) % 2**31)
+        ask(lambda: name, env.reset, seed=derive_seed(seed, "recipe/reset", number) % 2**31)
         over = False
-        rewards = []
+        rewards: list[float] = []
         while not over:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            if len(rewards) == LONGEST_EPISODE:
+                raise endless(name, LONGEST_EPISODE)
+            _, reward, terminated, truncated, _ = ask(lambda: name, env.step, env.action_space.sample())
             rewards.append(float(reward))
             over = terminated or truncated
         episodes.append(np.array(rewards))

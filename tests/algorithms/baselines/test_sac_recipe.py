@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
+from own_envs import Walk
 
+from rayrl_dt.algorithms.baselines import sac_recipe
 from rayrl_dt.data import recipes
 from rayrl_dt.data.readers import minari_io
-from rayrl_dt.errors import UserError
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+from rayrl_dt.errors import EnvironmentFailed, UserError
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
 def test_trains_and_writes_three_data_sets() -> None:
     seen: list[tuple[int, int]] = []
     replay_id = recipes.make(
@@ -47,3 +50,24 @@ def test_refuses_discrete_actions_and_odd_ids() -> None:
         recipes.make("trained", env="CartPole-v1")
     with pytest.raises(UserError, match="end in replay-v0"):
         recipes.make("trained", env="Pendulum-v1", dataset_id="mine/data-v0")
+
+
+def test_an_environment_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sac_recipe, "LONGEST_EPISODE", 5)
+    with pytest.raises(
+        UserError, match=r"environment Walk-v0 has run 5 steps and no episode has ended; give it a"
+    ):
+        sac_recipe._random_rewards("Walk-v0", Walk(), 0)
+
+
+class _Broken(Walk):
+    def step(self, action: Any) -> Any:
+        raise ZeroDivisionError("the joint has no length")
+
+
+def test_what_an_environment_raises_is_told_in_one_line() -> None:
+    with pytest.raises(
+        EnvironmentFailed, match=r"environment Broken-v0 raised ZeroDivisionError: the joint"
+    ) as raised:
+        sac_recipe._random_rewards("Broken-v0", _Broken(), 0)
+    assert "\n" not in str(raised.value)
