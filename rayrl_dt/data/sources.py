@@ -36,7 +36,7 @@ __all__ = ["cache_root", "load", "locate"]
 
 _LOG = logging.getLogger(__name__)
 # Raised whenever a reader gives other trajectories for the same file.
-_READERS = 2
+_READERS = 3
 _UNUSED_AFTER_S = 7 * 24 * 3600
 _DIGEST = "[0-9a-f]" * 16
 
