@@ -21,6 +21,7 @@ from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.remote_learners import hearing_learners, naming_lost_learners
 from rayrl_dt.algorithms.remote_paths import fetched, sent
 from rayrl_dt.algorithms.rllib_internals import actors_of, local_learner
+from rayrl_dt.algorithms.settings import DataSettings
 from rayrl_dt.algorithms.updates import Updates
 from rayrl_dt.interop.bundle import BUNDLE, Bundle, save_bundle
 from rayrl_dt.interop.critics import save_critic
@@ -223,6 +224,7 @@ class SequenceAlgorithm(Algorithm):
             folder / BUNDLE,
             command=self.command,
             gradient_steps=self.gradient_steps,
+            offline_data=DataSettings.of(self.config).to_json(),
         )
         place = None if companions is None else companions.kept_under
         if place is not None:

@@ -322,19 +322,15 @@ def finetune(
 
 
 def _finetune_settings(run: Path, config: Path | None) -> dict[str, Any]:
-    """Return the settings of a finetuning: a file's, and what it leaves open as in the run that trained the policy."""
+    """Return the settings of a finetuning: a file's, and what it leaves open as in the policy's training."""
     from rayrl_dt.interop.bundle import Bundle
-    from rayrl_dt.interop.run_files import run_settings
     from rayrl_dt.runs.config_files import read_yaml
 
     values: dict[str, Any] = {"algorithm": "OnlineDT"} if config is None else read_yaml(config)
     data = values.get("offline_data") or {}
     if data.get("dataset") is None:
-        values["offline_data"] = {
-            "dataset": Bundle.open(run).spec.dataset,
-            **run_settings(run, "offline_data"),
-            **data,
-        }
+        policy = Bundle.open(run)
+        values["offline_data"] = {"dataset": policy.spec.dataset, **policy.data_settings, **data}
     values["online"] = {**(values.get("online") or {}), "start_from": str(run)}
     if (values.get("rl_module") or {}).pop("model_config", None) is not None:
         console.print(f"the model of {escape(str(config))} is left out: the policy's own stands")

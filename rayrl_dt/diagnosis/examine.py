@@ -20,7 +20,6 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, TargetReturns, parse_targets
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critics import learned_from
-from rayrl_dt.interop.run_files import run_settings
 from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec, evaluated_in
 from rayrl_dt.models.task import check_task
@@ -45,7 +44,7 @@ class PolicyExamination:
         path: as given.
         backbone: of its network.
         env: id of its environment, or None if unknown.
-        dataset: the data that it was examined on: their source id, and the run's `below_return` if it had one.
+        dataset: the data that it was examined on: their source id, and `below_return` if that was chosen.
         gradient_steps: behind its weights, if recorded.
         attention: None for a backbone without attention that can be read.
         sensitivity: None if the data's returns have no range.
@@ -152,7 +151,7 @@ def examine(
     for label, model in models.items():
         # The target rule says whether the policy learned from delayed rewards.
         delayed = model.spec.model.target_rule == "constant"
-        limit = None if dataset else run_settings(bundles[label].path, "offline_data").get("below_return")
+        limit = None if dataset else bundles[label].data_settings.get("below_return")
         groups.setdefault((dataset or model.spec.dataset, delayed, limit), []).append(label)
     found: dict[str, PolicyExamination] = {}
     for (source, delayed, limit), members in groups.items():
@@ -248,7 +247,7 @@ def _batches(store: TrajectoryStore, count: int, spec: PolicySpec, seed: int) ->
 
 
 def _other_returns(spec: PolicySpec, here: ReturnRange) -> list[str]:
-    """Say so where the data are not all that a policy learned from, or more: nothing but its run knows of filters."""
+    """Say so where the data are not all that a policy learned from, or more: older bundles do not know of filters."""
     learned = ReturnRange.recorded(spec)
     if learned is None or np.allclose(astuple(learned), astuple(here), rtol=1e-4):
         return []

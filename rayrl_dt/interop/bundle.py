@@ -22,6 +22,8 @@ from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.staging import replacing
 from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.critic_file import read_critic
+from rayrl_dt.interop.header import FORMAT, HEADER, read_header, read_spec
+from rayrl_dt.interop.run_files import run_settings
 from rayrl_dt.models.blueprint import shapes_of
 from rayrl_dt.models.sequence_model import SequenceModel, check_architecture, check_finite, check_shapes
 from rayrl_dt.models.spec import PolicySpec
@@ -30,23 +32,23 @@ from rayrl_dt.policy.double_check import DoubleCheck, DoubleCheckRefiner, check_
 from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.policy.refiner import Refiner
 from rayrl_dt.policy.sampled_actions import SampledActions, SamplingRefiner
+from rayrl_dt.settings import as_number, flag, optional, real
 from rayrl_dt.versions import package_versions
 
-__all__ = ["BUNDLE", "HEADER", "Bundle", "load_weights", "read_spec", "save_bundle"]
+__all__ = ["BUNDLE", "Bundle", "load_weights", "save_bundle"]
 
-FORMAT = 3
-"""Those before are read as well, but for RADT of format 1: its return attention was computed otherwise then."""
 BUNDLE = "policy"
 """The bundle's folder in a run or a checkpoint."""
-HEADER = "policy.json"
 _WEIGHTS = "policy.safetensors"
 # Of StARformer.
 _RENAMED_IN_2 = (".summarise.", ".summarize.")
-_NOT_WHOLE = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError),
-    *(TypeError, ValueError),
-)
-"""What our code, gymnasium's and numpy's raise at values of other types than they are written with."""
+_DATA = "offline_data"
+"""A section of a run's config, and what the header keeps of it for when the run is not at hand."""
+_FILTERS = {
+    "below_return": optional(real()),
+    "top_percent": optional(real(above=0, most=100)),
+    "delayed_reward": flag(),
+}
 _Value = TypeVar("_Value")
 
 
@@ -78,7 +80,7 @@ class Bundle:
         if isinstance(path, Bundle):
             return path
         folder = _find(Path(path))
-        header = _read_header(folder)
+        header = read_header(folder)
         return cls(Path(path), folder, header, read_spec(header, folder / HEADER))
 
     def trusting(self) -> Bundle:
@@ -91,14 +93,34 @@ class Bundle:
         """The gradient steps behind the weights, if recorded."""
         return self.header.get("gradient_steps")
 
+    @cached_property
+    def data_settings(self) -> dict[str, Any]:
+        """What training chose of its data, as in `offline_data` of a config; empty if nothing says.
+
+        The run says so where it is at hand, otherwise the header.
+
+        Raises:
+            UserError: a filter has a value that it cannot have.
+        """
+        kept = run_settings(self.path, _DATA) or self.header.get(_DATA)
+        chosen = dict(kept) if isinstance(kept, dict) else {}
+        for name in _FILTERS.keys() & chosen.keys():
+            chosen[name] = _FILTERS[name](f"{self.path}: {_DATA}.{name}", as_number(chosen[name]))
+        return chosen
+
     def copy_to(self, target: Path) -> Path:
         """Copy the bundle to a folder, which appears whole; a bundle that is there is replaced.
+
+        The copy knows its training's choice of data, also without the run.
 
         Raises:
             UserError: the folder is there and neither empty nor a bundle.
         """
         with replacing(target, header=HEADER) as aside:
             shutil.copytree(self.folder, aside, dirs_exist_ok=True)
+            if self.header.get(_DATA) is None and self.data_settings:  # of a version that left it to the run
+                header = {**self.header, _DATA: _without_source(self.data_settings)}
+                (aside / HEADER).write_text(json.dumps(header, indent=2))
         return target
 
     @cached_property
@@ -197,6 +219,7 @@ def save_bundle(
     *,
     command: str | None = None,
     gradient_steps: int | None = None,
+    offline_data: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle; the folder appears whole, or the one before stays.
 
@@ -206,6 +229,7 @@ def save_bundle(
         folder: where to; a bundle that is there is replaced.
         command: the command line that made it, for the record.
         gradient_steps: behind the weights, for the record.
+        offline_data: what training chose of its data, as that section of a config; None if it is not known.
 
     Raises:
         UserError: the folder is there and neither empty nor a bundle.
@@ -216,6 +240,7 @@ def save_bundle(
         "spec": spec.to_json(),
         "command": command,
         "gradient_steps": gradient_steps,
+        _DATA: None if offline_data is None else _without_source(offline_data),
         "versions": package_versions(),
     }
     with replacing(target, header=HEADER) as aside:
@@ -227,23 +252,9 @@ def save_bundle(
     return target
 
 
-def read_spec(header: Mapping[str, Any], source: Path) -> PolicySpec:
-    """Return the specification in the content of a `policy.json`.
-
-    Raises:
-        UserError: it is not whole, or asks for what cannot work.
-    """
-    try:
-        spec = PolicySpec.from_json(header["spec"])
-        spec.validate()
-        spec.head  # noqa: B018 (it takes the bounds of the actions, which may be no numbers)
-        return spec
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-    except _NOT_WHOLE as error:
-        raise UserError(
-            f"{source} is not a whole policy ({one_line(error)}); export the policy again"
-        ) from error
+def _without_source(offline_data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a choice of data without the data set, which the specification says."""
+    return {name: value for name, value in offline_data.items() if name != "dataset"}
 
 
 def load_weights(model: SequenceModel, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
@@ -267,33 +278,3 @@ def _find(path: Path) -> Path:
         f"{path} holds no policy ({HEADER} is missing); name a run folder whose training wrote a checkpoint, or a "
         "policy bundle"
     )
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    try:
-        header: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{folder / HEADER} cannot be read ({one_line(error)}); export the policy again"
-        ) from error
-    found = header.get("format") if isinstance(header, dict) else None
-    if not isinstance(found, int) or "spec" not in header:
-        raise UserError(
-            f"{folder} is not a policy bundle; read a Hugging Face checkpoint with rayrl-dt import, or name a run "
-            "folder or a bundle"
-        )
-    if not 1 <= found <= FORMAT:
-        raise UserError(
-            f"{folder} has bundle format {found}, this version reads up to {FORMAT}; upgrade rayrl_dt"
-        )
-    if found == 1 and _backbone(header["spec"]) == "radt":
-        raise UserError(
-            f"{folder} holds a RADT policy of bundle format 1, whose return attention was computed otherwise than it "
-            "is now, so its weights would act otherwise than they were trained: train it again with rayrl-dt train"
-        )
-    return header
-
-
-def _backbone(spec: Any) -> Any:
-    model = spec.get("model") if isinstance(spec, dict) else None
-    return model.get("backbone") if isinstance(model, dict) else None

@@ -17,9 +17,9 @@ from rayrl_dt.data import filters, sources
 from rayrl_dt.data.staging import replacing
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import HEADER, Bundle
+from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critic_file import CRITIC, UNITS, write_critic
-from rayrl_dt.interop.run_files import run_settings
+from rayrl_dt.interop.header import HEADER
 from rayrl_dt.policy.double_check import DoubleCheck, check_asked
 from rayrl_dt.policy.refinement import Refinement
 from rayrl_dt.policy.refiner import Refiner
@@ -138,12 +138,12 @@ def learned_from(source: str, delayed_reward: bool, limit: float | None) -> Traj
 
 
 def run_data(bundle: Bundle) -> TrajectoryStore:
-    """Load what a policy learned from, by the run's own filters where the run folder is at hand.
+    """Load what a policy learned from, by the filters of its training.
 
     Raises:
         UserError: the data are not here any more.
     """
-    chosen = run_settings(bundle.path, "offline_data")
+    chosen = bundle.data_settings
     source = chosen.get("dataset") or bundle.spec.dataset
     store = learned_from(source, bool(chosen.get("delayed_reward")), chosen.get("below_return"))
     if chosen.get("top_percent") is not None:

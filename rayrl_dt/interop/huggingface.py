@@ -26,7 +26,8 @@ from torch import Tensor
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError, one_line
-from rayrl_dt.interop.bundle import HEADER, load_weights, read_spec
+from rayrl_dt.interop.bundle import load_weights
+from rayrl_dt.interop.header import HEADER, read_spec
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.sequence_model import SequenceModel

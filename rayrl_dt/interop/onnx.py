@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rayrl_dt.envs.packed import Packed
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import HEADER
+from rayrl_dt.interop.header import GRAPH, HEADER
 from rayrl_dt.models.encoders import encoder_of
 from rayrl_dt.models.head import ContinuousHead
 from rayrl_dt.models.sequence_model import SequenceModel
@@ -31,7 +31,6 @@ __all__ = ["INPUTS", "OUTPUTS", "export_onnx"]
 
 INPUTS = ("observations", "actions", "returns_to_go", "timesteps", "mask")
 OUTPUTS = ("action", "outputs")
-GRAPH = "policy.onnx"
 
 
 def export_onnx(model: SequenceModel, folder: str | os.PathLike[str]) -> Path:

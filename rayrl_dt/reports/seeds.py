@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rayrl_dt.interop.bundle import HEADER
+from rayrl_dt.interop.header import HEADER
 from rayrl_dt.interop.run_files import CRITIC_COPY, START_COPY
 from rayrl_dt.reports.run_folder import RunFolder
 

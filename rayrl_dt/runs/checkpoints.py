@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
 from rayrl_dt.errors import UserError
-from rayrl_dt.interop.bundle import BUNDLE, HEADER
+from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.interop.critics import carry_critic
+from rayrl_dt.interop.header import HEADER
 from rayrl_dt.interop.run_files import CHECKPOINTS, CRITIC_COPY
 
 __all__ = ["checkpoints", "latest_checkpoint", "prune_checkpoints", "steps_of", "write_checkpoint", "writing"]

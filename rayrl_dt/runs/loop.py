@@ -18,7 +18,8 @@ from rayrl_dt.algorithms.old_checkpoints import check_resumable
 from rayrl_dt.algorithms.online.config import OnlineConfig
 from rayrl_dt.algorithms.session import start_ray
 from rayrl_dt.errors import UserError, number, one_line
-from rayrl_dt.interop.bundle import BUNDLE, HEADER, Bundle
+from rayrl_dt.interop.bundle import BUNDLE, Bundle
+from rayrl_dt.interop.header import HEADER
 from rayrl_dt.interop.owners import check_owner
 from rayrl_dt.interop.run_files import CONFIG, CRITIC_COPY, START_COPY
 from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint, writing

@@ -142,7 +142,7 @@ def test_policies_of_other_data_have_a_section_of_their_own(make: Make, tmp_path
 
 
 def test_a_policy_is_examined_on_the_episodes_that_it_learned_from(make: Make, tmp_path: Path) -> None:
-    """A run knows of `below_return`; its bare bundle does not, and the page says what that means."""
+    """A run knows of `below_return`, and so does its copy; an older bundle does not, and the page says so."""
     whole = make("whole")
     store = TrajectoryStore.open(tmp_path / "data")
     limit = float(np.median(store.episode_returns))
@@ -152,7 +152,9 @@ def test_a_policy_is_examined_on_the_episodes_that_it_learned_from(make: Make, t
     (run / "config.yaml").write_text(f"offline_data: {{below_return: {limit}}}\n")
     (run / "run.json").write_text("{}")
     bare = save_bundle(model.spec, model.state_dict(), tmp_path / "bare")
-    all_of_it, poor, other = look([whole, run, bare], targets="dataset:2").policies
+    copy = Bundle.open(run).copy_to(tmp_path / "copy")
+    all_of_it, poor, other, copied = look([whole, run, bare, copy], targets="dataset:2").policies
+    assert copied.dataset == poor.dataset and copied.sensitivity == poor.sensitivity
     asked = [[course.target for course in found.courses] for found in (all_of_it, poor, other)]
     assert asked[1] == pytest.approx([model.spec.data_returns["p5"], model.spec.data_returns["p95"]])
     assert asked[0] == asked[2] != asked[1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import build_model
+from builders import build_model, edit_header
 
 from rayrl_dt.critics.networks import IQLCritic, units_of
 from rayrl_dt.critics.training import CriticTraining, new_critic
@@ -152,10 +152,33 @@ def test_the_runs_own_data_are_used(
     found = run_data(Bundle.open(bundle))
     assert 0 < found.num_episodes < store.num_episodes and found.delayed_reward
     assert (found.episode_returns < limit).all()
+    edit_header(bundle, ("spec", "dataset"), lambda _: section["dataset"])
+    spec = Bundle.open(bundle).spec
+    for copy in (
+        # Of a bundle that leaves it to the run, as older versions wrote them, and of one that knows.
+        Bundle.open(bundle).copy_to(tmp_path / "copy"),
+        save_bundle(spec, model.state_dict(), tmp_path / "known", offline_data=section),
+    ):
+        again = run_data(Bundle.open(copy))
+        assert np.array_equal(again.episode_returns, found.episode_returns) and again.delayed_reward
+        assert "dataset" not in Bundle.open(copy).header["offline_data"], "the specification says it"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("below_return", "low"), ("top_percent", 0), ("delayed_reward", "no"), ("top_percent", [])],
+)
+def test_a_filter_that_cannot_be_is_reported(
+    model: SequenceModel, tmp_path: Path, name: str, value: object
+) -> None:
+    bundle = save_bundle(model.spec, model.state_dict(), tmp_path, offline_data={name: value})
+    with pytest.raises(UserError, match=rf"offline_data\.{name} is ") as caught:
+        run_data(Bundle.open(bundle))
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_without_a_run_the_policys_data_are_used(
+def test_a_policy_of_all_its_data_gets_all_of_them(
     store: TrajectoryStore, model: SequenceModel, tmp_path: Path, here: bool
 ) -> None:
     data = store.save(tmp_path / "data")

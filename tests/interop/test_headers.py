@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -60,6 +61,24 @@ def test_a_header_that_cannot_work_is_reported(saved: Path, case: str) -> None:
     with pytest.raises(UserError, match=text) as caught:
         Bundle.open(saved)
     assert str(caught.value).startswith(str(saved / "policy.json")) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"), [(("model", "rotary"), "model.rotary"), (("discount",), "discount")], ids=str
+)
+def test_what_a_newer_version_chose_is_not_left_out(saved: Path, path: tuple[str, ...], named: str) -> None:
+    edit_header(saved, ("spec", *path), lambda _: None)
+    edit_header(saved, ("versions", "rayrl_dt"), lambda _: "9.0.0")
+    with pytest.raises(UserError, match=rf"by rayrl_dt 9\.0\.0 and has {named}, .*; upgrade rayrl_dt$"):
+        Bundle.open(saved)
+
+
+def test_a_graph_is_no_bundle(saved: Path) -> None:
+    header = json.loads((saved / "policy.json").read_text())
+    (saved / "policy.json").write_text(json.dumps({"spec": header["spec"]}))
+    (saved / "policy.onnx").touch()
+    with pytest.raises(UserError, match=r"holds an ONNX graph, .*; name the run folder or the bundle"):
+        Bundle.open(saved)
 
 
 def test_a_stack_of_too_many_images_is_reported(tmp_path: Path) -> None:

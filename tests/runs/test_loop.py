@@ -540,6 +540,10 @@ def test_finetune_goes_on_from_a_run_and_resumes(
     file.write_text("algorithm: OnlineDT\nrl_module: {model_config: {embed_dim: 8}}")
     settings: dict[str, Any] = {"config": file, "out": None}
     newest = source / "checkpoints" / "000000012"
+    copy = Bundle.open(newest).copy_to(tmp_path / "copy")
+    assert Bundle.open(copy).header["offline_data"]["below_return"] == -900
+    data = command._finetune_settings(copy, None)["offline_data"]
+    assert (data["dataset"], data["below_return"], data["delayed_reward"]) == (pendulum_data, -900, False)
     finetune(newest, overrides=small, env_steps=200, resume=False, seed=3, **settings)
     folder = tmp_path / "dt-online"
     assert [path.name for path in checkpoints(source)][-1] == "000000012"
