@@ -118,9 +118,9 @@ def export(
         ),
     ] = "bundle",
     license: Annotated[
-        str,
+        str | None,
         typer.Option(help="License of the weights for the model card: an identifier of the hub, as in mit."),
-    ] = "other",
+    ] = None,
 ) -> None:
     """Copy a trained policy out of its run, in our format, Hugging Face's or as an ONNX graph.
 
@@ -134,7 +134,7 @@ def export(
     from rayrl_dt.errors import suggest
     from rayrl_dt.interop import huggingface, onnx
     from rayrl_dt.interop.bundle import Bundle
-    from rayrl_dt.reports.model_card import CARDS, write_card
+    from rayrl_dt.reports.model_card import CARDS, OTHER, keep_evaluations, write_card
 
     ways = {
         "hf": (huggingface.export_huggingface, "Hugging Face checkpoint:"),
@@ -142,6 +142,11 @@ def export(
     }
     if format not in ("bundle", *ways):
         raise UserError(f"--format is {format!r}.{suggest(format, ('bundle', *ways))}")
+    if license is not None and format not in CARDS:
+        raise UserError(
+            f"--license is {license!r}, and --format {format} has no model card to say so; leave it out, or choose "
+            f"--format {' or '.join(CARDS)}"
+        )
     _check_empty(out)
     bundle = Bundle.open(run)
     model = bundle.model  # a broken bundle is not worth copying
@@ -149,11 +154,12 @@ def export(
         write, name = ways[format]
         written = write(model, out)
         if format in CARDS:
-            write_card(bundle, out, form=format, license=license)
+            write_card(bundle, out, form=format, license=license or OTHER)
         finish(name, written)
         return
     bundle.copy_to(out)
-    write_card(bundle, out, form=format, license=license)
+    keep_evaluations(bundle, out)
+    write_card(bundle, out, form=format, license=license or OTHER)
     finish(
         "policy bundle:",
         out,
@@ -172,21 +178,31 @@ def import_policy(
         float | None, typer.Option(help="What returns were divided by in its training; often 1000.")
     ] = None,
     context_length: Annotated[int | None, typer.Option(help="Context length K of its training; 20.")] = None,
+    actions: Annotated[
+        str | None,
+        typer.Option(
+            help="What its actions in [-1, 1] are: raw (the environment's own, the default) or scaled to its bounds."
+        ),
+    ] = None,
 ) -> None:
     """Read a Decision Transformer of Hugging Face as a policy, to be evaluated, refined and finetuned.
 
     Example: rayrl-dt import dt-hopper-medium --dataset d4rl:hopper_medium-v2.hdf5 --return-scale 1000 --out runs/theirs
     """
-    from rayrl_dt.data import sources
     from rayrl_dt.interop.bundle import save_bundle
-    from rayrl_dt.interop.huggingface import import_huggingface
+    from rayrl_dt.interop.huggingface import ACTIONS, import_huggingface
+    from rayrl_dt.settings import choice, count, real
 
+    for name, value, check in (
+        ("--return-scale", return_scale, real(above=0)),
+        ("--context-length", context_length, count(1)),
+        ("--actions", actions, choice(*ACTIONS)),
+    ):
+        if value is not None:
+            check(name, value)
     _check_empty(out)
     model = import_huggingface(
-        checkpoint,
-        context_length=context_length,
-        store=None if dataset is None else sources.load(dataset),
-        return_scale=return_scale,
+        checkpoint, context_length=context_length, store=dataset, return_scale=return_scale, actions=actions
     )
     save_bundle(model.spec, model.state_dict(), out, command=command_line())
     finish("policy bundle:", out, then=f"rayrl-dt eval {quoted(out)}")

@@ -129,9 +129,14 @@ class RecordedEnv:
     @property
     def needs_this_process(self) -> bool:
         """Whether no other process can make it: its code is a script's, or has no name."""
-        code = self.id if ":" in self.id else self.entry_point or "__main__:"
+        return "__main__" in self.packages or not (self.entry_point or ":" in self.id)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages whose code it runs, where they were recorded."""
+        code = self.id if ":" in self.id else self.entry_point or ""
         codes = (code, *(wrapper.entry_point for wrapper in self.wrappers))
-        return any(each.startswith("__main__:") for each in codes)
+        return tuple(dict.fromkeys(_package(each) for each in codes if each))
 
     def changed(self, /, **kwargs: Any) -> RecordedEnv:
         """Return the same environment with other arguments of its constructor, here and in evaluations.
@@ -253,8 +258,8 @@ class RecordedEnv:
         name = self.id if ":" in self.id else f"{package}:{self.id}"
         return UserError(
             f"the environment {self.id} is recorded with code that anybody may have written, {code}, so it was not run;"
-            f" if you trust {package}, add --trust-environment (environment.trust_environment: true in a file), or "
-            f"name the environment yourself: {name} (environment.env, or --env)"
+            f" if you trust {package}, add --trust-environment (environment.trust_environment: true in a file, "
+            f"trusting() in Python), or name the environment yourself: {name} (environment.env, or --env)"
         )
 
     def to_json(self) -> dict[str, Any]:

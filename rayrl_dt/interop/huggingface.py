@@ -11,6 +11,7 @@ an import of a foreign checkpoint has to be told.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,9 +24,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rayrl_dt.data import sources
 from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.envs import RecordedEnv
-from rayrl_dt.errors import UserError, one_line
+from rayrl_dt.errors import UserError, one_line, one_of
 from rayrl_dt.interop.bundle import load_weights
 from rayrl_dt.interop.header import HEADER, read_spec
 from rayrl_dt.models.encoders import encoder_of
@@ -34,7 +36,12 @@ from rayrl_dt.models.sequence_model import SequenceModel
 from rayrl_dt.models.spec import PolicySpec
 from rayrl_dt.types import Normalizer
 
-__all__ = ["export_huggingface", "import_huggingface", "to_huggingface"]
+__all__ = ["ACTIONS", "export_huggingface", "import_huggingface", "to_huggingface"]
+
+_LOG = logging.getLogger(__name__)
+ACTIONS = ("raw", "scaled")
+"""What the actions of a foreign checkpoint may be; the first unless an import is told otherwise."""
+_SAID_BY_DATA = ("normalizer", "env", "action_space", "data_returns")
 
 # What our trunk does, where theirs has a choice.
 _SETTINGS = {
@@ -116,27 +123,33 @@ def import_huggingface(
     path: str | os.PathLike[str],
     *,
     context_length: int | None = None,
-    store: TrajectoryStore | None = None,
+    store: TrajectoryStore | str | None = None,
     normalizer: Normalizer | None = None,
     return_scale: float | None = None,
     env: str | None = None,
     action_space: gym.spaces.Box | None = None,
     data_returns: dict[str, float] | None = None,
+    actions: str | None = None,
 ) -> SequenceModel:
     """Load a Hugging Face Decision Transformer as a policy network.
 
     Args:
         path: local folder with `config.json` and the weights.
         context_length: K, 20 if it is left out; their checkpoints do not record it.
-        store: the data that the model was trained on; says everything below but the return scale.
+        store: the data that the model was trained on, or their source id; says everything below but the return scale
+            and what actions are.
         normalizer: statistics of the observations that the model was trained on.
         return_scale: what returns were divided by.
         env: environment id, for the record.
         action_space: the environment's; None for [-1, 1].
         data_returns: quantiles of the training returns, for default targets; None if unknown.
+        actions: what the model's actions in [-1, 1] are: "raw", the environment's own, as where the authors' code
+            trained it, or "scaled" to the bounds of the action space (to the data's where it has none). None for
+            "raw", and a warning where the bounds are others.
 
     Raises:
-        UserError: statistics are neither given nor beside the checkpoint, or both; or the checkpoint cannot be read.
+        UserError: statistics are neither given nor beside the checkpoint, or given twice; the data are of another task;
+            or the checkpoint cannot be read.
     """
     given = {
         "context_length": context_length,
@@ -146,10 +159,70 @@ def import_huggingface(
         "env": env,
         "action_space": action_space,
         "data_returns": data_returns,
+        "actions": actions,
     }
     named = [name for name, value in given.items() if value is not None]
-    transformers = _transformers()
     folder = Path(path)
+    theirs = _opened(folder)
+    config = theirs.config
+    model_config = ModelConfig(
+        backbone="dt",
+        context_length=20 if context_length is None else context_length,
+        dropout=config.resid_pdrop,
+        head="deterministic",
+        target_rule="decrement",
+        **{ours: getattr(config, theirs) for theirs, ours in _SIZES.items()},
+    )
+    if (folder / HEADER).exists():
+        if named:
+            raise UserError(f"{folder / HEADER} says what {', '.join(named)} would say; leave them out")
+        spec = _saved_spec(folder / HEADER)
+    elif return_scale is None or (store is None and normalizer is None):
+        raise UserError(
+            f"{folder} holds neither observation statistics nor a return scale; pass return_scale= and the data that "
+            "it was trained on, store=load_dataset(...) (rayrl-dt import --dataset ... --return-scale ...)"
+        )
+    elif store is not None:
+        twice = [name for name in named if name in _SAID_BY_DATA]
+        if twice:
+            raise UserError(f"store says what {', '.join(twice)} would say; leave them out")
+        data = sources.load(store) if isinstance(store, str) else store
+        _check_task(config, data, folder)
+        spec = PolicySpec.from_store(model_config, data, return_scale=return_scale)
+        # The table of timesteps is as long as it was trained.
+        spec = replace(spec, model=replace(spec.model, max_episode_steps=config.max_ep_len))
+        spec = _in_units_of(actions, spec, folder)
+    else:
+        assert normalizer is not None
+        bounds = action_space or gym.spaces.Box(-1.0, 1.0, (config.act_dim,), np.float32)
+        spec = PolicySpec(
+            model=model_config.resolved(),
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
+            action_space=bounds,
+            action_low=tuple(bounds.low.tolist()),
+            action_high=tuple(bounds.high.tolist()),
+            normalizer=normalizer,
+            return_scale=return_scale,
+            env=None if env is None else RecordedEnv(env),
+            dataset=f"huggingface:{folder.name}",
+            data_returns=data_returns or {},
+        )
+        spec = _in_units_of(actions, spec, folder)
+    spec.validate()
+    model = SequenceModel(spec)
+    state = theirs.state_dict()
+    weights: dict[str, Tensor] = dict(model.named_buffers())
+    for our_name, their_name, transposed in _names(config.n_layer, spec.model.timestep_embedding):
+        value = state[their_name]
+        weights[our_name] = (value.t() if transposed else value).clone()
+    weights["trunk.embed_norm.bias"] = weights["trunk.embed_norm.bias"] + state["encoder.wpe.weight"][0]
+    load_weights(model, weights, source=str(folder))
+    return model.eval()
+
+
+def _opened(folder: Path) -> Any:
+    """Return the model of a checkpoint, if ours can do what it does."""
+    transformers = _transformers()
     try:
         theirs, report = transformers.DecisionTransformerModel.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True
@@ -167,54 +240,36 @@ def import_huggingface(
                 f"{folder} has {setting}={getattr(config, setting)}; only models with {setting}={wanted} can "
                 "be imported"
             )
-    model_config = ModelConfig(
-        backbone="dt",
-        context_length=context_length or 20,
-        dropout=config.resid_pdrop,
-        head="deterministic",
-        target_rule="decrement",
-        **{ours: getattr(config, theirs) for theirs, ours in _SIZES.items()},
-    )
-    if (folder / HEADER).exists():
-        if named:
-            raise UserError(f"{folder / HEADER} says what {', '.join(named)} would say; leave them out")
-        spec = _saved_spec(folder / HEADER)
-    elif return_scale is None or (store is None and normalizer is None):
-        raise UserError(
-            f"{folder} holds neither observation statistics nor a return scale; pass return_scale= and the data that "
-            "it was trained on, store=load_dataset(...) (rayrl-dt import --dataset ... --return-scale ...)"
-        )
-    elif store is not None:
-        spec = PolicySpec.from_store(model_config, store, return_scale=return_scale)
-        # The table of timesteps is as long as it was trained.
-        spec = replace(spec, model=replace(spec.model, max_episode_steps=config.max_ep_len))
-    else:
-        assert normalizer is not None
-        bounds = action_space or gym.spaces.Box(-1.0, 1.0, (config.act_dim,), np.float32)
-        spec = PolicySpec(
-            model=model_config.resolved(),
-            observation_space=gym.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32),
-            action_space=bounds,
-            action_low=tuple(bounds.low.tolist()),
-            action_high=tuple(bounds.high.tolist()),
-            normalizer=normalizer,
-            return_scale=return_scale,
-            env=None if env is None else RecordedEnv(env),
-            dataset=f"huggingface:{folder.name}",
-            data_returns=data_returns or {},
-        )
-    spec.validate()
     if config.n_inner not in (None, 4 * config.hidden_size):
         raise UserError(f"{folder} has n_inner {config.n_inner}; only 4 x hidden_size can be imported")
-    model = SequenceModel(spec)
-    state = theirs.state_dict()
-    weights: dict[str, Tensor] = dict(model.named_buffers())
-    for our_name, their_name, transposed in _names(config.n_layer, spec.model.timestep_embedding):
-        value = state[their_name]
-        weights[our_name] = (value.t() if transposed else value).clone()
-    weights["trunk.embed_norm.bias"] = weights["trunk.embed_norm.bias"] + state["encoder.wpe.weight"][0]
-    load_weights(model, weights, source=str(folder))
-    return model.eval()
+    return theirs
+
+
+def _check_task(config: Any, data: TrajectoryStore, folder: Path) -> None:
+    """Refuse data that a model cannot have learned from."""
+    theirs = (config.state_dim,), (config.act_dim,)
+    here = data.info.observation_space, data.info.action_space
+    if theirs != tuple(space.shape for space in here):
+        raise UserError(
+            f"{data.info.source} is of another task than {folder}, which takes {config.state_dim} numbers and gives "
+            f"{config.act_dim}: observations are {here[0]}, actions {here[1]}; name data of its own task with --dataset"
+        )
+
+
+def _in_units_of(actions: str | None, spec: PolicySpec, folder: Path) -> PolicySpec:
+    """Return a specification whose actions are what a model gives, as an import is told."""
+    if one_of("actions", actions or ACTIONS[0], ACTIONS) == "scaled":
+        return spec
+    space, ones = spec.action_space, (1.0,) * spec.action_size
+    assert isinstance(space, gym.spaces.Box)
+    if actions is None and not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
+        _LOG.warning(
+            "%s: its actions, in [-1, 1], are taken for the environment's own, whose space is %s; if they were scaled "
+            "to it in training, say so: actions scaled (--actions scaled).",
+            folder,
+            space,
+        )
+    return replace(spec, action_low=tuple(-one for one in ones), action_high=ones)
 
 
 def _saved_spec(path: Path) -> PolicySpec:

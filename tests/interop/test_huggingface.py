@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from builders import build_model, random_window, scramble
 from torch import Tensor
 
-from rayrl_dt.data.store import TrajectoryStore
+from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
 from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.huggingface import export_huggingface, import_huggingface, to_huggingface
@@ -183,7 +184,7 @@ def test_what_an_import_is_told_is_used(tmp_path: Path) -> None:
     foreign().save_pretrained(tmp_path)
     space = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 4], np.float32))
     returns = {"min": 0.0, "p5": 1.0, "p50": 2.0, "p95": 3.0, "max": 4.0, "mean": 2.0}
-    ours = read(tmp_path, action_space=space, env="Pendulum-v1", data_returns=returns)
+    ours = read(tmp_path, action_space=space, env="Pendulum-v1", data_returns=returns, actions="scaled")
     assert (ours.spec.action_low, ours.spec.action_high) == ((-2.0, 0.0), (2.0, 4.0))
     assert (ours.spec.env, ours.spec.return_scale, ours.spec.data_returns) == (
         RecordedEnv("Pendulum-v1"),
@@ -194,6 +195,88 @@ def test_what_an_import_is_told_is_used(tmp_path: Path) -> None:
     policy = SequencePolicy(ours)
     policy.reset()
     assert space.contains(policy.act(np.zeros(3)))
+
+
+def wide(make_trajectories: Callable[..., Any], *, actions: int = ACTIONS) -> TrajectoryStore:
+    """Data whose actions go from -2 to 2."""
+    space = gym.spaces.Box(-2, 2, (actions,), np.float32)
+    info = DatasetInfo("wide", gym.spaces.Box(-np.inf, np.inf, (STATES,), np.float32), space)
+    return TrajectoryStore.from_trajectories(make_trajectories(action_dim=actions), info)
+
+
+@pytest.mark.parametrize(("actions", "bound"), [(None, 1.0), ("raw", 1.0), ("scaled", 2.0)])
+def test_actions_are_what_an_import_says(
+    tmp_path: Path, make_trajectories: Callable[..., Any], caplog: Any, actions: str | None, bound: float
+) -> None:
+    foreign().save_pretrained(tmp_path)
+    store = wide(make_trajectories)
+    ours = read(tmp_path, normalizer=None, store=store, actions=actions)
+    assert (ours.spec.action_low, ours.spec.action_high) == ((-bound,) * 2, (bound,) * 2)
+    assert ("are taken for the environment's own" in caplog.text) == (actions is None)
+    window = random_window(ours, [1])
+    window = replace(window, timesteps=window.timesteps * 0)
+    policy = SequencePolicy(ours)
+    policy.reset(float(window.returns_to_go[0, -1]))
+    with torch.no_grad():
+        wanted = bound * ours(window)[0, -1].numpy()
+    np.testing.assert_allclose(policy.act(window.observations[0, -1].numpy()), wanted, atol=1e-5)
+
+
+def test_data_and_what_they_say_are_not_both_given(
+    tmp_path: Path, make_trajectories: Callable[..., Any]
+) -> None:
+    foreign().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"store says what normalizer, env would say; leave them out"):
+        read(tmp_path, store=wide(make_trajectories), env="Pendulum-v1")
+    other = wide(make_trajectories, actions=3)
+    with pytest.raises(UserError, match=r"^wide is of another task than .*gives 2: .*with --dataset$"):
+        read(tmp_path, normalizer=None, store=other)
+
+
+def test_the_checkpoint_is_opened_before_the_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a Hugging Face Decision Transformer"):
+        read(tmp_path, normalizer=None, store="store:gone")
+    foreign().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="gone"):
+        read(tmp_path, normalizer=None, store="store:gone")
+
+
+def test_an_export_acts_by_the_rules_of_its_page(
+    make_trajectories: Callable[..., Any], tmp_path: Path
+) -> None:
+    """`docs/export.md` says what is to be done with `policy.json`; actions go from -2 to 2."""
+    model = build_model(wide(make_trajectories), return_scale=7.0, max_episode_steps=9)
+    model.spec = model.spec.acting(context_length=4, action_selection=None)
+    theirs = transformers.DecisionTransformerModel.from_pretrained(export_huggingface(model, tmp_path))
+    spec = json.loads((tmp_path / "policy.json").read_text())["spec"]
+    steps = spec["acting_context_length"] or spec["model"]["context_length"]
+    mean, std = (np.array(spec["normalizer"][name]) for name in ("mean", "std"))
+    low, high = np.array(spec["action_low"]), np.array(spec["action_high"])
+    policy, rng = SequencePolicy(model), np.random.default_rng(0)
+    policy.reset(5.0)
+    to_go, reward, past = 5.0, None, []
+    for step in range(12):
+        observation = rng.normal(size=STATES)
+        to_go -= reward or 0.0
+        past.append(
+            {
+                "states": (observation - mean) / std,
+                "actions": np.zeros(ACTIONS),
+                "returns_to_go": [to_go / spec["return_scale"]],
+                "timesteps": min(step, theirs.config.max_ep_len - 1),
+            }
+        )
+        window = {name: np.stack([each[name] for each in past[-steps:]])[None] for name in past[0]}
+        inputs = {
+            name: torch.as_tensor(values, dtype=torch.long if name == "timesteps" else torch.float32)
+            for name, values in window.items()
+        }
+        with torch.no_grad():
+            found = theirs(**inputs, rewards=inputs["returns_to_go"]).action_preds[0, -1].numpy()
+        past[-1]["actions"] = found
+        action = low + (found + 1) / 2 * (high - low)
+        np.testing.assert_allclose(policy.act(observation, reward), action, atol=1e-5)
+        reward = float(rng.normal())
 
 
 def test_statistics_must_be_given(tmp_path: Path) -> None:
