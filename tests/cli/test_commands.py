@@ -186,6 +186,13 @@ def test_eval_of_the_same_seed_is_the_same(run: Run, bundle: Path, tmp_path: Pat
         (("align", "absent.yaml", "--seeds", "one"), "--seeds"),
         (("export", "{bundle}", "--out", "{bundle}"), "not empty"),
         (("export", "{bundle}", "--out", "x", "--format", "bundel"), "Did you mean 'bundle'"),
+        (
+            ("export", "{bundle}", "--out", "x", "--format", "onnx", "--license", "mit"),
+            "--license is 'mit', and --format onnx has no model card",
+        ),
+        (("import", "{bundle}", "--out", "x", "--return-scale", "0"), "--return-scale is 0.0; it must be"),
+        (("import", "{bundle}", "--out", "x", "--context-length", "0"), "--context-length is 0; it must be"),
+        (("import", "{bundle}", "--out", "x", "--actions", "row"), "--actions is 'row'. Did you mean 'raw'?"),
         (("report", "nowhere"), "nowhere"),
         (("data", "preview", "minari:no/such-v0"), "no/such-v0"),
         (("data", "preview", "minary:no/such-v0"), "minari"),
@@ -229,7 +236,7 @@ def test_export_bundle_and_hugging_face(run: Run, bundle: Path, tmp_path: Path) 
 
 
 def test_a_hugging_face_checkpoint_comes_back_and_evaluates(
-    run: Run, bundle: Path, pendulum_data: str, tmp_path: Path
+    run: Run, bundle: Path, pendulum_data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("transformers")
     theirs, out = tmp_path / "hf", tmp_path / "back"
@@ -245,6 +252,11 @@ def test_a_hugging_face_checkpoint_comes_back_and_evaluates(
     assert status == 2 and "holds neither observation statistics nor a return scale" in err
     options = ("--dataset", pendulum_data, "--return-scale", "1000", "--context-length", "4")
     assert run("import", str(theirs), *options, "--out", str(tmp_path / "other"))[0] == 0
+    assert caplog.text.count("--actions scaled") == 1, "the torque goes from -2 to 2"
+    for actions, bound in (("raw", 1.0), ("scaled", 2.0)):
+        folder = tmp_path / actions
+        assert run("import", str(theirs), *options, "--actions", actions, "--out", str(folder))[0] == 0
+        assert Bundle.open(folder).spec.action_high == (bound,)
     ours = Bundle.open(tmp_path / "other").spec
     assert (ours.return_scale, ours.model.context_length, ours.dataset) == (1000.0, 4, pendulum_data)
     assert ours.env is not None and ours.env.id == "Pendulum-v1"

@@ -206,7 +206,11 @@ def wide(make_trajectories: Callable[..., Any], *, actions: int = ACTIONS) -> Tr
 
 @pytest.mark.parametrize(("actions", "bound"), [(None, 1.0), ("raw", 1.0), ("scaled", 2.0)])
 def test_actions_are_what_an_import_says(
-    tmp_path: Path, make_trajectories: Callable[..., Any], caplog: Any, actions: str | None, bound: float
+    tmp_path: Path,
+    make_trajectories: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    actions: str | None,
+    bound: float,
 ) -> None:
     foreign().save_pretrained(tmp_path)
     store = wide(make_trajectories)
