@@ -47,8 +47,9 @@ def setting(
         default: the value without it.
         check: of the values.
         attribute: that a flat config keeps the value in, where the field's name is another section's too.
-        fixed: what of the value must stay while a run goes on, since the shapes or scales of its weights hang on it:
-            `whole_value`, or a function of the value; None if nothing does.
+        fixed: what of the value must stay while a run goes on, since the shapes or scales of its weights, the groups
+            of its optimizers, or what its counts mean, hang on it: `whole_value`, or a function of the value; None if
+            nothing does.
     """
     return field(default=default, metadata={"check": check, "attribute": attribute, "fixed": fixed})
 

@@ -149,7 +149,7 @@ class SettingsConfig(RLlibConfig):
         rllib_keys.check(self)
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return what must stay while a run goes on, by key: shapes and scales of its weights hang on it."""
+        """Return what must stay while a run goes on, by key; see `rayrl_dt.settings.setting`."""
         return {name: value for part in self.parts for name, value in part.of(self).fixed().items()}
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:

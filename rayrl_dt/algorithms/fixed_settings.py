@@ -19,7 +19,7 @@ def keep_fixed(config: SettingsConfig, checkpoint: Path) -> None:
 
 
 def check_fixed(config: SettingsConfig, checkpoint: Path) -> None:
-    """Refuse a checkpoint whose weights have other shapes or scales than a config's; older ones do not say.
+    """Refuse a checkpoint that learned with other fixed settings than a config's; older ones do not say all of them.
 
     Raises:
         UserError: naming the first setting that differs.
@@ -31,6 +31,6 @@ def check_fixed(config: SettingsConfig, checkpoint: Path) -> None:
     for name, value in config.fixed_settings().items():
         if name in learned and learned[name] != value:
             raise UserError(
-                f"{name} is {value!r}, and {checkpoint} learned with {learned[name]!r}: its weights have the shapes "
-                f"and scales of that; set {name} back, or start another run"
+                f"{name} is {value!r}, and {checkpoint} learned with {learned[name]!r}, which its weights hang "
+                f"on; set {name} back, or start another run"
             )

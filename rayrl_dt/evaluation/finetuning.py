@@ -41,7 +41,7 @@ class Course:
     Attributes:
         before: the policy that finetuning began with; None if it was not evaluated.
         online: the evaluations since, at least one.
-        collected: environment steps, and the mean raw return of what was collected last.
+        collected: environment steps, and the mean raw return of what was collected since the line before.
         area: mean of the evaluated return over the environment steps online, linear between evaluations.
         unsteadiness: standard deviation of the change from one evaluation online to the next; None for fewer than 3.
     """

@@ -173,11 +173,11 @@ def _asked_for_nothing(config: Any) -> bool:
 
 
 def _check_exploit(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuse that a trial goes on from the weights of another one that have other shapes or scales."""
+    """Refuse that a trial goes on from the weights of another one that hang on other settings."""
     for name, value in other.items():
         if value != one[name]:
             raise UserError(
-                f"tune.scheduler pbt goes on from other trials' weights, whose shapes and scales hang on {name} "
+                f"tune.scheduler pbt goes on from other trials' weights, which hang on {name} "
                 f"({one[name]!r}, {value!r}); give it one value, or set tune.scheduler: asha"
             )
 

@@ -189,6 +189,8 @@ def test_samples_override_the_file() -> None:
             )
             for section, key, *options in (
                 ("online", "critic_width", 64, 128),
+                ("online", "pretrain_steps", 100, 200),
+                ("training", "decayed", "all", "weights"),
                 ("online", "critic_layer_norm", True, False),
                 ("online", "optimizer", "lamb", "adamw"),
                 ("online", "rl_gradient", "td3", "none"),

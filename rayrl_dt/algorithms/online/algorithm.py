@@ -13,6 +13,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
+from rayrl_dt.algorithms.online.collected import Collected
 from rayrl_dt.algorithms.online.config import OnlineConfig, slots_at_once
 from rayrl_dt.algorithms.online.mixture import batch_sources
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay, episode_targets, new_replay
@@ -79,7 +80,7 @@ class OnlineDT(SequenceAlgorithm):
         rounds: rounds that have been collected (saved); see `env_steps_per_iteration`.
         round_steps: environment steps of the next one so far (saved).
         updates_due: online updates that what is collected asks for (saved).
-        collected_return: mean raw return of the episodes collected last (saved).
+        collected_return: mean raw return of the episodes of the last iteration that collected any (saved).
         asked_return: mean raw return that they were asked for (saved).
         stream_calls: calls made to runners in async mode (saved).
         replay: the trajectories that online updates draw from (saved); None while pretraining. In this process, or in
@@ -103,8 +104,7 @@ class OnlineDT(SequenceAlgorithm):
         self.replay: TrajectoryReplay | SharedReplay | None = None
         self.async_runners: AsyncRunners | None = None
         self._policy: tuple[Any, int] | None = None
-        self._lags: list[int] = []
-        self._collected = 0, 0.0  # environment steps of this iteration, and the seconds that they took
+        self._collected = Collected()
         super().setup(config)
         if self.config.why_no_env is not None:
             raise UserError(f"there is no environment to finetune in: {self.config.why_no_env}")
@@ -149,7 +149,7 @@ class OnlineDT(SequenceAlgorithm):
         """Pretrain for some steps, or collects and take one round of updates."""
         if self.done:
             return
-        self._collected = 0, 0.0
+        self._collected = Collected()
         if not self.online:
             iterators = self.offline_data.iterators(self.config.num_learners)
             self.updates.take(iterators, min(self.config.gradient_steps_per_iteration, self._updates_left))
@@ -162,11 +162,12 @@ class OnlineDT(SequenceAlgorithm):
             self._collect_and_update(self.replay)
             return
         try:
-            while self._updates_left <= 0:  # rounds before the first update allow none
+            while self._collects and self._updates_left <= 0:  # rounds before the first update allow none
                 self._collect(self.replay)
         except RolloutsStopped:
             return  # the round is collected anew, and is the same
-        self.updates.take(batch_sources(self.config, self.offline_data, self.replay), self._updates_left)
+        if self._updates_left > 0:
+            self.updates.take(batch_sources(self.config, self.offline_data, self.replay), self._updates_left)
 
     def _collect(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Run whole episodes until a round is complete; each is a function of the weights and its number."""
@@ -188,7 +189,8 @@ class OnlineDT(SequenceAlgorithm):
             ]
             collected += run_on_runners(self, runners, slots, call, stop=self.stop_asked).episodes
         self._take_in(collected, replay)
-        self._collected = sum(episode.length for episode in collected), time.perf_counter() - begin
+        self._collected.env_steps += sum(episode.length for episode in collected)
+        self._collected.seconds += time.perf_counter() - begin
 
     def _take_in(self, episodes: Sequence[EpisodeRecord], replay: TrajectoryReplay | SharedReplay) -> None:
         """Add finished episodes to the replay and count them, and the updates of the rounds that they complete."""
@@ -207,8 +209,7 @@ class OnlineDT(SequenceAlgorithm):
                 if self.env_steps > self.config.collect_before_update:
                     self.updates_due += self.config.updates_per_iteration
         self.collected_episodes += len(episodes)
-        self.collected_return = sum(episode.episode_return for episode in episodes) / len(episodes)
-        self.asked_return = sum(episode.target for episode in episodes) / len(episodes)
+        self.collected_return, self.asked_return = self._collected.mean_returns(episodes)
 
     def _collect_and_update(self, replay: TrajectoryReplay | SharedReplay) -> None:
         """Take one iteration's updates while the runners go on collecting.
@@ -218,7 +219,6 @@ class OnlineDT(SequenceAlgorithm):
         """
         config, begin = self.config, time.perf_counter()
         goal = self.gradient_steps + config.updates_per_iteration
-        self._lags = []
         chunk = 1
         while self.gradient_steps < goal and not self.done and not self.stop_asked():
             allowed = min(self._updates_left, goal - self.gradient_steps, self._lag_left(), chunk)
@@ -231,7 +231,7 @@ class OnlineDT(SequenceAlgorithm):
                 break  # an observer wants to stop
             seconds = self.last_update_seconds - seconds
             chunk = max(1, int(allowed * _SECONDS_OF_UPDATES / max(seconds, 1e-6)))
-        self._collected = self._collected[0], time.perf_counter() - begin
+        self._collected.seconds = time.perf_counter() - begin
 
     def _exchange(self, replay: TrajectoryReplay | SharedReplay, *, timeout: float) -> None:
         """Take in what the runners have sent, and give them their next calls."""
@@ -243,8 +243,8 @@ class OnlineDT(SequenceAlgorithm):
             self.stream_calls = self.async_runners.calls
         oldest = self.gradient_steps - self.config.policy_lag_bound
         for result in self.async_runners.receive(timeout=timeout, oldest=oldest):
-            self._lags.append(self.gradient_steps - result.weights)
-            self._collected = self._collected[0] + result.env_steps, 0.0
+            self._collected.lags.append(self.gradient_steps - result.weights)
+            self._collected.env_steps += result.env_steps
             if result.episodes:
                 self._take_in(result.episodes, replay)
 
@@ -264,20 +264,16 @@ class OnlineDT(SequenceAlgorithm):
         """Return where the finetuning stands: phase, environment steps, replay, update to data, policy lag."""
         replay = self.replay
         updates = max(0, self.gradient_steps - self.config.pretrain_steps)
-        collected, seconds = self._collected
         return {
             "phase": "pretraining" if replay is None else "online",
             ENV_STEPS: self.env_steps,
             _EPISODES: self.collected_episodes,
             "collected_return": self.collected_return,
             "asked_return": self.asked_return,
-            "env_steps_per_s": collected / seconds if seconds else None,
             "update_to_data": updates / self.env_steps if self.env_steps else None,
             "replay_episodes": 0 if replay is None else len(replay),
             "replay_steps": 0 if replay is None else replay.num_steps,
-            # In rounds, everything was collected with the weights that the round began with.
-            "policy_lag_mean": sum(self._lags) / len(self._lags) if self._lags else None,
-            "policy_lag_max": max(self._lags, default=None),
+            **self._collected.report(),
             "runner_restarts": 0 if self.async_runners is None else self.async_runners.restarts,
         }
 

@@ -96,7 +96,7 @@ class OnlineSettings(Settings):
     optimizer: str = setting("lamb", choice("lamb", "adamw"), fixed=whole_value)
     temperature_lr: float = setting(1e-4, real(least=0))
     initial_temperature: float = setting(0.1, real(above=0))
-    pretrain_steps: int = setting(1_000, count())
+    pretrain_steps: int = setting(1_000, count(), fixed=whole_value)
     env_steps: int = setting(24_000, count())
     env_steps_per_iteration: int = setting(400, count(1))
     updates_per_iteration: int = setting(150, count(1))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -18,10 +19,13 @@ from ray.exceptions import ObjectLostError
 
 from rayrl_dt import OnlineDT, OnlineDTConfig, UserError
 from rayrl_dt.algorithms.online import shared_replay
+from rayrl_dt.algorithms.online.collected import Collected
 from rayrl_dt.algorithms.online.shared_replay import SharedReplay
 from rayrl_dt.algorithms.runners import asynchronous as asynchronous_runners
 from rayrl_dt.algorithms.runners import synchronous
+from rayrl_dt.algorithms.runners.asynchronous import StreamResult
 from rayrl_dt.algorithms.runners.timeouts import SilenceTimer
+from rayrl_dt.evaluation.rollout import EpisodeRecord
 
 pytestmark = pytest.mark.ray
 
@@ -137,6 +141,23 @@ def test_calls_of_many_runners_are_longer(asynchronous: Configure, monkeypatch: 
     assert algorithm.stream_calls < 1600 / 2, "two steps of environments in one of a runner"
     check_counters(algorithm, logged=8)
     algorithm.stop()
+
+
+def test_what_is_collected_in_an_iteration_is_reported_as_a_whole() -> None:
+    """The learner looks many times in an iteration, and then finds an episode or two."""
+    algorithm = OnlineDT.__new__(OnlineDT)
+    algorithm.__dict__ |= dict.fromkeys(
+        ("gradient_steps", "env_steps", "rounds", "round_steps", "updates_due", "collected_episodes"), 0
+    )
+    sizes = {"pretrain_steps": 0, "env_steps": 9, "env_steps_per_iteration": 9, "updates_per_iteration": 1}
+    algorithm.config = OnlineDTConfig().online(**sizes)
+    algorithm._collected, algorithm._policy = Collected(), (None, 0)
+    one, three = ([EpisodeRecord(100.0, value, 1) for value in values] for values in ([1.0], [5.0, 5.0, 9.0]))
+    came = iter([[StreamResult(0, tuple(one), 1, 0, 0), StreamResult(0, tuple(three), 3, 0, 1)], []])
+    algorithm.async_runners = Mock(calls=0, receive=lambda **how: next(came))
+    for _ in range(2):
+        algorithm._exchange(Mock(), timeout=0.0)
+        assert (algorithm.collected_return, algorithm.asked_return, algorithm.env_steps) == (5.0, 100.0, 4)
 
 
 def test_resuming_goes_on_with_the_same_content(asynchronous: Configure, tmp_path: Path) -> None:

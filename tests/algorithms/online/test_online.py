@@ -1021,6 +1021,25 @@ def test_a_truncated_replay_is_named(online: Configure, tmp_path: Path) -> None:
         OnlineDT.from_checkpoint(str(tmp_path / "checkpoint"))
 
 
+@pytest.mark.timeout(120)
+def test_a_run_keeps_its_pretraining_and_one_that_did_not_ends_all_the_same(
+    online: Configure, tmp_path: Path
+) -> None:
+    """Steps of pretraining that a run has taken and has no more would be taken for updates online."""
+    algorithm = online().build_algo()
+    for _ in range(2):
+        algorithm.train()
+    checkpoint = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    algorithm.config = algorithm.config.copy(copy_frozen=False).online(pretrain_steps=1)
+    with pytest.raises(UserError, match=r"pretrain_steps is 1, .* learned with 4, .* set .* back"):
+        algorithm.restore_from_path(checkpoint)
+    (Path(checkpoint) / "fixed_settings.json").unlink()  # as of an earlier version
+    algorithm.restore_from_path(checkpoint)
+    algorithm.train()
+    assert algorithm.done and (algorithm.env_steps, algorithm.gradient_steps) == (400, 7)
+    algorithm.stop()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -109,6 +109,8 @@ def test_with_all_of_it_on_a_run_resumes_bit_for_bit(online: Configure, method: 
     half.train()
     half.train()
     assert (half.rounds, half.gradient_steps) == (2, 5), "the first round allows no updates"
+    returns = half.replay.episode_returns()
+    assert len(returns) == 2 and half.report()["collected_return"] == pytest.approx(returns.mean())
     half.save_to_path(str(tmp_path / "half"))
     half.stop()
     resumed = OnlineDT.from_checkpoint(str(tmp_path / "half"))
