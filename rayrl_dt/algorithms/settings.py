@@ -137,7 +137,7 @@ class TrainingSettings(Settings):
     lr_decay_steps: int | None = setting(None, optional(count(1)))
     lr_floor: float = setting(0.0, real(least=0, below=1))
     weight_decay: float = setting(1e-4, real(least=0))
-    decayed: str = setting("all", choice("all", "weights"))
+    decayed: str = setting("all", choice("all", "weights"), fixed=whole_value)
     adam_beta2: float = setting(0.999, real(least=0, below=1))
     grad_clip: float | None = setting(0.25, optional(real(above=0)))
     return_scale: float | None = setting(None, optional(real(above=0)), fixed=whole_value)

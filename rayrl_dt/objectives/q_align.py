@@ -55,7 +55,7 @@ from rayrl_dt.objectives.return_order import ALIGN_LOGS, Order, check_asked_for_
 from rayrl_dt.objectives.return_shift import ReturnShift
 from rayrl_dt.policy.acting.every_step import outputs_at_every_step
 from rayrl_dt.precision import dtype_of
-from rayrl_dt.settings import Settings, automatic, choice, count, flag, real, setting
+from rayrl_dt.settings import Settings, automatic, choice, count, flag, real, setting, whole_value
 
 __all__ = ["CoTrainedQAlign", "QAlign", "QAligned"]
 
@@ -79,7 +79,7 @@ class AlignCritic(Settings):
     align_gamma: float = setting(0.99, real(above=0, most=1))
     align_polyak: float = setting(0.005, real(above=0, most=1))
     align_critic_lr: float = setting(3e-4, real(above=0))
-    align_critic_width: int = setting(256, count(1))
+    align_critic_width: int = setting(256, count(1), fixed=whole_value)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import yaml
+from builders import store_for
 from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rayrl_dt import DTConfig, OnlineDTConfig, UserError
 from rayrl_dt.algorithms import rllib_keys
 from rayrl_dt.algorithms.builders import RENAMED
 from rayrl_dt.cli.config_reference import reference
+from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.runs.config_files import ALGORITHMS, SECTIONS, apply_overrides, build_config, read_yaml
-from rayrl_dt.settings import attribute_of, described
+from rayrl_dt.settings import attribute_of, described, whole_value
 
 DATA = {"offline_data": {"dataset": "recipe:pendulum-mixed"}}
 
@@ -206,3 +213,96 @@ def test_the_files_that_come_along_have_known_keys_only() -> None:
         config: Any = ALGORITHMS[values["algorithm"]]
         for section in set(values) & set(SECTIONS):
             assert set(values[section]) <= set(config.keywords(section)), (file.name, section)
+
+
+class _Spaces(gym.Env[Any, Any]):
+    """An environment that is never stepped."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
+
+
+SMALL = {"embed_dim": 8, "num_layers": 1}
+LEARNERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    **{name: (name, {}, {}) for name in ("DT", "TD3BC", "IQL", "CQL")},
+    "Q-Align": ("DT", {}, {"training": {"objective": "q_align"}}),
+    **{
+        name: ("DT", {}, {"training": {"objective": name, "critic_from": "a run"}}) for name in ("pg", "awac")
+    },
+    "TD3+ODT": (
+        "OnlineDT",
+        {},
+        {"online": {"exploration_targets": "quantiles", "averaged_share": 0.1, "action_regularization": 0.1}},
+    ),
+    "SAC+ODT": ("OnlineDT", {"head": "gaussian"}, {"online": {"rl_gradient": "sac"}}),
+    "Q-Align online": ("OnlineDT", {"backbone": "radt"}, {"online": {"rl_gradient": "q_align"}}),
+    "AWAC online": ("OnlineDT", {}, {"online": {"rl_gradient": "awac"}}),
+}
+"""Learners with different company: algorithm, and what is set of the model and beside it."""
+LEFT = {"dataset", "exploration_targets", "temperature_lr", "initial_temperature", "exploration_noise"}
+"""Settings of which the next test has no other value: others, or the head, would not go with it."""
+
+
+def others(field: Any, large: int) -> Iterator[Any]:
+    """Other values than the default, some of which may be refused."""
+    try:
+        field.metadata["check"]("", "?")
+    except UserError as error:
+        for names in re.findall(r"Allowed: (.*?)\.", str(error)):
+            yield from names.split(", ")
+    if isinstance(field.default, bool):
+        yield not field.default
+    elif isinstance(field.default, (int, float)):
+        yield field.default / 2
+    yield from (large, 2, 0.5)
+
+
+def may_change(config: Any) -> dict[str, Any]:
+    """The settings by their names that are not fixed whole; how a policy is evaluated is nothing of its weights."""
+    parts = (part for part in config.parts if part.section not in ("environment", "evaluation", "learners"))
+    found = {each.name: each for part in parts for each in fields(part) if each.name not in LEFT}
+    return {name: each for name, each in found.items() if each.metadata["fixed"] is not whole_value}
+
+
+def change_all(config: Any) -> set[str]:
+    """Give every setting that may change while a run goes on another value; return their names."""
+    fixed, changed = config.fixed_settings(), set[str]()
+    # What asks for another setting is refused the first time; a lower bound stands before its upper one.
+    for large, field in enumerate([*may_change(config).values()] * 2):
+        name, current = attribute_of(field), getattr(config, attribute_of(field))
+        for value in () if field.name in changed else others(field, large):
+            setattr(config, name, value)
+            with contextlib.suppress(UserError):
+                config.validate()
+                if value != current and config.fixed_settings() == fixed:
+                    changed.add(field.name)
+                    break
+            setattr(config, name, current)
+    return changed
+
+
+def restored(config: Any, store: TrajectoryStore) -> Any:
+    """What a checkpoint must fit: shapes of weights, and how optimizers group them."""
+    if config.objective_critic is not None:  # as after it was taken over
+        config.objective_critic, config.critic_hidden = None, 8
+    config.resolve(store)
+    learner = config.build_learner()
+    learner.build()
+    weights = learner.module[DEFAULT_MODULE_ID].state_dict()
+    groups = {
+        name: [[weight.shape for weight in group["params"]] for group in optimizer.param_groups]
+        for name, optimizer in learner._named_optimizers.items()
+    }
+    return {name: weight.shape for name, weight in weights.items()}, groups
+
+
+def test_what_checkpoints_hang_on_is_fixed() -> None:
+    """A model's shapes are compared weight by weight, and named; an optimizer's groups would be a bare ValueError."""
+    store, changed, known = store_for(_Spaces()), set[str](), set[str]()
+    for algorithm, model, settings in LEARNERS.values():
+        values = {"rl_module": {"model_config": {**SMALL, **model}}, **settings}
+        config: Any = build_config({"algorithm": algorithm, **DATA, **values})
+        expected = restored(config.copy(), store)
+        known |= may_change(config).keys()
+        changed |= change_all(config)
+        assert restored(config, store) == expected
+    assert changed == known
