@@ -55,8 +55,8 @@ class SequenceModel(nn.Module):
             if isinstance(module, Encoder):
                 module.normalize_with(spec.normalizer)
         # Buffers, so that a checkpoint of the weights alone still acts right.
-        self.register_buffer("observation_mean", torch.as_tensor(spec.normalizer.mean))
-        self.register_buffer("observation_std", torch.as_tensor(spec.normalizer.std))
+        self.register_buffer("observation_mean", torch.tensor(spec.normalizer.mean))
+        self.register_buffer("observation_std", torch.tensor(spec.normalizer.std))
         low, high = spec.head.low, spec.head.high
         middle, half = (low.astype(np.float64) + high) / 2, (high.astype(np.float64) - low) / 2
         self.register_buffer("action_middle", torch.tensor(middle, dtype=torch.float32))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayrl_dt import BC, DT, UserError
+from rayrl_dt import BC, DT, DTConfig, UserError
 from rayrl_dt.algorithms.learner import scheduled_lr
 from rayrl_dt.errors import TrainingDiverged
 
@@ -249,6 +249,19 @@ def test_statistics_come_from_all_data_whatever_the_filter(
             assert algorithm.offline_data.store.num_steps < algorithm.offline_data.full.num_steps
         algorithm.stop()
     assert specs[0] == specs[1]
+
+
+def test_a_run_goes_on_with_longer_episodes_and_with_no_other_task(make_store: Callable[..., Any]) -> None:
+    config = DTConfig().offline_data(dataset="test")
+    config.resolve(make_store(lengths=(3, 4)))
+    begun = config.resolved_spec
+    config.resolve(make_store(lengths=(30, 30), seed=1))
+    spec = config.resolved_spec
+    assert spec.model.max_episode_steps == begun.model.max_episode_steps == 4
+    assert (spec.action_low, spec.action_high) == (begun.action_low, begun.action_high)
+    for other in ({"observation_dim": 4}, {"actions": 3}):
+        with pytest.raises(UserError, match=r"the policy of this run was trained in other spaces \(.* task$"):
+            config.resolve(make_store(**other))
 
 
 def test_delayed_rewards_hold_targets_constant(tiny: Callable[..., Any], pendulum_data: str) -> None:

@@ -72,6 +72,14 @@ def difference(model: SequenceModel, one: Window[Tensor], other: Window[Tensor])
         return (model(one) - model(other)).abs().amax(dim=(0, 2))
 
 
+def test_weights_that_are_loaded_leave_the_specification_alone(continuous: SequenceModel) -> None:
+    before = continuous.spec.normalizer.mean.copy(), continuous.spec.normalizer.std.copy()
+    continuous.load_state_dict({name: value + 1 for name, value in continuous.state_dict().items()})
+    normalizer = continuous.spec.normalizer
+    for kept, value in zip((normalizer.mean, normalizer.std), before, strict=True):
+        np.testing.assert_array_equal(kept, value)
+
+
 @pytest.mark.parametrize("step", range(K))
 def test_outputs_do_not_see_the_future(transformer: SequenceModel, step: int) -> None:
     window = random_window(transformer, [K, K, 4])

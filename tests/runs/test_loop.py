@@ -380,6 +380,26 @@ def test_a_run_that_trains_on_keeps_its_critic(ray_session: None, pendulum_data:
         assert all(np.array_equal(critic[name], again[name]) for name in critic)
 
 
+def test_a_run_that_goes_on_with_more_data_keeps_the_units_that_it_learned_in(
+    ray_session: None, pendulum_data: str, tmp_path: Path
+) -> None:
+    """Weights hold their normalizer: a header that named another would be believed by critics and by finetuning."""
+    folder, quiet = tmp_path / "run", {"target_returns": "-900", "episodes_per_target": 1}
+    settings = {**values(pendulum_data, gradient_steps=4, objective="q_align"), "evaluation": quiet}
+    less = {**settings, "offline_data": {"dataset": pendulum_data, "below_return": -900}}
+    runs.train(less, folder)
+    before = Bundle.open(folder).spec
+    settings["training"]["gradient_steps"] = 8
+    runs.train(settings, folder, resume=True)
+    after = Bundle.open(folder)
+    assert after.spec.data_returns["max"] > before.data_returns["max"]
+    for name in ("mean", "std"):
+        kept = getattr(after.spec.normalizer, name)
+        np.testing.assert_array_equal(kept, getattr(before.normalizer, name))
+        np.testing.assert_array_equal(kept, getattr(after.model, f"observation_{name}"))
+    assert after.critic_for(before) is not None, "it has the fingerprint of that normalizer"
+
+
 def test_a_run_keeps_the_critic_that_its_objective_asks(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:

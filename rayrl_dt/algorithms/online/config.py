@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.config import SequenceConfig, check_task
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.offline_data import LoggedShare
 from rayrl_dt.algorithms.online import unread
@@ -16,7 +16,7 @@ from rayrl_dt.algorithms.online.settings import CallSettings, OnlineSettings
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
 from rayrl_dt.data.store import TrajectoryStore
-from rayrl_dt.envs import RecordedEnv, check_spaces
+from rayrl_dt.envs import RecordedEnv
 from rayrl_dt.errors import UserError
 from rayrl_dt.evaluation.targets import ReturnRange, parse_targets
 from rayrl_dt.interop.bundle import Bundle
@@ -119,17 +119,7 @@ class OnlineConfig(SequenceConfig):
             self._check_model()
         base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
         if base is not None:
-            info = store.info
-            try:
-                check_spaces(
-                    base.observation_space, base.action_space, info.observation_space, info.action_space
-                )
-            except UserError as error:
-                raise UserError(
-                    f"the policy to start from was trained in other spaces ({base.observation_space}, "
-                    f"{base.action_space}) than {info.source} ({info.observation_space}, {info.action_space}); "
-                    "name data of its own task"
-                ) from error
+            check_task("the policy to start from", base, store.info)
         super().resolve(store)
         head = self.resolved_spec.head
         if not self.gradient.fits(head):
