@@ -92,6 +92,8 @@ def _train(
     if newest is None:  # a resumed run keeps its settings until the new ones have been accepted
         with writing(folder / CONFIG, remedy="make room, or name a folder that can be written"):
             write_yaml(folder / CONFIG, values)
+            if copy is not None:
+                copy.claim()
     if isinstance(config, OnlineConfig) and config.start_from is not None:
         values = replace_key(values, "online", "start_from", str(start))
         keep_bundle(config.start_from, start)

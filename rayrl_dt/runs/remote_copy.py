@@ -90,7 +90,7 @@ class RemoteCopy:
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
-        self.uri, self.folder = uri, folder
+        self.uri, self.folder = uri.rstrip("/"), folder
         self._system, self._root = storage(uri)
         self._copied: dict[str, tuple[int, int]] = {}
         """Size and time of the files as they were when they were copied or fetched."""
@@ -104,7 +104,7 @@ class RemoteCopy:
             UserError: a new run would replace the copy, or the folder is that of another run, or of one under way.
         """
         owner, there = self.folder / _OWNER, self.folder.exists()
-        mine = owner.exists() and owner.read_text() == self.uri
+        mine = owner.exists() and owner.read_text().rstrip("/") == self.uri
         if not mine and there and any(self.folder.iterdir()):
             raise UserError(
                 f"{self.folder}, where a run works that is copied to {self.uri}, is another run's; move it away, or "
@@ -116,9 +116,13 @@ class RemoteCopy:
             raise UserError(f"{self.uri} has nothing to resume; start it without --resume")
         if resume and self._there:
             self.folder.mkdir(parents=True, exist_ok=True)
-            owner.write_text(self.uri)  # first: what is fetched in part is this run's
+            self.claim()  # first: what is fetched in part is this run's
             with locked(self.folder, what="run"), reaching(self.uri):
                 self._fetch()
+
+    def claim(self) -> None:
+        """Mark the folder as this run's, which it is from its first moment on: what is lost then is started anew."""
+        (self.folder / _OWNER).write_text(self.uri)
 
     def push(self) -> None:
         """Copy what has changed; if that fails, say so: the next checkpoint tries again."""
@@ -138,7 +142,7 @@ class RemoteCopy:
             with suppress(FileNotFoundError):  # what others write beside the run comes and goes
                 now[str(path.relative_to(self.folder))] = file_state(path)
         with reaching(self.uri):
-            (self.folder / _OWNER).write_text(self.uri)
+            self.claim()
             for name, state in now.items():
                 if self._copied.get(name) != state:
                     upload(self.folder / name, self._system, f"{self._root}/{name}")

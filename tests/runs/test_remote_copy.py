@@ -63,6 +63,26 @@ def test_a_run_goes_on_where_its_machine_was_lost(
         copied(uri, second, resume=False)
 
 
+def test_a_run_that_was_lost_before_its_first_copy_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while its data load; the slash at the end of a URI comes and goes with whoever types it."""
+
+    def lost(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(runs, "_build", lost)
+    uri, folder = f"file://{tmp_path}/bucket/run", tmp_path / "run"
+    for out, resume in ((uri, False), (uri, True), (f"{uri}/", True), (f"{uri}/", False), (uri, False)):
+        copy = copied(out, folder, resume=resume)
+        with pytest.raises(MemoryError):
+            runs.train(values("recipe:pendulum-mixed"), folder, resume=resume, copy=copy)
+    (folder / ".copy").write_text(f"{uri}/")  # of an earlier version
+    copied(uri, folder, resume=True)
+    with pytest.raises(UserError, match="is another run's; move it away"):
+        copied(f"{uri}-other", folder, resume=False)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A folder like a run's."""
