@@ -85,7 +85,8 @@ def train(
 ) -> None:
     """Train on logged data. Ctrl-C saves a checkpoint, and ends with status 1.
 
-    A resumed run keeps the settings that it started with (--dataset, --set, --seed, too); --set changes them.
+    A resumed run keeps the settings that it started with (--dataset, --set, --seed, too); --set changes all but the
+    seed, and what its weights hang on.
 
     Examples:
       rayrl-dt train tune_configs/dt_pendulum.yaml --seed 1
@@ -101,8 +102,7 @@ def train(
     values = of_file = apply_overrides(read_yaml(file), changes)
     if seed is not None:
         values = apply_overrides(values, [f"debugging.seed={seed}"])
-    seed_of_run = (values.get("debugging") or {}).get("seed", 0)
-    folder, copy = _place(out, run or Path("runs") / f"{file.stem}-seed{seed_of_run}", resume=resume)
+    folder, copy = _place(out, run or Path("runs") / f"{file.stem}-seed{_seed_of(values)}", resume=resume)
     if resume:
         values = _settings_of_run(folder, values, changes, seed)
         _tell_of_other_settings(folder, values, of_file, file)
@@ -165,19 +165,27 @@ def _settings_of_run(
                 f"--set {key} is for a new run: {folder} keeps a copy of what it began with; leave it out, or start "
                 "another run without --resume"
             )
-    values = read_yaml(folder / CONFIG)
-    first_seed = (values.get("debugging") or {}).get("seed", 0)
-    if seed is not None and seed != first_seed:
-        raise UserError(
-            f"--seed is {seed}, and the run in {folder} started with {first_seed}; leave it out, or start another "
-            "run without --resume"
-        )
+    kept = read_yaml(folder / CONFIG)
+    values, first = apply_overrides(kept, overrides), _seed_of(kept)
+    for option, asked in (
+        ("--seed", first if seed is None else seed),
+        ("--set debugging.seed", _seed_of(values)),
+    ):
+        if asked != first:
+            raise UserError(
+                f"{option} is {asked}, and the run in {folder} started with {first}; leave it out, or start another "
+                "run without --resume"
+            )
     if latest_checkpoint(folder) is None:
         console.print(
             f"{escape(str(folder))} was lost before its first checkpoint: it starts over with its first settings "
             "(without --resume: with those of the command)"
         )
-    return apply_overrides(values, overrides)
+    return values
+
+
+def _seed_of(values: dict[str, Any]) -> Any:
+    return (values.get("debugging") or {}).get("seed", 0)
 
 
 def _check_other_seeds(folder: Path) -> None:
@@ -285,7 +293,8 @@ def finetune(
     """Finetune a trained policy in its environment. Ctrl-C saves a checkpoint with its replay, and ends with status 1.
 
     Data (with their filters) and environment are those of the run, unless the config file names others; its model is
-    always the policy's. A resumed run keeps the settings that it started with; --set changes them.
+    always the policy's. A resumed run keeps the settings that it started with; --set changes all but the seed,
+    and what its weights hang on.
 
     Examples:
       rayrl-dt finetune runs/dt_pendulum-seed1 --env-steps 4800

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from rayrl_dt.algorithms.algorithm import SequenceAlgorithm
 from rayrl_dt.data.staging import publish, stage
-from rayrl_dt.errors import UserError
+from rayrl_dt.errors import UserError, one_line
 from rayrl_dt.interop.bundle import BUNDLE
 from rayrl_dt.interop.critics import carry_critic
 from rayrl_dt.interop.header import HEADER
@@ -62,7 +62,9 @@ def writing(path: Path, *, remedy: str = _GO_ON) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
+        # The message of one that an actor raised is the traceback of its process.
+        cause = getattr(error, "cause", error)
+        why = getattr(cause, "strerror", None) or one_line(cause)
         raise UserError(f"{path} could not be written ({why}); {remedy}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from ray.exceptions import RayTaskError
 from safetensors.numpy import load_file
 from small_runs import StopAt, values
 
@@ -29,7 +31,7 @@ from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.interop.critics import add_critic
 from rayrl_dt.reports.run_report import write_report
 from rayrl_dt.runs import loop as runs
-from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint
+from rayrl_dt.runs.checkpoints import checkpoints, latest_checkpoint, writing
 from rayrl_dt.runs.config_files import build_config, read_yaml
 from rayrl_dt.runs.interrupts import on_interrupt
 from rayrl_dt.runs.records import checkpoint_score
@@ -438,6 +440,16 @@ def test_a_checkpoint_that_failed_half_way_is_not_taken_for_one(
     assert runs.train(values(pendulum_data, gradient_steps=8), folder, resume=True).gradient_steps == 8
 
 
+def test_a_disk_that_is_full_for_another_process_is_one_line(tmp_path: Path) -> None:
+    """The replay's, whose error comes with the traceback of that process."""
+    full = OSError(errno.ENOSPC, "No space left on device", "replay.npz")
+    raised = RayTaskError("ask", "Traceback (most recent call last):\n  File x\nOSError", full)
+    message = r"replay could not be written \(No space left on device\); .* --resume$"
+    with pytest.raises(UserError, match=message) as caught, writing(tmp_path / "replay"):
+        raise raised.as_instanceof_cause()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_that_cannot_write_its_settings_is_one_line_and_leaves_the_place_free(
     ray_session: None, pendulum_data: str, tmp_path: Path
 ) -> None:
@@ -658,6 +670,8 @@ def test_a_resumed_run_keeps_the_settings_of_its_command(
     file.write_text("algorithm: BC")
     with pytest.raises(UserError, match=r"--seed is 6, and the run in .* started with 5"):
         command.train(file, overrides=None, seed=6, **{**settings, "resume": True})
+    with pytest.raises(UserError, match=r"--set debugging.seed is 6, and the run in .* started with 5"):
+        command.train(file, overrides=["debugging.seed=6"], seed=5, **{**settings, "resume": True})
     capsys.readouterr()
     command.train(file, overrides=["training.gradient_steps=8"], **{**settings, "resume": True})
     told = " ".join(capsys.readouterr().out.split())
