@@ -11,6 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms import environments
 from rayrl_dt.algorithms import settings as groups
+from rayrl_dt.algorithms.continued import as_begun, check_task
 from rayrl_dt.algorithms.critic_module import COMPANIONS, CriticRLModule
 from rayrl_dt.algorithms.environment_config import EnvironmentConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
@@ -20,8 +21,7 @@ from rayrl_dt.algorithms.rl_gradient_learner import RLGradientLearner
 from rayrl_dt.algorithms.runners.env_runner import SequenceEnvRunner
 from rayrl_dt.critics.companions import Companions
 from rayrl_dt.data.scaling import warn_if_far
-from rayrl_dt.data.store import DatasetInfo, TrajectoryStore
-from rayrl_dt.envs import check_spaces
+from rayrl_dt.data.store import TrajectoryStore
 from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
@@ -34,7 +34,7 @@ from rayrl_dt.policy.refinement import Refinement, choose_refinement
 from rayrl_dt.policy.sampled_actions import SampledActions
 from rayrl_dt.settings import Settings, refuse_unread
 
-__all__ = ["SequenceConfig", "check_task"]
+__all__ = ["SequenceConfig"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,16 +128,7 @@ class SequenceConfig(EnvironmentConfig):
         scale = begun.return_scale if begun is not None and self.return_scale is None else self.return_scale
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=scale, env=env)
         if begun is not None:
-            # What enters the policy stays as it was, also where the data have grown since; the run learned from raw
-            # rewards where nothing is recorded.
-            spec = dataclasses.replace(
-                spec,
-                model=dataclasses.replace(spec.model, max_episode_steps=begun.model.max_episode_steps),
-                action_low=begun.action_low,
-                action_high=begun.action_high,
-                normalizer=begun.normalizer,
-                reward_scale=begun.reward_scale,
-            )
+            spec = as_begun(spec, begun)
         spec = self._with_acting(spec)
         self.policy_spec = spec.to_json()
         self.why_no_env = environments.why_none(self, spec)
@@ -292,27 +283,6 @@ class SequenceConfig(EnvironmentConfig):
             )
         _check_objective(self)
         super().validate()
-
-
-def check_task(policy: str, spec: PolicySpec, info: DatasetInfo) -> None:
-    """Check that data are of the task that a policy learned.
-
-    Args:
-        policy: what to call it.
-        spec: of the policy.
-        info: on the data.
-
-    Raises:
-        UserError: they have other spaces.
-    """
-    spaces = spec.observation_space, spec.action_space
-    try:
-        check_spaces(*spaces, info.observation_space, info.action_space)
-    except UserError as error:
-        raise UserError(
-            f"{policy} was trained in other spaces ({spaces[0]}, {spaces[1]}) than {info.source} "
-            f"({info.observation_space}, {info.action_space}); name data of its own task"
-        ) from error
 
 
 def _check_objective(config: SequenceConfig) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from rayrl_dt.algorithms.config import SequenceConfig, check_task
+from rayrl_dt.algorithms.config import SequenceConfig
+from rayrl_dt.algorithms.continued import check_task
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.offline_data import LoggedShare
 from rayrl_dt.algorithms.online import unread
