@@ -149,7 +149,7 @@ def test_misuse_is_explained(model: SequenceModel) -> None:
         policy.act(np.zeros(3))  # a refused reset is no reset
     policy.reset(1.0)
     for wrong in (np.zeros(4), np.zeros((1, 3)), 0.0):
-        with pytest.raises(UserError, match=r"trained on \(3,\)"):
+        with pytest.raises(UserError, match=r"has shape .*, and must have \(3,\)"):
             policy.act(wrong)
     policy.act([0.0, 1.0, 2.0])
     with pytest.raises(UserError, match=r"needs the reward.*policy.act\(observation, reward\)"):

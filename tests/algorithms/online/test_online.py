@@ -713,14 +713,17 @@ def test_what_fails_in_a_remote_learner_while_saving_or_restoring_is_raised(
     ] == [2, 2]
 
 
-def test_remote_learners_are_stopped_between_their_calls(two_learners: Any) -> None:
+def test_remote_learners_are_stopped_between_their_calls(two_learners: Any, tmp_path: Path) -> None:
+    two_learners.save_to_path(str(tmp_path / "before"))
     begin, before = time.monotonic(), two_learners.gradient_steps
     two_learners.stop_when(lambda: time.monotonic() > begin + 1)
     try:
         two_learners.updates.take(two_learners.offline_data.iterators(2), 10**6)
-    finally:
+        assert 1 < two_learners.gradient_steps - before < 10**5
+    finally:  # others share them
         two_learners.stop_when(lambda: False)
-    assert 1 < two_learners.gradient_steps - before < 10**5
+        two_learners.restore_from_path(str(tmp_path / "before"))
+    assert two_learners.gradient_steps == before
 
 
 def test_what_is_logged_is_the_mean_over_all_steps_whatever_the_calls_were(online: Configure) -> None:
