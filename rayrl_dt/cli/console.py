@@ -37,6 +37,7 @@ _NOISY = (
     "ray.rllib.utils.deprecation",
     "ray.tune.trainable.trainable",
     "ray.tune.trainable.util",
+    "ray.tune.utils.util",
     "ray._common.deprecation",
     "gymnasium",
     "minari",
