@@ -60,13 +60,13 @@ def _do(blocks: list[re.Match[str]], folder: Path, environment: dict[str, str]) 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["own_environment.md", "export.md"])
+@pytest.mark.parametrize("page", ["own_environment.md"])
 def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
     follow(page, tmp_path)
 
 
 @pytest.mark.ray
 @pytest.mark.long
-@pytest.mark.parametrize("page", ["finetuning.md", "resume.md", "serving.md", "sweeps.md"])
+@pytest.mark.parametrize("page", ["export.md", "finetuning.md", "resume.md", "serving.md", "sweeps.md"])
 def test_a_longer_page_can_be_followed(page: str, tmp_path: Path) -> None:
     follow(page, tmp_path)

@@ -480,7 +480,8 @@ def test_a_killed_and_moved_sweep_goes_on_and_repeats_no_finished_trial(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("ask", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGHUP])
 def test_a_sweep_that_is_asked_to_stop_leaves_its_table_and_goes_on(
     tmp_path: Path, values: dict[str, Any], ask: signal.Signals
 ) -> None:

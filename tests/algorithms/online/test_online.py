@@ -1103,6 +1103,7 @@ def test_counts_are_whole_numbers(section: str) -> None:
 
 
 @pytest.mark.timeout(590)
+@pytest.mark.long
 def test_a_process_killed_five_times_ends_like_one_that_was_not(
     joining_ray: dict[str, str], pendulum_data: str, tmp_path: Path
 ) -> None:
