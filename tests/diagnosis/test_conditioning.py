@@ -74,7 +74,7 @@ def test_the_curve_says_at_which_targets_the_policy_reacts(make_store: MakeStore
 def test_a_guided_policy_is_measured_as_it_acts(make_store: MakeStore) -> None:
     plain = build_model(make_store(), return_dropout=0.25)
     with torch.no_grad():
-        plain.head.weight.normal_(0, 0.3)
+        plain.head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     guided = SequenceModel(replace(plain.spec, guidance=3.0))
     guided.load_state_dict(plain.state_dict())
     window = random_window(plain, [K, 3])
