@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayrl_dt.algorithms import environments
 from rayrl_dt.algorithms import settings as groups
-from rayrl_dt.algorithms.continued import as_begun, check_task
+from rayrl_dt.algorithms.continued import as_begun
 from rayrl_dt.algorithms.critic_module import COMPANIONS, CriticRLModule
 from rayrl_dt.algorithms.environment_config import EnvironmentConfig
 from rayrl_dt.algorithms.learner import SequenceLearner
@@ -26,6 +26,7 @@ from rayrl_dt.errors import UserError
 from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.task import check_task
 from rayrl_dt.objectives.gradient import RLGradient
 from rayrl_dt.objectives.objective import Objective
 from rayrl_dt.objectives.offline import OBJECTIVES
@@ -124,7 +125,7 @@ class SequenceConfig(EnvironmentConfig):
         self.action_space = store.info.action_space
         begun = None if self.policy_spec is None else self.resolved_spec
         if begun is not None:
-            check_task("the policy of this run", begun, store.info)
+            check_task(begun, store.info, policy="the policy of this run")
         scale = begun.return_scale if begun is not None and self.return_scale is None else self.return_scale
         spec = PolicySpec.from_store(self.sequence_model, store, return_scale=scale, env=env)
         if begun is not None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rayrl_dt.data.store import DatasetInfo
-from rayrl_dt.envs import check_spaces
-from rayrl_dt.errors import UserError
 from rayrl_dt.models.spec import PolicySpec
 
-__all__ = ["as_begun", "check_task"]
+__all__ = ["as_begun"]
 
 
 def as_begun(spec: PolicySpec, begun: PolicySpec) -> PolicySpec:
@@ -27,24 +24,3 @@ def as_begun(spec: PolicySpec, begun: PolicySpec) -> PolicySpec:
         normalizer=begun.normalizer,
         reward_scale=begun.reward_scale,
     )
-
-
-def check_task(policy: str, spec: PolicySpec, info: DatasetInfo) -> None:
-    """Check that data are of the task that a policy learned.
-
-    Args:
-        policy: what to call it.
-        spec: of the policy.
-        info: on the data.
-
-    Raises:
-        UserError: they have other spaces.
-    """
-    spaces = spec.observation_space, spec.action_space
-    try:
-        check_spaces(*spaces, info.observation_space, info.action_space)
-    except UserError as error:
-        raise UserError(
-            f"{policy} was trained in other spaces ({spaces[0]}, {spaces[1]}) than {info.source} "
-            f"({info.observation_space}, {info.action_space}); name data of its own task"
-        ) from error

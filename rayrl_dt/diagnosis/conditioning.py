@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -197,13 +197,5 @@ def _course(target: float, episodes: Sequence[EpisodeRecord]) -> Course:
 
 def _outputs(model: SequenceModel, window: Window[Tensor], shift: float) -> Tensor:
     """Head outputs `(B, O)` of the last step with every return-to-go moved by `shift` (raw), guided as it acts."""
-    weight = model.spec.guidance
     with torch.no_grad():
-        moved = replace(window, returns_to_go=window.returns_to_go + shift)
-        if weight == 1:
-            outputs: Tensor = model(moved, last_only=True)[:, -1]
-            return outputs
-        nothing = torch.full_like(window.returns_to_go, torch.nan)
-        courses = torch.stack([moved.returns_to_go, nothing])  # (2, B, K, 1)
-        asked, unasked = model.raw_for(window, courses, last_only=True)[:, :, -1]  # (2, B, O)
-    return model.spec.head.read_out(model.spec.head.guided(asked, unasked, weight))
+        return model.guided_for(window, window.returns_to_go + shift, last_only=True)[:, -1]

@@ -71,14 +71,7 @@ class Evaluation:
     @torch.no_grad()
     def acts(self, window: Window[Tensor], returns: Tensor) -> Tensor:
         """Return what the policy does at each step `(B, K, A)` for returns `(B, K, 1)`."""
-        head, weight = self.model.spec.head, self.model.spec.guidance
-        if weight == 1:
-            outputs = self.model.outputs_for(window, returns[None])[0]  # (1, B, K, 1) -> (B, K, O)
-        else:
-            courses = torch.stack([returns, torch.full_like(returns, torch.nan)])
-            asked, unasked = self.model.raw_for(window, courses)  # (B, K, O) each
-            outputs = head.read_out(head.guided(asked, unasked, weight))
-        return head.mode(outputs).float()
+        return self.model.spec.head.mode(self.model.guided_for(window, returns)).float()
 
 
 def check_estimable(spec: PolicySpec, targets: Sequence[float]) -> None:

@@ -132,6 +132,25 @@ class SequenceModel(nn.Module):
 
         return self._dropout_source.same_for_each(asked, scaled)
 
+    def guided_for(self, window: Window[Tensor], returns_to_go: Tensor, *, last_only: bool = False) -> Tensor:
+        """Predict the actions of each step as the policy acts, guided; see `rayrl_dt.policy.guidance`.
+
+        Args:
+            window: raw window; its own returns are not read.
+            returns_to_go: `(B, K, 1)` raw.
+            last_only: as for `forward`.
+
+        Returns:
+            `(B, P, O)`, what `forward` returns for a window with those returns if nothing guides it.
+        """
+        weight, head = self.spec.guidance, self.spec.head
+        if weight == 1:
+            outputs: Tensor = self(replace(window, returns_to_go=returns_to_go), last_only=last_only)
+            return outputs
+        courses = torch.stack([returns_to_go, torch.full_like(returns_to_go, torch.nan)])  # (2, B, K, 1)
+        asked, unasked = self.raw_for(window, courses, last_only=last_only)  # (B, P, O) each
+        return head.read_out(head.guided(asked, unasked, weight))
+
     def read_out(self, features: Tensor) -> Tensor:
         """Return the outputs, see `forward`, for features `(..., d)` of the trunk."""
         return self.spec.head.read_out(self.head(features))

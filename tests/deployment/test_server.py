@@ -257,7 +257,7 @@ def test_an_answer_that_is_no_json_is_answered_in_json(
 def test_a_url_has_ipv6_in_brackets_and_a_misspelled_setting_is_refused(policy: Path) -> None:
     assert (start._url("::1", 80), start._url("127.0.0.1", 80)) == ("http://[::1]:80", "http://127.0.0.1:80")
     with pytest.raises(TypeError, match="guidence"):
-        serving(policy, guidence=2.0)  # type: ignore[call-arg]
+        serving(policy, guidence=2.0)  # type: ignore[call-arg]  # the misspelling is what is tried
 
 
 @pytest.mark.parametrize(

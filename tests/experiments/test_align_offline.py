@@ -45,10 +45,8 @@ class Follower(SequenceModel):
 
     share = 0.4
 
-    def outputs_for(
-        self, window: Window[Tensor], returns_to_go: Tensor, *, last_only: bool = False
-    ) -> Tensor:
-        return (self.share * returns_to_go).clamp(-1, 1)
+    def forward(self, window: Window[Tensor], *, last_only: bool = False) -> Tensor:
+        return (self.share * window.returns_to_go).clamp(-1, 1)
 
 
 def follower(store: TrajectoryStore, context_length: int) -> Follower:

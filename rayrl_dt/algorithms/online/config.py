@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from rayrl_dt.algorithms.config import SequenceConfig
-from rayrl_dt.algorithms.continued import check_task
 from rayrl_dt.algorithms.learner import SequenceLearner
 from rayrl_dt.algorithms.offline_data import LoggedShare
 from rayrl_dt.algorithms.online import unread
@@ -24,6 +23,7 @@ from rayrl_dt.interop.bundle import Bundle
 from rayrl_dt.models.backbones import BACKBONES
 from rayrl_dt.models.model_config import ModelConfig
 from rayrl_dt.models.spec import PolicySpec
+from rayrl_dt.models.task import check_task
 from rayrl_dt.objectives.gradient import RLGradient
 from rayrl_dt.objectives.rl_gradients import RL_GRADIENTS, gradient_settings
 
@@ -120,7 +120,7 @@ class OnlineConfig(SequenceConfig):
             self._check_model()
         base = None if self.base_policy is None else PolicySpec.from_json(self.base_policy)
         if base is not None:
-            check_task("the policy to start from", base, store.info)
+            check_task(base, store.info, policy="the policy to start from")
         super().resolve(store)
         head = self.resolved_spec.head
         if not self.gradient.fits(head):
